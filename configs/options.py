@@ -1,0 +1,82 @@
+"""The command line: the original's options, each an override of one configuration key."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from configs.loading import ConfigError, nearest
+
+# option -> (key, value when the option is a switch or None when it takes one, help)
+OPTIONS: dict[str, tuple[str, Any, str]] = {
+    "--batch-size": ("DATA.BATCH_SIZE", None, "images per process and micro-batch"),
+    "--data-path": ("DATA.DATA_PATH", None, "folder that holds train/ and val/, a folder of images for each class"),
+    "--zip": ("DATA.ZIP_MODE", True, "read train.zip and val.zip"),
+    "--cache-mode": ("DATA.CACHE_MODE", None, "zip bytes kept in memory: part, full or no"),
+    "--pretrained": ("MODEL.PRETRAINED", None, "weights to start from"),
+    "--resume": ("MODEL.RESUME", None, "checkpoint to go on from, or to evaluate"),
+    "--accumulation-steps": ("TRAIN.ACCUMULATION_STEPS", None, "micro-batches per update"),
+    "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", True, "recompute activations to save memory"),
+    "--disable-amp": ("AMP_ENABLE", False, "no mixed precision"),
+    "--amp-opt-level": ("AMP_OPT_LEVEL", None, "no longer used (O0: no mixed precision)"),
+    "--output": ("OUTPUT", None, "folder of all runs; this one writes to OUTPUT/MODEL.NAME/TAG"),
+    "--tag": ("TAG", None, "names this run"),
+    "--eval": ("EVAL_MODE", True, "evaluate --resume FILE and end"),
+    "--throughput": ("THROUGHPUT_MODE", True, "measure images/s and end"),
+    "--optim": ("TRAIN.OPTIMIZER.NAME", None, "adamw or sgd"),
+    "--fused-window-process": ("FUSED_WINDOW_PROCESS", True, "no longer used"),
+    "--fused-layernorm": ("FUSED_LAYERNORM", True, "no longer used"),
+    "--local-rank": ("LOCAL_RANK", None, "no longer used: torchrun tells"),
+}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was asked for: the YAML file, overrides in rising precedence, and how errors are shown."""
+
+    cfg: str
+    overrides: tuple[tuple[str, Any, str], ...]
+    debug: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}: command line: main.py --help lists the options")
+
+
+def parse_command_line(argv: list[str]) -> CommandLine:
+    """Raises: ConfigError for an unknown option (with the nearest one) or a missing value."""
+    parser = _Parser(
+        prog="main.py",
+        allow_abbrev=False,
+        description="Train, fine-tune and evaluate Swin Transformers on image folders.",
+        epilog="Every key of the configuration can be set with --opts; configs/schema.py lists them.",
+    )
+    parser.add_argument("--cfg", metavar="FILE", required=True, help="YAML file, such as configs/swin_tiny.yaml")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="override any keys")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for name, (_, switch, text) in OPTIONS.items():
+        if switch is None:
+            parser.add_argument(name, metavar=name.rsplit("-", 1)[-1].upper(), help=text)
+        else:
+            parser.add_argument(name, action="store_const", const=switch, help=text)
+    known, unknown = parser.parse_known_args([_dashes(a) for a in argv])
+    if unknown:
+        near = nearest(unknown[0], ["--cfg", "--opts", "--debug", "--help", *OPTIONS])
+        raise ConfigError(f"unknown option {unknown[0]}{near or ': main.py --help lists them'}")
+    if len(known.opts) % 2:
+        raise ConfigError(f"--opts takes pairs of KEY VALUE: {known.opts[-1]} has no partner: add its value")
+    given = [(key, value, "--opts") for key, value in zip(known.opts[::2], known.opts[1::2], strict=True)]
+    for name, (key, _, _) in OPTIONS.items():
+        value = getattr(known, name[2:].replace("-", "_"))
+        if value is not None:
+            given.append((key, value, name))
+    return CommandLine(known.cfg, tuple(given), known.debug or bool(os.environ.get("SWIN_DEBUG")))
+
+
+def _dashes(argument: str) -> str:
+    """--data_path and --data-path are the same option."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value

@@ -1,0 +1,222 @@
+"""Every key of the configuration: default, meaning, unit, allowed values.
+
+Names, defaults and meaning are the original Swin repository's, so that its YAML files load as they are; keys that are
+new here say so. `configs/loading.py` reads files and options against this table.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Check = Callable[[Any], str | None]  # None: good; else what the value must be
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key. `kind` and `item` tell the type where the default is None or an empty list."""
+
+    default: Any
+    about: str
+    check: Check | None = None
+    kind: type | None = None
+    item: type = float
+
+
+def at_least(low: float) -> Check:
+    return lambda v: None if v >= low else f"must be at least {low}"
+
+
+def above(low: float) -> Check:
+    return lambda v: None if v > low else f"must be above {low}"
+
+
+def within(low: float, high: float) -> Check:
+    return lambda v: None if low <= v <= high else f"must lie between {low} and {high}"
+
+
+def below_one(value: float) -> str | None:
+    return None if 0 <= value < 1 else "must be at least 0 and below 1"
+
+
+def one_of(*names: str) -> Check:
+    return lambda v: None if v in names else f"choose one of {', '.join(names)}"
+
+
+def pair(low: float, high: float) -> Check:
+    def check(value: Any) -> str | None:
+        good = len(value) == 2 and low <= value[0] <= value[1] <= high
+        return None if good else f"must be two numbers, the smaller first, between {low} and {high}"
+
+    return check
+
+
+def positive_list(value: list[int]) -> str | None:
+    return None if value and all(v > 0 for v in value) else "must be a list of numbers above 0"
+
+
+def pyramid(**more: Key) -> dict[str, Any]:
+    """The keys that every Swin family has (defaults: Swin-T)."""
+    keys = {
+        "PATCH_SIZE": Key(4, "side of a patch, pixels", at_least(1)),
+        "IN_CHANS": Key(3, "channels of an image", at_least(1)),
+        "EMBED_DIM": Key(96, "channels of the first stage", at_least(1)),
+        "DEPTHS": Key([2, 2, 6, 2], "blocks of each stage", positive_list),
+        "NUM_HEADS": Key([3, 6, 12, 24], "attention heads of each stage", positive_list),
+        "WINDOW_SIZE": Key(7, "side of a window, tokens", at_least(1)),
+        "MLP_RATIO": Key(4.0, "hidden width of an MLP over its input", above(0)),
+        "APE": Key(False, "absolute position embedding (paper, table 4: no gain)"),
+        "PATCH_NORM": Key(True, "norm after the patch embedding"),
+    }
+    return {**keys, **more}
+
+
+QKV_BIAS = Key(True, "bias on query, key and value")
+QK_SCALE = Key(None, "factor on the scores; null: 1 / sqrt(channels per head)", above(0), float)
+PRETRAINED_WINDOWS = Key([0, 0, 0, 0], "window sizes the weights were trained with; 0: the file's own")
+DEPRECATED = "no longer used; accepted so that old files load"
+
+SCHEMA: dict[str, Any] = {
+    "BASE": Key([""], "YAML files that this one builds on, relative to it"),
+    "DATA": {
+        "BATCH_SIZE": Key(128, "images per process and micro-batch", at_least(1)),
+        "DATA_PATH": Key("", "folder that holds train/ and val/"),
+        "DATASET": Key("imagenet", "imagenet: folders of images, any number of classes; digits: scikit-learn's"),
+        "IMG_SIZE": Key(224, "side of the square the model sees, pixels", at_least(1)),
+        "INTERPOLATION": Key("bicubic", "resizing filter", one_of("bicubic", "bilinear", "lanczos", "random")),
+        "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders"),
+        "CACHE_MODE": Key("part", "zip bytes in memory: own share, all, none", one_of("part", "full", "no")),
+        "PIN_MEMORY": Key(True, "page-locked batches for faster copies to a GPU"),
+        "NUM_WORKERS": Key(8, "loader processes per process; 0: none", at_least(0)),
+        "MASK_PATCH_SIZE": Key(32, "SimMIM: side of a masked patch, pixels", at_least(1)),
+        "MASK_RATIO": Key(0.6, "SimMIM: share of the image that is masked", within(0, 1)),
+    },
+    "MODEL": {
+        "TYPE": Key("swin", "model family"),
+        "NAME": Key("swin_tiny_patch4_window7_224", "names the output folder"),
+        "PRETRAINED": Key("", "weights to start from"),
+        "RESUME": Key("", "checkpoint to go on from, or to evaluate"),
+        "NUM_CLASSES": Key(0, "0: as many as the data (or the evaluated weights) have; original: 1000", at_least(0)),
+        "DROP_RATE": Key(0.0, "dropout", below_one),
+        "DROP_PATH_RATE": Key(0.1, "stochastic depth of the last block", below_one),
+        "LABEL_SMOOTHING": Key(0.1, "label smoothing", below_one),
+        "SWIN": pyramid(QKV_BIAS=QKV_BIAS, QK_SCALE=QK_SCALE),
+        "SWINV2": pyramid(QKV_BIAS=QKV_BIAS, PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS),
+        "SWIN_MLP": pyramid(),
+        "SWIN_MOE": pyramid(
+            QKV_BIAS=QKV_BIAS,
+            QK_SCALE=QK_SCALE,
+            MLP_FC2_BIAS=Key(True, "bias on the second layer of an MLP"),
+            INIT_STD=Key(0.02, "standard deviation of fresh weights", above(0)),
+            PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS,
+            MOE_BLOCKS=Key([[-1], [-1], [-1], [-1]], "blocks with experts, by stage; -1: none"),
+            NUM_LOCAL_EXPERTS=Key(1, "experts per process; negative: processes per expert"),
+            TOP_VALUE=Key(1, "experts a token is sent to", at_least(1)),
+            CAPACITY_FACTOR=Key(1.25, "room of an expert over its fair share"),
+            COSINE_ROUTER=Key(False, "route by cosine similarity"),
+            NORMALIZE_GATE=Key(False, "gates sum to 1"),
+            USE_BPR=Key(True, "batch prioritised routing"),
+            IS_GSHARD_LOSS=Key(False, "GShard's balance loss instead of the load-importance loss"),
+            GATE_NOISE=Key(1.0, "noise on the gates", at_least(0)),
+            COSINE_ROUTER_DIM=Key(256, "channels of the cosine router", at_least(1)),
+            COSINE_ROUTER_INIT_T=Key(0.5, "first temperature of the cosine router"),
+            MOE_DROP=Key(0.0, "dropout of the experts", below_one),
+            AUX_LOSS_WEIGHT=Key(0.01, "weight of the balance loss", at_least(0)),
+        ),
+        "SIMMIM": {
+            "NORM_TARGET": {
+                "ENABLE": Key(False, "normalise the target by its neighbourhood"),
+                "PATCH_SIZE": Key(47, "side of the neighbourhood, pixels; odd", at_least(1)),
+            },
+        },
+    },
+    "TRAIN": {
+        "START_EPOCH": Key(0, "first epoch of a run without a checkpoint", at_least(0)),
+        "EPOCHS": Key(300, "epochs, warm-up included", at_least(1)),
+        "WARMUP_EPOCHS": Key(20, "epochs of linear warm-up", at_least(0)),
+        "WEIGHT_DECAY": Key(0.05, "on matrices; never on norms, biases, position tables", at_least(0)),
+        "BASE_LR": Key(5e-4, "peak learning rate per 512 images of global batch", at_least(0)),
+        "WARMUP_LR": Key(5e-7, "learning rate at the start of the warm-up, per 512 images", at_least(0)),
+        "MIN_LR": Key(5e-6, "learning rate at the end of the cosine, per 512 images", at_least(0)),
+        "CLIP_GRAD": Key(5.0, "largest gradient norm; 0: no clipping", at_least(0)),
+        "AUTO_RESUME": Key(True, "go on from the newest checkpoint in the output folder"),
+        "ACCUMULATION_STEPS": Key(1, "micro-batches per update", at_least(1)),
+        "USE_CHECKPOINT": Key(False, "recompute activations: less memory, a third more time"),
+        "LAYER_DECAY": Key(1.0, "factor on the learning rate for each layer below the head", within(0, 1)),
+        "LR_SCHEDULER": {
+            "NAME": Key("cosine", "decay after the warm-up", one_of("cosine", "linear", "step", "multistep")),
+            "DECAY_EPOCHS": Key(30, "step: epochs between two decays", at_least(1)),
+            "DECAY_RATE": Key(0.1, "step: factor of a decay", above(0)),
+            "WARMUP_PREFIX": Key(True, "cosine: starts after the warm-up, not beneath it"),
+            "GAMMA": Key(0.1, "multistep: factor of a decay", above(0)),
+            "MULTISTEPS": Key([], "multistep: epochs of the decays", item=int),
+        },
+        "OPTIMIZER": {
+            "NAME": Key("adamw", "optimizer", one_of("adamw", "sgd")),
+            "EPS": Key(1e-8, "adamw: epsilon", above(0)),
+            "BETAS": Key([0.9, 0.999], "adamw: decay of the two moments", pair(0, 1)),
+            "MOMENTUM": Key(0.9, "sgd: momentum", below_one),
+        },
+        "MOE": {"SAVE_MASTER": Key(False, "only the first process saves the experts")},
+        # new here
+        "GLOBAL_BATCH_SIZE": Key(0, "images per update over all processes; sets the accumulation; 0: off", at_least(0)),
+        "SAVE_EVERY_UPDATES": Key(0, "also save inside an epoch, every so many updates; 0: off", at_least(0)),
+        "SAVE_EVERY_MINUTES": Key(0.0, "also save inside an epoch, every so many minutes; 0: off", at_least(0)),
+        "KEEP_CHECKPOINTS": Key(3, "newest checkpoints to keep, the best one besides; 0: all", at_least(0)),
+        "MAX_SKIPPED_UPDATES": Key(50, "updates in a row without a finite gradient that end the run", at_least(1)),
+        "EMA": {
+            "ENABLE": Key(False, "evaluate an exponential moving average of the weights (paper: none)"),
+            "DECAY": Key(0.9999, "share of the old average kept at an update", below_one),
+            "WARMUP": Key(False, "let the decay grow to its value over the first updates"),
+        },
+    },
+    "AUG": {
+        "COLOR_JITTER": Key(0.4, "strength; only without AUTO_AUGMENT", at_least(0)),
+        "AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; none: off"),
+        "REPROB": Key(0.25, "probability of random erasing", within(0, 1)),
+        "REMODE": Key("pixel", "what is put there", one_of("pixel", "rand", "const")),
+        "RECOUNT": Key(1, "erased rectangles at most", at_least(1)),
+        "MIXUP": Key(0.8, "alpha of mixup; 0: off", at_least(0)),
+        "CUTMIX": Key(1.0, "alpha of cutmix; 0: off", at_least(0)),
+        "CUTMIX_MINMAX": Key(None, "smallest and largest side of the box over the image's", pair(0, 1), list),
+        "MIXUP_PROB": Key(1.0, "share of batches that are mixed", within(0, 1)),
+        "MIXUP_SWITCH_PROB": Key(0.5, "share of mixed batches that get cutmix", within(0, 1)),
+        "MIXUP_MODE": Key("batch", "one draw for each", one_of("batch", "pair", "elem")),
+        # new here: data that must not be mirrored, or that loses its meaning in a small crop
+        "SCALE": Key([0.08, 1.0], "area of the random crop over the image's", pair(0, 1)),
+        "RATIO": Key([0.75, 4 / 3], "width over height of the random crop", pair(0, 100)),
+        "HFLIP": Key(0.5, "probability of mirroring", within(0, 1)),
+    },
+    "TEST": {
+        "CROP": Key(True, "short side to 256/224 of the size, then centre crop; false: squash to the square"),
+        "SEQUENTIAL": Key(False, DEPRECATED),
+        "SHUFFLE": Key(False, DEPRECATED),
+    },
+    "AMP_ENABLE": Key(True, "mixed precision"),
+    "AMP_DTYPE": Key("auto", "new: its type", one_of("auto", "bfloat16", "float16")),
+    "OUTPUT": Key("output", "folder of all runs; a run's is OUTPUT/MODEL.NAME/TAG"),
+    "TAG": Key("default", "names the run"),
+    "SAVE_FREQ": Key(1, "epochs between two checkpoints", at_least(1)),
+    "PRINT_FREQ": Key(10, "updates between two log lines", at_least(1)),
+    "SEED": Key(0, "all randomness derives from it", at_least(0)),
+    "EVAL_MODE": Key(False, "evaluate and end"),
+    "THROUGHPUT_MODE": Key(False, "measure images/s and end"),
+    "AMP_OPT_LEVEL": Key("", DEPRECATED + "; O0 turns AMP_ENABLE off"),
+    "ENABLE_AMP": Key(False, DEPRECATED),
+    "FUSED_WINDOW_PROCESS": Key(False, DEPRECATED),
+    "FUSED_LAYERNORM": Key(False, DEPRECATED),
+    "LOCAL_RANK": Key(0, DEPRECATED),
+}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"A": {"B": leaf}} -> {"A.B": leaf}, in order."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves.update(flatten(value, f"{prefix}{name}."))
+        else:
+            leaves[prefix + name] = value
+    return leaves
+
+
+KEYS: dict[str, Key] = flatten(SCHEMA)

@@ -1,0 +1,213 @@
+"""Batches for training and evaluation, on the device, in an order and with augmentations that only counters decide."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from data.errors import DataError
+from data.mixing import Mixing, build_mixing
+from data.samplers import EpochShape, EvalSampler, TrainSampler
+from data.sources import Source
+from data.transforms import Transform, decode, eval_transform, train_transform
+
+# seed_all(purpose, *counters) sets the global generators; derive(purpose, *counters) gives a number
+SeedAll = Callable[..., None]
+Derive = Callable[..., int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of this process; see data/samplers.py for `weight`.
+
+    images float32 (B, 3, H, W); targets int64 (B,), or float32 (B, classes) where samples are mixed; both on the
+    device.
+    """
+
+    images: Tensor
+    targets: Tensor
+    weight: float
+    ends_update: bool
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """What both loaders share. `workers`: processes per loader; `rank` of `world`: this process."""
+
+    batch_size: int
+    workers: int
+    pin_memory: bool
+    device: torch.device
+    rank: int
+    world: int
+
+
+class ImageDataset(Dataset):
+    """Samples by (epoch, number), each transformed with generators seeded for just that pair."""
+
+    def __init__(self, source: Source, transform: Transform, seed_sample: Callable[[int, int], None] | None = None):
+        self._source, self._transform, self._seed_sample = source, transform, seed_sample
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | DataError:
+        epoch, index = key
+        if self._seed_sample is not None:
+            self._seed_sample(epoch, index)
+        try:
+            image = decode(self._source.read(index), self._source.name(index))
+        except DataError as e:
+            return e  # an exception raised here would reach the main process wrapped in a traceback
+        return self._transform(image), self._source.label(index)
+
+
+def _collate(samples: list[Any]) -> Any:
+    bad = next((s for s in samples if isinstance(s, DataError)), None)
+    return bad if bad is not None else default_collate(samples)
+
+
+class TrainLoader:
+    """Training batches of an epoch, from any update of it on."""
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        settings: LoaderSettings,
+        *,
+        shape: EpochShape,
+        mixing: Mixing | None,
+        seed_all: SeedAll,
+        derive: Derive,
+    ):
+        self._settings, self._shape, self._mixing, self._seed_all = settings, shape, mixing, seed_all
+        seed = shape.seed
+        self._sampler = TrainSampler(shape, settings.rank, _Seeded(derive, "order", seed))
+        dataset = ImageDataset(source, transform, _Seeded(seed_all, "sample", seed))
+        self._loader = _data_loader(dataset, self._sampler, settings, persistent=True)
+
+    def epoch(self, epoch: int, first_update: int = 0) -> Iterator[Batch]:
+        """Micro-batches in order. Before each, the global generators are seeded for it: for mixing here, and for the
+        dropout and stochastic depth of the forward pass that follows.
+
+        Raises: DataError for an image that cannot be read.
+        """
+        shape, rank = self._shape, self._settings.rank
+        plan = self._sampler.start(epoch, first_update)
+        for micro, (images, targets) in zip(plan, _on_device(self._loader, self._settings.device), strict=True):
+            self._seed_all("step", shape.seed, epoch * shape.updates + micro.update, micro.number, rank)
+            if self._mixing is not None:
+                images, targets = self._mixing(images, targets)
+            yield Batch(images, targets, micro.weight, micro.ends_update)
+
+
+class EvalLoader:
+    """The share of this process in the evaluation: (images float32 (B, 3, H, W), targets int64 (B,)) on the device."""
+
+    def __init__(self, source: Source, transform: Transform, settings: LoaderSettings):
+        self._settings = settings
+        sampler = EvalSampler(len(source), settings.batch_size, settings.rank, settings.world)
+        self._loader = _data_loader(ImageDataset(source, transform), sampler, settings, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return _on_device(self._loader, self._settings.device)
+
+
+class Split(Protocol):
+    """How updates are cut up: the run's plan (utils/run_plan.py)."""
+
+    @property
+    def train_size(self) -> int: ...
+    @property
+    def global_batch(self) -> int: ...
+    @property
+    def updates_per_epoch(self) -> int: ...
+    @property
+    def accumulation(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
+class Member(Protocol):
+    """This process among all (utils/distributed.py)."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
+def build_train_loader(
+    source: Source,
+    split: Split,
+    member: Member,
+    *,
+    transform: dict[str, Any],
+    mixing: dict[str, Any],
+    workers: int,
+    pin_memory: bool,
+    seed: int,
+    seed_all: SeedAll,
+    derive: Derive,
+) -> TrainLoader:
+    """Args: transform: of train_transform; mixing: of build_mixing. Raises: DataError."""
+    shape = EpochShape(
+        split.train_size, split.global_batch, split.updates_per_epoch, split.accumulation, member.size, seed
+    )
+    settings = LoaderSettings(split.batch_size, workers, pin_memory, member.device, member.rank, member.size)
+    return TrainLoader(
+        source,
+        train_transform(**transform),
+        settings,
+        shape=shape,
+        mixing=build_mixing(len(source.class_names), **mixing),
+        seed_all=seed_all,
+        derive=derive,
+    )
+
+
+def build_eval_loader(
+    source: Source, member: Member, *, transform: dict[str, Any], batch_size: int, workers: int, pin_memory: bool
+) -> EvalLoader:
+    """Args: transform: of eval_transform."""
+    settings = LoaderSettings(batch_size, workers, pin_memory, member.device, member.rank, member.size)
+    return EvalLoader(source, eval_transform(**transform), settings)
+
+
+@dataclass(frozen=True)
+class _Seeded:
+    """function(purpose, seed, ...) with the first two given; an object, so that spawned loader processes get it."""
+
+    function: Callable[..., Any]
+    purpose: str
+    seed: int
+
+    def __call__(self, *counters: int) -> Any:
+        return self.function(self.purpose, self.seed, *counters)
+
+
+def _data_loader(dataset: Dataset, sampler: Any, settings: LoaderSettings, persistent: bool) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=settings.workers,
+        collate_fn=_collate,
+        pin_memory=settings.pin_memory and settings.device.type == "cuda",
+        persistent_workers=persistent and settings.workers > 0,
+        # a generator of its own: without one, every iteration would draw from the global generator
+        generator=torch.Generator(),
+    )
+
+
+def _on_device(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    for loaded in loader:
+        if isinstance(loaded, DataError):
+            raise loaded
+        images, targets = loaded
+        yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)

@@ -1,0 +1,186 @@
+"""Where samples come from: bytes and labels by number, the same for every storage."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+from data.digits import write_digits
+from data.errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+
+
+class Source(Protocol):
+    """Samples by number; `class_names[label(i)]` is the class of sample i."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+    def read(self, index: int) -> bytes:
+        """The encoded image. Raises: DataError if it cannot be read."""
+        ...
+
+    def label(self, index: int) -> int: ...
+    def name(self, index: int) -> str:
+        """Path of the sample, for messages."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Digest of class names, file names and labels."""
+        ...
+
+
+class ImageFolder:
+    """A folder with a folder of images for each class; files lie at any depth below it.
+
+    Args: root; class_names: the classes in label order, None to take the folders' names, sorted. Hidden files and
+    folders and files that are no images by their ending are passed over.
+    Raises: DataError for a missing root, an empty class, or a folder that is none of `class_names`.
+    """
+
+    def __init__(self, root: Path, class_names: Sequence[str] | None = None):
+        self.root = root
+        found = _class_folders(root)
+        self.class_names = tuple(found if class_names is None else class_names)
+        strange = sorted(set(found) - set(self.class_names))
+        if strange:
+            raise DataError(
+                f"{len(strange)} classes of {root} are not among the {len(self.class_names)} of training:"
+                f" {_some(strange)}: rename or remove these folders"
+            )
+        labels = {name: i for i, name in enumerate(self.class_names)}
+        self._paths: list[str] = []
+        self._labels: list[int] = []
+        for name in found:
+            files = _images_below(root / name)
+            if not files:
+                raise DataError(f"no images for class {name}: {root / name}: add some or remove the folder")
+            self._paths += [os.path.relpath(f, root) for f in files]
+            self._labels += [labels[name]] * len(files)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> bytes:
+        try:
+            return (self.root / self._paths[index]).read_bytes()
+        except OSError as e:
+            raise DataError(f"cannot read an image ({e.strerror}): {self.name(index)}: restore or remove it") from e
+
+    def label(self, index: int) -> int:
+        return self._labels[index]
+
+    def name(self, index: int) -> str:
+        return str(self.root / self._paths[index])
+
+    def fingerprint(self) -> str:
+        digest = sha256()
+        for part in ("\0".join(self.class_names), "\0".join(self._paths), bytes_of(self._labels)):
+            digest.update(part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def bytes_of(labels: Iterable[int]) -> bytes:
+    return ",".join(map(str, labels)).encode()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The two halves of a data set, with one class map."""
+
+    val: Source
+    known_train: Source | None
+
+    @property
+    def train(self) -> Source:
+        """Raises: DataError if the data set was opened for evaluation only."""
+        if self.known_train is None:
+            raise DataError("no training samples were opened")
+        return self.known_train
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.val.class_names
+
+    def fingerprint(self) -> str:
+        """Digest of the training samples' names and labels: did the data change since a checkpoint?"""
+        return self.train.fingerprint()
+
+
+def open_sources(
+    dataset: str,
+    path: str,
+    *,
+    zipped: bool,
+    training: bool,
+    classes: int = 0,
+    class_names: Sequence[str] | None = None,
+) -> Sources:
+    """Find the training and validation samples of a data set.
+
+    The class map comes from train/; where only val/ is needed and there is no train/, from `class_names` (a
+    checkpoint's) or from val/ itself. A class that is merely absent from val/ shifts nothing.
+
+    Args: training: whether train/ is needed; classes: how many there must be, 0 for any number.
+    Raises: DataError, with what is missing and where.
+    """
+    if zipped:
+        raise DataError("zip archives cannot be read yet: DATA.ZIP_MODE: unpack them into train/ and val/ folders")
+    if dataset == "digits":
+        root = write_digits(Path(path) if path else Path("datasets") / "digits")
+    elif dataset == "imagenet":
+        root = _data_folder(path, training)
+    else:
+        raise DataError(
+            f"no data set is called {dataset!r}: DATA.DATASET: choose imagenet (any image folder) or digits"
+        )
+    train = ImageFolder(root / "train") if training or ((root / "train").is_dir() and class_names is None) else None
+    if train is not None and class_names is None:
+        class_names = train.class_names
+    val = ImageFolder(root / "val", class_names)
+    if classes and len(val.class_names) != classes:
+        names, whose = len(val.class_names), "MODEL.NUM_CLASSES is" if training else "the evaluated weights have"
+        raise DataError(
+            f"the data have {names} classes, {whose} {classes}: {root}: use the data of this number of classes"
+        )
+    return Sources(val, train)
+
+
+def _data_folder(path: str, training: bool) -> Path:
+    if not path:
+        raise DataError(
+            "no data: DATA.DATA_PATH: give --data-path FOLDER that holds train/ and val/"
+            " (or try: bash scripts/quickstart.sh, which needs none)"
+        )
+    root = Path(path)
+    for part in ("train", "val") if training else ("val",):
+        if not (root / part).is_dir():
+            raise DataError(f"no folder {part}/ in {root}: --data-path: it must hold train/ and val/")
+    return root
+
+
+def _class_folders(root: Path) -> list[str]:
+    try:
+        with os.scandir(root) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError as e:
+        raise DataError(f"cannot list a folder ({e.strerror}): {root}: check the path and its permissions") from e
+    if not names:
+        raise DataError(f"no class folders: {root}: it must hold a folder of images for each class")
+    return names
+
+
+def _images_below(folder: Path) -> list[str]:
+    files: list[str] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        images = (n for n in sorted(names) if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
+        files += [os.path.join(parent, n) for n in images]
+    return files
+
+
+def _some(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -1,0 +1,75 @@
+"""From encoded bytes to a normalised tensor; timm's transforms for training, the paper's for evaluation."""
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.transforms import str_to_interp_mode
+from timm.data.transforms_factory import transforms_imagenet_train
+from torch import Tensor
+from torchvision import transforms
+
+from data.errors import DataError
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """Encoded image -> RGB. Raises: DataError that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # metadata that Pillow finds odd; the pixels are read all the same
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        reason = "empty file" if not data else str(e).replace("<_io.BytesIO object>", "it")
+        raise DataError(f"not a readable image ({' '.join(reason.split())[:120]}): {name}: restore or remove it") from e
+
+
+def train_transform(
+    size: int,
+    *,
+    interpolation: str,
+    auto_augment: str,
+    crop: dict[str, Any],
+    color_jitter: float,
+    erase: dict[str, Any],
+) -> Transform:
+    """RGB image -> float32 (3, size, size): random resized crop, mirroring, RandAugment, random erasing.
+
+    All draws come from the global generators, which the loader seeds for every sample.
+
+    Args: size in pixels; auto_augment: timm's policy string, "none" for none; crop: scale, ratio, hflip;
+    color_jitter: strength, without a policy; erase: re_prob, re_mode, re_count.
+    Raises: DataError for a policy that timm does not know.
+    """
+    try:
+        return transforms_imagenet_train(
+            img_size=size,
+            interpolation=interpolation,
+            auto_augment=None if auto_augment in ("", "none") else auto_augment,
+            color_jitter=color_jitter,
+            **crop,
+            **erase,
+        )
+    except (AssertionError, KeyError, ValueError) as e:
+        raise DataError(f"no augmentation policy {auto_augment!r}: AUG.AUTO_AUGMENT: see timm's, or set none") from e
+
+
+def eval_transform(size: int, *, interpolation: str, crop: bool) -> Transform:
+    """RGB image -> float32 (3, size, size), as the published numbers were measured.
+
+    With `crop` the short side goes to int(256 / 224 * size) and the centre is cut out; else the whole image is
+    squashed.
+    """
+    mode = str_to_interp_mode("bicubic" if interpolation == "random" else interpolation)
+    if crop:
+        resize = [transforms.Resize(int(256 / 224 * size), mode), transforms.CenterCrop(size)]
+    else:
+        resize = [transforms.Resize((size, size), mode)]
+    normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return transforms.Compose([*resize, transforms.ToTensor(), normalise])

@@ -1,0 +1,121 @@
+"""Swin Transformer V1: "Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.backbone import SwinBackbone
+from models.layers import Mlp, PatchMerging, add_branch
+from models.window_attention import WindowGrid, attend, relative_position_index, split_heads
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with a learned bias per relative position (section 3.2)."""
+
+    relative_position_index: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        *,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ):
+        super().__init__()
+        self.heads = heads
+        self.scale = qk_scale if qk_scale is not None else (dim // heads) ** -0.5
+        self.attn_drop = attn_drop
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def position_bias(self) -> Tensor:
+        """(heads, N, N) for the N tokens of a window."""
+        tokens = len(self.relative_position_index)
+        rows = self.relative_position_bias_table.index_select(0, self.relative_position_index.flatten())
+        return rows.view(tokens, tokens, self.heads).permute(2, 0, 1)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """windows (B, windows, N, C), mask (windows, N, N) or None -> (B, windows, N, C)."""
+        query, key, value = split_heads(self.qkv(windows), self.heads)
+        scores = (query * self.scale) @ key.transpose(-2, -1)
+        dropout = self.attn_drop if self.training else 0.0
+        return self.proj_drop(self.proj(attend(scores, value, self.position_bias(), mask, dropout)))
+
+
+class SwinBlock(nn.Module):
+    """Windowed attention, then an MLP, each after a norm and on a residual branch (equation 3)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        shift: int,
+        drop_path: float,
+        *,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+    ):
+        super().__init__()
+        self.window, self.shift, self.drop_path = window, shift, drop_path
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(
+            dim, heads, window, qkv_bias=qkv_bias, qk_scale=qk_scale, attn_drop=attn_drop, proj_drop=drop
+        )
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+
+    def _attention(self, x: Tensor) -> Tensor:
+        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, self.shift)
+        windows = grid.split(self.norm1(x))
+        return grid.merge(self.attn(windows, grid.mask(x.device)))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm2(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        drop_path = self.drop_path if self.training else 0.0
+        return add_branch(add_branch(x, self._attention, drop_path), self._mlp, drop_path)
+
+
+class SwinTransformer(SwinBackbone):
+    """Swin-T/S/B/L and every other size of the first paper; parameter names are those of the released weights.
+
+    Args: those of SwinBackbone, and
+        mlp_ratio: hidden width of the MLP over its input; qkv_bias: a bias on query, key and value;
+        qk_scale: factor on the scores, None for 1 / sqrt(channels per head); attn_drop_rate: dropout on the weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        **pyramid: Any,
+    ):
+        block = partial(
+            SwinBlock,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            qk_scale=qk_scale,
+            drop=drop_rate,
+            attn_drop=attn_drop_rate,
+        )
+        super().__init__(block, PatchMerging, drop_rate=drop_rate, **pyramid)

@@ -1,0 +1,91 @@
+"""Cost of a model: parameters, multiply-adds, images per second, memory."""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from utils.precision import Precision
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def describe_model(model: nn.Module, size: int) -> list[str]:
+    """Lines for the log: what the model costs."""
+    name, flops = type(model).__name__, count_flops(model, size)
+    return [f"{name}: {count_parameters(model):,} parameters, {flops / 1e9:.2f} GFLOPs at {size}x{size}"]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in MiB: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
+
+
+@torch.no_grad()
+def count_flops(model: nn.Module, size: int, channels: int = 3) -> int:
+    """Multiply-adds of one image of `size` x `size`, matrix products and convolutions, by torch's own counter."""
+    was_training = model.training
+    model.eval()
+    image = torch.zeros(1, channels, size, size, device=next(model.parameters()).device)
+    with FlopCounterMode(display=False) as counter:
+        model(image)
+    model.train(was_training)
+    return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Images per second: median, slowest and fastest of the timed rounds."""
+
+    median: float
+    slowest: float
+    fastest: float
+    rounds: int
+
+    def describe(self, images: Tensor, precision: Precision) -> list[str]:
+        """Lines for the log."""
+        batch, _, height, width = images.shape
+        return [
+            f"throughput: {self.median:.1f} images/s (median of {self.rounds} rounds, {self.slowest:.1f} to"
+            f" {self.fastest:.1f}), batch {batch} at {height}x{width}, {precision}, peak memory"
+            f" {peak_memory(images.device)} MiB",
+            "the weights are fresh ones: they do not change the speed",
+        ]
+
+
+@torch.no_grad()
+def measure_throughput(model: nn.Module, images: Tensor, precision: Precision, seconds: float = 10.0) -> Throughput:
+    """Forward passes over one batch: a third of the time to warm up, the rest in up to 30 timed rounds.
+
+    Args: images float32 (B, 3, H, W) on the model's device; seconds: about how long it takes.
+    """
+    model.eval()
+
+    def one_pass() -> float:
+        start = time.perf_counter()
+        with precision.autocast():
+            model(images)
+        if images.device.type == "cuda":
+            torch.cuda.synchronize(images.device)
+        elif images.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter() - start
+
+    begun, warm = time.perf_counter(), [one_pass()]
+    while time.perf_counter() - begun < seconds / 3:
+        warm.append(one_pass())
+    passes = max(1, int(seconds * 2 / 3 / min(warm) / 30))  # a round is long enough for the clock
+    speeds: list[float] = []
+    while len(speeds) < 3 or (len(speeds) < 30 and time.perf_counter() - begun < seconds):
+        speeds.append(len(images) * passes / sum(one_pass() for _ in range(passes)))
+    speeds.sort()
+    return Throughput(speeds[len(speeds) // 2], speeds[0], speeds[-1], len(speeds))

@@ -1,0 +1,241 @@
+"""A run and its output folder: whose it is, where training starts, when it is saved."""
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.checkpoint import (
+    checkpoint_name,
+    find_newest,
+    list_checkpoints,
+    point_to,
+    read_checkpoint,
+    remove_leftovers,
+    remove_old,
+    save_checkpoint,
+    write_whole,
+)
+from utils.curves import draw_curves
+from utils.distributed import World
+from utils.engine import Update
+from utils.errors import CheckpointError, PlanError, ResourceError
+from utils.metrics import EvalResult
+from utils.progress import Progress
+from utils.run_logger import Journal, log_to_file
+from utils.run_plan import RunPlan
+from utils.train_state import TrainState
+
+log = logging.getLogger(__name__)
+
+# (model, weights, origin) -> a line that says what was loaded
+LoadWeights = Callable[[torch.nn.Module, Mapping[str, Any], str], str]
+
+
+class OutputFolder:
+    """output/<MODEL.NAME>/<TAG>/, which belongs to one configuration."""
+
+    def __init__(self, path: Path, world: World):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._world = world
+
+    def claim(self, config: str, differences: Callable[[str], list[str]]) -> None:
+        """Make the folder this run's, or find that it is: only the main process writes.
+
+        Args: config: the resolved configuration; differences: lines for the keys in which another one differs.
+        Raises: PlanError if another configuration has trained here; ResourceError if it cannot be written.
+        """
+        written = self.path / "config.yaml"
+        if written.exists() and ((self.path / "metrics.jsonl").exists() or list_checkpoints(self.checkpoints)):
+            differing = differences(written.read_text(encoding="utf-8"))
+            if differing:
+                raise PlanError(
+                    f"the output folder belongs to a run with another configuration: {self.path}:"
+                    f" {'; '.join(differing)}: set the keys back or give another --tag"
+                )
+        self._world.barrier()  # no process reads what the next lines replace
+        if not self._world.is_main:
+            return
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.checkpoints)
+            write_whole(written, config)
+            write_whole(self.path / "env.json", json.dumps(_environment(self._world), indent=2) + "\n")
+            log_to_file(self.path / "log.txt")
+        except OSError as e:
+            raise ResourceError(f"cannot write the output folder ({e.strerror}): {self.path}: set OUTPUT") from e
+
+
+def start_from(
+    state: TrainState,
+    folder: OutputFolder,
+    world: World,
+    *,
+    load_weights: LoadWeights,
+    auto_resume: bool,
+    resume: str,
+    expected: dict[str, Any],
+) -> bool:
+    """Bring `state` to where training goes on: the newest good checkpoint of this run, else the file `resume`.
+
+    Args: expected: class_names, global_batch and what else a checkpoint must agree with.
+    Returns: whether there was one. Raises: CheckpointError, PlanError.
+    """
+    newest = None
+    if world.is_main and auto_resume:
+        newest = find_newest(folder.checkpoints)
+    elif world.is_main and list_checkpoints(folder.checkpoints):
+        raise PlanError(
+            f"the output folder holds checkpoints that would be overwritten: {folder.path}:"
+            " give another --tag, or go on from them with TRAIN.AUTO_RESUME true"
+        )
+    path = world.tell(newest[0] if newest else None)
+    if path is None and not resume:
+        return False
+    reason = "the newest checkpoint in the output folder" if path else "--resume"
+    origin = path or Path(resume)
+    saved = newest[1] if newest else read_checkpoint(origin)
+    if not {"model", "optimizer", "counters"} <= saved.keys():
+        raise CheckpointError(f"no training state: {origin}: to start from its weights give it to --pretrained")
+    _check_expected(saved, expected, origin)
+    try:
+        line = state.load_state_dict(saved, lambda model, weights: load_weights(model, weights, str(origin)))
+    except (KeyError, RuntimeError, TypeError) as e:
+        raise CheckpointError(f"the training state does not fit this run ({e}): {origin}: name another file") from e
+    log.info("weights: %s (%s), update %d, epoch %d", line, reason, state.update, state.epoch)
+    return True
+
+
+def _check_expected(saved: dict[str, Any], expected: dict[str, Any], origin: Path) -> None:
+    names = saved.get("class_names")
+    if names is not None and list(names) != list(expected["class_names"]):
+        raise CheckpointError(
+            f"the checkpoint has {len(names)} classes ({', '.join(names[:3])}, ...), the data"
+            f" {len(expected['class_names'])} ({', '.join(expected['class_names'][:3])}, ...): {origin}:"
+            " to fine-tune on other classes give it to --pretrained"
+        )
+    batch = saved.get("global_batch")
+    if batch is not None and batch != expected["global_batch"]:
+        raise PlanError(
+            f"the run trained with a global batch of {batch}, now it is {expected['global_batch']}: {origin}:"
+            f" set TRAIN.GLOBAL_BATCH_SIZE {batch}"
+        )
+
+
+class Session:
+    """What happens around the updates of a training run: logs, checkpoints, the end of an epoch."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        plan: RunPlan,
+        folder: OutputFolder,
+        world: World,
+        *,
+        print_freq: int,
+        save_freq: int,
+        save_updates: int,
+        save_minutes: float,
+        keep: int,
+        facts: dict[str, Any],
+    ):
+        """`facts`: what every checkpoint holds besides the state (class_names, config, ...)."""
+        self._state, self._plan, self._folder, self._world = state, plan, folder, world
+        self._save_freq, self._save_updates, self._save_seconds = save_freq, save_updates, 60 * save_minutes
+        self._keep, self._facts = keep, facts
+        self.journal = Journal(folder.path if world.is_main else None, state.update)
+        self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=print_freq)
+        self._saved_at = time.monotonic()
+
+    def start_epoch(self) -> None:
+        """Leave out of the speed what happened since the last update."""
+        self.progress.restart_clock()
+
+    def finish(self) -> None:
+        """Say where everything lies."""
+        self.journal.close()
+        if self._state.step or not self._state.update:
+            return
+        folder = self._folder.path
+        log.info(f"trained {self._plan.epochs} epochs, best Acc@1 {self._state.best_top1:.3f}: {folder}")
+
+    def after_update(self, update: Update) -> None:
+        """Log and save as far as it is due. `state.step` of `updates_per_epoch` updates are done."""
+        state = self._state
+        line_due = self.progress.record(update)
+        by_count = bool(self._save_updates) and state.update % self._save_updates == 0
+        by_time = False
+        if line_due or by_count:
+            overdue = bool(self._save_seconds) and time.monotonic() - self._saved_at >= self._save_seconds
+            by_time = self.progress.collect(wish=overdue)
+        if line_due:
+            self.progress.report()
+        if (by_count or by_time) and state.step < self._plan.updates_per_epoch:
+            self._save(checkpoint_name(state.epoch, state.step))
+
+    def end_epoch(self, result: EvalResult) -> None:
+        """Take in the evaluation of the epoch; save, with the state already at the start of the next one."""
+        state, epoch = self._state, self._state.epoch
+        best = result.top1 > state.best_top1
+        if best:
+            state.best_top1, state.best_epoch = result.top1, epoch
+        log.info(f"{result.line()}, best {state.best_top1:.3f} of epoch {state.best_epoch}")
+        record = {"kind": "val", "epoch": epoch, "update": state.update, "train_loss": state.means["epoch_loss"].value}
+        self.journal.write(
+            record | result.as_dict(),
+            {"val/loss": result.loss, "val/top1": result.top1, f"val/top{result.k}": result.topk},
+        )
+        state.epoch, state.step = epoch + 1, 0
+        state.means["epoch_loss"].clear()
+        due = (epoch + 1) % self._save_freq == 0 or epoch + 1 == self._plan.epochs
+        if due or best or (self._save_updates and state.update % self._save_updates == 0):
+            self._save(checkpoint_name(epoch), best)
+        if self._world.is_main:
+            draw_curves(self.journal.metrics, self._folder.path / "curves.png", self._plan.updates_per_epoch)
+
+    def _save(self, name: str, best: bool = False) -> None:
+        """The main process writes; the others go on, and meet it at the next exchange of gradients."""
+        if self._world.is_main:
+            folder = self._folder.checkpoints
+            path = save_checkpoint(folder, name, {**self._facts, **self._state.state_dict()})
+            point_to(folder / "last.pth", path)
+            if best:
+                point_to(folder / "best.pth", path)
+            remove_old(folder, self._keep)
+            log.info("saved %s%s", path, " (best so far)" if best else "")
+        self._saved_at = time.monotonic()
+        self.progress.restart_clock()
+
+
+def _environment(world: World) -> dict[str, Any]:
+    """Where these numbers came from."""
+    root = Path(__file__).resolve().parent.parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    return {
+        "command": [sys.executable, *sys.argv],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git.stdout.strip() or None,
+        "versions": versions(),
+        "host": platform.node(),
+        "machine": platform.platform(),
+        "device": gpu or f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "processes": world.size,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "timm", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,128 @@
+"""Everything that a training run changes, in one object."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from utils.distributed import World
+from utils.metrics import Mean
+from utils.optim import build_optimizer, describe_groups, parameter_groups
+from utils.precision import Precision
+
+
+class TrainState:
+    """Model, optimizer, averaged weights, scaler, counters.
+
+    `model` is the bare model, `parallel` the same model as it trains (wrapped for several processes). Counters:
+    `epoch` and `step` (updates done in it) say where the data stands; `update` counts the updates of the whole run,
+    `skipped` those among them whose gradient was not finite, which move neither weights nor schedule.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        world: World,
+        precision: Precision,
+        ema: ModelEmaV3 | None = None,
+    ):
+        self.model = model
+        self.parallel = world.wrap(model)
+        self.optimizer = optimizer
+        self.precision = precision
+        self.scaler = precision.scaler()
+        self.ema = ema
+        self.epoch = 0
+        self.step = 0
+        self.update = 0
+        self.skipped = 0
+        self.skipped_in_row = 0
+        self.samples = 0
+        self.best_top1 = -1.0
+        self.best_epoch = -1
+        # means of the running epoch and log interval: saved, so that a resumed run logs the same numbers
+        self.means = {name: Mean() for name in ("epoch_loss", "loss", "grad_norm")}
+
+    def begin(self, epoch: int, updates_per_epoch: int) -> None:
+        """Start at an epoch other than the first, as if those before had been trained."""
+        self.epoch, self.update = epoch, epoch * updates_per_epoch
+
+    def average_from_here(self) -> None:
+        """Let the averaged weights start at the model's."""
+        if self.ema is not None:
+            self.ema.set(self.model)
+
+    def describe(self) -> list[str]:
+        """Lines for the log."""
+        average = "" if self.ema is None else f", weights averaged with decay {self.ema.decay}"
+        return [
+            f"{type(self.optimizer).__name__}, {describe_groups(self.optimizer.param_groups)}",
+            f"{self.precision}{average}",
+        ]
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that count: the averaged ones where there are any."""
+        return self.model if self.ema is None else self.ema.module
+
+    _COUNTERS = (
+        "epoch",
+        "step",
+        "update",
+        "skipped",
+        "skipped_in_row",
+        "samples",
+        "best_top1",
+        "best_epoch",
+    )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives only."""
+        averaged = {} if self.ema is None else {"model_ema": self.ema.module.state_dict()}
+        return {
+            "model": self.model.state_dict(),
+            **averaged,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "counters": {name: getattr(self, name) for name in self._COUNTERS},
+            "means": {name: [mean.total, mean.weight] for name, mean in self.means.items()},
+        }
+
+    def load_state_dict(self, saved: dict[str, Any], load_weights: Callable[[nn.Module, dict[str, Any]], str]) -> str:
+        """Go on from `saved`; returns what `load_weights` says of the model.
+
+        Raises: KeyError, RuntimeError or TypeError if the optimizer, the scaler or a counter does not fit.
+        """
+        line = load_weights(self.model, saved["model"])
+        if self.ema is not None:
+            load_weights(self.ema.module, saved.get("model_ema", saved["model"]))
+        try:
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except ValueError as e:  # other parameter groups
+            raise RuntimeError(f"optimizer: {e}") from e
+        if saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        for name in self._COUNTERS:
+            setattr(self, name, saved["counters"][name])
+        self.means = {name: Mean(*saved["means"][name]) for name in self.means}
+        return line
+
+
+def new_state(
+    model: nn.Module,
+    world: World,
+    precision: Precision,
+    *,
+    weight_decay: float,
+    layer_decay: float,
+    optimizer: dict[str, Any],
+    ema: dict[str, Any] | None,
+) -> TrainState:
+    """State of an untrained run. Args: optimizer: of build_optimizer; ema: of timm's ModelEmaV3, None for none."""
+    groups = parameter_groups(model, weight_decay, layer_decay)
+    average = None if ema is None else ModelEmaV3(model, **ema)
+    return TrainState(model, build_optimizer(groups, **optimizer), world=world, precision=precision, ema=average)
