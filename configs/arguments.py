@@ -58,6 +58,11 @@ def model_arguments(cfg: CfgNode, classes: int) -> dict[str, Any]:
     }
 
 
+def amp_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of utils.precision.choose_precision but the device."""
+    return {"enabled": cfg.AMP_ENABLE, "dtype": cfg.AMP_DTYPE}
+
+
 def source_arguments(cfg: CfgNode, evaluated: tuple[int, list[str] | None] | None = None) -> dict[str, Any]:
     """Arguments of data.sources.open_sources; `evaluated`: outputs and class names of the weights to evaluate."""
     data = {"dataset": cfg.DATA.DATASET, "path": cfg.DATA.DATA_PATH, "zipped": cfg.DATA.ZIP_MODE}

@@ -1,7 +1,6 @@
 """The command line: the original's options, each an override of one configuration key."""
 
 import argparse
-import os
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -32,11 +31,10 @@ OPTIONS: dict[str, tuple[str, Any, str]] = {
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What was asked for: the YAML file, overrides in rising precedence, and how errors are shown."""
+    """What was asked for: the YAML file, and overrides in rising precedence."""
 
     cfg: str
     overrides: tuple[tuple[str, Any, str], ...]
-    debug: bool
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,7 +69,7 @@ def parse_command_line(argv: list[str]) -> CommandLine:
         value = getattr(known, name[2:].replace("-", "_"))
         if value is not None:
             given.append((key, value, name))
-    return CommandLine(known.cfg, tuple(given), known.debug or bool(os.environ.get("SWIN_DEBUG")))
+    return CommandLine(known.cfg, tuple(given))
 
 
 def _dashes(argument: str) -> str:

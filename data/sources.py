@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from data.digits import write_digits
 from data.errors import DataError
@@ -105,9 +105,9 @@ class Sources:
     def class_names(self) -> tuple[str, ...]:
         return self.val.class_names
 
-    def fingerprint(self) -> str:
-        """Digest of the training samples' names and labels: did the data change since a checkpoint?"""
-        return self.train.fingerprint()
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: the class map, a digest of the training samples' names and labels."""
+        return {"class_names": list(self.class_names), "data_fingerprint": self.train.fingerprint()}
 
 
 def open_sources(

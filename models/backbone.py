@@ -67,7 +67,7 @@ class SwinBackbone(nn.Module):
         self.pos_drop = nn.Dropout(drop_rate)
 
         # linear rule: 0 at the first block, drop_path_rate at the last (paper, appendix A2; arXiv 1603.09382)
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        rates = iter([drop_path_rate * i / max(1, sum(depths) - 1) for i in range(sum(depths))])
         self.layers = nn.ModuleList()
         self.feature_info: list[dict[str, int]] = []
         for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):

@@ -28,7 +28,7 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
 
 
-def choose_precision(enabled: bool, dtype: str, device: torch.device) -> Precision:
+def choose_precision(device: torch.device, enabled: bool, dtype: str) -> Precision:
     """`dtype` "auto" takes bfloat16 where the hardware computes it, else float16 on CUDA, else float32."""
     if not enabled:
         return Precision(device.type, torch.float32)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils.precision import Precision
@@ -16,10 +16,10 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def describe_model(model: nn.Module, size: int) -> list[str]:
-    """Lines for the log: what the model costs."""
+def describe_model(model: nn.Module, size: int) -> str:
+    """A line for the log: what the model costs."""
     name, flops = type(model).__name__, count_flops(model, size)
-    return [f"{name}: {count_parameters(model):,} parameters, {flops / 1e9:.2f} GFLOPs at {size}x{size}"]
+    return f"{name}: {count_parameters(model):,} parameters, {flops / 1e9:.2f} GFLOPs at {size}x{size}"
 
 
 def peak_memory(device: torch.device) -> int:
@@ -50,33 +50,33 @@ class Throughput:
     slowest: float
     fastest: float
     rounds: int
+    setting: str
 
-    def describe(self, images: Tensor, precision: Precision) -> list[str]:
-        """Lines for the log."""
-        batch, _, height, width = images.shape
-        return [
-            f"throughput: {self.median:.1f} images/s (median of {self.rounds} rounds, {self.slowest:.1f} to"
-            f" {self.fastest:.1f}), batch {batch} at {height}x{width}, {precision}, peak memory"
-            f" {peak_memory(images.device)} MiB",
-            "the weights are fresh ones: they do not change the speed",
-        ]
+    def line(self) -> str:
+        """For the log."""
+        spread = f"median of {self.rounds} rounds, {self.slowest:.1f} to {self.fastest:.1f}"
+        return f"throughput: {self.median:.1f} images/s ({spread}), {self.setting}"
 
 
 @torch.no_grad()
-def measure_throughput(model: nn.Module, images: Tensor, precision: Precision, seconds: float = 10.0) -> Throughput:
-    """Forward passes over one batch: a third of the time to warm up, the rest in up to 30 timed rounds.
+def measure_throughput(
+    model: nn.Module, batch: int, size: int, precision: Precision, seconds: float = 10.0
+) -> Throughput:
+    """Forward passes over a batch of random images: a third of the time to warm up, then up to 30 timed rounds.
 
-    Args: images float32 (B, 3, H, W) on the model's device; seconds: about how long it takes.
+    Args: batch images of size x size pixels; seconds: about how long it takes.
     """
     model.eval()
+    device = next(model.parameters()).device
+    images = torch.randn(batch, 3, size, size, device=device)
 
     def one_pass() -> float:
         start = time.perf_counter()
         with precision.autocast():
             model(images)
-        if images.device.type == "cuda":
-            torch.cuda.synchronize(images.device)
-        elif images.device.type == "mps":
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
             torch.mps.synchronize()
         return time.perf_counter() - start
 
@@ -86,6 +86,7 @@ def measure_throughput(model: nn.Module, images: Tensor, precision: Precision, s
     passes = max(1, int(seconds * 2 / 3 / min(warm) / 30))  # a round is long enough for the clock
     speeds: list[float] = []
     while len(speeds) < 3 or (len(speeds) < 30 and time.perf_counter() - begun < seconds):
-        speeds.append(len(images) * passes / sum(one_pass() for _ in range(passes)))
+        speeds.append(batch * passes / sum(one_pass() for _ in range(passes)))
     speeds.sort()
-    return Throughput(speeds[len(speeds) // 2], speeds[0], speeds[-1], len(speeds))
+    setting = f"batch {batch} at {size}x{size}, {precision}, peak memory {peak_memory(device)} MiB"
+    return Throughput(speeds[len(speeds) // 2], speeds[0], speeds[-1], len(speeds), setting)

@@ -37,6 +37,7 @@ def start_logging(is_main: bool) -> None:
     """Log to the terminal from the main process; the others keep silent."""
     root = logging.getLogger()
     root.handlers = [_Terminal()] if is_main else [logging.NullHandler()]
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     root.setLevel(logging.INFO if is_main else logging.CRITICAL)
 
 

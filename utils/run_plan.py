@@ -91,7 +91,7 @@ class RunPlan:
         """Lines for the log: what was decided, and by which rule."""
         used = min(self.train_size, self.updates_per_epoch * self.global_batch)
         lines = [
-            f"global batch {self.global_batch} = {self.world} processes x {self.batch_size} images"
+            f"global batch {self.global_batch} = {self.batch_size} images x {self.world} processes"
             f" x {self.accumulation} micro-batches",
             f"learning rate {self.peak_lr:.4g} = {self.base_lr:.4g} x {self.global_batch} / 512,"
             f" {self.scheduler} after {self.warmup_updates} updates of warm-up",

@@ -6,10 +6,10 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -35,6 +35,7 @@ from utils.run_plan import RunPlan
 from utils.train_state import TrainState
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # (model, weights, origin) -> a line that says what was loaded
 LoadWeights = Callable[[torch.nn.Module, Mapping[str, Any], str], str]
@@ -156,9 +157,10 @@ class Session:
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=print_freq)
         self._saved_at = time.monotonic()
 
-    def start_epoch(self) -> None:
-        """Leave out of the speed what happened since the last update."""
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass the batches of an epoch on, measuring how long they let training wait."""
         self.progress.restart_clock()
+        return self.progress.watch(batches)
 
     def finish(self) -> None:
         """Say where everything lies."""
@@ -206,7 +208,7 @@ class Session:
         """The main process writes; the others go on, and meet it at the next exchange of gradients."""
         if self._world.is_main:
             folder = self._folder.checkpoints
-            path = save_checkpoint(folder, name, {**self._facts, **self._state.state_dict()})
+            path = save_checkpoint(folder, name, {**self._facts, "versions": versions(), **self._state.state_dict()})
             point_to(folder / "last.pth", path)
             if best:
                 point_to(folder / "best.pth", path)

@@ -1,0 +1,216 @@
+"""Reading YAML and options: values, precedence, every kind of mistake."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.arguments import FREE_KEYS, config_differences
+from configs.loading import ConfigError, dump_config, flat_config, load_config, parse_config
+from configs.schema import KEYS
+from tests.conftest import RELEASED, ROOT
+
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+GOLDEN = Path(__file__).parent / "golden.yaml"
+
+
+def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def changed(cfg) -> dict:
+    return {k: v for k, v in flat_config(cfg).items() if v != KEYS[k].default}
+
+
+def test_golden_dump_of_the_defaults_and_of_every_recipe():
+    golden = yaml.safe_load(GOLDEN.read_text())
+    assert {name: key.default for name, key in KEYS.items()} == golden["defaults"]
+    assert {str(p.relative_to(ROOT / "configs")): changed(load_config(p)) for p in RECIPES} == golden["recipes"]
+
+
+@pytest.mark.parametrize("row", [r for r in RELEASED if r["type"] == "swin"], ids=lambda r: r["config"])
+def test_released_recipes_hold_the_published_settings(row):
+    cfg = load_config(ROOT / "configs" / "swin" / f"{row['config']}.yaml")
+    swin, train = cfg.MODEL.SWIN, cfg.TRAIN
+    assert cfg.MODEL.NAME == row["config"]
+    assert (cfg.DATA.IMG_SIZE, swin.WINDOW_SIZE, swin.EMBED_DIM) == (row["img_size"], row["window"], row["embed_dim"])
+    assert (swin.DEPTHS, swin.NUM_HEADS) == (row["depths"], row["num_heads"])
+    assert cfg.MODEL.DROP_PATH_RATE == row["drop_path"]
+    assert (train.EPOCHS, train.WARMUP_EPOCHS) == (row["epochs"], row["warmup_epochs"])
+    assert (train.WEIGHT_DECAY, train.BASE_LR) == (row["weight_decay"], row["base_lr"])
+    assert (train.WARMUP_LR, train.MIN_LR) == (row["warmup_lr"], row["min_lr"])
+    assert (cfg.TEST.CROP, cfg.DATA.DATASET) == (row["test_crop"], row["dataset"])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_heads_state_a_command_of_their_own(path):
+    assert path.relative_to(ROOT).as_posix() in path.read_text().split("\n\n")[0] or "quickstart" in path.name
+    assert path.read_text().startswith("# ")
+
+
+def test_dump_reads_back_to_the_same_values(tmp_path):
+    cfg = load_config(ROOT / "configs/swin_tiny.yaml", [("AUG.CUTMIX_MINMAX", [0.2, 0.8], "x"), ("TAG", "1e5", "x")])
+    text = dump_config(cfg)
+    assert flat_config(load_config(write(tmp_path, text))) == flat_config(cfg)
+    assert parse_config(text, "x") == flat_config(cfg)
+
+
+def test_precedence(tmp_path):
+    write(tmp_path, "TRAIN: {EPOCHS: 5, BASE_LR: 1, MIN_LR: 0.5}", "base.yaml")
+    path = write(tmp_path, "BASE: [base.yaml]\nTRAIN: {EPOCHS: 6, BASE_LR: 2}")
+    cfg = load_config(path, [("TRAIN.EPOCHS", "7", "--opts"), ("AUG.MIXUP", 0, "--opts"), ("TRAIN.EPOCHS", "8", "--x")])
+    assert (cfg.TRAIN.EPOCHS, cfg.TRAIN.BASE_LR, cfg.TRAIN.MIN_LR) == (8, 2.0, 0.5)
+    assert cfg.AUG.MIXUP == 0.0 and cfg.TRAIN.WARMUP_LR == 5e-7
+
+
+def test_the_configuration_is_frozen():
+    cfg = load_config(ROOT / "configs/swin_tiny.yaml")
+    with pytest.raises(AttributeError):
+        cfg.TRAIN.EPOCHS = 3
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("TRAIN.BASE_LR", "2e-05", 2e-5),
+        ("AUG.MIXUP", 0, 0.0),
+        ("DATA.IMG_SIZE", "384", 384),
+        ("DATA.IMG_SIZE", 384.0, 384),
+        ("TAG", 5, "5"),
+        ("AMP_ENABLE", "False", False),
+        ("MODEL.SWIN.QK_SCALE", "None", None),
+        ("MODEL.SWIN.QK_SCALE", "0.5", 0.5),
+        ("MODEL.SWIN.DEPTHS", "[2, 2, 18, 2]", [2, 2, 18, 2]),
+        ("MODEL.SWIN.DEPTHS", (2, 2, 18, 2), [2, 2, 18, 2]),
+        ("TRAIN.OPTIMIZER.BETAS", "(0.9, 0.95)", [0.9, 0.95]),
+        ("TRAIN.LR_SCHEDULER.MULTISTEPS", "[3, 4]", [3, 4]),
+        ("AUG.CUTMIX_MINMAX", "[0.2, 0.8]", [0.2, 0.8]),
+        ("MODEL.SWIN_MOE.MOE_BLOCKS", [[-1], [-1], [1, 3], [0]], [[-1], [-1], [1, 3], [0]]),
+        ("AUG.AUTO_AUGMENT", "none", "none"),
+    ],
+)
+def test_values_take_the_type_of_their_key(key, given, value):
+    result = flat_config(load_config(ROOT / "configs/swin_tiny.yaml", [(key, given, "--opts")]))[key]
+    assert result == value and type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("TRAIN.EPOHCS", 1, "did you mean TRAIN.EPOCHS"),
+        ("TRAIN.BATCH_SIZE", 1, "did you mean DATA.BATCH_SIZE"),
+        ("TRAIN", 1, "is a group of keys"),
+        ("TRAIN.BASE_LR", "abc", "TRAIN.BASE_LR is 'abc': --opts: must be a number"),
+        ("TRAIN.BASE_LR", "nan", "must be a number"),
+        ("DATA.IMG_SIZE", 224.5, "must be a whole number"),
+        ("DATA.IMG_SIZE", True, "must be a whole number"),
+        ("AMP_ENABLE", 1, "must be true or false"),
+        ("TAG", [1], "must be a text"),
+        ("MODEL.SWIN.DEPTHS", "2", "must be a list"),
+        ("MODEL.SWIN.DEPTHS", "[2, 2]", "differ in length"),
+        ("TRAIN.OPTIMIZER.NAME", "adam", "choose one of adamw, sgd"),
+        ("AUG.CUTMIX_MINMAX", "[0.8, 0.2]", "the smaller first"),
+        ("MODEL.DROP_PATH_RATE", 1.0, "below 1"),
+        ("TAG", "../x", "give a plain name"),
+        ("TRAIN.START_EPOCH", 300, "nothing is left to train"),
+    ],
+)
+def test_wrong_values_are_refused(key, value, message):
+    with pytest.raises(ConfigError, match="(?s).*") as caught:
+        load_config(ROOT / "configs/swin_tiny.yaml", [(key, value, "--opts")])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["DATA.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS", "TRAIN.EPOCHS", "DATA.IMG_SIZE", "PRINT_FREQ"]
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_fault_06_zero_or_negative(key, value):
+    with pytest.raises(ConfigError, match=f"{key} is {value}: --opts: must be at least 1"):
+        load_config(ROOT / "configs/swin_tiny.yaml", [(key, value, "--opts")])
+
+
+def test_fault_06_workers_may_be_zero_but_not_negative():
+    assert load_config(ROOT / "configs/swin_tiny.yaml", [("DATA.NUM_WORKERS", 0, "x")]).DATA.NUM_WORKERS == 0
+    with pytest.raises(ConfigError, match="at least 0"):
+        load_config(ROOT / "configs/swin_tiny.yaml", [("DATA.NUM_WORKERS", -1, "x")])
+
+
+def test_fault_02_unknown_key_names_file_and_nearest(tmp_path):
+    path = write(tmp_path, "TRAIN: {EPOCS: 3}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "TRAIN.EPOCS" in str(caught.value) and str(path) in str(caught.value)
+    assert "did you mean TRAIN.EPOCHS?" in str(caught.value)
+
+
+def test_fault_04_base_cycle_prints_the_chain(tmp_path):
+    write(tmp_path, "BASE: [b.yaml]", "a.yaml")
+    write(tmp_path, "BASE: [a.yaml]", "b.yaml")
+    with pytest.raises(ConfigError, match=r"circle: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_fault_04_missing_base_prints_the_chain(tmp_path):
+    path = write(tmp_path, "BASE: [gone.yaml]")
+    with pytest.raises(ConfigError, match=r"No such file.*a\.yaml -> .*gone\.yaml"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("text", ["a: !!python/object/apply:os.mkdir [{canary}]", "TAG: !!python/name:os.system ''"])
+def test_fault_05_python_tags_are_refused(tmp_path, text):
+    canary = tmp_path / "canary"
+    path = write(tmp_path, text.format(canary=canary))
+    with pytest.raises(ConfigError, match="not plain YAML"):
+        load_config(path)
+    assert not canary.exists()
+
+
+def test_fault_05_python_files_are_not_executed(tmp_path):
+    canary = tmp_path / "canary"
+    path = write(tmp_path, f"import os; os.mkdir({str(canary)!r})", "evil.py")
+    with pytest.raises(ConfigError, match="not a YAML file"):
+        load_config(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("TRAIN: {EPOCHS: 3}\nTRAIN: {EPOCHS: 4}", r"a\.yaml:2: the key TRAIN stands twice"),
+        ("TRAIN: [", "not plain YAML"),
+        ("- 1", "no KEY: value pairs"),
+        ("1: 2", "is no name"),
+    ],
+)
+def test_malformed_files_are_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    assert changed(load_config(write(tmp_path, ""))) == {}
+
+
+def test_retired_keys_are_accepted_with_one_warning(tmp_path, caplog):
+    path = write(tmp_path, "AMP_OPT_LEVEL: O1\nFUSED_LAYERNORM: true\nTEST: {SEQUENTIAL: true}")
+    with caplog.at_level(logging.WARNING):
+        assert changed(load_config(path)) == {}
+    assert [r.getMessage().split()[0] for r in caplog.records] == [
+        "AMP_OPT_LEVEL",
+        "FUSED_LAYERNORM",
+        "TEST.SEQUENTIAL",
+    ]
+    assert load_config(write(tmp_path, "AMP_OPT_LEVEL: O0")).AMP_ENABLE is False
+
+
+def test_differences_between_runs_leave_out_what_moves_no_result():
+    then = load_config(ROOT / "configs/swin_tiny.yaml")
+    now = load_config(
+        ROOT / "configs/swin_tiny.yaml",
+        [("TRAIN.BASE_LR", 0.1, "x"), ("DATA.NUM_WORKERS", 3, "x"), ("PRINT_FREQ", 1, "x")],
+    )
+    assert config_differences(now, dump_config(then)) == ["TRAIN.BASE_LR was 0.0005, now 0.1"]
+    assert set(KEYS) >= FREE_KEYS

@@ -1,0 +1,83 @@
+"""The command line of the original, by value."""
+
+import pytest
+
+from configs.loading import ConfigError, load_config
+from configs.options import OPTIONS, parse_command_line
+from configs.schema import KEYS
+from tests.conftest import ROOT
+
+CFG = str(ROOT / "configs" / "swin_tiny.yaml")
+
+
+def parse(*argv):
+    command = parse_command_line(["--cfg", CFG, *argv])
+    return load_config(command.cfg, command.overrides)
+
+
+def test_every_option_sets_a_key_of_the_schema():
+    assert {key for key, _, _ in OPTIONS.values()} <= set(KEYS)
+
+
+def test_options_of_the_original():
+    cfg = parse(
+        *"--batch-size 64 --data-path /data --zip --cache-mode full --pretrained a.pth --resume b.pth".split(),
+        *"--accumulation-steps 2 --use-checkpoint --disable_amp --output out --tag t --eval --optim sgd".split(),
+    )
+    assert (cfg.DATA.BATCH_SIZE, cfg.DATA.DATA_PATH, cfg.DATA.ZIP_MODE, cfg.DATA.CACHE_MODE) == (
+        64,
+        "/data",
+        True,
+        "full",
+    )
+    assert (cfg.MODEL.PRETRAINED, cfg.MODEL.RESUME) == ("a.pth", "b.pth")
+    assert (cfg.TRAIN.ACCUMULATION_STEPS, cfg.TRAIN.USE_CHECKPOINT, cfg.AMP_ENABLE) == (2, True, False)
+    assert (cfg.OUTPUT, cfg.TAG, cfg.EVAL_MODE, cfg.TRAIN.OPTIMIZER.NAME) == ("out", "t", True, "sgd")
+    assert parse("--throughput").THROUGHPUT_MODE is True
+
+
+@pytest.mark.parametrize("spelling", ["--batch-size", "--batch_size"])
+def test_dash_and_underscore_are_the_same(spelling):
+    assert parse(spelling, "7").DATA.BATCH_SIZE == 7
+    assert parse(f"{spelling}=7").DATA.BATCH_SIZE == 7
+
+
+def test_an_option_beats_opts_and_both_beat_the_file():
+    assert parse("--opts", "DATA.BATCH_SIZE", "3", "TAG", "x", "--batch-size", "4").DATA.BATCH_SIZE == 4
+    assert parse("--batch-size", "4", "--opts", "DATA.BATCH_SIZE", "3").DATA.BATCH_SIZE == 4
+    assert parse("--opts", "DATA.BATCH_SIZE", "3").DATA.BATCH_SIZE == 3
+
+
+def test_zero_counts_as_given():
+    assert parse("--opts", "TRAIN.CLIP_GRAD", "0", "AUG.MIXUP", "0").TRAIN.CLIP_GRAD == 0.0
+    with pytest.raises(ConfigError, match="DATA.BATCH_SIZE is 0: --batch-size"):
+        parse("--batch-size", "0")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--acumulation-steps", "4"], "unknown option --acumulation-steps, did you mean --accumulation-steps?"),
+        (["--batch", "4"], "did you mean --batch-size?"),
+        (["--opts", "TAG"], "TAG has no partner"),
+        (["--batch-size"], "expected one argument"),
+        (["stray"], "unknown option stray"),
+    ],
+)
+def test_fault_01_mistyped_options(argv, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv)
+    assert message in str(caught.value)
+
+
+def test_cfg_is_required():
+    with pytest.raises(ConfigError, match="--cfg"):
+        parse_command_line([])
+
+
+def test_help_needs_nothing_else(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_command_line(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert all(option in out for option in OPTIONS)

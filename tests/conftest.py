@@ -1,0 +1,118 @@
+"""What the tests share: real photographs as image folders, and the program run as its users run it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+RELEASED = json.loads((Path(__file__).parent / "released.json").read_text())
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(2)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run of the program."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one error line; fails if there are none or several."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+def command(*arguments: object, processes: int = 0) -> list[str]:
+    """`python main.py ...`, or torchrun with that many processes."""
+    head = [sys.executable]
+    if processes:
+        head += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*head, str(ROOT / "main.py"), *map(str, arguments)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread a process, so that two of them do not fight for the cores and sums are the same."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+
+
+def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, **env: str) -> Finished:
+    """Run the program to its end."""
+    done = subprocess.run(
+        command(*arguments, processes=processes),
+        cwd=cwd,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def accuracy(out: str) -> tuple[int, int]:
+    """Correct and counted samples of the last evaluation in a log."""
+    correct, count = re.findall(r"\* Acc@1 .*\((\d+) of (\d+)\)", out)[-1]
+    return int(correct), int(count)
+
+
+def write_photos(root: Path, classes: int, train: int, val: int, size: int = 96) -> Path:
+    """train/ and val/ with `classes` folders of JPEG crops of scikit-learn's two photographs."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    number = 0
+    for part, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / part / f"class_{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                number += 1
+                left, top = 37 * number % (640 - size), 23 * number % (427 - size)
+                crop = photos[label % 2].crop((left, top, left + size, top + size))
+                crop.save(folder / f"photo_{i}.jpg", quality=92)
+    return root
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes, 12 training and 5 validation photographs each; do not change."""
+    return write_photos(tmp_path_factory.mktemp("photos"), classes=3, train=12, val=5)
+
+
+@pytest.fixture
+def own_photos(photos: Path, tmp_path: Path) -> Path:
+    """A copy of `photos` to be damaged."""
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+@pytest.fixture(scope="session")
+def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe with everything on and a model that trains in a moment."""
+    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+TINY = """
+DATA: {IMG_SIZE: 32, BATCH_SIZE: 4, NUM_WORKERS: 0}
+MODEL:
+  NAME: tiny
+  DROP_PATH_RATE: 0.2
+  SWIN: {PATCH_SIZE: 2, EMBED_DIM: 16, DEPTHS: [2, 2], NUM_HEADS: [2, 4], WINDOW_SIZE: 4}
+TRAIN: {EPOCHS: 2, WARMUP_EPOCHS: 1, BASE_LR: 0.05}
+PRINT_FREQ: 2
+"""
