@@ -19,10 +19,10 @@ from models.registry import build_model
 from utils.checkpoint import read_checkpoint
 from utils.distributed import World, join_world
 from utils.engine import evaluate, train_epoch
-from utils.errors import PlanError, show_error
+from utils.errors import show_error
 from utils.precision import choose_precision
 from utils.profiling import describe_model, measure_throughput
-from utils.run_logger import start_logging
+from utils.run_logger import log_lines, start_logging
 from utils.run_plan import RunPlan
 from utils.seeding import derive, seed_all
 from utils.session import OutputFolder, Session, start_from
@@ -57,13 +57,16 @@ def first_state(cfg: CfgNode, plan: RunPlan, facts: dict, folder: OutputFolder, 
     state = new_state(
         model, world, choose_precision(world.device, **arguments.amp_arguments(cfg)), **arguments.state_arguments(cfg)
     )
-    log.info("\n".join([*state.describe(), *plan.describe()]))
+    log_lines([*state.describe(), *plan.describe()])
     if start_from(state, folder, world, load_weights=load_weights, expected=facts, **arguments.start_arguments(cfg)):
         return state
     state.begin(cfg.TRAIN.START_EPOCH, plan.updates_per_epoch)
     line = "fresh (no checkpoint in the output folder, no --resume, no --pretrained)"
     if path := cfg.MODEL.PRETRAINED:
-        line = load_weights(model, find_weights(read_checkpoint(Path(path)), path)[0], path, new_head=True)
+        line = (
+            load_weights(model, find_weights(read_checkpoint(Path(path)), path)[0], path, new_head=True)
+            + " (--pretrained)"
+        )
         state.average_from_here()
     log.info("weights: %s", line)
     return state
@@ -80,8 +83,7 @@ def fresh_model(cfg: CfgNode, classes: int, world: World) -> SwinBackbone:
 
 def evaluate_only(cfg: CfgNode, world: World) -> None:
     """Evaluate one file; nothing is written."""
-    if not (path := cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED):
-        raise PlanError("nothing to evaluate: --eval: name the weights with --resume FILE")
+    path = cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED
     contents = read_checkpoint(Path(path))
     weights, place = find_weights(contents, path)
     classes = count_classes(weights, path)

@@ -208,6 +208,8 @@ def _check_together(values: dict[str, Any]) -> None:
     for name in ("MODEL.NAME", "TAG"):
         if not values[name] or values[name].startswith(("/", "..")):
             raise ConfigError(f"{name} is {values[name]!r}: it names a folder below OUTPUT: give a plain name")
+    if values["EVAL_MODE"] and not (values["MODEL.RESUME"] or values["MODEL.PRETRAINED"]):
+        raise ConfigError("nothing to evaluate: --eval: name the weights with --resume FILE")
     if values["EVAL_MODE"] and values["THROUGHPUT_MODE"]:
         raise ConfigError("--eval and --throughput together: give one of them")
 

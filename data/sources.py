@@ -1,5 +1,6 @@
 """Where samples come from: bytes and labels by number, the same for every storage."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any, Protocol
 
 from data.digits import write_digits
 from data.errors import DataError
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
@@ -105,6 +108,11 @@ class Sources:
     def class_names(self) -> tuple[str, ...]:
         return self.val.class_names
 
+    def describe(self) -> str:
+        """For the log: how many samples and classes."""
+        train = f"{len(self.known_train):,} training and " if self.known_train is not None else ""
+        return f"{train}{len(self.val):,} validation samples, {len(self.class_names):,} classes"
+
     def identity(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data: the class map, a digest of the training samples' names and labels."""
         return {"class_names": list(self.class_names), "data_fingerprint": self.train.fingerprint()}
@@ -146,7 +154,9 @@ def open_sources(
         raise DataError(
             f"the data have {names} classes, {whose} {classes}: {root}: use the data of this number of classes"
         )
-    return Sources(val, train)
+    sources = Sources(val, train)
+    log.info("data: %s", sources.describe())
+    return sources
 
 
 def _data_folder(path: str, training: bool) -> Path:

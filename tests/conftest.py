@@ -37,12 +37,12 @@ class Finished:
         return lines[0]
 
 
-def command(*arguments: object, processes: int = 0) -> list[str]:
+def command(*arguments: object, processes: int = 0, program: Path = ROOT / "main.py") -> list[str]:
     """`python main.py ...`, or torchrun with that many processes."""
     head = [sys.executable]
     if processes:
         head += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [*head, str(ROOT / "main.py"), *map(str, arguments)]
+    return [*head, str(program), *map(str, arguments)]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +40,12 @@ def start_logging(is_main: bool) -> None:
     root.handlers = [_Terminal()] if is_main else [logging.NullHandler()]
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     root.setLevel(logging.INFO if is_main else logging.CRITICAL)
+
+
+def log_lines(lines: Iterable[str]) -> None:
+    """Log several lines, each with its own time."""
+    for line in lines:
+        logging.getLogger(__name__).info(line)
 
 
 def log_to_file(path: Path) -> None:

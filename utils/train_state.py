@@ -58,11 +58,17 @@ class TrainState:
 
     def describe(self) -> list[str]:
         """Lines for the log."""
+        size = self.checkpoint_bytes() / 2**20
         average = "" if self.ema is None else f", weights averaged with decay {self.ema.decay}"
         return [
             f"{type(self.optimizer).__name__}, {describe_groups(self.optimizer.param_groups)}",
-            f"{self.precision}{average}",
+            f"{self.precision}{average}; a checkpoint takes about {size:,.0f} MiB",
         ]
+
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint: weights, averaged weights, the optimizer's moments."""
+        copies = 1 + (self.ema is not None) + (2 if isinstance(self.optimizer, torch.optim.AdamW) else 1)
+        return copies * sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     @property
     def evaluated(self) -> nn.Module:

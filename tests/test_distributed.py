@@ -1,0 +1,137 @@
+"""The same results for every number of processes: training by checkpoint, evaluation by count."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, accuracy, command, environment, run_program, write_photos
+
+# float32, and nothing drawn by process or micro-batch: mixing and stochastic depth off
+EXACT = ["--disable_amp", "--opts", "MODEL.DROP_PATH_RATE", 0, "AUG.MIXUP", 0, "AUG.CUTMIX", 0, "TRAIN.EPOCHS", 1]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return torch.load(output / "tiny/default/checkpoints/last.pth", weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny_yaml, photos, tmp_path_factory) -> Path:
+    """36 samples in batches of 8: five updates, the last of 4 samples."""
+    output = tmp_path_factory.mktemp("one")
+    done = run_program(
+        "--cfg", tiny_yaml, "--data-path", photos, "--output", output, "--batch-size", 8, *EXACT, processes=1
+    )
+    assert done.code == 0, done.err
+    assert "1 epochs x 5 updates" in done.out
+    return output
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "more"),
+    [(2, 4, []), (1, 4, ["--accumulation-steps", 2]), (2, 8, ["TRAIN.GLOBAL_BATCH_SIZE", 8]), (4, 1, ["acc", 2])],
+    ids=["two processes", "accumulation", "global batch", "both"],
+)
+def test_fault_32_five_updates_are_the_same(one_process, tiny_yaml, photos, tmp_path, processes, batch, more):
+    options = more if more[:1] == ["--accumulation-steps"] else []
+    exact = EXACT + (more if more[:1] == ["TRAIN.GLOBAL_BATCH_SIZE"] else [])
+    if more[:1] == ["acc"]:
+        exact = [*EXACT, "TRAIN.ACCUMULATION_STEPS", 2]
+    arguments = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--batch-size", batch]
+    done = run_program(*arguments, *options, *exact, processes=processes)
+    assert done.code == 0, done.err
+    expected, got = weights(one_process), weights(tmp_path)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, atol=1e-6, rtol=0, msg=name)
+    records = [
+        [json.loads(line) for line in (output / "tiny/default/metrics.jsonl").read_text().splitlines()]
+        for output in (one_process, tmp_path)
+    ]
+    assert [r["samples"] for r in records[0][:-1]] == [r["samples"] for r in records[1][:-1]] == [8, 24, 36]
+    for a, b in zip(*records, strict=True):
+        assert a["kind"] == b["kind"] and a["update"] == b["update"]
+        for key in ("loss", "lr", "grad_norm", "train_loss"):
+            assert a.get(key) == pytest.approx(b.get(key), rel=1e-5)
+
+
+COUNTING = """
+import sys
+from data.loaders import build_eval_loader
+from data.sources import open_sources
+from models.registry import build_model
+from utils.distributed import join_world
+from utils.engine import evaluate
+from utils.precision import choose_precision
+import torch
+
+world = join_world()
+source = open_sources("imagenet", sys.argv[1], zipped=False, training=True).val
+torch.manual_seed(0)
+model = build_model("swin", img_size=32, patch_size=2, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4,
+                    num_classes=7)
+for p in model.parameters():
+    torch.nn.init.normal_(p, std=0.3)
+for batch in (1, 7, 64):
+    loader = build_eval_loader(source, world, transform={"size": 32, "interpolation": "bicubic", "crop": True},
+                               batch_size=batch, workers=0, pin_memory=False)
+    result = evaluate(model, loader, 7, choose_precision(world.device, False, "auto"), world)
+    if world.is_main:
+        print("result", result.correct1, result.correctk, result.count, f"{result.loss:.5f}")
+world.leave()
+"""
+
+
+def test_evaluation_of_65_images_gives_the_same_counts(tmp_path):
+    """1, 2 and 3 processes, batches of 1, 7 and 64: no sample twice, none left out."""
+    photos = write_photos(tmp_path / "photos", classes=7, train=1, val=10)
+    for extra in range(5):  # 70 - 5 = 65, not divided by 2 or 3
+        (photos / "val" / f"class_{extra}" / "photo_9.jpg").unlink()
+    program = tmp_path / "count.py"
+    program.write_text(COUNTING)
+    results = []
+    for processes in (1, 2, 3):
+        done = subprocess.run(
+            command(photos, processes=processes, program=program),
+            cwd=ROOT,
+            env=environment(PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+        )
+        lines = [line for line in done.stdout.splitlines() if line.startswith("result")]
+        assert len(lines) == 3, done.stderr
+        results += lines
+    assert len(set(results)) == 1, results
+    correct1, correct5, count = map(int, results[0].split()[1:4])
+    assert count == 65 and 0 < correct1 < correct5 < 65
+
+
+@pytest.mark.parametrize("processes", [0, 3])
+def test_fault_29_eval_of_a_checkpoint_on_any_number_of_processes(one_process, tiny_yaml, photos, processes):
+    done = run_program(
+        *("--cfg", tiny_yaml, "--data-path", photos, "--disable_amp", "--eval", "--batch-size", 4),
+        *("--resume", one_process / "tiny/default/checkpoints/best.pth"),
+        processes=processes,
+    )
+    assert done.code == 0, done.err
+    trained = json.loads((one_process / "tiny/default/metrics.jsonl").read_text().splitlines()[-1])
+    assert accuracy(done.out) == (trained["correct1"], 15)
+
+
+def test_fault_29_training_of_65_samples_on_two_processes(tiny_yaml, tmp_path):
+    photos = write_photos(tmp_path / "photos", classes=5, train=13, val=1)
+    arguments = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.EPOCHS", 1]
+    done = run_program(*arguments, processes=2)
+    assert done.code == 0, done.err
+    assert "an epoch uses 64 of 65 samples" in done.out
+
+
+def test_fault_59_batch_1_and_stochastic_depth_on_two_processes(tiny_yaml, photos, tmp_path):
+    done = run_program(
+        *("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--batch-size", 1),
+        *("--opts", "MODEL.DROP_PATH_RATE", 0.9, "TRAIN.EPOCHS", 1),
+        processes=2,
+    )
+    assert done.code == 0, done.err
+    assert "18 updates" in done.out

@@ -1,0 +1,146 @@
+"""A run killed in the middle of an epoch and started again ends with the same bits as one that was left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, command, environment, run_program
+
+# augmentation, mixing and stochastic depth come from the defaults
+EVERYTHING = [
+    "--opts",
+    "TRAIN.EMA.ENABLE",
+    True,
+    "TRAIN.EMA.DECAY",
+    0.9,
+    "TRAIN.SAVE_EVERY_UPDATES",
+    2,
+    "PRINT_FREQ",
+    3,
+]
+
+
+def arguments(tiny_yaml: Path, photos: Path, output: Path, workers: int) -> list:
+    return ["--cfg", tiny_yaml, "--data-path", photos, "--output", output, *EVERYTHING, "DATA.NUM_WORKERS", workers]
+
+
+def run_until_killed(args: list, processes: int, log: Path, line: str) -> None:
+    """Start the program and SIGKILL all its processes as soon as its log shows `line`."""
+    with open(log, "w") as out:
+        job = subprocess.Popen(
+            command(*args, processes=processes),
+            cwd=ROOT,
+            env=environment(),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while line not in log.read_text():
+            assert job.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.005)
+        for pid in [job.pid, *children(job.pid)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        job.wait()
+
+
+def children(pid: int) -> list[int]:
+    """All processes below `pid`; torchrun gives each rank a session of its own, so killing a group is not enough."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *children(child)]
+    return found
+
+
+def state(output: Path) -> dict:
+    return torch.load(output / "tiny/default/checkpoints/last.pth", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, workers):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    done = run_program(*arguments(tiny_yaml, photos, undisturbed, workers), processes=processes)
+    assert done.code == 0, done.err
+
+    args = arguments(tiny_yaml, photos, killed, workers)
+    line = "Train: [1/2][6/9]" if processes == 1 else "Train: [1/2][3/5]"  # 36 samples by 4 and by 8
+    run_until_killed(args, processes, tmp_path / "log", line)
+    folder = killed / "tiny/default"
+    assert len(list((folder / "metrics.jsonl").read_text().splitlines())) < len(
+        (undisturbed / "tiny/default/metrics.jsonl").read_text().splitlines()
+    )
+    again = run_program(*args, processes=processes)
+    assert again.code == 0, again.err
+    assert "the newest checkpoint in the output folder" in again.out and "epoch 1" in again.out
+
+    assert (folder / "metrics.jsonl").read_bytes() == (undisturbed / "tiny/default/metrics.jsonl").read_bytes()
+    assert_same(state(undisturbed), state(killed))
+
+
+def assert_same(a, b, path=""):
+    """Equal to the last bit, all the way down; the configuration's text names the output folder, so it may differ."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            if key != "config":
+                assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}/{i}")
+    else:
+        assert a == b, path
+
+
+def test_a_finished_run_started_again_has_nothing_to_do(tiny_yaml, photos, tmp_path):
+    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.EPOCHS", 1]
+    assert run_program(*args).code == 0
+    metrics = (tmp_path / "tiny/default/metrics.jsonl").read_bytes()
+    again = run_program(*args)
+    assert again.code == 0 and "Train:" not in again.out
+    assert (tmp_path / "tiny/default/metrics.jsonl").read_bytes() == metrics
+
+
+def test_what_a_checkpoint_holds(tiny_yaml, photos, tmp_path):
+    """docs/architecture.md lists it; the model has the original's names and nothing derived."""
+    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, *EVERYTHING, "TRAIN.EPOCHS", 1]
+    done = run_program(*args)
+    assert done.code == 0, done.err
+    folder = tmp_path / "tiny/default"
+    best = torch.load(folder / "checkpoints/best.pth", weights_only=True)
+    documented = (ROOT / "docs/architecture.md").read_text()
+    assert all(f"`{key}`" in documented for key in best), best.keys()
+    names = set(best["model"])
+    assert {"patch_embed.proj.weight", "layers.0.blocks.1.attn.relative_position_bias_table"} <= names
+    assert {
+        "layers.0.downsample.reduction.weight",
+        "layers.1.blocks.0.mlp.fc1.bias",
+        "norm.weight",
+        "head.bias",
+    } <= names
+    assert not any(
+        n.endswith(("relative_position_index", "attn_mask")) or n.startswith(("module.", "_orig_mod.")) for n in names
+    )
+    assert best["class_names"] == ["class_0", "class_1", "class_2"]
+    assert best["counters"]["update"] == 9 and best["counters"]["samples"] == 36
+    for name in ("config.yaml", "env.json", "log.txt", "metrics.jsonl", "curves.png"):
+        assert (folder / name).stat().st_size > 0, name
+    environment_ = json.loads((folder / "env.json").read_text())
+    assert environment_["versions"]["torch"] == torch.__version__ and "main.py" in " ".join(environment_["command"])
+    assert list((folder / "tensorboard").iterdir())
+    rerun = run_program("--cfg", folder / "config.yaml")
+    assert rerun.code == 0 and "the newest checkpoint in the output folder" in rerun.out
