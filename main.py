@@ -14,7 +14,7 @@ from configs.options import parse_command_line
 from data.loaders import build_eval_loader, build_train_loader
 from data.sources import open_sources
 from models.backbone import SwinBackbone
-from models.pretrained import count_classes, find_weights, load_weights
+from models.pretrained import count_classes, find_weights, load_contents, load_weights
 from models.registry import build_model
 from utils.checkpoint import read_checkpoint
 from utils.distributed import World, join_world
@@ -58,17 +58,7 @@ def first_state(cfg: CfgNode, plan: RunPlan, facts: dict, folder: OutputFolder, 
         model, world, choose_precision(world.device, **arguments.amp_arguments(cfg)), **arguments.state_arguments(cfg)
     )
     log_lines([*state.describe(), *plan.describe()])
-    if start_from(state, folder, world, load_weights=load_weights, expected=facts, **arguments.start_arguments(cfg)):
-        return state
-    state.begin(cfg.TRAIN.START_EPOCH, plan.updates_per_epoch)
-    line = "fresh (no checkpoint in the output folder, no --resume, no --pretrained)"
-    if path := cfg.MODEL.PRETRAINED:
-        line = (
-            load_weights(model, find_weights(read_checkpoint(Path(path)), path)[0], path, new_head=True)
-            + " (--pretrained)"
-        )
-        state.average_from_here()
-    log.info("weights: %s", line)
+    start_from(state, plan, folder, world, load=load_contents, expected=facts, **arguments.start_arguments(cfg))
     return state
 
 

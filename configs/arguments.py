@@ -73,7 +73,12 @@ def source_arguments(cfg: CfgNode, evaluated: tuple[int, list[str] | None] | Non
 
 def start_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of utils.session.start_from that say where to look."""
-    return {"auto_resume": cfg.TRAIN.AUTO_RESUME, "resume": cfg.MODEL.RESUME}
+    return {
+        "auto_resume": cfg.TRAIN.AUTO_RESUME,
+        "resume": cfg.MODEL.RESUME,
+        "pretrained": cfg.MODEL.PRETRAINED,
+        "first_epoch": cfg.TRAIN.START_EPOCH,
+    }
 
 
 def train_loader_arguments(cfg: CfgNode) -> dict[str, Any]:

@@ -41,6 +41,11 @@ def count_classes(weights: Mapping[str, Tensor], origin: str) -> int:
     return len(weights["head.weight"])
 
 
+def load_contents(model: nn.Module, contents: Mapping[str, Any], origin: str, new_head: bool = False) -> str:
+    """`find_weights`, then `load_weights`."""
+    return load_weights(model, find_weights(contents, origin)[0], origin, new_head)
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str, new_head: bool = False) -> str:
     """Copy `weights` into `model`.
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -37,8 +37,13 @@ from utils.train_state import TrainState
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# (model, weights, origin) -> a line that says what was loaded
-LoadWeights = Callable[[torch.nn.Module, Mapping[str, Any], str], str]
+
+class Load(Protocol):
+    """Copies the weights that a file holds into a model; returns a line that says what was loaded."""
+
+    def __call__(
+        self, model: torch.nn.Module, contents: Mapping[str, Any], origin: str, new_head: bool = False
+    ) -> str: ...
 
 
 class OutputFolder:
@@ -78,18 +83,23 @@ class OutputFolder:
 
 def start_from(
     state: TrainState,
+    plan: RunPlan,
     folder: OutputFolder,
     world: World,
     *,
-    load_weights: LoadWeights,
+    load: Load,
+    expected: dict[str, Any],
     auto_resume: bool,
     resume: str,
-    expected: dict[str, Any],
-) -> bool:
-    """Bring `state` to where training goes on: the newest good checkpoint of this run, else the file `resume`.
+    pretrained: str,
+    first_epoch: int,
+) -> None:
+    """Bring `state` to where training goes on, and say in one line where that is and why.
 
-    Args: expected: class_names, global_batch and what else a checkpoint must agree with.
-    Returns: whether there was one. Raises: CheckpointError, PlanError.
+    The newest good checkpoint of this run, else the file `resume`, else the weights `pretrained`, else fresh weights.
+
+    Args: expected: class_names and global_batch that a checkpoint must agree with.
+    Raises: CheckpointError, PlanError, and what `load` raises.
     """
     newest = None
     if world.is_main and auto_resume:
@@ -99,21 +109,30 @@ def start_from(
             f"the output folder holds checkpoints that would be overwritten: {folder.path}:"
             " give another --tag, or go on from them with TRAIN.AUTO_RESUME true"
         )
-    path = world.tell(newest[0] if newest else None)
-    if path is None and not resume:
-        return False
-    reason = "the newest checkpoint in the output folder" if path else "--resume"
-    origin = path or Path(resume)
-    saved = newest[1] if newest else read_checkpoint(origin)
+    own = world.tell(newest[0] if newest else None)
+    if own or resume:
+        origin = own or Path(resume)
+        line = _resume(state, newest[1] if newest else read_checkpoint(origin), origin, load=load, expected=expected)
+        reason = "the newest checkpoint in the output folder" if own else "--resume"
+        log.info("weights: %s (%s), at epoch %d, update %d", line, reason, state.epoch, state.update)
+        return
+    state.begin(first_epoch, plan.updates_per_epoch)
+    if pretrained:
+        line = load(state.model, read_checkpoint(Path(pretrained)), pretrained, new_head=True)
+        state.average_from_here()
+        log.info("weights: %s (--pretrained)", line)
+    else:
+        log.info("weights: fresh (no checkpoint in the output folder, no --resume, no --pretrained)")
+
+
+def _resume(state: TrainState, saved: dict[str, Any], origin: Path, *, load: Load, expected: dict[str, Any]) -> str:
     if not {"model", "optimizer", "counters"} <= saved.keys():
         raise CheckpointError(f"no training state: {origin}: to start from its weights give it to --pretrained")
     _check_expected(saved, expected, origin)
     try:
-        line = state.load_state_dict(saved, lambda model, weights: load_weights(model, weights, str(origin)))
+        return state.load_state_dict(saved, lambda model, weights: load(model, weights, str(origin)))
     except (KeyError, RuntimeError, TypeError) as e:
         raise CheckpointError(f"the training state does not fit this run ({e}): {origin}: name another file") from e
-    log.info("weights: %s (%s), update %d, epoch %d", line, reason, state.update, state.epoch)
-    return True
 
 
 def _check_expected(saved: dict[str, Any], expected: dict[str, Any], origin: Path) -> None:
@@ -239,5 +258,6 @@ def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     from importlib.metadata import version
 
-    names = ("torch", "torchvision", "timm", "numpy", "pillow")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    names = ("torchvision", "timm", "numpy", "pillow")
+    own = {"python": platform.python_version(), "torch": str(torch.__version__)}  # with the tag of its build
+    return {**own, **{name: version(name) for name in names}}
