@@ -14,7 +14,7 @@ from configs.options import parse_command_line
 from data.loaders import build_eval_loader, build_train_loader
 from data.sources import open_sources
 from models.backbone import SwinBackbone
-from models.pretrained import count_classes, find_weights, load_contents, load_weights
+from models.pretrained import find_weights, load_contents, load_weights
 from models.registry import build_model
 from utils.checkpoint import read_checkpoint
 from utils.distributed import World, join_world
@@ -75,11 +75,11 @@ def evaluate_only(cfg: CfgNode, world: World) -> None:
     """Evaluate one file; nothing is written."""
     path = cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED
     contents = read_checkpoint(Path(path))
-    weights, place = find_weights(contents, path)
-    classes = count_classes(weights, path)
-    sources = open_sources(**arguments.source_arguments(cfg, evaluated=(classes, contents.get("class_names"))))
+    found = find_weights(contents, path)
+    sources = open_sources(**arguments.source_arguments(cfg, training=False), class_names=contents.get("class_names"))
+    classes = len(sources.class_names)
     model = fresh_model(cfg, classes, world)
-    log.info("weights: %s (%s of the file)", load_weights(model, weights, path), place)
+    log.info("weights: %s", load_weights(model, found))
     val = build_eval_loader(sources.val, world, **arguments.eval_loader_arguments(cfg))
     log.info(
         evaluate(model, val, classes, choose_precision(world.device, **arguments.amp_arguments(cfg)), world).line()

@@ -63,12 +63,15 @@ def amp_arguments(cfg: CfgNode) -> dict[str, Any]:
     return {"enabled": cfg.AMP_ENABLE, "dtype": cfg.AMP_DTYPE}
 
 
-def source_arguments(cfg: CfgNode, evaluated: tuple[int, list[str] | None] | None = None) -> dict[str, Any]:
-    """Arguments of data.sources.open_sources; `evaluated`: outputs and class names of the weights to evaluate."""
-    data = {"dataset": cfg.DATA.DATASET, "path": cfg.DATA.DATA_PATH, "zipped": cfg.DATA.ZIP_MODE}
-    if evaluated is None:
-        return {**data, "training": True, "classes": cfg.MODEL.NUM_CLASSES}
-    return {**data, "training": False, "classes": evaluated[0], "class_names": evaluated[1]}
+def source_arguments(cfg: CfgNode, training: bool = True) -> dict[str, Any]:
+    """Arguments of data.sources.open_sources that the configuration decides."""
+    return {
+        "dataset": cfg.DATA.DATASET,
+        "path": cfg.DATA.DATA_PATH,
+        "zipped": cfg.DATA.ZIP_MODE,
+        "training": training,
+        "classes": cfg.MODEL.NUM_CLASSES,
+    }
 
 
 def start_arguments(cfg: CfgNode) -> dict[str, Any]:

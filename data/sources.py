@@ -150,10 +150,7 @@ def open_sources(
         class_names = train.class_names
     val = ImageFolder(root / "val", class_names)
     if classes and len(val.class_names) != classes:
-        names, whose = len(val.class_names), "MODEL.NUM_CLASSES is" if training else "the evaluated weights have"
-        raise DataError(
-            f"the data have {names} classes, {whose} {classes}: {root}: use the data of this number of classes"
-        )
+        raise DataError(f"{root} has {len(val.class_names)} classes, not {classes}: MODEL.NUM_CLASSES: set it to 0")
     sources = Sources(val, train)
     log.info("data: %s", sources.describe())
     return sources

@@ -1,7 +1,7 @@
 """The pyramid that every Swin family fills with its blocks: patches, stages, pooled head; timm's vocabulary."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +35,18 @@ class Stage(nn.Module):
 class SwinBackbone(nn.Module):
     """Hierarchical vision transformer for classification and as a feature pyramid (paper, section 3.1, figure 3).
 
+    Args: block: the family's, one for all stages or one for each; merging: dim -> module between two stages;
+    img_size in pixels; window_size in tokens; ape: absolute position embedding.
+
     Any input size and aspect ratio works. `img_size` only fixes what depends on it at construction: the absolute
     position embedding, and the window of stages whose map is smaller than `window_size`.
     """
 
+    family: ClassVar[str]  # MODEL.TYPE
+
     def __init__(
         self,
-        block: BlockFactory,
+        block: BlockFactory | Sequence[BlockFactory],
         merging: Callable[[int], nn.Module],
         *,
         img_size: int = 224,
@@ -72,7 +77,8 @@ class SwinBackbone(nn.Module):
         self.feature_info: list[dict[str, int]] = []
         for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
             dim, window = embed_dim * 2**i, min(window_size, side)
-            blocks = [block(dim, heads, window, (j % 2) * (window // 2), next(rates)) for j in range(depth)]
+            make = block if callable(block) else block[i]
+            blocks = [make(dim, heads, window, (j % 2) * (window // 2), next(rates)) for j in range(depth)]
             self.layers.append(Stage(blocks, merging(dim) if i < len(depths) - 1 else None))
             self.feature_info.append({"num_chs": dim, "reduction": patch_size * 2**i})
             side = (side + 1) // 2

@@ -49,6 +49,18 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(gather_patches(x)))
 
 
+class PostNormMerging(nn.Module):
+    """PatchMerging of V2: the norm comes after the reduction (arXiv 2111.09883, section 3.2)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(2 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.reduction(gather_patches(x)))
+
+
 class Mlp(nn.Module):
     """Linear, GELU, linear on the last dimension; dropout after both."""
 

@@ -1,88 +1,171 @@
-"""State dict -> model: find the weights in a file's contents, check every name and shape, load."""
+"""Any published file of Swin weights -> a model: find the weights, recognise their layout, fit, check, load."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from models.errors import WeightsError
+from models.fitting import fit_head, fit_weights
+from models.layouts import DERIVED, Weights, recognise
 
-# computed from the configuration, though older files hold them
-DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask")
-PREFIXES = ("module.", "_orig_mod.")
-WRAPPERS = ("model_ema", "model", "state_dict")
+# what files wrap the weights in; averaged weights first: a file's accuracy was measured with them
+WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
+TRAINING_PREFIXES = ("module.", "_orig_mod.")
+# other parts of a file that hold no classifier: heads of detection and segmentation, the decoder of SimMIM
+BACKBONES = ("backbone.", "encoder.", "swin.", "swinv2.")
+HEADS = ("head.", "classifier.")
+FAMILIES = {"swin": "Swin V1", "swinv2": "Swin V2", "swin_mlp": "Swin-MLP"}
 
 
-def find_weights(contents: Mapping[str, Any], origin: str) -> tuple[dict[str, Tensor], str]:
-    """The state dict in what a file holds, under the original's names.
+@dataclass(frozen=True)
+class Found:
+    """The weights of a file under the original's names, and how they were found.
 
-    Averaged weights are taken where the file holds them: they are the ones that its accuracy was measured with.
-
-    Returns: weights without derived tensors and prefixes, and where in the file they stood.
-    Raises: WeightsError if there are none.
+    `windows`: window that each stage's V2 position coordinates are normalised to, as far as the file tells.
     """
-    found: Any = contents
-    place = "top level"
+
+    weights: Weights
+    place: str
+    layout: str
+    ignored: tuple[str, ...]
+    windows: tuple[int, ...]
+    origin: str
+
+    @property
+    def family(self) -> str | None:
+        """MODEL.TYPE that the names belong to."""
+        names = "\n".join(self.weights)
+        signs = {"logit_scale": "swinv2", "spatial_mlp": "swin_mlp", "relative_position_bias_table": "swin"}
+        return next((family for sign, family in signs.items() if sign in names), None)
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the head. Raises: WeightsError if there is none."""
+        if "head.weight" not in self.weights:
+            raise WeightsError(f"no head: {self.origin}: these weights classify nothing; name those of a classifier")
+        return len(self.weights["head.weight"])
+
+
+def find_weights(contents: Mapping[str, Any], origin: str) -> Found:
+    """The weights in what a file holds. Raises: WeightsError if there are none, or one is not finite."""
+    place, found = "top level", contents
     for wrapper in WRAPPERS:
         if isinstance(contents.get(wrapper), Mapping):
-            found, place = contents[wrapper], wrapper
+            place, found = wrapper, contents[wrapper]
             break
-    weights = {_bare(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    weights = {name: value for name, value in weights.items() if name.rsplit(".", 1)[-1] not in DERIVED}
-    if not weights:
+    tensors = {_bare(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    if not tensors:
         raise WeightsError(f"no weights: {origin}: it holds {_some(list(contents))}, but no tensors by name")
-    return weights, place
+    tensors, ignored = _only_backbone(tensors)
+    layout = recognise(list(tensors))
+    windows = tuple(contents.get("pretrained_windows") or ())
+    derived = {name: value for name, value in tensors.items() if _is_derived(name)}
+    weights = layout.to_original({name: value for name, value in tensors.items() if name not in derived})
+    weights = {name.replace(".rpe_mlp.", ".cpb_mlp."): value for name, value in weights.items()}
+    if layout.name == "mmdetection":  # detectors norm the map of every stage
+        extra = [name for name in weights if name.startswith("norm") and not name.startswith("norm.")]
+        ignored += tuple(extra)
+        weights = {name: value for name, value in weights.items() if name not in extra}
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise WeightsError(
+                f"a weight is not finite: {name} of {origin}: the file is damaged or its training failed"
+            )
+    return Found(weights, place, layout.name, ignored, windows or _windows_of(derived), origin)
 
 
-def count_classes(weights: Mapping[str, Tensor], origin: str) -> int:
-    """Outputs of the head. Raises: WeightsError if the weights have no head."""
-    if "head.weight" not in weights:
-        raise WeightsError(f"no head.weight: {origin}: these weights classify nothing; name those of a classifier")
-    return len(weights["head.weight"])
+def load_weights(model: nn.Module, found: Found, new_head: bool = False) -> str:
+    """Copy found weights into a model, fitted to its windows, image size, input channels and classes.
 
-
-def load_contents(model: nn.Module, contents: Mapping[str, Any], origin: str, new_head: bool = False) -> str:
-    """`find_weights`, then `load_weights`."""
-    return load_weights(model, find_weights(contents, origin)[0], origin, new_head)
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str, new_head: bool = False) -> str:
-    """Copy `weights` into `model`.
-
-    Args: new_head: keep the model's fresh head where the weights' head has another number of classes or is missing.
-    Returns: a line that says what was loaded.
+    Args: new_head: keep the model's fresh head where the file's does not fit.
+    Returns: a line that says what was loaded, and what was done to it.
     Raises: WeightsError with the first names that are missing, unexpected, or of another shape.
     """
-    own = model.state_dict()
-    weights = dict(weights)
-    note = ""
-    if new_head and _shape(weights, "head.weight") != _shape(own, "head.weight"):
-        note = f", a fresh head for {len(own['head.weight'])} classes"
-        weights.update({name: own[name] for name in ("head.weight", "head.bias")})
+    own, weights = model.state_dict(), dict(found.weights)
+    _check_family(model, found)
+    notes = [f"{len(weights)} tensors from {found.origin} ({found.layout} layout, {found.place})"]
+    if found.ignored:
+        notes.append(f"{len(found.ignored)} ignored ({_some(list(found.ignored))})")
+    notes += fit_weights(weights, own)
+    notes.append(fit_head(weights, own, new_head, found.origin))
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
         "of another shape": [
-            f"{name} {_shape(weights, name)} for {_shape(own, name)}"
+            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
             for name in own
             if name in weights and weights[name].shape != own[name].shape
         ],
     }
     if any(problems.values()):
-        text = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
-        raise WeightsError(f"the weights are not of this model: {origin}: {text}: use the --cfg they were made with")
+        text = "; ".join(f"{len(names)} {what}: {_some(names, 10)}" for what, names in problems.items() if names)
+        raise WeightsError(
+            f"the weights are not of this model: {found.origin}: {text}: use the --cfg they were made with"
+        )
     model.load_state_dict(weights)
-    return f"{len(weights)} tensors from {origin}{note}"
+    notes.append(_adopt_windows(model, found))
+    return ", ".join(note for note in notes if note)
+
+
+def load_contents(model: nn.Module, contents: Mapping[str, Any], origin: str, new_head: bool = False) -> str:
+    """`find_weights`, then `load_weights`."""
+    return load_weights(model, find_weights(contents, origin), new_head)
+
+
+def _adopt_windows(model: nn.Module, found: Found) -> str:
+    """Normalise V2's coordinates as the file's were, where the configuration leaves it open."""
+    adopt = getattr(model, "adopt_pretrained_windows", None)
+    if adopt is None or not found.windows:
+        return ""
+    return "position coordinates of window " + "/".join(map(str, found.windows)) if adopt(found.windows) else ""
+
+
+def _windows_of(derived: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Window of pre-training of each stage, from the largest coordinate in its table.
+
+    The table holds log2(1 + 8 * d / (w - 1)) / 3 for offsets up to d, one less than the window it was made for.
+    """
+    windows = {}
+    for name, table in derived.items():
+        if name.endswith("relative_coords_table"):
+            stage = next(part for part in name.split(".") if part.isdigit())
+            reach, largest = (table.shape[1] - 1) // 2, float(table.abs().max())
+            windows[int(stage)] = round(8 * reach / (2 ** (3 * largest) - 1)) + 1 if largest > 0 else 1
+    return tuple(windows[stage] for stage in sorted(windows))
+
+
+def _only_backbone(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Without the prefix of a larger model; what belongs to its other parts is ignored, and said so."""
+    for prefix in BACKBONES:
+        inner = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+        if any(name.startswith(("patch_embed.", "embeddings.", "features.")) for name in inner):
+            heads = {name: v for name, v in tensors.items() if name.startswith(HEADS) and v.ndim <= 2}
+            rest = [name for name in tensors if not name.startswith(prefix) and name not in heads]
+            inner.pop("mask_token", None)
+            return {**inner, **heads}, tuple(rest)
+    return tensors, ()
+
+
+def _check_family(model: nn.Module, found: Found) -> None:
+    family = getattr(model, "family", None)
+    if family and found.family and family != found.family:
+        raise WeightsError(
+            f"the file holds {FAMILIES[found.family]}, the model is {FAMILIES[family]}: {found.origin}:"
+            f" use a configuration with MODEL.TYPE {found.family}"
+        )
+
+
+def _is_derived(name: str) -> bool:
+    return name.rsplit(".", 1)[-1] in DERIVED
 
 
 def _bare(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
+    while name.startswith(TRAINING_PREFIXES):
+        for prefix in TRAINING_PREFIXES:
+            name = name.removeprefix(prefix)
     return name
-
-
-def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(weights[name].shape) if name in weights else None
 
 
 def _some(names: list[str], count: int = 3) -> str:

@@ -6,8 +6,10 @@ from typing import Any
 from models.backbone import SwinBackbone
 from models.errors import ModelError
 from models.swin import SwinTransformer
+from models.swin_mlp import SwinMlp
+from models.swin_v2 import SwinTransformerV2
 
-MODELS: dict[str, type[SwinBackbone]] = {"swin": SwinTransformer}
+MODELS: dict[str, type[SwinBackbone]] = {c.family: c for c in (SwinTransformer, SwinTransformerV2, SwinMlp)}
 
 
 def build_model(name: str, **arguments: Any) -> SwinBackbone:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.backbone import SwinBackbone
 from models.layers import Mlp, PatchMerging, add_branch
-from models.window_attention import WindowGrid, attend, relative_position_index, split_heads
+from models.window_attention import attend, in_windows, relative_position_index, split_heads
 
 
 class WindowAttention(nn.Module):
@@ -79,9 +79,7 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
     def _attention(self, x: Tensor) -> Tensor:
-        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, self.shift)
-        windows = grid.split(self.norm1(x))
-        return grid.merge(self.attn(windows, grid.mask(x.device)))
+        return in_windows(self.norm1(x), self.window, self.shift, self.attn)
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))
@@ -99,6 +97,8 @@ class SwinTransformer(SwinBackbone):
         mlp_ratio: hidden width of the MLP over its input; qkv_bias: a bias on query, key and value;
         qk_scale: factor on the scores, None for 1 / sqrt(channels per head); attn_drop_rate: dropout on the weights.
     """
+
+    family = "swin"
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ the map by half a window, so that windows of neighbouring blocks overlap (paper,
 parameters.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -80,6 +81,12 @@ def _shift_mask(grid: WindowGrid, device: torch.device) -> Tensor:
     unshifted = WindowGrid(rows, cols, grid.window, 0, 0)
     windows = unshifted.split(region[None, :, :, None])[0, :, :, 0]  # (windows, tokens)
     return (windows[:, None, :] != windows[:, :, None]).float().mul(-100.0).to(device)
+
+
+def in_windows(x: Tensor, window: int, shift: int, attention: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+    """Apply `attention(windows, mask)` to a map (B, H, W, C) cut into (shifted) windows, and put it together again."""
+    grid = WindowGrid.of(x.shape[1], x.shape[2], window, shift)
+    return grid.merge(attention(grid.split(x), grid.mask(x.device)))
 
 
 def relative_position_index(window: int) -> Tensor:

@@ -32,14 +32,20 @@ def peak_memory(device: torch.device) -> int:
 
 @torch.no_grad()
 def count_flops(model: nn.Module, size: int, channels: int = 3) -> int:
-    """Multiply-adds of one image of `size` x `size`, matrix products and convolutions, by torch's own counter."""
+    """Multiply-adds of one image of `size` x `size`, matrix products and convolutions, by torch's own counter.
+
+    It is what one more image in a batch costs: V2's position bias, made once a batch, does not count.
+    """
     was_training = model.training
     model.eval()
-    image = torch.zeros(1, channels, size, size, device=next(model.parameters()).device)
-    with FlopCounterMode(display=False) as counter:
-        model(image)
+    totals = []
+    for batch in (1, 2):
+        images = torch.zeros(batch, channels, size, size, device=next(model.parameters()).device)
+        with FlopCounterMode(display=False) as counter:
+            model(images)
+        totals.append(counter.get_total_flops())
     model.train(was_training)
-    return counter.get_total_flops() // 2
+    return (totals[1] - totals[0]) // 2
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,11 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives only."""
         averaged = {} if self.ema is None else {"model_ema": self.ema.module.state_dict()}
+        windows = getattr(self.model, "pretrained_windows", None)  # Swin V2: what no tensor tells
         return {
             "model": self.model.state_dict(),
             **averaged,
+            **({} if windows is None else {"pretrained_windows": windows()}),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "counters": {name: getattr(self, name) for name in self._COUNTERS},
@@ -103,9 +105,10 @@ class TrainState:
 
         Raises: KeyError, RuntimeError or TypeError if the optimizer, the scaler or a counter does not fit.
         """
-        line = load_weights(self.model, saved["model"])
+        windows = {"pretrained_windows": saved.get("pretrained_windows")}
+        line = load_weights(self.model, {"model": saved["model"], **windows})
         if self.ema is not None:
-            load_weights(self.ema.module, saved.get("model_ema", saved["model"]))
+            load_weights(self.ema.module, {"model": saved.get("model_ema", saved["model"]), **windows})
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
         except ValueError as e:  # other parameter groups

@@ -65,8 +65,6 @@ def test_evaluation_needs_no_training_folder(own_photos):
     sources = open_folder(own_photos, training=False, class_names=names)
     assert {sources.val.label(i) for i in range(len(sources.val))} == {0, 2, 3}
     assert open_folder(own_photos, training=False).class_names == ("class_0", "class_1", "class_2")
-    with pytest.raises(DataError, match="the evaluated weights have 1000"):
-        open_folder(own_photos, training=False, classes=1000)
     with pytest.raises(DataError, match="no folder train/"):
         open_folder(own_photos)
 
@@ -88,7 +86,7 @@ def test_what_is_missing_is_said(arguments, message):
 
 def test_the_number_of_classes_can_be_demanded(photos):
     assert len(open_folder(photos, classes=3).class_names) == 3
-    with pytest.raises(DataError, match="the data have 3 classes, MODEL.NUM_CLASSES is 1000"):
+    with pytest.raises(DataError, match="has 3 classes, not 1000: MODEL.NUM_CLASSES"):
         open_folder(photos, classes=1000)
 
 

@@ -1,0 +1,29 @@
+"""From the 21,841 classes of ImageNet-22K to the 1,000 of ImageNet-1K: which head rows belong to which class."""
+
+from functools import cache
+
+import torch
+from timm.data import ImageNetInfo
+from torch import Tensor
+
+CLASSES_22K = 21841
+CLASSES_1K = 1000
+
+
+@cache
+def rows_of_1k() -> tuple[int, ...]:
+    """Row of the released 22K heads for each ImageNet-1K class.
+
+    The heads' order is timm's "imagenet-21k-goog" list without its two last synsets, which stand at 9205 and 15027.
+    Class 850 (teddy bear) is in no 22K list; the published map gives it row 5564.
+    """
+    goog = ImageNetInfo("imagenet-21k-goog").label_names()
+    order = goog[:CLASSES_22K]
+    order[9205], order[15027] = goog[CLASSES_22K], goog[CLASSES_22K + 1]
+    place = {synset: row for row, synset in enumerate(order)}
+    return tuple(place.get(synset, 5564) for synset in ImageNetInfo("imagenet-1k").label_names())
+
+
+def map_head(weight: Tensor) -> Tensor:
+    """Rows of a 22K head's weight or bias (21841, ...) for the 1K classes: (1000, ...)."""
+    return weight[torch.tensor(rows_of_1k())]

@@ -1,0 +1,229 @@
+"""Names and tensors of Swin weights in the other places where people have them, both ways, without loss.
+
+The original's names are the program's own. A layout is a table of renamings plus what it stores in another form.
+Sources: the published files, and timm 1.0, torchvision 0.29, transformers 5, mmdetection 3 and mmpretrain 1.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+
+# computed from the configuration, though files hold them
+DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "k_bias")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of storing a Swin.
+
+    `names`: pairs of templates, the original's first; {i} is a stage, {j} a block, {2i+1} an index computed from it.
+    The first pair that matches the beginning of a name wins; names without a pair are the same in both.
+    `encode` and `decode` change tensors, under the original's names: to this layout's form, and back.
+    """
+
+    name: str
+    names: tuple[tuple[str, str], ...] = ()
+    encode: Callable[[Weights], Weights] = field(default=dict)
+    decode: Callable[[Weights], Weights] = field(default=dict)
+
+    def to_original(self, weights: Mapping[str, Tensor]) -> Weights:
+        """Weights of this layout under the original's names."""
+        return self.decode({_rename(k, [(b, a) for a, b in self.names]): v for k, v in weights.items()})
+
+    def from_original(self, weights: Mapping[str, Tensor]) -> Weights:
+        """The inverse of `to_original`."""
+        return {_rename(k, self.names): v for k, v in self.encode(dict(weights)).items()}
+
+
+def recognise(names: list[str]) -> Layout:
+    """The layout that a file's names (without wrappers' prefixes) belong to."""
+    joined = "\n".join(names)
+    for key, sign in _SIGNS.items():
+        if re.search(sign, joined, re.MULTILINE):
+            return LAYOUTS[key]
+    merging = [int(m) for m in re.findall(r"^layers\.(\d+)\.downsample", joined, re.MULTILINE)]
+    return LAYOUTS["timm" if merging and 0 not in merging else "original"]
+
+
+def _rename(name: str, pairs: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> str:
+    for source, target in pairs:
+        match = re.match(_pattern(source) + r"(?=\.|$)", name)
+        if match:
+            numbers = _solve(source, match.groups())
+            if numbers is not None:
+                return _fill(target, numbers) + name[match.end() :]
+    return name
+
+
+_INDEX = re.compile(r"\{(\d*)([ij])(?:\+(\d+))?\}")
+
+
+def _pattern(template: str) -> str:
+    pieces = _INDEX.split(template)  # text, factor, letter, offset, text, ...
+    return r"(\d+)".join(re.escape(text) for text in pieces[::4])
+
+
+def _solve(template: str, found: tuple[str, ...]) -> dict[str, int] | None:
+    """The stage and block that give the found indices; None if there are none."""
+    numbers = {}
+    for (factor, letter, offset), text in zip(_INDEX.findall(template), found, strict=True):
+        value, rest = divmod(int(text) - int(offset or 0), int(factor or 1))
+        if rest or value < 0:
+            return None
+        numbers[letter] = value
+    return numbers
+
+
+def _fill(template: str, numbers: dict[str, int]) -> str:
+    return _INDEX.sub(lambda m: str(int(m[1] or 1) * numbers[m[2]] + int(m[3] or 0)), template)
+
+
+def _is_v2(weights: Weights, attention: str) -> bool:
+    return f"{attention}.logit_scale" in weights
+
+
+def _each_attention(weights: Weights, leaf: str) -> list[str]:
+    return [name.removesuffix(leaf) for name in weights if name.endswith(leaf)]
+
+
+def _split_qkv(weights: Weights) -> Weights:
+    """One matrix for each of query, key and value, as transformers stores them."""
+    for attention in _each_attention(weights, ".qkv.weight"):
+        parts = zip(("query", "key", "value"), weights.pop(f"{attention}.qkv.weight").chunk(3), strict=True)
+        weights |= {f"{attention}.{part}.weight": value.clone() for part, value in parts}
+        if f"{attention}.qkv.bias" in weights:
+            parts = zip(("query", "key", "value"), weights.pop(f"{attention}.qkv.bias").chunk(3), strict=True)
+            weights |= {f"{attention}.{part}.bias": value.clone() for part, value in parts}
+        for letter, part in (("q", "query"), ("v", "value")):
+            if f"{attention}.{letter}_bias" in weights:
+                weights[f"{attention}.{part}.bias"] = weights.pop(f"{attention}.{letter}_bias")
+    return weights
+
+
+def _join_qkv(weights: Weights) -> Weights:
+    for attention in _each_attention(weights, ".query.weight"):
+        parts = [weights.pop(f"{attention}.{part}.weight") for part in ("query", "key", "value")]
+        weights[f"{attention}.qkv.weight"] = torch.cat(parts)
+        if f"{attention}.key.bias" in weights:
+            biases = [weights.pop(f"{attention}.{part}.bias") for part in ("query", "key", "value")]
+            weights[f"{attention}.qkv.bias"] = torch.cat(biases)
+        elif f"{attention}.query.bias" in weights:  # V2 has none on the keys
+            weights[f"{attention}.q_bias"] = weights.pop(f"{attention}.query.bias")
+            weights[f"{attention}.v_bias"] = weights.pop(f"{attention}.value.bias")
+    return weights
+
+
+def _join_v2_bias(weights: Weights) -> Weights:
+    """torchvision's V2 has one bias for all three; that on the keys is zero."""
+    for attention in _each_attention(weights, ".q_bias"):
+        query, value = weights.pop(f"{attention}.q_bias"), weights.pop(f"{attention}.v_bias")
+        weights[f"{attention}.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return weights
+
+
+def _split_v2_bias(weights: Weights) -> Weights:
+    for attention in _each_attention(weights, ".qkv.bias"):
+        if _is_v2(weights, attention):
+            query, _, value = weights.pop(f"{attention}.qkv.bias").chunk(3)
+            weights |= {f"{attention}.q_bias": query.clone(), f"{attention}.v_bias": value.clone()}
+    return weights
+
+
+def _to_mmdetection(weights: Weights) -> Weights:
+    """The four merged patches channel by channel and along the rows, as torch's Unfold gives them; norms by stage."""
+    last = _last_stage(weights)
+    weights = {re.sub(r"^norm\.", f"norm{last}.", name): value for name, value in weights.items()}
+    return _reorder_merging(weights, lambda w: w.view(*w.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :].transpose(-1, -2))
+
+
+def _from_mmdetection(weights: Weights) -> Weights:
+    last = _last_stage(weights)
+    weights = {
+        name.replace(f"norm{last}.", "norm.") if name.startswith("norm") else name: v for name, v in weights.items()
+    }
+    return _reorder_merging(weights, lambda w: w.view(*w.shape[:-1], -1, 4).transpose(-1, -2)[..., [0, 2, 1, 3], :])
+
+
+def _last_stage(weights: Weights) -> int:
+    return max((int(m[1]) for name in weights if (m := re.match(r"layers\.(\d+)\.", name))), default=0)
+
+
+def _reorder_merging(weights: Weights, reorder: Callable[[Tensor], Tensor]) -> Weights:
+    for merging in _each_attention(weights, ".downsample.reduction.weight"):
+        matrix = weights[f"{merging}.downsample.reduction.weight"]
+        for name in (f"{merging}.downsample.{leaf}" for leaf in ("reduction.weight", "norm.weight", "norm.bias")):
+            value = weights.get(name)
+            if value is not None and value.shape[-1] == matrix.shape[-1]:  # V2's norm comes after the reduction
+                weights[name] = reorder(value).reshape(value.shape)
+    return weights
+
+
+_BLOCK = "layers.{i}.blocks.{j}"
+_TRANSFORMERS_BLOCK = "encoder.layers.{i}.blocks.{j}"
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("original"),
+        Layout("timm", (("layers.{i}.downsample", "layers.{i+1}.downsample"), ("head", "head.fc"))),
+        Layout(
+            "torchvision",
+            (
+                ("patch_embed.proj", "features.0.0"),
+                ("patch_embed.norm", "features.0.2"),
+                (f"{_BLOCK}.mlp.fc1", "features.{2i+1}.{j}.mlp.0"),
+                (f"{_BLOCK}.mlp.fc2", "features.{2i+1}.{j}.mlp.3"),
+                (_BLOCK, "features.{2i+1}.{j}"),
+                ("layers.{i}.downsample", "features.{2i+2}"),
+            ),
+            _join_v2_bias,
+            _split_v2_bias,
+        ),
+        Layout(
+            "transformers",
+            (
+                ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+                ("patch_embed.norm", "embeddings.norm"),
+                ("absolute_pos_embed", "embeddings.position_embeddings"),
+                (f"{_BLOCK}.norm1", f"{_TRANSFORMERS_BLOCK}.layernorm_before"),
+                (f"{_BLOCK}.norm2", f"{_TRANSFORMERS_BLOCK}.layernorm_after"),
+                (f"{_BLOCK}.attn.proj", f"{_TRANSFORMERS_BLOCK}.attention.output.dense"),
+                (f"{_BLOCK}.attn.cpb_mlp", f"{_TRANSFORMERS_BLOCK}.attention.self.continuous_position_bias_mlp"),
+                (f"{_BLOCK}.attn", f"{_TRANSFORMERS_BLOCK}.attention.self"),
+                (f"{_BLOCK}.mlp.fc1", f"{_TRANSFORMERS_BLOCK}.intermediate.dense"),
+                (f"{_BLOCK}.mlp.fc2", f"{_TRANSFORMERS_BLOCK}.output.dense"),
+                ("layers.{i}.downsample", "encoder.layers.{i}.downsample"),
+                ("norm", "layernorm"),
+                ("head", "classifier"),
+            ),
+            _split_qkv,
+            _join_qkv,
+        ),
+        Layout(
+            "mmdetection",  # also mmsegmentation and mmpretrain
+            (
+                ("patch_embed.proj", "patch_embed.projection"),
+                (f"{_BLOCK}.attn", "stages.{i}.blocks.{j}.attn.w_msa"),
+                (f"{_BLOCK}.mlp.fc1", "stages.{i}.blocks.{j}.ffn.layers.0.0"),
+                (f"{_BLOCK}.mlp.fc2", "stages.{i}.blocks.{j}.ffn.layers.1"),
+                (_BLOCK, "stages.{i}.blocks.{j}"),
+                ("layers.{i}.downsample", "stages.{i}.downsample"),
+                ("head", "head.fc"),
+            ),
+            _to_mmdetection,
+            _from_mmdetection,
+        ),
+    )
+}
+
+_SIGNS = {
+    "torchvision": r"^features\.0\.0\.",
+    "mmdetection": r"\.attn\.w_msa\.",
+    "transformers": r"\.layernorm_before\.",
+    "timm": r"^head\.fc\.",
+}

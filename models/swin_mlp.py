@@ -1,0 +1,62 @@
+"""Swin-MLP: windows as in the first paper, mixed by a learned matrix per head instead of attention.
+
+Source: the released Swin-MLP models (arXiv 2103.14030, version 2, appendix).
+"""
+
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.backbone import SwinBackbone
+from models.layers import Mlp, PatchMerging, add_branch
+from models.window_attention import WindowGrid
+
+
+class SwinMlpBlock(nn.Module):
+    """A matrix over the tokens of a window for each group of channels, then an MLP; each after a norm."""
+
+    def __init__(
+        self, dim: int, heads: int, window: int, shift: int, drop_path: float, *, mlp_ratio: float, drop: float
+    ):
+        super().__init__()
+        self.heads, self.window, self.shift, self.drop_path = heads, window, shift, drop_path
+        tokens = window * window
+        self.norm1 = nn.LayerNorm(dim)
+        self.spatial_mlp = nn.Conv1d(heads * tokens, heads * tokens, kernel_size=1, groups=heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+
+    def _spatial(self, x: Tensor) -> Tensor:
+        x = self.norm1(x)
+        _, height, width, channels = x.shape
+        # a shift is padding on all sides, so that no window joins opposite edges and nothing needs a mask
+        before = [self.window - self.shift if self.shift and side > self.window else 0 for side in (height, width)]
+        after = [self.shift if lead else 0 for lead in before]
+        x = F.pad(x, (0, 0, before[1], after[1], before[0], after[0]))
+        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, 0)
+        windows = grid.split(x)
+        batch, count, tokens, _ = windows.shape
+        mixed = windows.view(batch * count, tokens, self.heads, channels // self.heads).transpose(1, 2)
+        mixed = self.spatial_mlp(mixed.reshape(batch * count, self.heads * tokens, -1))
+        mixed = mixed.view(batch * count, self.heads, tokens, -1).transpose(1, 2).reshape(windows.shape)
+        return grid.merge(mixed)[:, before[0] : before[0] + height, before[1] : before[1] + width]
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm2(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        drop_path = self.drop_path if self.training else 0.0
+        return add_branch(add_branch(x, self._spatial, drop_path), self._mlp, drop_path)
+
+
+class SwinMlp(SwinBackbone):
+    """Swin-MLP; parameter names are those of the released weights. Args: those of SwinBackbone, and mlp_ratio."""
+
+    family = "swin_mlp"
+
+    def __init__(self, *, mlp_ratio: float = 4.0, drop_rate: float = 0.0, **pyramid: Any):
+        block = partial(SwinMlpBlock, mlp_ratio=mlp_ratio, drop=drop_rate)
+        super().__init__(block, PatchMerging, drop_rate=drop_rate, **pyramid)

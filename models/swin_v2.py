@@ -1,0 +1,178 @@
+"""Swin Transformer V2: "Swin Transformer V2: Scaling Up Capacity and Resolution", arXiv 2111.09883."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.backbone import SwinBackbone
+from models.layers import Mlp, PostNormMerging, add_branch
+from models.window_attention import attend, in_windows, relative_position_index, split_heads
+
+MAX_SCALE = 100.0  # of the cosine similarities: a temperature of at least 0.01 (section 3.3)
+
+
+def log_coordinates(window: int, pretrained_window: int) -> Tensor:
+    """Log-spaced relative coordinates (section 3.3, equation 4), normalised to the window of pre-training.
+
+    Args: window of the model; pretrained_window: of the weights, 0 for the same.
+    Returns: float32 ((2 * window - 1)**2, 2), row-major as the tables of `relative_position_index`.
+    """
+    reach = max((pretrained_window or window) - 1, 1)
+    axis = torch.arange(-(window - 1), window, dtype=torch.float32) * 8 / reach
+    axis = axis.sign() * (axis.abs() + 1).log2() / math.log2(8)
+    return torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).view(-1, 2)
+
+
+class CosineWindowAttention(nn.Module):
+    """Scaled cosine attention with a continuous position bias (section 3.3)."""
+
+    relative_position_index: Tensor
+    relative_coords_table: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        pretrained_window: int,
+        *,
+        qkv_bias: bool,
+        attn_drop: float,
+        proj_drop: float,
+    ):
+        super().__init__()
+        self.heads, self.attn_drop, self.window = heads, attn_drop, window
+        self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
+        self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, heads, bias=False))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        # no bias on the keys: it would move all scores of a query alike
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+        self.register_buffer("relative_coords_table", torch.zeros((2 * window - 1) ** 2, 2), persistent=False)
+        self.set_pretrained_window(pretrained_window)
+
+    def set_pretrained_window(self, window: int) -> None:
+        """Normalise the coordinates to the window that the weights were trained with; 0: the model's own."""
+        self.pretrained_window = window or self.window
+        self.relative_coords_table.copy_(log_coordinates(self.window, self.pretrained_window))
+
+    def position_bias(self) -> Tensor:
+        """(heads, N, N) for the N tokens of a window, each between 0 and 16."""
+        tokens = len(self.relative_position_index)
+        table = self.cpb_mlp(self.relative_coords_table)
+        rows = table.index_select(0, self.relative_position_index.flatten())
+        return 16 * rows.view(tokens, tokens, self.heads).permute(2, 0, 1).float().sigmoid()
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """windows (B, windows, N, C), mask (windows, N, N) or None -> (B, windows, N, C)."""
+        bias = None
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        query, key, value = split_heads(F.linear(windows, self.qkv.weight, bias), self.heads)
+        # float32: squares of half-precision values lose what the norm needs
+        query, key = (F.normalize(t.float(), dim=-1).to(value.dtype) for t in (query, key))
+        scores = query @ key.transpose(-2, -1)
+        scores = scores * self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp()
+        dropout = self.attn_drop if self.training else 0.0
+        return self.proj_drop(self.proj(attend(scores, value, self.position_bias(), mask, dropout)))
+
+
+class SwinV2Block(nn.Module):
+    """As V1, but each branch is normalised at its end: residual post-norm (section 3.2)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        shift: int,
+        drop_path: float,
+        *,
+        pretrained_window: int,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        drop: float,
+        attn_drop: float,
+    ):
+        super().__init__()
+        self.window, self.shift, self.drop_path = window, shift, drop_path
+        self.attn = CosineWindowAttention(
+            dim, heads, window, pretrained_window, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=drop
+        )
+        self.norm1 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def _attention(self, x: Tensor) -> Tensor:
+        return self.norm1(in_windows(x, self.window, self.shift, self.attn))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.norm2(self.mlp(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        drop_path = self.drop_path if self.training else 0.0
+        return add_branch(add_branch(x, self._attention, drop_path), self._mlp, drop_path)
+
+
+class SwinTransformerV2(SwinBackbone):
+    """SwinV2-T/S/B/L; parameter names are those of the released weights.
+
+    Args: those of SwinBackbone, and
+        pretrained_window_sizes: window of each stage in pre-training, 0 for the model's own;
+        mlp_ratio, qkv_bias, drop_rate, attn_drop_rate: as SwinTransformer.
+    """
+
+    family = "swinv2"
+
+    def __init__(
+        self,
+        *,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        pretrained_window_sizes: Sequence[int] = (0, 0, 0, 0),
+        **pyramid: Any,
+    ):
+        block = partial(SwinV2Block, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop=drop_rate, attn_drop=attn_drop_rate)
+        windows = [*pretrained_window_sizes, 0, 0, 0, 0]
+        by_stage = [partial(block, pretrained_window=window) for window in windows]
+        super().__init__(by_stage, PostNormMerging, drop_rate=drop_rate, **pyramid)
+        self._configured = windows
+        for stage in self.stages():
+            # branches start at zero, as the released models' did
+            for name, p in stage.blocks.named_parameters():
+                if name.endswith(("norm1.weight", "norm2.weight")):
+                    nn.init.zeros_(p)
+
+    def pretrained_windows(self) -> list[int]:
+        """Window that each stage's coordinates are normalised to: a checkpoint must keep it."""
+        return [attention[0].pretrained_window for attention in self._attentions()]
+
+    def adopt_pretrained_windows(self, windows: Sequence[int]) -> bool:
+        """Normalise to the windows that a file's weights were trained with, where the configuration left them open.
+
+        Returns: whether that changed anything.
+        """
+        before = self.pretrained_windows()
+        for attentions, window, configured in zip(self._attentions(), windows, self._configured, strict=False):
+            for attention in attentions if not configured else ():
+                attention.set_pretrained_window(window)
+        return self.pretrained_windows() != before
+
+    def _attentions(self) -> list[list[CosineWindowAttention]]:
+        return [[m for m in stage.modules() if isinstance(m, CosineWindowAttention)] for stage in self.stages()]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of what shapes positions and scores, besides the absolute position embedding."""
+        words = ("cpb_mlp", "logit_scale", "pos_embed")
+        return {name for name, _ in self.named_parameters() if any(word in name for word in words)}
