@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-RELEASED = json.loads((Path(__file__).parent / "released.json").read_text())
+RELEASED = json.loads((ROOT / "models" / "released.json").read_text())["models"]
 
 
 def pytest_configure() -> None:

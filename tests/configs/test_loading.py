@@ -30,10 +30,16 @@ def test_golden_dump_of_the_defaults_and_of_every_recipe():
     assert {str(p.relative_to(ROOT / "configs")): changed(load_config(p)) for p in RECIPES} == golden["recipes"]
 
 
-@pytest.mark.parametrize("row", [r for r in RELEASED if r["type"] == "swin"], ids=lambda r: r["config"])
+SECTIONS = {"swin": ("swin", "SWIN"), "swinv2": ("swinv2", "SWINV2"), "swin_mlp": ("swinmlp", "SWIN_MLP")}
+
+
+@pytest.mark.parametrize("row", RELEASED, ids=lambda r: r["config"])
 def test_released_recipes_hold_the_published_settings(row):
-    cfg = load_config(ROOT / "configs" / "swin" / f"{row['config']}.yaml")
-    swin, train = cfg.MODEL.SWIN, cfg.TRAIN
+    folder, section = SECTIONS[row["type"]]
+    cfg = load_config(ROOT / "configs" / folder / f"{row['config']}.yaml")
+    swin, train = cfg.MODEL[section], cfg.TRAIN
+    assert cfg.MODEL.TYPE == row["type"]
+    assert swin.get("PRETRAINED_WINDOW_SIZES", [0, 0, 0, 0]) == row.get("pretrained_window_sizes", [0, 0, 0, 0])
     assert cfg.MODEL.NAME == row["config"]
     assert (cfg.DATA.IMG_SIZE, swin.WINDOW_SIZE, swin.EMBED_DIM) == (row["img_size"], row["window"], row["embed_dim"])
     assert (swin.DEPTHS, swin.NUM_HEADS) == (row["depths"], row["num_heads"])

@@ -8,8 +8,6 @@ import torch
 import torchvision
 
 from models.registry import build_model
-from tests.conftest import RELEASED
-from utils.profiling import count_flops, count_parameters
 
 SIZES = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
@@ -54,22 +52,6 @@ def randomise(model):
         elif p.ndim == 1:
             torch.nn.init.normal_(p, mean=float("norm" in name and "weight" in name), std=0.1)
     return model.eval()
-
-
-@pytest.mark.parametrize("row", [r for r in RELEASED if r["type"] == "swin"], ids=lambda r: r["config"])
-def test_released_parameter_counts_and_flops(row):
-    with torch.device("meta"):
-        model = build_model(
-            "swin",
-            img_size=row["img_size"],
-            window_size=row["window"],
-            embed_dim=row["embed_dim"],
-            depths=row["depths"],
-            num_heads=row["num_heads"],
-            num_classes=row["classes"],
-        )
-    assert count_parameters(model) == row["params"]
-    assert count_flops(model, row["img_size"]) == pytest.approx(row["flops"], rel=0.01)
 
 
 @pytest.mark.slow
