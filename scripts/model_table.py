@@ -7,8 +7,6 @@ from models.released import released_models
 BEGIN, END = "<!-- models: python -m scripts.model_table -->", "<!-- end of models -->"
 README = Path(__file__).resolve().parent.parent / "README.md"
 HEAD = "| recipe | pixels | window | parameters | GFLOPs | top-1 | top-5 | weights |\n" + "|---" * 8 + "|\n"
-    "| recipe | pixels | window | parameters | GFLOPs | top-1 | top-5 | weights |\n|---|---|---|---|---|---|---|---|\n"
-)
 
 
 def table() -> str:

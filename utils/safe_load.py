@@ -1,0 +1,73 @@
+"""Reading files of tensors that somebody else wrote: nothing in them is executed, and they cannot claim more than they hold."""
+
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+from torch import Tensor
+
+from utils.errors import CheckpointError
+
+# the original's training checkpoints hold their configuration as a pickled CfgNode: read as the plain dict that it is
+_HARMLESS = [(OrderedDict, "yacs.config.CfgNode")]
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Contents of a .pth (torch.save) or .safetensors file, on the CPU.
+
+    Raises: CheckpointError for a missing, damaged or unsafe file, before memory is taken for it.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_safetensors(path))
+        _refuse_bomb(path)
+        with torch.serialization.safe_globals(_HARMLESS):
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise CheckpointError(_unsafe(path, e)) from e
+    except SafetensorError as e:
+        raise CheckpointError(f"not a safetensors file ({e}): {path}: name another file") from e
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+        reason = getattr(e, "strerror", None) or "it is cut short or no checkpoint"
+        raise CheckpointError(f"cannot read a checkpoint ({reason}): {path}: name another file") from e
+    if not isinstance(contents, dict):
+        raise CheckpointError(f"not a checkpoint but a {type(contents).__name__}: {path}: name another file")
+    for name, tensor in _tensors(contents, ""):
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"a tensor claims more values than it holds: {name} of {path}: do not trust the file")
+    return contents
+
+
+def _refuse_bomb(path: Path) -> None:
+    """torch stores its tensors uncompressed; a zip that unpacks to more than itself is something else."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(f"the file unpacks to {unpacked:,} bytes, more than it has: {path}: do not trust it")
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _tensors(inner, f"{name}.{i}")
+
+
+def _unsafe(path: Path, error: pickle.UnpicklingError) -> str:
+    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if wanted is None:
+        return f"not a checkpoint, or a damaged one: {path}: name another file"
+    return f"the file wants to import {wanted[1]}, which weights never need: {path}: do not trust it"
