@@ -5,7 +5,9 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from torch import nn
 from yacs.config import CfgNode
 
 from configs import arguments
@@ -13,11 +15,12 @@ from configs.loading import dump_config, load_config
 from configs.options import parse_command_line
 from data.loaders import build_eval_loader, build_train_loader
 from data.sources import open_sources
-from models.backbone import SwinBackbone
-from models.pretrained import find_weights, load_contents, load_weights
-from models.registry import build_model
+from models.pretrained import load_contents
+from models.registry import build_model, prepare
+from models.released import weights_address
 from utils.checkpoint import read_checkpoint
 from utils.distributed import World, join_world
+from utils.downloads import local_file
 from utils.engine import evaluate, train_epoch
 from utils.errors import show_error
 from utils.precision import choose_precision
@@ -39,11 +42,10 @@ def train(cfg: CfgNode, world: World) -> None:
     folder.claim(dump_config(cfg), partial(arguments.config_differences, cfg))
     facts = {**sources.identity(), "global_batch": plan.global_batch, "config": dump_config(cfg)}
     state = first_state(cfg, plan, facts, folder, world)
-    session = Session(state, plan, folder, world, facts=facts, **arguments.session_arguments(cfg))
-
     seeds = {"seed": cfg.SEED, "seed_all": seed_all, "derive": derive}
     batches = build_train_loader(sources.train, plan, world, **seeds, **arguments.train_loader_arguments(cfg))
     val = build_eval_loader(sources.val, world, **arguments.eval_loader_arguments(cfg))
+    session = Session(state, plan, folder, world, facts=facts, **arguments.session_arguments(cfg))
     while state.epoch < plan.epochs:
         watched = session.watch(batches.epoch(state.epoch, state.step))
         train_epoch(state, watched, plan, cfg.MODEL.LABEL_SMOOTHING, session.after_update)
@@ -58,15 +60,22 @@ def first_state(cfg: CfgNode, plan: RunPlan, facts: dict, folder: OutputFolder, 
         model, world, choose_precision(world.device, **arguments.amp_arguments(cfg)), **arguments.state_arguments(cfg)
     )
     log_lines([*state.describe(), *plan.describe()])
-    start_from(state, plan, folder, world, load=load_contents, expected=facts, **arguments.start_arguments(cfg))
+    fetching = arguments.fetch_arguments(cfg, weights_address)
+    how: dict[str, Any] = {
+        "load": load_contents,
+        "fetch": partial(local_file, world=world, **fetching),
+        "expected": facts,
+        **arguments.start_arguments(cfg),
+    }
+    start_from(state, plan, folder, world, **how)
     return state
 
 
-def fresh_model(cfg: CfgNode, classes: int, world: World) -> SwinBackbone:
+def fresh_model(cfg: CfgNode, classes: int, world: World) -> nn.Module:
     """The model of the configuration, initialised from the seed."""
     seed_all("model", cfg.SEED)
     model = build_model(cfg.MODEL.TYPE, **arguments.model_arguments(cfg, classes)).to(world.device)
-    model.set_grad_checkpointing(cfg.TRAIN.USE_CHECKPOINT)
+    prepare(model, **arguments.preparation_arguments(cfg))
     log.info(describe_model(model, cfg.DATA.IMG_SIZE))
     return model
 
@@ -74,16 +83,13 @@ def fresh_model(cfg: CfgNode, classes: int, world: World) -> SwinBackbone:
 def evaluate_only(cfg: CfgNode, world: World) -> None:
     """Evaluate one file; nothing is written."""
     path = cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED
-    contents = read_checkpoint(Path(path))
-    found = find_weights(contents, path)
+    contents = read_checkpoint(local_file(path, world, **arguments.fetch_arguments(cfg, weights_address)))
     sources = open_sources(**arguments.source_arguments(cfg, training=False), class_names=contents.get("class_names"))
-    classes = len(sources.class_names)
-    model = fresh_model(cfg, classes, world)
-    log.info("weights: %s", load_weights(model, found))
+    model = fresh_model(cfg, classes := len(sources.class_names), world)
+    log.info("weights: %s", load_contents(model, contents, path))
     val = build_eval_loader(sources.val, world, **arguments.eval_loader_arguments(cfg))
-    log.info(
-        evaluate(model, val, classes, choose_precision(world.device, **arguments.amp_arguments(cfg)), world).line()
-    )
+    precision = choose_precision(world.device, **arguments.amp_arguments(cfg))
+    log.info(evaluate(model, val, classes, precision, world).line())
 
 
 def throughput(cfg: CfgNode, world: World) -> None:

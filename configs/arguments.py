@@ -1,5 +1,6 @@
 """What each part of the program is handed from the configuration: values by the names of its parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 from yacs.config import CfgNode
@@ -17,6 +18,7 @@ FREE_KEYS = {
     "DATA.ZIP_MODE",
     "DATA.CACHE_MODE",
     "MODEL.RESUME",
+    "MODEL.SHA256",
     "MODEL.NUM_CLASSES",
     "TRAIN.ACCUMULATION_STEPS",
     "TRAIN.GLOBAL_BATCH_SIZE",
@@ -48,7 +50,10 @@ def config_differences(cfg: CfgNode, text: str) -> list[str]:
 
 def model_arguments(cfg: CfgNode, classes: int) -> dict[str, Any]:
     """Arguments of models.registry.build_model for MODEL.TYPE."""
-    section = cfg.MODEL[_FAMILY_SECTIONS[cfg.MODEL.TYPE]] if cfg.MODEL.TYPE in _FAMILY_SECTIONS else {}
+    if cfg.MODEL.TYPE == "timm":
+        section: dict[str, Any] = {"model_name": cfg.MODEL.TIMM.NAME}
+    else:
+        section = dict(cfg.MODEL[_FAMILY_SECTIONS[cfg.MODEL.TYPE]] if cfg.MODEL.TYPE in _FAMILY_SECTIONS else {})
     return {
         **{key.lower(): value for key, value in section.items()},
         "img_size": cfg.DATA.IMG_SIZE,
@@ -56,6 +61,11 @@ def model_arguments(cfg: CfgNode, classes: int) -> dict[str, Any]:
         "drop_rate": cfg.MODEL.DROP_RATE,
         "drop_path_rate": cfg.MODEL.DROP_PATH_RATE,
     }
+
+
+def input_channels(cfg: CfgNode) -> int:
+    """Channels of the images that the model takes."""
+    return cfg.MODEL[_FAMILY_SECTIONS[cfg.MODEL.TYPE]].IN_CHANS if cfg.MODEL.TYPE in _FAMILY_SECTIONS else 3
 
 
 def amp_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -84,10 +94,16 @@ def start_arguments(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def fetch_arguments(cfg: CfgNode, address: Callable[[str], str]) -> dict[str, Any]:
+    """Arguments of utils.downloads.local_file that say what may be fetched."""
+    return {"address": address, "sha256": cfg.MODEL.SHA256}
+
+
 def train_loader_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of data.loaders.build_train_loader that the configuration decides."""
     aug = cfg.AUG
     return {
+        "channels": input_channels(cfg),
         "transform": {
             "size": cfg.DATA.IMG_SIZE,
             "interpolation": cfg.DATA.INTERPOLATION,
@@ -111,11 +127,17 @@ def train_loader_arguments(cfg: CfgNode) -> dict[str, Any]:
 def eval_loader_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of data.loaders.build_eval_loader that the configuration decides."""
     return {
+        "channels": input_channels(cfg),
         "transform": {"size": cfg.DATA.IMG_SIZE, "interpolation": cfg.DATA.INTERPOLATION, "crop": cfg.TEST.CROP},
         "batch_size": cfg.DATA.BATCH_SIZE,
         "workers": cfg.DATA.NUM_WORKERS,
         "pin_memory": cfg.DATA.PIN_MEMORY,
     }
+
+
+def preparation_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of models.registry.prepare."""
+    return {"checkpointing": cfg.TRAIN.USE_CHECKPOINT, "freeze": cfg.TRAIN.FREEZE}
 
 
 def state_arguments(cfg: CfgNode) -> dict[str, Any]:

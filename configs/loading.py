@@ -8,8 +8,9 @@ import ast
 import difflib
 import logging
 import math
+import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -52,11 +53,14 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, Any, str]] = ()
     origins: dict[str, str] = {}
     for file, given in _read_chain(Path(path), ()):
         for name, value in given.items():
-            values[name] = _coerce(name, value, str(file))
-            origins[name] = str(file)
+            values[name], origins[name] = _coerce(name, value, str(file)), str(file)
+        if values["AMP_OPT_LEVEL"] == "O0" and "AMP_OPT_LEVEL" in given:  # the original's way to turn it off
+            values["AMP_ENABLE"] = False
     for name, value, origin in overrides:
-        values[name] = _coerce(name, value, origin)
-        origins[name] = origin
+        given_last = _coerce(name, value, origin)
+        values[name], origins[name] = given_last, origin
+        if (name, given_last) == ("AMP_OPT_LEVEL", "O0"):
+            values["AMP_ENABLE"] = False
     values["BASE"] = [""]
     _retire(values, origins)
     _check_together(values)
@@ -119,7 +123,10 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"no KEY: value pairs: {origin}: see configs/swin_tiny.yaml for the form")
-    return flatten(tree)
+    try:
+        return flatten(tree)
+    except RecursionError as e:
+        raise ConfigError(f"an anchor contains itself: {origin}: write the keys out") from e
 
 
 def _coerce(name: str, value: Any, origin: str) -> Any:
@@ -136,7 +143,7 @@ def _coerce(name: str, value: Any, origin: str) -> Any:
         if key.default is None and value in (None, "", "None", "null"):
             return None
         result = _convert(value, kind, type(key.default[0]) if key.default and kind is list else key.item)
-    except (TypeError, ValueError, SyntaxError) as e:
+    except (TypeError, ValueError, SyntaxError, OverflowError) as e:
         wanted = kind.__name__
         raise ConfigError(f"{name} is {value!r}: {origin}: must be {_ARTICLE.get(wanted, wanted)}") from e
     complaint = key.check(result) if key.check else None
@@ -165,13 +172,17 @@ def _convert(value: Any, kind: type, item: type) -> Any:
     if kind is str:
         if isinstance(value, bool | dict | list):
             raise TypeError
-        return "" if value is None else str(value)
+        return "" if value in (None, "None") else str(value)
     if kind is bool:
         if not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
             raise TypeError
         return str(value).lower() == "true"
     if isinstance(value, bool):
         raise TypeError
+    if kind is int and re.fullmatch(r"[+-]?\d+", str(value)):
+        if abs(int(value)) >= 2**63:
+            raise OverflowError
+        return int(value)
     number = float(value)
     if not math.isfinite(number) or (kind is int and number != int(number)):
         raise ValueError
@@ -180,10 +191,8 @@ def _convert(value: Any, kind: type, item: type) -> Any:
 
 def _retire(values: dict[str, Any], origins: dict[str, str]) -> None:
     """One warning line for each key that has lost its meaning."""
-    if values["AMP_OPT_LEVEL"] == "O0":
-        values["AMP_ENABLE"] = False
     for name, origin in origins.items():
-        if KEYS[name].about.startswith(DEPRECATED):
+        if KEYS[name].about.startswith(DEPRECATED) and values[name] != KEYS[name].default:
             log.warning("%s (%s) has no meaning any more and is ignored", name, origin)
     for name, key in KEYS.items():
         if key.about.startswith(DEPRECATED):
@@ -203,10 +212,14 @@ def _check_together(values: dict[str, Any]) -> None:
         raise ConfigError(
             "TRAIN.GLOBAL_BATCH_SIZE sets the accumulation by itself: TRAIN.ACCUMULATION_STEPS: leave it at 1"
         )
+    section = {"swin": "SWIN", "swinv2": "SWINV2", "swin_mlp": "SWIN_MLP"}.get(values["MODEL.TYPE"])
+    if section and values["DATA.IMG_SIZE"] < values[f"MODEL.{section}.PATCH_SIZE"]:
+        raise ConfigError(f"DATA.IMG_SIZE is smaller than a patch: MODEL.{section}.PATCH_SIZE: make the image larger")
     if values["TRAIN.START_EPOCH"] >= values["TRAIN.EPOCHS"]:
         raise ConfigError("TRAIN.START_EPOCH is not below TRAIN.EPOCHS: nothing is left to train")
     for name in ("MODEL.NAME", "TAG"):
-        if not values[name] or values[name].startswith(("/", "..")):
+        path = PurePath(values[name])
+        if not values[name].strip() or path.is_absolute() or ".." in path.parts:
             raise ConfigError(f"{name} is {values[name]!r}: it names a folder below OUTPUT: give a plain name")
     if values["EVAL_MODE"] and not (values["MODEL.RESUME"] or values["MODEL.PRETRAINED"]):
         raise ConfigError("nothing to evaluate: --eval: name the weights with --resume FILE")

@@ -14,6 +14,7 @@ OPTIONS: dict[str, tuple[str, Any, str]] = {
     "--cache-mode": ("DATA.CACHE_MODE", None, "zip bytes kept in memory: part, full or no"),
     "--pretrained": ("MODEL.PRETRAINED", None, "weights to start from"),
     "--resume": ("MODEL.RESUME", None, "checkpoint to go on from, or to evaluate"),
+    "--sha256": ("MODEL.SHA256", None, "what the file of --pretrained or --resume must have"),
     "--accumulation-steps": ("TRAIN.ACCUMULATION_STEPS", None, "micro-batches per update"),
     "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", True, "recompute activations to save memory"),
     "--disable-amp": ("AMP_ENABLE", False, "no mixed precision"),
@@ -51,7 +52,7 @@ def parse_command_line(argv: list[str]) -> CommandLine:
         epilog="Every key of the configuration can be set with --opts; configs/schema.py lists them.",
     )
     parser.add_argument("--cfg", metavar="FILE", required=True, help="YAML file, such as configs/swin_tiny.yaml")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="override any keys")
+    parser.add_argument("--opts", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="override any keys")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name, (_, switch, text) in OPTIONS.items():
         if switch is None:

@@ -4,6 +4,7 @@ Names, defaults and meaning are the original Swin repository's, so that its YAML
 new here say so. `configs/loading.py` reads files and options against this table.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +43,29 @@ def one_of(*names: str) -> Check:
     return lambda v: None if v in names else f"choose one of {', '.join(names)}"
 
 
-def pair(low: float, high: float) -> Check:
+def pair(high: float) -> Check:
     def check(value: Any) -> str | None:
-        good = len(value) == 2 and low <= value[0] <= value[1] <= high
-        return None if good else f"must be two numbers, the smaller first, between {low} and {high}"
+        good = len(value) == 2 and 0 < value[0] <= value[1] <= high
+        return None if good else f"must be two numbers, the smaller first, above 0 and up to {high}"
 
     return check
+
+
+def two_below_one(value: list[float]) -> str | None:
+    return None if len(value) == 2 and all(0 <= v < 1 for v in value) else "must be two numbers, at least 0 and below 1"
+
+
+def policy(value: str) -> str | None:
+    good = re.fullmatch(r"(none)?|(rand|augmix|original|originalr|v0|v0r|3a)(-[a-z]+\d+(\.\d+)?)*", value)
+    return None if good else "must be a policy of timm, such as rand-m9-mstd0.5-inc1, or none"
+
+
+def frozen(value: str) -> str | None:
+    return None if value in ("none", "all") or value.isdigit() else "must be none, all or a number of stages"
+
+
+def hexadecimal(value: str) -> str | None:
+    return None if re.fullmatch("([0-9a-fA-F]{64})?", value) else "must be 64 hexadecimal digits"
 
 
 def positive_list(value: list[int]) -> str | None:
@@ -94,7 +112,8 @@ SCHEMA: dict[str, Any] = {
         "TYPE": Key("swin", "model family"),
         "NAME": Key("swin_tiny_patch4_window7_224", "names the output folder"),
         "PRETRAINED": Key("", "weights to start from"),
-        "RESUME": Key("", "checkpoint to go on from, or to evaluate"),
+        "RESUME": Key("", "checkpoint to go on from, or to evaluate; in evaluation several, with commas between"),
+        "SHA256": Key("", "new: what a file of PRETRAINED or RESUME must have", hexadecimal),
         "NUM_CLASSES": Key(0, "0: as many as the data (or the evaluated weights) have; original: 1000", at_least(0)),
         "DROP_RATE": Key(0.0, "dropout", below_one),
         "DROP_PATH_RATE": Key(0.1, "stochastic depth of the last block", below_one),
@@ -122,6 +141,7 @@ SCHEMA: dict[str, Any] = {
             MOE_DROP=Key(0.0, "dropout of the experts", below_one),
             AUX_LOSS_WEIGHT=Key(0.01, "weight of the balance loss", at_least(0)),
         ),
+        "TIMM": {"NAME": Key("", "new: TYPE timm: name of the model in timm")},
         "SIMMIM": {
             "NORM_TARGET": {
                 "ENABLE": Key(False, "normalise the target by its neighbourhood"),
@@ -153,7 +173,7 @@ SCHEMA: dict[str, Any] = {
         "OPTIMIZER": {
             "NAME": Key("adamw", "optimizer", one_of("adamw", "sgd")),
             "EPS": Key(1e-8, "adamw: epsilon", above(0)),
-            "BETAS": Key([0.9, 0.999], "adamw: decay of the two moments", pair(0, 1)),
+            "BETAS": Key([0.9, 0.999], "adamw: decay of the two moments", two_below_one),
             "MOMENTUM": Key(0.9, "sgd: momentum", below_one),
         },
         "MOE": {"SAVE_MASTER": Key(False, "only the first process saves the experts")},
@@ -163,6 +183,9 @@ SCHEMA: dict[str, Any] = {
         "SAVE_EVERY_MINUTES": Key(0.0, "also save inside an epoch, every so many minutes; 0: off", at_least(0)),
         "KEEP_CHECKPOINTS": Key(3, "newest checkpoints to keep, the best one besides; 0: all", at_least(0)),
         "MAX_SKIPPED_UPDATES": Key(50, "updates in a row without a finite gradient that end the run", at_least(1)),
+        "FREEZE": Key(
+            "none", "not trained: none, N (patch embedding and first N stages), all (all but the head)", frozen
+        ),
         "EMA": {
             "ENABLE": Key(False, "evaluate an exponential moving average of the weights (paper: none)"),
             "DECAY": Key(0.9999, "share of the old average kept at an update", below_one),
@@ -171,19 +194,19 @@ SCHEMA: dict[str, Any] = {
     },
     "AUG": {
         "COLOR_JITTER": Key(0.4, "strength; only without AUTO_AUGMENT", at_least(0)),
-        "AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; none: off"),
+        "AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; none: off", policy),
         "REPROB": Key(0.25, "probability of random erasing", within(0, 1)),
         "REMODE": Key("pixel", "what is put there", one_of("pixel", "rand", "const")),
         "RECOUNT": Key(1, "erased rectangles at most", at_least(1)),
         "MIXUP": Key(0.8, "alpha of mixup; 0: off", at_least(0)),
         "CUTMIX": Key(1.0, "alpha of cutmix; 0: off", at_least(0)),
-        "CUTMIX_MINMAX": Key(None, "smallest and largest side of the box over the image's", pair(0, 1), list),
+        "CUTMIX_MINMAX": Key(None, "smallest and largest side of the box over the image's", pair(1), list),
         "MIXUP_PROB": Key(1.0, "share of batches that are mixed", within(0, 1)),
         "MIXUP_SWITCH_PROB": Key(0.5, "share of mixed batches that get cutmix", within(0, 1)),
         "MIXUP_MODE": Key("batch", "one draw for each", one_of("batch", "pair", "elem")),
         # new here: data that must not be mirrored, or that loses its meaning in a small crop
-        "SCALE": Key([0.08, 1.0], "area of the random crop over the image's", pair(0, 1)),
-        "RATIO": Key([0.75, 4 / 3], "width over height of the random crop", pair(0, 100)),
+        "SCALE": Key([0.08, 1.0], "area of the random crop over the image's", pair(1)),
+        "RATIO": Key([0.75, 4 / 3], "width over height of the random crop", pair(100)),
         "HFLIP": Key(0.5, "probability of mirroring", within(0, 1)),
     },
     "TEST": {

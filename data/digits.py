@@ -24,7 +24,7 @@ def write_digits(root: Path) -> Path:
     """
     if (root / "train").is_dir() and (root / "val").is_dir():
         return root
-    if root.exists():
+    if root.exists() and not (root / "val").is_dir():  # else another process has just written them
         raise DataError(f"not the digits: {root}: remove it, or name another folder with --data-path")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from data.errors import DataError
 from data.mixing import Mixing, build_mixing
 from data.samplers import EpochShape, EvalSampler, TrainSampler
 from data.sources import Source
-from data.transforms import Transform, decode, eval_transform, train_transform
+from data.transforms import Transform, decode, eval_transform, fit_channels, train_transform
 
 # seed_all(purpose, *counters) sets the global generators; derive(purpose, *counters) gives a number
 SeedAll = Callable[..., None]
@@ -35,9 +35,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """What both loaders share. `workers`: processes per loader; `rank` of `world`: this process."""
+    """What both loaders share: `channels` of an image, `workers` processes a loader, this process `rank` of `world`."""
 
     batch_size: int
+    channels: int
     workers: int
     pin_memory: bool
     device: torch.device
@@ -48,8 +49,11 @@ class LoaderSettings:
 class ImageDataset(Dataset):
     """Samples by (epoch, number), each transformed with generators seeded for just that pair."""
 
-    def __init__(self, source: Source, transform: Transform, seed_sample: Callable[[int, int], None] | None = None):
-        self._source, self._transform, self._seed_sample = source, transform, seed_sample
+    def __init__(
+        self, source: Source, transform: Transform, channels: int, seed_sample: Callable[[int, int], None] | None = None
+    ):
+        self._source, self._transform, self._channels = source, transform, channels
+        self._seed_sample = seed_sample
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | DataError:
         epoch, index = key
@@ -59,7 +63,7 @@ class ImageDataset(Dataset):
             image = decode(self._source.read(index), self._source.name(index))
         except DataError as e:
             return e  # an exception raised here would reach the main process wrapped in a traceback
-        return self._transform(image), self._source.label(index)
+        return fit_channels(self._transform(image), self._channels), self._source.label(index)
 
 
 def _collate(samples: list[Any]) -> Any:
@@ -84,7 +88,7 @@ class TrainLoader:
         self._settings, self._shape, self._mixing, self._seed_all = settings, shape, mixing, seed_all
         seed = shape.seed
         self._sampler = TrainSampler(shape, settings.rank, _Seeded(derive, "order", seed))
-        dataset = ImageDataset(source, transform, _Seeded(seed_all, "sample", seed))
+        dataset = ImageDataset(source, transform, settings.channels, _Seeded(seed_all, "sample", seed))
         self._loader = _data_loader(dataset, self._sampler, settings, persistent=True)
 
     def epoch(self, epoch: int, first_update: int = 0) -> Iterator[Batch]:
@@ -108,7 +112,9 @@ class EvalLoader:
     def __init__(self, source: Source, transform: Transform, settings: LoaderSettings):
         self._settings = settings
         sampler = EvalSampler(len(source), settings.batch_size, settings.rank, settings.world)
-        self._loader = _data_loader(ImageDataset(source, transform), sampler, settings, persistent=False)
+        self._loader = _data_loader(
+            ImageDataset(source, transform, settings.channels), sampler, settings, persistent=False
+        )
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -150,6 +156,7 @@ def build_train_loader(
     *,
     transform: dict[str, Any],
     mixing: dict[str, Any],
+    channels: int,
     workers: int,
     pin_memory: bool,
     seed: int,
@@ -160,7 +167,7 @@ def build_train_loader(
     shape = EpochShape(
         split.train_size, split.global_batch, split.updates_per_epoch, split.accumulation, member.size, seed
     )
-    settings = LoaderSettings(split.batch_size, workers, pin_memory, member.device, member.rank, member.size)
+    settings = LoaderSettings(split.batch_size, channels, workers, pin_memory, member.device, member.rank, member.size)
     return TrainLoader(
         source,
         train_transform(**transform),
@@ -173,10 +180,17 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    source: Source, member: Member, *, transform: dict[str, Any], batch_size: int, workers: int, pin_memory: bool
+    source: Source,
+    member: Member,
+    *,
+    transform: dict[str, Any],
+    channels: int,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool,
 ) -> EvalLoader:
     """Args: transform: of eval_transform."""
-    settings = LoaderSettings(batch_size, workers, pin_memory, member.device, member.rank, member.size)
+    settings = LoaderSettings(batch_size, channels, workers, pin_memory, member.device, member.rank, member.size)
     return EvalLoader(source, eval_transform(**transform), settings)
 
 

@@ -139,7 +139,7 @@ def open_sources(
         raise DataError("zip archives cannot be read yet: DATA.ZIP_MODE: unpack them into train/ and val/ folders")
     if dataset == "digits":
         root = write_digits(Path(path) if path else Path("datasets") / "digits")
-    elif dataset == "imagenet":
+    elif dataset in ("imagenet", "imagenet22K"):
         root = _data_folder(path, training)
     else:
         raise DataError(
@@ -182,8 +182,11 @@ def _class_folders(root: Path) -> list[str]:
 
 def _images_below(folder: Path) -> list[str]:
     files: list[str] = []
+    seen = {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        real = {f: os.path.realpath(os.path.join(parent, f)) for f in folders if not f.startswith(".")}
+        folders[:] = sorted(f for f, path in real.items() if path not in seen)  # a link may lead back up
+        seen.update(real.values())
         images = (n for n in sorted(names) if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
         files += [os.path.join(parent, n) for n in images]
     return files

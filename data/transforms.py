@@ -1,10 +1,12 @@
 """From encoded bytes to a normalised tensor; timm's transforms for training, the paper's for evaluation."""
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms import str_to_interp_mode
@@ -24,10 +26,24 @@ def decode(data: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore")  # metadata that Pillow finds odd; the pixels are read all the same
             image = Image.open(io.BytesIO(data))
             image.load()
-            return image.convert("RGB")
+            return _eight_bits(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        reason = "empty file" if not data else str(e).replace("<_io.BytesIO object>", "it")
+        reason = "empty file" if not data else re.sub(r"<_io.BytesIO[^>]*>", "it", str(e))
         raise DataError(f"not a readable image ({' '.join(reason.split())[:120]}): {name}: restore or remove it") from e
+
+
+def fit_channels(image: Tensor, channels: int) -> Tensor:
+    """A colour image (3, H, W) for a model of another number of input channels: their mean for one, else repeated."""
+    if channels == 3:
+        return image
+    return image.mean(0, keepdim=True) if channels == 1 else image.repeat(-(-channels // 3), 1, 1)[:channels]
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey values of 16 bits scaled to 8; Pillow's own conversion would clip them to white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
 
 
 def train_transform(

@@ -65,6 +65,7 @@ class SwinBackbone(nn.Module):
         super().__init__()
         _check_shape(embed_dim, depths, num_heads)
         self.num_classes = num_classes
+        self._frozen: list[nn.Module] = []
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, norm=patch_norm)
         side = img_size // patch_size
@@ -153,6 +154,33 @@ class SwinBackbone(nn.Module):
         """Recompute activations in the backward pass: less memory, about a third more time."""
         for stage in self.stages():
             stage.grad_checkpointing = enable
+
+    def freeze(self, stages: int | None) -> None:
+        """Take the patch embedding and the first `stages` stages out of training; None: everything but the head.
+
+        Frozen parts also run as in evaluation, without dropout and stochastic depth.
+        Raises: ModelError if the model has fewer stages.
+        """
+        if stages is not None and stages > len(self.layers):
+            raise ModelError(f"the model has {len(self.layers)} stages, not {stages}: TRAIN.FREEZE: freeze fewer")
+        last = len(self.layers) if stages is None else stages
+        self._frozen = [
+            self.patch_embed,
+            self.pos_drop,
+            *self.stages()[:last],
+            *([self.norm] if stages is None else []),
+        ]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        if self.absolute_pos_embed is not None:
+            self.absolute_pos_embed.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "SwinBackbone":
+        """As torch's, but what is frozen stays in evaluation."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def no_weight_decay(self) -> set[str]:
         """Names of the position tables: matrices by shape, offsets by meaning."""

@@ -1,11 +1,12 @@
 """Any published file of Swin weights -> a model: find the weights, recognise their layout, fit, check, load."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from models.backbone import SwinBackbone
 from models.errors import WeightsError
 from models.fitting import fit_head, fit_weights
 from models.layouts import DERIVED, Weights, recognise
@@ -50,14 +51,7 @@ class Found:
 
 def find_weights(contents: Mapping[str, Any], origin: str) -> Found:
     """The weights in what a file holds. Raises: WeightsError if there are none, or one is not finite."""
-    place, found = "top level", contents
-    for wrapper in WRAPPERS:
-        if isinstance(contents.get(wrapper), Mapping):
-            place, found = wrapper, contents[wrapper]
-            break
-    tensors = {_bare(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"no weights: {origin}: it holds {_some(list(contents))}, but no tensors by name")
+    place, tensors = _unwrap(contents, origin)
     tensors, ignored = _only_backbone(tensors)
     layout = recognise(list(tensors))
     windows = tuple(contents.get("pretrained_windows") or ())
@@ -90,6 +84,54 @@ def load_weights(model: nn.Module, found: Found, new_head: bool = False) -> str:
         notes.append(f"{len(found.ignored)} ignored ({_some(list(found.ignored))})")
     notes += fit_weights(weights, own)
     notes.append(fit_head(weights, own, new_head, found.origin))
+    _check_names(weights, own, found.origin)
+    model.load_state_dict(weights)
+    notes.append(_adopt_windows(model, found))
+    return ", ".join(note for note in notes if note)
+
+
+def load_contents(
+    model: nn.Module, contents: Mapping[str, Any], origin: str, head_for: Sequence[str] | None = None
+) -> str:
+    """`find_weights`, then `load_weights`; for a model that is no Swin, the weights by their own names.
+
+    Args: head_for: classes of the data to train on, for which a fresh head is made where the file's head is of other
+    classes; None: the file's head must fit.
+    """
+    new_head = head_for is not None
+    names = contents.get("class_names")
+    if new_head and names is not None and list(names) != list(head_for or ()):
+        contents = {**contents, **{w: _headless(contents[w]) for w in WRAPPERS if isinstance(contents.get(w), Mapping)}}
+    if isinstance(model, SwinBackbone):
+        return load_weights(model, find_weights(contents, origin), new_head)
+    place, tensors = _unwrap(contents, origin)
+    own = model.state_dict()
+    other = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
+    if new_head and other:  # timm names the classifier last
+        tensors |= {name: own[name] for name in other[-2:]}
+    _check_names(tensors, own, origin)
+    model.load_state_dict(tensors)
+    return f"{len(tensors)} tensors from {origin} ({place})" + (f", fresh {_some(other)}" if other else "")
+
+
+def _headless(weights: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in weights.items() if not name.startswith("head.")}
+
+
+def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, dict[str, Tensor]]:
+    """Where in a file the weights stand, and they, without the prefixes of training."""
+    place, found = "top level", contents
+    for wrapper in WRAPPERS:
+        if isinstance(contents.get(wrapper), Mapping):
+            place, found = wrapper, contents[wrapper]
+            break
+    tensors = {_bare(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"no weights: {origin}: it holds {_some(list(contents))}, but no tensors by name")
+    return place, tensors
+
+
+def _check_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: str) -> None:
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
@@ -101,17 +143,7 @@ def load_weights(model: nn.Module, found: Found, new_head: bool = False) -> str:
     }
     if any(problems.values()):
         text = "; ".join(f"{len(names)} {what}: {_some(names, 10)}" for what, names in problems.items() if names)
-        raise WeightsError(
-            f"the weights are not of this model: {found.origin}: {text}: use the --cfg they were made with"
-        )
-    model.load_state_dict(weights)
-    notes.append(_adopt_windows(model, found))
-    return ", ".join(note for note in notes if note)
-
-
-def load_contents(model: nn.Module, contents: Mapping[str, Any], origin: str, new_head: bool = False) -> str:
-    """`find_weights`, then `load_weights`."""
-    return load_weights(model, find_weights(contents, origin), new_head)
+        raise WeightsError(f"the weights are not of this model: {origin}: {text}: use the --cfg they were made with")
 
 
 def _adopt_windows(model: nn.Module, found: Found) -> str:

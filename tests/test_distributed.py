@@ -74,7 +74,8 @@ model = build_model("swin", img_size=32, patch_size=2, embed_dim=16, depths=(2, 
 for p in model.parameters():
     torch.nn.init.normal_(p, std=0.3)
 for batch in (1, 7, 64):
-    loader = build_eval_loader(source, world, transform={"size": 32, "interpolation": "bicubic", "crop": True},
+    transform = {"size": 32, "interpolation": "bicubic", "crop": True}
+    loader = build_eval_loader(source, world, transform=transform, channels=3,
                                batch_size=batch, workers=0, pin_memory=False)
     result = evaluate(model, loader, 7, choose_precision(world.device, False, "auto"), world)
     if world.is_main:

@@ -144,3 +144,47 @@ def test_what_a_checkpoint_holds(tiny_yaml, photos, tmp_path):
     assert list((folder / "tensorboard").iterdir())
     rerun = run_program("--cfg", folder / "config.yaml")
     assert rerun.code == 0 and "the newest checkpoint in the output folder" in rerun.out
+
+
+def test_a_kill_between_a_save_and_its_links_is_mended(tiny_yaml, photos, tmp_path):
+    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.EPOCHS", 1]
+    assert run_program(*args).code == 0
+    folder = tmp_path / "tiny/default/checkpoints"
+    for link in ("best.pth", "last.pth"):
+        (folder / link).unlink()
+    assert run_program(*args).code == 0
+    assert (folder / "best.pth").readlink().name == (folder / "last.pth").readlink().name == "ckpt_epoch_0.pth"
+
+
+def test_resume_from_another_folder_keeps_this_runs_settings(tiny_yaml, photos, tmp_path):
+    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path]
+    assert run_program(*args, "--opts", "TRAIN.EPOCHS", 1).code == 0
+    first = tmp_path / "tiny/default/checkpoints/last.pth"
+    again = [*args, "--tag", "again", "--resume", first]
+    done = run_program(*again, "--opts", "TRAIN.WEIGHT_DECAY", 0.3, "TRAIN.SAVE_EVERY_UPDATES", 1)
+    assert done.code == 0, done.err
+    folder = tmp_path / "tiny/again"
+    saved = torch.load(folder / "checkpoints/last.pth", weights_only=True)
+    assert [g["weight_decay"] for g in saved["optimizer"]["param_groups"]] in ([0.3, 0.0], [0.0, 0.3])
+    assert (folder / "checkpoints/best.pth").exists()  # the best of this folder, not of the other
+    other = run_program(*args, "--tag", "sgd", "--resume", first, "--optim", "sgd")
+    assert other.code == 4 and "its optimizer is AdamW, this run's SGD" in other.error
+    finished = run_program(*args, "--tag", "end", "--resume", first, "--opts", "TRAIN.EPOCHS", 1)
+    assert finished.code == 0 and "nothing left to train" in finished.out
+
+
+def test_fault_50_changed_training_samples_are_noticed(tiny_yaml, own_photos, tmp_path):
+    args = ["--cfg", tiny_yaml, "--data-path", own_photos, "--output", tmp_path, "--opts"]
+    assert run_program(*args, "TRAIN.EPOCHS", 1).code == 0
+    (own_photos / "train/class_0/photo_3.jpg").unlink()
+    done = run_program(*args, "TRAIN.EPOCHS", 1)
+    assert done.code == 4 and "the training samples changed" in done.error
+
+
+def test_a_refused_start_leaves_the_folder_free(tiny_yaml, photos, tmp_path):
+    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path]
+    refused = run_program(
+        *args, "--pretrained", tmp_path / "gone.pth", "--opts", "TRAIN.EPOCHS", 1, "TRAIN.BASE_LR", 0.2
+    )
+    assert refused.code == 4
+    assert run_program(*args, "--opts", "TRAIN.EPOCHS", 1, PATH="").code == 0  # and no git is needed

@@ -4,10 +4,11 @@ import hashlib
 import logging
 import os
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -31,10 +32,8 @@ def local_file(name: str, world: World, *, address: Callable[[str], str], sha256
     remote = kind in ("http", "https", "hub", "hf")
     path = Path(name)
     if remote and world.is_main:
-        if kind == "hf":
-            path = _from_hugging_face(rest)
-        else:
-            path = _download(address(rest) if kind == "hub" else name, sha256)
+        web = address(rest) if kind == "hub" else name
+        path = _from_hugging_face(rest) if kind == "hf" else _download(web, sha256)
     path = world.tell(path)
     if sha256 and world.is_main:
         _check(path, sha256)
@@ -81,20 +80,28 @@ def _download(address: str, sha256: str) -> Path:
     return target
 
 
-        def _fetch(address: str, file) -> None: try: with urllib.request.urlopen(address, timeout=60) as answer: size
-        = int(answer.headers.get("Content-Length") or 0) got = 0 with tqdm(total=size or None, unit="B",
-        unit_scale=True, desc=address.rsplit("/", 1)[-1]) as bar: while chunk := answer.read(_CHUNK):
-        file.write(chunk) got += len(chunk) bar.update(len(chunk)) except (urllib.error.URLError, OSError, ValueError)
-        as e: raise CheckpointError(f"cannot fetch the weights ({getattr(e, 'reason', e)}): {address}: try again
-        later") from e if size and got != size: raise CheckpointError(f"the download ended after {got:,} of {size:,}
-        bytes: {address}: try again")
+def _fetch(address: str, file: BinaryIO) -> None:
+    size = got = 0
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            size = int(answer.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=address.rsplit("/", 1)[-1]) as bar:
+                while chunk := answer.read(_CHUNK):
+                    file.write(chunk)
+                    got += len(chunk)
+                    bar.update(len(chunk))
+    except (OSError, ValueError, HTTPException) as e:
+        reason = getattr(e, "reason", e)
+        raise CheckpointError(f"cannot fetch the weights ({reason}): {address}: check it, or try again later") from e
+    if size and got != size:
+        raise CheckpointError(f"the download ended after {got:,} of {size:,} bytes: {address}: try again")
 
 
 def _from_hugging_face(name: str) -> Path:
     """`owner/repository`, or `owner/repository/file`; without a file, the usual names of weights are tried."""
     try:
+        from huggingface_hub import errors as hub
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as e:
         raise CheckpointError(f"hf: needs the package huggingface_hub: hf:{name}: pip install huggingface_hub") from e
     owner, _, rest = name.partition("/")
@@ -102,10 +109,10 @@ def _from_hugging_face(name: str) -> Path:
     for candidate in [file] if file else ["model.safetensors", "pytorch_model.bin"]:
         try:
             return Path(hf_hub_download(f"{owner}/{repository}", candidate))
-        except LocalEntryNotFoundError as e:
+        except hub.LocalEntryNotFoundError as e:
             raise CheckpointError(f"cannot reach Hugging Face: hf:{name}: try again, or fetch the file yourself") from e
-        except EntryNotFoundError:
+        except hub.EntryNotFoundError:
             continue
-        except (HfHubHTTPError, HFValidationError, OSError) as e:
+        except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as e:
             raise CheckpointError(f"cannot fetch the weights ({type(e).__name__}): hf:{name}: check the name") from e
     raise CheckpointError(f"the repository holds no weights by a usual name: hf:{name}: add /file to it")

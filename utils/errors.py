@@ -72,7 +72,7 @@ def show_error(error: BaseException, debug: bool, aloud: bool) -> int:
         code, text = 130, "interrupted: run the same command again to go on from the last checkpoint"
     else:
         code, text = getattr(error, "exit_code", 1), one_line(error)
-    if aloud:
+    if aloud or code == DistributedError.exit_code:  # only the process that it befell knows of it
         if debug or code == 1:
             traceback.print_exception(error)
         sys.stdout.flush()

@@ -1,10 +1,16 @@
 """Sums that are divided once: training loss and evaluation counts."""
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def finite(value: float) -> float | None:
+    """The value as JSON can hold it: None where it is not finite."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass

@@ -16,7 +16,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float) 
     `layer_decay` below 1 a layer n below the head learns at `layer_decay ** n` of the rate (arXiv 2106.08254), layers
     as the model's `group_matcher()` counts them.
     """
-    tables = model.no_weight_decay()  # type: ignore[operator]
+    tables: set[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay < 1.0:
         return param_groups_layer_decay(model, weight_decay, tables, layer_decay=layer_decay)
     groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tables)

@@ -16,6 +16,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def input_channels(model: nn.Module) -> int:
+    """Channels of the first convolution."""
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
 def describe_model(model: nn.Module, size: int) -> str:
     """A line for the log: what the model costs."""
     name, flops = type(model).__name__, count_flops(model, size)
@@ -31,7 +36,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 @torch.no_grad()
-def count_flops(model: nn.Module, size: int, channels: int = 3) -> int:
+def count_flops(model: nn.Module, size: int) -> int:
     """Multiply-adds of one image of `size` x `size`, matrix products and convolutions, by torch's own counter.
 
     It is what one more image in a batch costs: V2's position bias, made once a batch, does not count.
@@ -40,7 +45,7 @@ def count_flops(model: nn.Module, size: int, channels: int = 3) -> int:
     model.eval()
     totals = []
     for batch in (1, 2):
-        images = torch.zeros(batch, channels, size, size, device=next(model.parameters()).device)
+        images = torch.zeros(batch, input_channels(model), size, size, device=next(model.parameters()).device)
         with FlopCounterMode(display=False) as counter:
             model(images)
         totals.append(counter.get_total_flops())
@@ -74,7 +79,7 @@ def measure_throughput(
     """
     model.eval()
     device = next(model.parameters()).device
-    images = torch.randn(batch, 3, size, size, device=device)
+    images = torch.randn(batch, input_channels(model), size, size, device=device)
 
     def one_pass() -> float:
         start = time.perf_counter()

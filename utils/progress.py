@@ -1,10 +1,10 @@
 """How a run is doing: interval means, speed, waiting for data, the remaining time."""
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from utils.distributed import World
 from utils.engine import Update
+from utils.metrics import finite
 from utils.profiling import peak_memory
 from utils.run_logger import Journal
 from utils.run_plan import RunPlan
@@ -44,6 +45,9 @@ class Progress:
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass batches on, measuring how long they let us wait."""
         self._bar = self._new_bar()
+        now = time.perf_counter()  # since the last line there was an evaluation, or the start of the run
+        self._started += now - self._interval_started
+        self._interval_started = now
         iterator = iter(batches)
         while True:
             asked = time.perf_counter()
@@ -112,8 +116,8 @@ class Progress:
             "update": state.update,
             "samples": state.samples,
             "lr": self._rate,
-            "loss": None if math.isnan(loss) else loss,  # every update was skipped
-            "grad_norm": None if math.isnan(norm) else norm,
+            "loss": finite(loss),  # none if every update was skipped
+            "grad_norm": finite(norm),
             "skipped": state.skipped,
         }
         scalars = {"train/loss": loss, "train/lr": self._rate, "train/grad_norm": norm}
@@ -122,11 +126,14 @@ class Progress:
         state.means["grad_norm"].clear()
         self._interval_started, self._waited, self._interval_updates = now, 0.0, 0
 
-    def restart_clock(self) -> None:
-        """Leave out what is no training: evaluation, saving."""
-        now = time.perf_counter()
-        self._started += now - self._interval_started
-        self._interval_started = now
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out of the speed what is no training, such as saving."""
+        begun = time.perf_counter()
+        yield
+        paused = time.perf_counter() - begun
+        self._started += paused
+        self._interval_started += paused
 
     def _new_bar(self) -> tqdm | None:
         if not (self._world.is_main and sys.stderr.isatty()):

@@ -80,7 +80,7 @@ class Journal:
         if self._folder is None:
             return
         with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
         for name, value in scalars.items():
             self._board.add_scalar(name, value, record["update"])
 

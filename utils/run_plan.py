@@ -83,20 +83,23 @@ class RunPlan:
     def warmup_updates(self) -> int:
         return self.warmup_epochs * self.updates_per_epoch
 
+    @property
+    def samples_per_epoch(self) -> int:
+        return min(self.train_size, self.updates_per_epoch * self.global_batch)
+
     def update_size(self, step: int) -> int:
         """Images of update `step` of an epoch."""
         return min(self.global_batch, self.train_size - step * self.global_batch)
 
     def describe(self) -> list[str]:
         """Lines for the log: what was decided, and by which rule."""
-        used = min(self.train_size, self.updates_per_epoch * self.global_batch)
         lines = [
             f"global batch {self.global_batch} = {self.batch_size} images x {self.world} processes"
             f" x {self.accumulation} micro-batches",
             f"learning rate {self.peak_lr:.4g} = {self.base_lr:.4g} x {self.global_batch} / 512,"
             f" {self.scheduler} after {self.warmup_updates} updates of warm-up",
             f"{self.epochs} epochs x {self.updates_per_epoch} updates = {self.total_updates} updates;"
-            f" an epoch uses {used} of {self.train_size} samples",
+            f" an epoch uses {self.samples_per_epoch} of {self.train_size} samples",
         ]
         if self.warmup_epochs >= self.epochs:
             lines.append("the whole run is warm-up: TRAIN.WARMUP_EPOCHS is not below TRAIN.EPOCHS")

@@ -1,10 +1,10 @@
-"""Reading files of tensors that somebody else wrote: nothing in them is executed, and they cannot claim more than they hold."""
+"""Files of tensors that somebody else wrote: nothing in them is executed, none claims more than it holds."""
 
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from utils.errors import CheckpointError
 
 # the original's training checkpoints hold their configuration as a pickled CfgNode: read as the plain dict that it is
-_HARMLESS = [(OrderedDict, "yacs.config.CfgNode")]
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(OrderedDict, "yacs.config.CfgNode")]
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -28,8 +28,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_safetensors(path))
         _refuse_bomb(path)
-        with torch.serialization.safe_globals(_HARMLESS):
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = _unpickle(path)
     except pickle.UnpicklingError as e:
         raise CheckpointError(_unsafe(path, e)) from e
     except SafetensorError as e:
@@ -43,6 +42,16 @@ def load_tensors(path: Path) -> dict[str, Any]:
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"a tensor claims more values than it holds: {name} of {path}: do not trust the file")
     return contents
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError):
+        raise
+    except Exception as e:  # a damaged pickle stream can end in any kind of error
+        raise ValueError(str(e)) from e
 
 
 def _refuse_bomb(path: Path) -> None:

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -28,7 +28,7 @@ from utils.curves import draw_curves
 from utils.distributed import World
 from utils.engine import Update
 from utils.errors import CheckpointError, PlanError, ResourceError
-from utils.metrics import EvalResult
+from utils.metrics import EvalResult, finite
 from utils.progress import Progress
 from utils.run_logger import Journal, log_to_file
 from utils.run_plan import RunPlan
@@ -42,7 +42,7 @@ class Load(Protocol):
     """Copies the weights that a file holds into a model; returns a line that says what was loaded."""
 
     def __call__(
-        self, model: torch.nn.Module, contents: Mapping[str, Any], origin: str, new_head: bool = False
+        self, model: torch.nn.Module, contents: Mapping[str, Any], origin: str, head_for: Sequence[str] | None = None
     ) -> str: ...
 
 
@@ -61,7 +61,9 @@ class OutputFolder:
         Raises: PlanError if another configuration has trained here; ResourceError if it cannot be written.
         """
         written = self.path / "config.yaml"
-        if written.exists() and ((self.path / "metrics.jsonl").exists() or list_checkpoints(self.checkpoints)):
+        metrics = self.path / "metrics.jsonl"
+        trained = list_checkpoints(self.checkpoints) or (metrics.exists() and metrics.stat().st_size > 0)
+        if written.exists() and trained:
             differing = differences(written.read_text(encoding="utf-8"))
             if differing:
                 raise PlanError(
@@ -74,7 +76,8 @@ class OutputFolder:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.checkpoints)
-            write_whole(written, config)
+            if not trained:
+                write_whole(written, config)
             write_whole(self.path / "env.json", json.dumps(_environment(self._world), indent=2) + "\n")
             log_to_file(self.path / "log.txt")
         except OSError as e:
@@ -90,6 +93,7 @@ def start_from(
     load: Load,
     expected: dict[str, Any],
     auto_resume: bool,
+    fetch: Callable[[str], Path],
     resume: str,
     pretrained: str,
     first_epoch: int,
@@ -98,7 +102,7 @@ def start_from(
 
     The newest good checkpoint of this run, else the file `resume`, else the weights `pretrained`, else fresh weights.
 
-    Args: expected: class_names and global_batch that a checkpoint must agree with.
+    Args: expected: class_names and global_batch that a checkpoint must agree with; fetch: name -> local file.
     Raises: CheckpointError, PlanError, and what `load` raises.
     """
     newest = None
@@ -111,14 +115,18 @@ def start_from(
         )
     own = world.tell(newest[0] if newest else None)
     if own or resume:
-        origin = own or Path(resume)
+        origin = own or fetch(resume)
         line = _resume(state, newest[1] if newest else read_checkpoint(origin), origin, load=load, expected=expected)
         reason = "the newest checkpoint in the output folder" if own else "--resume"
         log.info("weights: %s (%s), at epoch %d, update %d", line, reason, state.epoch, state.update)
+        if own is None:
+            state.forget_best()  # that checkpoint lies in another folder
+        if state.epoch >= plan.epochs:
+            log.info("nothing left to train: %d of %d epochs are done", state.epoch, plan.epochs)
         return
-    state.begin(first_epoch, plan.updates_per_epoch)
+    state.begin(first_epoch, plan)
     if pretrained:
-        line = load(state.model, read_checkpoint(Path(pretrained)), pretrained, new_head=True)
+        line = load(state.model, read_checkpoint(fetch(pretrained)), pretrained, expected["class_names"])
         state.average_from_here()
         log.info("weights: %s (--pretrained)", line)
     else:
@@ -149,6 +157,12 @@ def _check_expected(saved: dict[str, Any], expected: dict[str, Any], origin: Pat
             f"the run trained with a global batch of {batch}, now it is {expected['global_batch']}: {origin}:"
             f" set TRAIN.GLOBAL_BATCH_SIZE {batch}"
         )
+    data = saved.get("data_fingerprint")
+    if data is not None and data != expected["data_fingerprint"]:
+        raise CheckpointError(
+            f"the training samples changed since the checkpoint was saved: {origin}: set them back,"
+            " or give the file to --pretrained under another --tag"
+        )
 
 
 class Session:
@@ -175,10 +189,22 @@ class Session:
         self.journal = Journal(folder.path if world.is_main else None, state.update)
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=print_freq)
         self._saved_at = time.monotonic()
+        self._check_every = min(print_freq, 10)
+        if world.is_main:
+            write_whole(folder.path / "config.yaml", facts["config"])
+            self._mend_links()
+
+    def _mend_links(self) -> None:
+        """Point last.pth and best.pth where a save that was interrupted after its rename did not come to point them."""
+        folder = self._folder.checkpoints
+        best = folder / checkpoint_name(self._state.best_epoch)
+        if best.exists():
+            point_to(folder / "best.pth", best)
+        for newest in list_checkpoints(folder)[:1]:
+            point_to(folder / "last.pth", newest)
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass the batches of an epoch on, measuring how long they let training wait."""
-        self.progress.restart_clock()
         return self.progress.watch(batches)
 
     def finish(self) -> None:
@@ -195,7 +221,8 @@ class Session:
         line_due = self.progress.record(update)
         by_count = bool(self._save_updates) and state.update % self._save_updates == 0
         by_time = False
-        if line_due or by_count:
+        clock_due = bool(self._save_seconds) and state.update % self._check_every == 0
+        if line_due or by_count or clock_due:
             overdue = bool(self._save_seconds) and time.monotonic() - self._saved_at >= self._save_seconds
             by_time = self.progress.collect(wish=overdue)
         if line_due:
@@ -210,9 +237,10 @@ class Session:
         if best:
             state.best_top1, state.best_epoch = result.top1, epoch
         log.info(f"{result.line()}, best {state.best_top1:.3f} of epoch {state.best_epoch}")
-        record = {"kind": "val", "epoch": epoch, "update": state.update, "train_loss": state.means["epoch_loss"].value}
+        train_loss = finite(state.means["epoch_loss"].value)
+        record = {"kind": "val", "epoch": epoch, "update": state.update, "train_loss": train_loss}
         self.journal.write(
-            record | result.as_dict(),
+            record | result.as_dict() | {"loss": finite(result.loss)},
             {"val/loss": result.loss, "val/top1": result.top1, f"val/top{result.k}": result.topk},
         )
         state.epoch, state.step = epoch + 1, 0
@@ -227,25 +255,31 @@ class Session:
         """The main process writes; the others go on, and meet it at the next exchange of gradients."""
         if self._world.is_main:
             folder = self._folder.checkpoints
-            path = save_checkpoint(folder, name, {**self._facts, "versions": versions(), **self._state.state_dict()})
-            point_to(folder / "last.pth", path)
-            if best:
-                point_to(folder / "best.pth", path)
-            remove_old(folder, self._keep)
+            with self.progress.pause():
+                path = save_checkpoint(
+                    folder, name, {**self._facts, "versions": versions(), **self._state.state_dict()}
+                )
+                point_to(folder / "last.pth", path)
+                if best:
+                    point_to(folder / "best.pth", path)
+                remove_old(folder, self._keep)
             log.info("saved %s%s", path, " (best so far)" if best else "")
         self._saved_at = time.monotonic()
-        self.progress.restart_clock()
 
 
 def _environment(world: World) -> dict[str, Any]:
     """Where these numbers came from."""
     root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    try:
+        ask = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(ask, cwd=root, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git here
+        commit = None
     gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
     return {
         "command": [sys.executable, *sys.argv],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": commit,
         "versions": versions(),
         "host": platform.node(),
         "machine": platform.platform(),

@@ -11,6 +11,7 @@ from utils.distributed import World
 from utils.metrics import Mean
 from utils.optim import build_optimizer, describe_groups, parameter_groups
 from utils.precision import Precision
+from utils.run_plan import RunPlan
 
 
 class TrainState:
@@ -47,9 +48,14 @@ class TrainState:
         # means of the running epoch and log interval: saved, so that a resumed run logs the same numbers
         self.means = {name: Mean() for name in ("epoch_loss", "loss", "grad_norm")}
 
-    def begin(self, epoch: int, updates_per_epoch: int) -> None:
+    def begin(self, epoch: int, plan: RunPlan) -> None:
         """Start at an epoch other than the first, as if those before had been trained."""
-        self.epoch, self.update = epoch, epoch * updates_per_epoch
+        self.epoch, self.update = epoch, epoch * plan.updates_per_epoch
+        self.samples = epoch * plan.samples_per_epoch
+
+    def forget_best(self) -> None:
+        """Let the next evaluation be the best so far."""
+        self.best_top1, self.best_epoch = -1.0, -1
 
     def average_from_here(self) -> None:
         """Let the averaged weights start at the model's."""
@@ -95,6 +101,7 @@ class TrainState:
             **averaged,
             **({} if windows is None else {"pretrained_windows": windows()}),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_name": type(self.optimizer).__name__,
             "scaler": self.scaler.state_dict(),
             "counters": {name: getattr(self, name) for name in self._COUNTERS},
             "means": {name: [mean.total, mean.weight] for name, mean in self.means.items()},
@@ -109,16 +116,23 @@ class TrainState:
         line = load_weights(self.model, {"model": saved["model"], **windows})
         if self.ema is not None:
             load_weights(self.ema.module, {"model": saved.get("model_ema", saved["model"]), **windows})
-        try:
-            self.optimizer.load_state_dict(saved["optimizer"])
-        except ValueError as e:  # other parameter groups
-            raise RuntimeError(f"optimizer: {e}") from e
+        self._load_optimizer(saved)
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         for name in self._COUNTERS:
             setattr(self, name, saved["counters"][name])
         self.means = {name: Mean(*saved["means"][name]) for name in self.means}
         return line
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        """Moments from the file; decay, betas and the rest stay as this run has them."""
+        name, own = type(self.optimizer).__name__, self.optimizer.state_dict()
+        if saved["optimizer_name"] != name:
+            raise RuntimeError(f"its optimizer is {saved['optimizer_name']}, this run's {name}")
+        sizes = [[len(group["params"]) for group in each["param_groups"]] for each in (own, saved["optimizer"])]
+        if sizes[0] != sizes[1]:
+            raise RuntimeError(f"its parameter groups have {sizes[1]} tensors, this run's {sizes[0]}")
+        self.optimizer.load_state_dict({**own, "state": saved["optimizer"]["state"]})
 
 
 def new_state(

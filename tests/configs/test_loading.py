@@ -90,7 +90,10 @@ def test_the_configuration_is_frozen():
         ("MODEL.SWIN.QK_SCALE", "0.5", 0.5),
         ("MODEL.SWIN.DEPTHS", "[2, 2, 18, 2]", [2, 2, 18, 2]),
         ("MODEL.SWIN.DEPTHS", (2, 2, 18, 2), [2, 2, 18, 2]),
-        ("TRAIN.OPTIMIZER.BETAS", "(0.9, 0.95)", [0.9, 0.95]),
+        ("TRAIN.OPTIMIZER.BETAS", "(0.95, 0.9)", [0.95, 0.9]),
+        ("SEED", 2**53 + 1, 2**53 + 1),
+        ("SEED", str(2**53 + 1), 2**53 + 1),
+        ("MODEL.RESUME", "None", ""),
         ("TRAIN.LR_SCHEDULER.MULTISTEPS", "[3, 4]", [3, 4]),
         ("AUG.CUTMIX_MINMAX", "[0.2, 0.8]", [0.2, 0.8]),
         ("MODEL.SWIN_MOE.MOE_BLOCKS", [[-1], [-1], [1, 3], [0]], [[-1], [-1], [1, 3], [0]]),
@@ -120,6 +123,16 @@ def test_values_take_the_type_of_their_key(key, given, value):
         ("AUG.CUTMIX_MINMAX", "[0.8, 0.2]", "the smaller first"),
         ("MODEL.DROP_PATH_RATE", 1.0, "below 1"),
         ("TAG", "../x", "give a plain name"),
+        ("MODEL.NAME", "a/../../../evil", "give a plain name"),
+        ("TAG", " ", "give a plain name"),
+        ("TRAIN.OPTIMIZER.BETAS", "[0.9, 1.0]", "below 1"),
+        ("AUG.RATIO", "[0, 1]", "above 0"),
+        ("AUG.AUTO_AUGMENT", "rand-mX", "must be a policy of timm"),
+        ("DATA.IMG_SIZE", "9" * 400, "must be a whole number"),
+        ("TRAIN.BASE_LR", "9" * 400, "must be a number"),
+        ("DATA.IMG_SIZE", 3, "smaller than a patch"),
+        ("TRAIN.FREEZE", "head", "none, all or a number of stages"),
+        ("MODEL.SHA256", "abc", "64 hexadecimal digits"),
         ("TRAIN.START_EPOCH", 300, "nothing is left to train"),
     ],
 )
@@ -189,6 +202,7 @@ def test_fault_05_python_files_are_not_executed(tmp_path):
         ("TRAIN: [", "not plain YAML"),
         ("- 1", "no KEY: value pairs"),
         ("1: 2", "is no name"),
+        ("TRAIN: &a {EPOCHS: *a}", "contains itself"),
     ],
 )
 def test_malformed_files_are_refused(tmp_path, text, message):
@@ -209,7 +223,10 @@ def test_retired_keys_are_accepted_with_one_warning(tmp_path, caplog):
         "FUSED_LAYERNORM",
         "TEST.SEQUENTIAL",
     ]
-    assert load_config(write(tmp_path, "AMP_OPT_LEVEL: O0")).AMP_ENABLE is False
+    off = write(tmp_path, "AMP_OPT_LEVEL: O0")
+    assert load_config(off).AMP_ENABLE is False
+    assert load_config(off, [("AMP_ENABLE", True, "--opts")]).AMP_ENABLE is True
+    assert load_config(off, [("AMP_ENABLE", True, "x"), ("AMP_OPT_LEVEL", "O0", "y")]).AMP_ENABLE is False
 
 
 def test_differences_between_runs_leave_out_what_moves_no_result():

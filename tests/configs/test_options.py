@@ -46,6 +46,8 @@ def test_an_option_beats_opts_and_both_beat_the_file():
     assert parse("--opts", "DATA.BATCH_SIZE", "3", "TAG", "x", "--batch-size", "4").DATA.BATCH_SIZE == 4
     assert parse("--batch-size", "4", "--opts", "DATA.BATCH_SIZE", "3").DATA.BATCH_SIZE == 4
     assert parse("--opts", "DATA.BATCH_SIZE", "3").DATA.BATCH_SIZE == 3
+    twice = parse("--opts", "DATA.BATCH_SIZE", "3", "--opts", "TAG", "x")
+    assert (twice.DATA.BATCH_SIZE, twice.TAG) == (3, "x")
 
 
 def test_zero_counts_as_given():

@@ -41,6 +41,7 @@ def train_loader(photos, rank=0, world=1, workers=0, mixing=MIXING, **split):
         plan(len(source), world, **split),
         World(rank, world),
         transform=AUGMENTED,
+        channels=3,
         mixing=mixing,
         workers=workers,
         pin_memory=True,
@@ -98,11 +99,12 @@ def test_neither_loader_leaves_its_mark_on_the_generators_of_another(photos):
     assert drawn[: len(drawn) // 2] == drawn[len(drawn) // 2 :]
 
 
-def eval_loader(source, rank=0, world=1, workers=0, batch_size=4):
+def eval_loader(source, rank=0, world=1, workers=0, batch_size=4, channels=3):
     return build_eval_loader(
         source,
         World(rank, world),
         transform={"size": 32, "interpolation": "bicubic", "crop": True},
+        channels=channels,
         batch_size=batch_size,
         workers=workers,
         pin_memory=False,
@@ -116,6 +118,15 @@ def test_evaluation_draws_no_random_number(photos):
     batches = list(eval_loader(source, workers=1))
     assert torch.equal(before, torch.get_rng_state())
     assert sum(len(images) for images, _ in batches) == 15
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_take_the_models_number_of_channels(photos, channels):
+    source = open_sources("imagenet", str(photos), zipped=False, training=True).val
+    (colour, _), (images, _) = (next(iter(eval_loader(source, channels=c))) for c in (3, channels))
+    assert images.shape[1] == channels
+    expected = colour.mean(1) if channels == 1 else colour[:, 0]
+    torch.testing.assert_close(images[:, channels - 1 if channels == 4 else 0], expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

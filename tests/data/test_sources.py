@@ -57,6 +57,13 @@ def test_images_may_lie_deeper(own_photos):
     assert len(open_folder(own_photos).train) == 36
 
 
+def test_a_link_that_leads_back_up_multiplies_nothing(own_photos):
+    (own_photos / "train" / "class_0" / "loop").symlink_to(own_photos / "train" / "class_0")
+    (own_photos / "train" / "class_1" / "up").symlink_to("..")
+    sources = open_folder(own_photos)
+    assert sum(sources.train.label(i) == 0 for i in range(len(sources.train))) == 12
+
+
 def test_evaluation_needs_no_training_folder(own_photos):
     import shutil
 

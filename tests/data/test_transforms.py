@@ -39,6 +39,13 @@ def test_decode_gives_rgb():
     assert decode(encoded(image.convert("L")), "a.png").mode == "RGB"
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_fault_39_sixteen_bits_are_scaled_not_clipped(kind):
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    pixels = np.asarray(decode(encoded(Image.fromarray(ramp), kind), "a"))
+    np.testing.assert_array_equal(pixels[..., 0], (ramp / 257).round().astype(np.uint8))
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [(b"", "empty file"), (b"this is text", "cannot identify"), (encoded(photo(), "JPEG")[:900], "truncated")],
@@ -46,7 +53,7 @@ def test_decode_gives_rgb():
 def test_fault_38_unreadable_images_are_named(data, reason):
     with pytest.raises(DataError) as caught:
         decode(data, "train/n01/x.jpg")
-    assert reason in str(caught.value) and "train/n01/x.jpg" in str(caught.value)
+    assert reason in str(caught.value) and "BytesIO" not in str(caught.value) and "train/n01/x.jpg" in str(caught.value)
 
 
 def test_evaluation_resizes_by_256_over_224_and_crops():

@@ -71,4 +71,4 @@ def test_a_22k_head_becomes_a_1k_head():
     assert torch.equal(model.head.weight[850], source.head.weight[5564])
     assert torch.equal(map_head(source.head.bias), model.head.bias)
     other = build_model("swin", **{**small, "num_classes": 7})
-    assert "fresh head for 7" in load_contents(other, source.state_dict(), "x", new_head=True)
+    assert "fresh head for 7" in load_contents(other, source.state_dict(), "x", head_for=[])

@@ -131,8 +131,28 @@ def test_another_number_of_classes_gets_a_fresh_head_only_when_asked(model):
     with pytest.raises(WeightsError, match="the head has 9 classes, not 5"):
         load_contents(model, weights, "x.pth")
     head = model.head.weight.clone()
-    assert "a fresh head for 5 classes (the file has 9)" in load_contents(model, weights, "x.pth", new_head=True)
+    assert "a fresh head for 5 classes (the file has 9)" in load_contents(model, weights, "x.pth", head_for=[])
     assert torch.equal(model.head.weight, head) and torch.equal(model.norm.weight, weights["norm.weight"])
+
+
+def test_a_head_of_other_classes_is_not_taken_for_the_datas(model):
+    """As many classes, but others: the file says which it was made for."""
+    source, head = small(), model.head.weight.clone()
+    contents = {"model": source.state_dict(), "class_names": list("abcde")}
+    assert "a fresh head" in load_contents(model, contents, "x", head_for=list("fghij"))
+    assert torch.equal(model.head.weight, head)
+    assert "a fresh head" not in load_contents(model, contents, "x", head_for=list("abcde"))
+    assert torch.equal(model.head.weight, source.head.weight)
+
+
+def test_models_of_timm_load_by_their_own_names():
+    source, target = (build_model("timm", model_name="resnet10t", img_size=32, num_classes=n) for n in (4, 4))
+    assert "resnet" not in load_contents(target, {"model": source.state_dict()}, "x")
+    assert torch.equal(target.fc.weight, source.fc.weight)
+    other = build_model("timm", model_name="resnet10t", img_size=32, num_classes=7)
+    with pytest.raises(WeightsError, match=r"fc.weight \(4, 512\) for \(7, 512\)"):
+        load_contents(other, source.state_dict(), "x")
+    assert "fresh fc.weight, fc.bias" in load_contents(other, source.state_dict(), "x", head_for=list("1234567"))
 
 
 def test_a_file_without_weights_is_refused():

@@ -5,7 +5,7 @@ import torch
 from timm.models import group_parameters
 
 from models.errors import ModelError
-from models.registry import MODELS, build_model
+from models.registry import MODELS, build_model, prepare
 
 SMALL = {"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 
@@ -88,6 +88,29 @@ def test_layers_for_layer_decay(family):
     assert layer["layers.1.blocks.0.norm1.weight"] == 3
     assert layer["norm.weight"] == layer["head.bias"] == 5
     assert set(group_parameters(model, model.group_matcher(coarse=True), reverse=True).values()) == {0, 1, 2, 3}
+
+
+def test_frozen_parts_get_no_gradient_and_run_as_in_evaluation(family):
+    for stages, trained in ((0, {"layers", "norm", "head"}), (1, {"layers", "norm", "head"}), (None, {"head"})):
+        model = small(family, ape=True, drop_path_rate=0.5)
+        model.freeze(stages)
+        model.train()
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+        moved = {n for n, p in model.named_parameters() if p.grad is not None}
+        assert {n.split(".")[0] for n in moved} == trained
+        assert any(n.startswith("layers.0") for n in moved) == (stages == 0)
+        assert model.stages()[0].training == (stages == 0) and model.head.training
+    with pytest.raises(ModelError, match="has 2 stages, not 3"):
+        small(family).freeze(3)
+
+
+def test_models_of_timm_are_built_by_name():
+    model = build_model("timm", model_name="vit_tiny_patch16_224", img_size=64, num_classes=3, drop_path_rate=0.1)
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3)
+    with pytest.raises(ModelError, match="did you mean resnet50"):
+        build_model("timm", model_name="resnet500", img_size=224)
+    with pytest.raises(ModelError, match="only Swin models can be frozen"):
+        prepare(model, checkpointing=True, freeze="all")
 
 
 def test_unknown_family_names_the_nearest():
