@@ -23,13 +23,16 @@ class Layout:
 
     `names`: pairs of templates, the original's first; {i} is a stage, {j} a block, {2i+1} an index computed from it.
     The first pair that matches the beginning of a name wins; names without a pair are the same in both.
-    `encode` and `decode` change tensors, under the original's names: to this layout's form, and back.
+    `encode` and `decode` change tensors, under the original's names: to this layout's form, and back. `prefix` stands
+    before all names but the classifier's; `find_weights` takes it off before `to_original`.
     """
 
     name: str
     names: tuple[tuple[str, str], ...] = ()
     encode: Callable[[Weights], Weights] = field(default=dict)
     decode: Callable[[Weights], Weights] = field(default=dict)
+    prefix: str = ""
+    prefix_v2: str = ""
 
     def to_original(self, weights: Mapping[str, Tensor]) -> Weights:
         """Weights of this layout under the original's names."""
@@ -37,7 +40,9 @@ class Layout:
 
     def from_original(self, weights: Mapping[str, Tensor]) -> Weights:
         """The inverse of `to_original`."""
-        return {_rename(k, self.names): v for k, v in self.encode(dict(weights)).items()}
+        prefix = self.prefix_v2 if any(name.endswith(".logit_scale") for name in weights) else self.prefix
+        renamed = {_rename(k, self.names): v for k, v in self.encode(dict(weights)).items()}
+        return {k if k.startswith("classifier.") else prefix + k: v for k, v in renamed.items()}
 
 
 def recognise(names: list[str]) -> Layout:
@@ -203,6 +208,8 @@ LAYOUTS: dict[str, Layout] = {
             ),
             _split_qkv,
             _join_qkv,
+            "swin.",
+            "swinv2.",
         ),
         Layout(
             "mmdetection",  # also mmsegmentation and mmpretrain

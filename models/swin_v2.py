@@ -158,6 +158,10 @@ class SwinTransformerV2(SwinBackbone):
         """Window that each stage's coordinates are normalised to: a checkpoint must keep it."""
         return [attention[0].pretrained_window for attention in self._attentions()]
 
+    def windows(self) -> list[int]:
+        """Window of each stage."""
+        return [attention[0].window for attention in self._attentions()]
+
     def adopt_pretrained_windows(self, windows: Sequence[int]) -> bool:
         """Normalise to the windows that a file's weights were trained with, where the configuration left them open.
 

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -46,7 +47,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 def _unpickle(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about files that it did not write
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError):
         raise

@@ -1,0 +1,96 @@
+"""From each layout to each other: the same bits back, the same outputs in the libraries themselves."""
+
+import pytest
+import torch
+
+from configs.arguments import model_arguments
+from configs.loading import load_config
+from models.errors import WeightsError
+from models.layouts import LAYOUTS
+from models.pretrained import find_weights
+from models.registry import build_model
+from scripts.convert_checkpoint import convert, main
+from scripts.peers import build_peer
+from tests.conftest import ROOT
+from utils.checkpoint import read_checkpoint
+
+PEERS = ["timm", "torchvision", "transformers"]
+YAML = {
+    "swin": "MODEL: {TYPE: swin, SWIN: {PATCH_SIZE: 2, EMBED_DIM: 16, DEPTHS: [2, 2], NUM_HEADS: [2, 4],"
+    " WINDOW_SIZE: 4}}",
+    "swinv2": "MODEL: {TYPE: swinv2, SWINV2: {PATCH_SIZE: 2, EMBED_DIM: 16, DEPTHS: [2, 2], NUM_HEADS: [2, 4],"
+    " WINDOW_SIZE: 4, PRETRAINED_WINDOW_SIZES: [3, 2]}}",
+    "swin_mlp": "MODEL: {TYPE: swin_mlp, SWIN_MLP: {PATCH_SIZE: 2, EMBED_DIM: 16, DEPTHS: [2, 2], NUM_HEADS: [2, 4],"
+    " WINDOW_SIZE: 4}}",
+}
+
+
+def write(tmp_path, family):
+    cfg = tmp_path / f"{family}.yaml"
+    cfg.write_text(f"DATA: {{IMG_SIZE: 64}}\n{YAML[family]}")
+    model = build_model(family, **model_arguments(load_config(cfg), 7))
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    torch.save({"model": model.state_dict()}, tmp_path / "in.pth")
+    return cfg, model.state_dict()
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("layout", [*PEERS, "mmdetection"])
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_there_and_back_gives_the_same_bits(tmp_path, family, layout, ending):
+    cfg, weights = write(tmp_path, family)
+    there, back = tmp_path / f"there.{ending}", tmp_path / "back.pth"
+    if (family, layout) == ("swinv2", "torchvision"):
+        with pytest.raises(WeightsError, match="no window of pre-training"):
+            convert(str(cfg), str(tmp_path / "in.pth"), there, layout)
+        cfg.write_text(cfg.read_text().replace("[3, 2]", "[0, 0]"))
+    lines = convert(str(cfg), str(tmp_path / "in.pth"), there, layout)
+    assert (f"{layout}'s output is equal" if layout in PEERS else f"{layout} is not installed") in lines[-1]
+    assert f"{layout} layout" in convert(str(cfg), str(there), back, "original")[0]
+    again = torch.load(back, weights_only=True)["model"]
+    assert again.keys() == weights.keys() and all(torch.equal(again[k], v) for k, v in weights.items())
+
+
+REAL = {
+    "torchvision": ["swin_tiny", "swin_small", "swin_base", "swinv2_tiny", "swinv2_small", "swinv2_base"],
+    "transformers": ["swin_tiny", "swinv2_tiny", "swin/swin_base_patch4_window12_384_22kto1k_finetune"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "name"), [(layout, name) for layout, names in REAL.items() for name in names])
+def test_real_sizes_give_the_peers_outputs(layout, name):
+    """fp32 logits equal to 1e-5 (V2: 1e-4), with weights that went through the layout."""
+    cfg = load_config(ROOT / "configs" / f"{name}.yaml")
+    arguments = model_arguments(cfg, 100)
+    torch.manual_seed(0)
+    model = build_model(cfg.MODEL.TYPE, **arguments).eval()
+    for p in model.parameters():
+        if p.ndim == 1:
+            torch.nn.init.normal_(p, mean=0.5, std=0.1)
+    stored = LAYOUTS[layout].from_original(model.state_dict())
+    peer = build_peer(layout, cfg.MODEL.TYPE, arguments, stored)
+    images = torch.randn(1, 3, cfg.DATA.IMG_SIZE, cfg.DATA.IMG_SIZE)
+    tolerance = 1e-4 if cfg.MODEL.TYPE == "swinv2" else 1e-5
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), peer(images), atol=tolerance, rtol=tolerance)
+    back = find_weights(stored, "x").weights
+    assert all(torch.equal(back[k], v) for k, v in model.state_dict().items())
+
+
+def test_swin_mlp_stays_in_the_original_layout(tmp_path, capsys):
+    cfg, _ = write(tmp_path, "swin_mlp")
+    arguments = ["--cfg", str(cfg), str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "--to"]
+    assert main([*arguments, "original"]) == 0
+    assert main([*arguments, "timm"]) == 4
+    assert "error: timm has no Swin-MLP" in capsys.readouterr().err
+
+
+def test_a_headless_file_is_converted_without_a_head(tmp_path):
+    cfg, weights = write(tmp_path, "swin")
+    torch.save({k: v for k, v in weights.items() if not k.startswith("head")}, tmp_path / "in.pth")
+    convert(str(cfg), str(tmp_path / "in.pth"), tmp_path / "out.pth", "mmdetection")
+    found = find_weights(read_checkpoint(tmp_path / "out.pth"), "x")
+    assert found.layout == "mmdetection" and not any("head" in name for name in found.weights)

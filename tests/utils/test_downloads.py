@@ -1,0 +1,134 @@
+"""Weights from a server: whole or not at all, fetched once, checked."""
+
+import hashlib
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
+from typing import ClassVar
+
+import pytest
+import torch
+
+from models.released import weights_address
+from utils.distributed import World
+from utils.downloads import local_file
+from utils.errors import CheckpointError
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    served: ClassVar[list] = []
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.served.append(self.path)
+        super().do_GET()
+
+
+class CutShort(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"x" * 400)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """torch's hub cache in a folder of its own."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+def serve(handler):
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.fixture
+def site(tmp_path):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "w.pth").write_bytes(b"weights" * 1000)
+    Quiet.served.clear()
+    server, address = serve(partial(Quiet, directory=str(folder)))
+    yield address
+    server.shutdown()
+
+
+def get(name, sha256="", **more):
+    return local_file(name, World(), address=more.get("address", weights_address), sha256=sha256)
+
+
+SHA256 = hashlib.sha256(b"weights" * 1000).hexdigest()
+
+
+def test_a_path_is_itself(tmp_path):
+    assert get(str(tmp_path / "a.pth")) == tmp_path / "a.pth"
+    (tmp_path / "a.pth").write_bytes(b"weights" * 1000)
+    assert get(str(tmp_path / "a.pth"), SHA256.upper()) == tmp_path / "a.pth"
+    with pytest.raises(CheckpointError, match="sha256 is"):
+        get(str(tmp_path / "a.pth"), "0" * 64)
+
+
+def test_an_address_is_fetched_once_and_its_checksum_logged(site, hub, caplog):
+    caplog.set_level("INFO")
+    path = get(f"{site}/w.pth")
+    assert path.read_bytes() == b"weights" * 1000 and path.parent == hub
+    assert SHA256 in caplog.text
+    assert get(f"{site}/w.pth") == path and Quiet.served == ["/w.pth"]
+    assert get("hub:some_model", address=lambda name: f"{site}/w.pth") == path
+    assert [p.name for p in hub.iterdir()] == [path.name]
+
+
+def test_fault_57_an_altered_download_is_refused_and_not_kept(site, hub):
+    with pytest.raises(CheckpointError, match=f"sha256 is {SHA256}, not 0000"):
+        get(f"{site}/w.pth", "0" * 64)
+    assert list(hub.iterdir()) == []
+    assert get(f"{site}/w.pth", SHA256).exists()
+
+
+def test_fault_57_a_truncated_download_is_refused_and_not_kept(hub):
+    server, address = serve(CutShort)
+    with pytest.raises(CheckpointError, match="ended after 400 of 1,000 bytes|cannot fetch"):
+        get(f"{address}/w.pth")
+    server.shutdown()
+    assert list(hub.iterdir()) == []
+
+
+def test_what_cannot_be_reached_is_said(site, hub):
+    with pytest.raises(CheckpointError, match="cannot fetch the weights"):
+        get(f"{site}/gone.pth")
+    with pytest.raises(CheckpointError, match="cannot fetch the weights"):
+        get("http://127.0.0.1:9/w.pth")
+    assert list(hub.iterdir()) == []
+
+
+def test_a_repository_of_hugging_face_is_asked_for_its_usual_files(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    asked = []
+
+    def download(repository, file):
+        asked.append((repository, file))
+        if file == "model.safetensors":
+            raise EntryNotFoundError("no such file")
+        (tmp_path / file).write_bytes(b"x")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert get("hf:owner/model") == tmp_path / "pytorch_model.bin"
+    assert asked == [("owner/model", "model.safetensors"), ("owner/model", "pytorch_model.bin")]
+
+    def offline(*_):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(CheckpointError, match="cannot reach Hugging Face"):
+        get("hf:owner/model/file.pth")
