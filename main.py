@@ -5,7 +5,6 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from yacs.config import CfgNode
@@ -14,21 +13,23 @@ from configs import arguments
 from configs.loading import dump_config, load_config
 from configs.options import parse_command_line
 from data.loaders import build_eval_loader, build_train_loader
-from data.sources import open_sources
+from data.sources import chosen_classes, open_sources
+from models.class_maps import class_names_of, real_labels
 from models.pretrained import load_contents
 from models.registry import build_model, prepare
 from models.released import weights_address
+from utils.assessment import assess, report, write_tables
 from utils.checkpoint import read_checkpoint
 from utils.distributed import World, join_world
 from utils.downloads import local_file
 from utils.engine import evaluate, train_epoch
 from utils.errors import show_error
-from utils.precision import choose_precision
+from utils.precision import Precision, choose_precision
 from utils.profiling import describe_model, measure_throughput
 from utils.run_logger import log_lines, start_logging
 from utils.run_plan import RunPlan
 from utils.seeding import derive, seed_all
-from utils.session import OutputFolder, Session, start_from
+from utils.session import OutputFolder, Session, Start, start_from
 from utils.train_state import TrainState, new_state
 
 log = logging.getLogger("main")
@@ -55,47 +56,42 @@ def train(cfg: CfgNode, world: World) -> None:
 
 def first_state(cfg: CfgNode, plan: RunPlan, facts: dict, folder: OutputFolder, world: World) -> TrainState:
     """Where training goes on: the newest checkpoint of this run, else --resume, else --pretrained, else scratch."""
-    model = fresh_model(cfg, len(facts["class_names"]), world)
-    state = new_state(
-        model, world, choose_precision(world.device, **arguments.amp_arguments(cfg)), **arguments.state_arguments(cfg)
-    )
+    model, precision = fresh_model(cfg, len(facts["class_names"]), world)
+    state = new_state(model, world, precision, **arguments.state_arguments(cfg))
     log_lines([*state.describe(), *plan.describe()])
-    fetching = arguments.fetch_arguments(cfg, weights_address)
-    how: dict[str, Any] = {
-        "load": load_contents,
-        "fetch": partial(local_file, world=world, **fetching),
-        "expected": facts,
-        **arguments.start_arguments(cfg),
-    }
-    start_from(state, plan, folder, world, **how)
+    fetch = partial(local_file, world=world, address=weights_address, sha256=cfg.MODEL.SHA256)
+    start = Start(load=load_contents, fetch=fetch, expected=facts, **arguments.start_arguments(cfg))
+    start_from(start, state, plan, folder, world)
     return state
 
 
-def fresh_model(cfg: CfgNode, classes: int, world: World) -> nn.Module:
-    """The model of the configuration, initialised from the seed."""
+def fresh_model(cfg: CfgNode, classes: int, world: World) -> tuple[nn.Module, Precision]:
+    """The model of the configuration, initialised from the seed, and how it computes."""
     seed_all("model", cfg.SEED)
     model = build_model(cfg.MODEL.TYPE, **arguments.model_arguments(cfg, classes)).to(world.device)
     prepare(model, **arguments.preparation_arguments(cfg))
     log.info(describe_model(model, cfg.DATA.IMG_SIZE))
-    return model
+    return model, choose_precision(world.device, **arguments.amp_arguments(cfg))
 
 
 def evaluate_only(cfg: CfgNode, world: World) -> None:
-    """Evaluate one file; nothing is written."""
-    path = cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED
-    contents = read_checkpoint(local_file(path, world, **arguments.fetch_arguments(cfg, weights_address)))
-    sources = open_sources(**arguments.source_arguments(cfg, training=False), class_names=contents.get("class_names"))
-    model = fresh_model(cfg, classes := len(sources.class_names), world)
-    log.info("weights: %s", load_contents(model, contents, path))
-    val = build_eval_loader(sources.val, world, **arguments.eval_loader_arguments(cfg))
-    precision = choose_precision(world.device, **arguments.amp_arguments(cfg))
-    log.info(evaluate(model, val, classes, precision, world).line())
+    """Evaluate the files named, and write what tables were asked for; nothing else is written."""
+    rows = []
+    for path in (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED).split(","):
+        contents = read_checkpoint(local_file(path, world, address=weights_address, sha256=cfg.MODEL.SHA256))
+        val = open_sources(**arguments.source_arguments(cfg, training=False) | class_names_of(contents)).val
+        model, precision = fresh_model(cfg, len(val.class_names), world)
+        log.info("weights: %s", load_contents(model, contents, path))
+        batches = build_eval_loader(val, world, **arguments.eval_loader_arguments(cfg))
+        rows.append((path, assess(model, batches, val, chosen_classes(cfg.TEST.CLASSES, val), precision, world)))
+        log_lines(report(rows[-1][1], val, real_labels() if cfg.TEST.REAL else None))
+    if world.is_main:
+        write_tables(rows, val, cfg.TEST.RESULTS, cfg.TEST.PER_CLASS)
 
 
 def throughput(cfg: CfgNode, world: World) -> None:
     """Images per second of the forward pass, on random images and with fresh weights: neither moves the speed."""
-    model = fresh_model(cfg, cfg.MODEL.NUM_CLASSES or 1000, world)
-    precision = choose_precision(world.device, **arguments.amp_arguments(cfg))
+    model, precision = fresh_model(cfg, cfg.MODEL.NUM_CLASSES or 1000, world)
     log.info(measure_throughput(model, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, precision).line())
 
 

@@ -1,6 +1,5 @@
 """What each part of the program is handed from the configuration: values by the names of its parameters."""
 
-from collections.abc import Callable
 from typing import Any
 
 from yacs.config import CfgNode
@@ -19,6 +18,10 @@ FREE_KEYS = {
     "DATA.CACHE_MODE",
     "MODEL.RESUME",
     "MODEL.SHA256",
+    "TEST.REAL",
+    "TEST.CLASSES",
+    "TEST.PER_CLASS",
+    "TEST.RESULTS",
     "MODEL.NUM_CLASSES",
     "TRAIN.ACCUMULATION_STEPS",
     "TRAIN.GLOBAL_BATCH_SIZE",
@@ -85,18 +88,13 @@ def source_arguments(cfg: CfgNode, training: bool = True) -> dict[str, Any]:
 
 
 def start_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of utils.session.start_from that say where to look."""
+    """Arguments of utils.session.Start that say where to look."""
     return {
         "auto_resume": cfg.TRAIN.AUTO_RESUME,
         "resume": cfg.MODEL.RESUME,
         "pretrained": cfg.MODEL.PRETRAINED,
         "first_epoch": cfg.TRAIN.START_EPOCH,
     }
-
-
-def fetch_arguments(cfg: CfgNode, address: Callable[[str], str]) -> dict[str, Any]:
-    """Arguments of utils.downloads.local_file that say what may be fetched."""
-    return {"address": address, "sha256": cfg.MODEL.SHA256}
 
 
 def train_loader_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -128,7 +126,11 @@ def eval_loader_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of data.loaders.build_eval_loader that the configuration decides."""
     return {
         "channels": input_channels(cfg),
-        "transform": {"size": cfg.DATA.IMG_SIZE, "interpolation": cfg.DATA.INTERPOLATION, "crop": cfg.TEST.CROP},
+        "transform": {
+            "size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE,
+            "interpolation": cfg.DATA.INTERPOLATION,
+            "crop": cfg.TEST.CROP,
+        },
         "batch_size": cfg.DATA.BATCH_SIZE,
         "workers": cfg.DATA.NUM_WORKERS,
         "pin_memory": cfg.DATA.PIN_MEMORY,

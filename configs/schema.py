@@ -211,6 +211,12 @@ SCHEMA: dict[str, Any] = {
     },
     "TEST": {
         "CROP": Key(True, "short side to 256/224 of the size, then centre crop; false: squash to the square"),
+        # new here
+        "IMG_SIZE": Key(0, "side of the square in evaluation, pixels; 0: DATA.IMG_SIZE", at_least(0)),
+        "REAL": Key(False, "evaluation also against the ImageNet-ReaL labels"),
+        "CLASSES": Key("", "classes that may win: a file with a name a line, present (those in val/), or empty: all"),
+        "PER_CLASS": Key("", "CSV to write with the accuracy of each class"),
+        "RESULTS": Key("", "CSV to write with a row for each evaluated file"),
         "SEQUENTIAL": Key(False, DEPRECATED),
         "SHUFFLE": Key(False, DEPRECATED),
     },

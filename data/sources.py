@@ -126,11 +126,13 @@ def open_sources(
     training: bool,
     classes: int = 0,
     class_names: Sequence[str] | None = None,
+    usual_names: Sequence[str] | None = None,
 ) -> Sources:
     """Find the training and validation samples of a data set.
 
-    The class map comes from train/; where only val/ is needed and there is no train/, from `class_names` (a
-    checkpoint's) or from val/ itself. A class that is merely absent from val/ shifts nothing.
+    For training the class map comes from train/. For evaluation it is `class_names` (a checkpoint's), else the folders
+    of train/, else `usual_names` (ImageNet's synsets) if all folders of val/ are among them, else the folders of val/.
+    A class that is merely absent from val/ shifts nothing.
 
     Args: training: whether train/ is needed; classes: how many there must be, 0 for any number.
     Raises: DataError, with what is missing and where.
@@ -145,15 +147,42 @@ def open_sources(
         raise DataError(
             f"no data set is called {dataset!r}: DATA.DATASET: choose imagenet (any image folder) or digits"
         )
-    train = ImageFolder(root / "train") if training or ((root / "train").is_dir() and class_names is None) else None
-    if train is not None and class_names is None:
+    train = ImageFolder(root / "train") if training else None
+    if train is not None:
         class_names = train.class_names
+    elif class_names is None and (root / "train").is_dir():
+        class_names = _class_folders(root / "train")
+    elif class_names is None and usual_names and set(_class_folders(root / "val")) <= set(usual_names):
+        class_names = usual_names
     val = ImageFolder(root / "val", class_names)
     if classes and len(val.class_names) != classes:
         raise DataError(f"{root} has {len(val.class_names)} classes, not {classes}: MODEL.NUM_CLASSES: set it to 0")
     sources = Sources(val, train)
     log.info("data: %s", sources.describe())
     return sources
+
+
+def chosen_classes(choice: str, source: Source) -> list[int]:
+    """Labels that TEST.CLASSES names: none for "", those with samples for "present", else a file with a name a line.
+
+    Raises: DataError for a file that cannot be read, or a name that is no class.
+    """
+    if not choice:
+        return []
+    if choice == "present":
+        return sorted({source.label(i) for i in range(len(source))})
+    try:
+        names = [line.strip() for line in Path(choice).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except OSError as e:
+        raise DataError(f"cannot read the names of classes ({e.strerror}): {choice}: TEST.CLASSES takes a file") from e
+    labels = {name: label for label, name in enumerate(source.class_names)}
+    unknown = [name for name in names if name not in labels]
+    if unknown or not names:
+        raise DataError(f"no such classes: {choice}: {_some(unknown) or 'the file is empty'}: give a class name a line")
+    chosen = {labels[name] for name in names}
+    if any(source.label(i) not in chosen for i in range(len(source))):
+        raise DataError(f"val/ holds classes beyond those chosen: {choice}: remove their folders, or add their names")
+    return sorted(chosen)
 
 
 def _data_folder(path: str, training: bool) -> Path:

@@ -1,9 +1,11 @@
 """From the 21,841 classes of ImageNet-22K to the 1,000 of ImageNet-1K: which head rows belong to which class."""
 
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import torch
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, RealLabelsImagenet
 from torch import Tensor
 
 CLASSES_22K = 21841
@@ -22,6 +24,26 @@ def rows_of_1k() -> tuple[int, ...]:
     order[9205], order[15027] = goog[CLASSES_22K], goog[CLASSES_22K + 1]
     place = {synset: row for row, synset in enumerate(order)}
     return tuple(place.get(synset, 5564) for synset in ImageNetInfo("imagenet-1k").label_names())
+
+
+def class_names_of(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file tells of its classes, as data.sources.open_sources takes it.
+
+    `class_names` where the file holds them; `usual_names`, the synsets of ImageNet-1K, where its head can be theirs.
+    """
+    sizes = {len(v) for group in (contents, *contents.values()) if isinstance(group, Mapping) for v in _heads(group)}
+    synsets = ImageNetInfo("imagenet-1k").label_names() if sizes & {CLASSES_1K, CLASSES_22K} else None
+    return {"class_names": contents.get("class_names"), "usual_names": synsets}
+
+
+def _heads(weights: Mapping[str, Any]) -> list[Tensor]:
+    ends = ("head.weight", "head.fc.weight", "classifier.weight", "fc.weight")
+    return [value for name, value in weights.items() if name.endswith(ends) and isinstance(value, Tensor)]
+
+
+def real_labels() -> dict[str, list[int]]:
+    """ImageNet-ReaL: file name of a validation image -> its valid classes."""
+    return RealLabelsImagenet([""] * 50_000).real_labels
 
 
 def map_head(weight: Tensor) -> Tensor:

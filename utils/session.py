@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -84,29 +85,32 @@ class OutputFolder:
             raise ResourceError(f"cannot write the output folder ({e.strerror}): {self.path}: set OUTPUT") from e
 
 
-def start_from(
-    state: TrainState,
-    plan: RunPlan,
-    folder: OutputFolder,
-    world: World,
-    *,
-    load: Load,
-    expected: dict[str, Any],
-    auto_resume: bool,
-    fetch: Callable[[str], Path],
-    resume: str,
-    pretrained: str,
-    first_epoch: int,
-) -> None:
+@dataclass(frozen=True)
+class Start:
+    """Where training may go on from.
+
+    `load` copies weights into a model; `fetch` turns a name into a local file; `expected` is what a checkpoint must
+    share: class_names, global_batch, data_fingerprint; `resume` and `pretrained` are names of files, or empty.
+    """
+
+    load: Load
+    fetch: Callable[[str], Path]
+    expected: dict[str, Any]
+    auto_resume: bool
+    resume: str
+    pretrained: str
+    first_epoch: int
+
+
+def start_from(start: Start, state: TrainState, plan: RunPlan, folder: OutputFolder, world: World) -> None:
     """Bring `state` to where training goes on, and say in one line where that is and why.
 
     The newest good checkpoint of this run, else the file `resume`, else the weights `pretrained`, else fresh weights.
 
-    Args: expected: class_names and global_batch that a checkpoint must agree with; fetch: name -> local file.
-    Raises: CheckpointError, PlanError, and what `load` raises.
+    Raises: CheckpointError, PlanError, and what `start.load` raises.
     """
     newest = None
-    if world.is_main and auto_resume:
+    if world.is_main and start.auto_resume:
         newest = find_newest(folder.checkpoints)
     elif world.is_main and list_checkpoints(folder.checkpoints):
         raise PlanError(
@@ -114,9 +118,9 @@ def start_from(
             " give another --tag, or go on from them with TRAIN.AUTO_RESUME true"
         )
     own = world.tell(newest[0] if newest else None)
-    if own or resume:
-        origin = own or fetch(resume)
-        line = _resume(state, newest[1] if newest else read_checkpoint(origin), origin, load=load, expected=expected)
+    if own or start.resume:
+        origin = own or start.fetch(start.resume)
+        line = _resume(state, newest[1] if newest else read_checkpoint(origin), origin, start)
         reason = "the newest checkpoint in the output folder" if own else "--resume"
         log.info("weights: %s (%s), at epoch %d, update %d", line, reason, state.epoch, state.update)
         if own is None:
@@ -124,21 +128,22 @@ def start_from(
         if state.epoch >= plan.epochs:
             log.info("nothing left to train: %d of %d epochs are done", state.epoch, plan.epochs)
         return
-    state.begin(first_epoch, plan)
-    if pretrained:
-        line = load(state.model, read_checkpoint(fetch(pretrained)), pretrained, expected["class_names"])
+    state.begin(start.first_epoch, plan)
+    if start.pretrained:
+        contents = read_checkpoint(start.fetch(start.pretrained))
+        line = start.load(state.model, contents, start.pretrained, start.expected["class_names"])
         state.average_from_here()
         log.info("weights: %s (--pretrained)", line)
     else:
         log.info("weights: fresh (no checkpoint in the output folder, no --resume, no --pretrained)")
 
 
-def _resume(state: TrainState, saved: dict[str, Any], origin: Path, *, load: Load, expected: dict[str, Any]) -> str:
+def _resume(state: TrainState, saved: dict[str, Any], origin: Path, start: Start) -> str:
     if not {"model", "optimizer", "counters"} <= saved.keys():
         raise CheckpointError(f"no training state: {origin}: to start from its weights give it to --pretrained")
-    _check_expected(saved, expected, origin)
+    _check_expected(saved, start.expected, origin)
     try:
-        return state.load_state_dict(saved, lambda model, weights: load(model, weights, str(origin)))
+        return state.load_state_dict(saved, lambda model, weights: start.load(model, weights, str(origin)))
     except (KeyError, RuntimeError, TypeError) as e:
         raise CheckpointError(f"the training state does not fit this run ({e}): {origin}: name another file") from e
 

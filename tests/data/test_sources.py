@@ -4,7 +4,7 @@ import pytest
 
 from data.digits import write_digits
 from data.errors import DataError
-from data.sources import ImageFolder, open_sources
+from data.sources import ImageFolder, chosen_classes, open_sources
 
 
 def open_folder(path, **more):
@@ -127,3 +127,30 @@ def test_digits_do_not_overwrite_another_folder(tmp_path):
     (tmp_path / "x").mkdir()
     with pytest.raises(DataError, match="not the digits"):
         write_digits(tmp_path / "x")
+
+
+def test_the_class_map_of_an_evaluation(own_photos, tmp_path):
+    import shutil
+
+    usual = ["class_2", "other", "class_0", "class_1"]
+    names = {"training": False, "usual_names": usual}
+    assert open_folder(own_photos, **names).class_names == ("class_0", "class_1", "class_2")  # train/ comes first
+    shutil.rmtree(own_photos / "train")
+    assert open_folder(own_photos, **names).class_names == tuple(usual)
+    (own_photos / "val" / "class_0").rename(own_photos / "val" / "mine")
+    assert open_folder(own_photos, **names).class_names == ("class_1", "class_2", "mine")
+
+
+def test_chosen_classes(photos, own_photos, tmp_path):
+    source = open_folder(photos, training=False).val
+    assert chosen_classes("", source) == [] and chosen_classes("present", source) == [0, 1, 2]
+    (tmp_path / "names.txt").write_text("class_2\n\nclass_0\nclass_1\n")
+    assert chosen_classes(str(tmp_path / "names.txt"), source) == [0, 1, 2]
+    (tmp_path / "names.txt").write_text("class_2\n")
+    with pytest.raises(DataError, match="classes beyond those chosen"):
+        chosen_classes(str(tmp_path / "names.txt"), source)
+    (tmp_path / "names.txt").write_text("class_9\n")
+    with pytest.raises(DataError, match="no such classes: .*class_9"):
+        chosen_classes(str(tmp_path / "names.txt"), source)
+    with pytest.raises(DataError, match="No such file"):
+        chosen_classes(str(tmp_path / "gone.txt"), source)
