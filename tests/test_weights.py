@@ -1,0 +1,169 @@
+"""Foreign weights through the program: evaluated, fine-tuned, reported."""
+
+import csv
+import json
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+
+from configs.arguments import model_arguments
+from configs.loading import load_config
+from data.transforms import eval_transform
+from models.class_maps import rows_of_1k
+from models.registry import build_model
+from tests.conftest import ROOT, accuracy, run_program, write_photos
+
+SYNSETS = ImageNetInfo("imagenet-1k").label_names()
+FINETUNE = ROOT / "configs/swin/swin_tiny_patch4_window7_224_22kto1k_finetune.yaml"
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """val/ with five photographs of each of three ImageNet classes, whose labels are 850, 3 and 700."""
+    root = write_photos(tmp_path_factory.mktemp("imagenet"), classes=3, train=1, val=5, size=64)
+    for i, label in enumerate((850, 3, 700)):
+        (root / "val" / f"class_{i}").rename(root / "val" / SYNSETS[label])
+    for number, file in enumerate(sorted((root / "val").rglob("*.jpg"))):
+        file.rename(file.with_name(f"ILSVRC2012_val_{number + 1:08d}.JPEG"))
+    for folder in (root / "train").iterdir():
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    (root / "train").rmdir()
+    return root
+
+
+def by_hand(model, root, size):
+    """Correct answers and mean loss over val/, image by image."""
+    transform, correct, losses = eval_transform(size, interpolation="bicubic", crop=True), 0, []
+    with torch.no_grad():
+        for file in sorted((root / "val").rglob("*.JPEG")):
+            label = SYNSETS.index(file.parent.name)
+            logits = model(transform(Image.open(file).convert("RGB"))[None])[0]
+            correct += int(logits.argmax()) == label
+            losses.append(F.cross_entropy(logits, torch.tensor(label)).item())
+    return correct, sum(losses) / len(losses)
+
+
+def random_weights(path, cfg_path, classes, size):
+    """A model with weights large enough to tell images apart, saved as the original would."""
+    cfg = load_config(cfg_path, [("DATA.IMG_SIZE", size, "test")])
+    torch.manual_seed(0)
+    model = build_model(cfg.MODEL.TYPE, **model_arguments(cfg, classes)).eval()
+    for name, p in model.named_parameters():
+        if p.ndim == 1 and "norm" in name:
+            torch.nn.init.normal_(p, mean=float("weight" in name), std=0.2)
+    torch.save({"model": model.state_dict()}, path)
+    return model
+
+
+@pytest.mark.slow
+def test_a_22k_file_is_evaluated_and_fine_tuned_with_the_mapped_head(imagenet, tmp_path):
+    """The first evaluation of a run that does not move (learning rate 0) is that of the head mapped by hand."""
+    source = random_weights(tmp_path / "22k.pth", FINETUNE, 21841, 56)
+    head = torch.nn.Linear(768, 1000)
+    rows = torch.tensor(rows_of_1k())
+    head.weight.data, head.bias.data = source.head.weight.data[rows], source.head.bias.data[rows]
+    source.head = head
+    correct, loss = by_hand(source, imagenet, 56)
+
+    common = ["--cfg", FINETUNE, "--disable_amp", "--opts", "DATA.IMG_SIZE", 56, "DATA.NUM_WORKERS", 1]
+    done = run_program(*common, "--eval", "--resume", tmp_path / "22k.pth", "--data-path", imagenet)
+    assert done.code == 0, done.err
+    assert "head mapped from 22K to 1K classes" in done.out and accuracy(done.out) == (correct, 15)
+
+    data = tmp_path / "data"
+    (data / "val").parent.mkdir()
+    (data / "val").symlink_to(imagenet / "val")
+    for synset in SYNSETS:
+        (data / "train" / synset).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (len(synset), 99, 7)).save(data / "train" / synset / "a.png")
+    still = ["TRAIN.BASE_LR", 0, "TRAIN.WARMUP_LR", 0, "TRAIN.MIN_LR", 0, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
+    done = run_program(
+        *(*common, *still, "--pretrained", tmp_path / "22k.pth", "--data-path", data, "--output", tmp_path / "out"),
+        processes=2,
+    )
+    assert done.code == 0, done.err
+    metrics = next((tmp_path / "out").rglob("metrics.jsonl")).read_text().splitlines()
+    val = json.loads(metrics[-1])
+    assert (val["correct1"], val["count"]) == (correct, 15) and val["loss"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_released_v2_file_is_evaluated_as_the_readme_says(imagenet, tmp_path):
+    cfg = ROOT / "configs/swinv2_tiny.yaml"
+    model = random_weights(tmp_path / "v2.pth", cfg, 1000, 256)
+    correct, _ = by_hand(model, imagenet, 256)
+    tables = ["TEST.RESULTS", tmp_path / "r.csv", "TEST.PER_CLASS", tmp_path / "c.csv", "TEST.REAL", True]
+    done = run_program(
+        *("--eval", "--cfg", cfg, "--resume", f"{tmp_path / 'v2.pth'},{tmp_path / 'v2.pth'}", "--data-path", imagenet),
+        *("--disable_amp", "--opts", "DATA.NUM_WORKERS", 0, "DATA.BATCH_SIZE", 8, *tables),
+    )
+    assert done.code == 0, done.err
+    assert accuracy(done.out) == (correct, 15) and done.out.count(" * Acc@1") == 2 and "ReaL Acc@1" in done.out
+    assert len(list(csv.DictReader((tmp_path / "r.csv").open()))) == 2
+    assert {r["class"] for r in csv.DictReader((tmp_path / "c.csv").open())} == {SYNSETS[i] for i in (850, 3, 700)}
+
+
+def test_a_safetensors_file_of_timm_at_another_test_size_with_some_classes(imagenet, tmp_path):
+    torch.manual_seed(0)
+    peer = timm.create_model("swin_tiny_patch4_window7_224")
+    save_file(peer.state_dict(), tmp_path / "timm.safetensors")
+    done = run_program(
+        *("--eval", "--cfg", ROOT / "configs/swin_tiny.yaml", "--resume", tmp_path / "timm.safetensors"),
+        *("--data-path", imagenet, "--opts", "TEST.IMG_SIZE", 160, "TEST.CLASSES", "present", "DATA.NUM_WORKERS", 0),
+    )
+    assert done.code == 0, done.err
+    assert "timm layout" in done.out and "Acc@3 100.000" in done.out
+
+
+def test_a_file_of_another_family_is_named(imagenet, tmp_path):
+    random_weights(tmp_path / "v2.pth", ROOT / "configs/swinv2_tiny.yaml", 1000, 256)
+    arguments = ["--eval", "--resume", tmp_path / "v2.pth", "--data-path", imagenet]
+    done = run_program("--cfg", ROOT / "configs/swin_tiny.yaml", *arguments)
+    assert done.code == 4 and "holds Swin V2, the model is Swin V1" in done.error and "swinv2" in done.error
+
+
+def test_a_released_name_that_does_not_exist_is_refused_with_the_nearest(imagenet):
+    done = run_program(
+        *(
+            "--eval",
+            "--cfg",
+            ROOT / "configs/swin_tiny.yaml",
+            "--resume",
+            "hub:swin_tiny_window7",
+            "--data-path",
+            imagenet,
+        )
+    )
+    assert done.code == 4 and "did you mean swin_tiny" in done.error
+
+
+@pytest.mark.parametrize("freeze", ["1", "all"])
+def test_frozen_parts_do_not_move(tiny_yaml, photos, tmp_path, freeze):
+    cfg = load_config(tiny_yaml)
+    model = build_model("swin", **model_arguments(cfg, 3))
+    torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
+    done = run_program(
+        *("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--pretrained", tmp_path / "w.pth"),
+        *("--opts", "TRAIN.EPOCHS", 1, "TRAIN.FREEZE", freeze, "TRAIN.LAYER_DECAY", 0.8),
+        processes=2,
+    )
+    assert done.code == 0, done.err
+    trained = torch.load(tmp_path / "tiny/default/checkpoints/last.pth", weights_only=True)["model"]
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, trained[name])}
+    assert "head.weight" in moved and not any(name.startswith(("patch_embed", "layers.0")) for name in moved)
+    assert any(name.startswith("layers.1") for name in moved) == (freeze == "1")
+
+
+def test_peers_of_timm_train_in_the_same_loop(tiny_yaml, photos, tmp_path):
+    done = run_program(
+        *("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path),
+        *("--opts", "MODEL.TYPE", "timm", "MODEL.TIMM.NAME", "resnet10t", "TRAIN.EPOCHS", 1),
+    )
+    assert done.code == 0, done.err
+    assert "ResNet: 4," in done.out
