@@ -50,7 +50,9 @@ def train(cfg: CfgNode, world: World) -> None:
     while state.epoch < plan.epochs:
         watched = session.watch(batches.epoch(state.epoch, state.step))
         train_epoch(state, watched, plan, cfg.MODEL.LABEL_SMOOTHING, session.after_update)
-        session.end_epoch(evaluate(state.evaluated, val, len(sources.class_names), state.precision, world))
+        session.end_epoch(
+            evaluate(state.evaluated, session.interruptible(val), len(sources.class_names), state.precision, world)
+        )
     session.finish()
 
 

@@ -87,6 +87,7 @@ def flat_config(cfg: CfgNode) -> dict[str, Any]:
 def nearest(name: str, names: Iterable[str]) -> str:
     """', did you mean X?' for the closest of `names`, or nothing."""
     names = list(names)
+    name = name if name.startswith("--") else name.upper()
     leaf = name.rsplit(".", 1)[-1]  # the right name in the wrong group: TRAIN.BATCH_SIZE
     near = [n for n in names if n.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(name, names, n=1)
     return f", did you mean {near[0]}?" if near else ""

@@ -105,6 +105,7 @@ SCHEMA: dict[str, Any] = {
         "CACHE_MODE": Key("part", "zip bytes in memory: own share, all, none", one_of("part", "full", "no")),
         "PIN_MEMORY": Key(True, "page-locked batches for faster copies to a GPU"),
         "NUM_WORKERS": Key(8, "loader processes per process; 0: none", at_least(0)),
+        "ON_BAD_IMAGE": Key("error", "new: what an unreadable image does: end the run", one_of("error")),
         "MASK_PATCH_SIZE": Key(32, "SimMIM: side of a masked patch, pixels", at_least(1)),
         "MASK_RATIO": Key(0.6, "SimMIM: share of the image that is masked", within(0, 1)),
     },

@@ -22,9 +22,9 @@ def write_digits(root: Path) -> Path:
 
     Returns: `root`. Raises: DataError if `root` holds something else or cannot be written.
     """
-    if (root / "train").is_dir() and (root / "val").is_dir():
+    if all((root / part / str(digit)).is_dir() for part in ("train", "val") for digit in range(10)):
         return root
-    if root.exists() and not (root / "val").is_dir():  # else another process has just written them
+    if root.exists() and not (root / "val" / "9").is_dir():  # else another process has just written them
         raise DataError(f"not the digits: {root}: remove it, or name another folder with --data-path")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Batches for training and evaluation, on the device, in an order and with augmentations that only counters decide."""
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -214,9 +215,14 @@ def _data_loader(dataset: Dataset, sampler: Any, settings: LoaderSettings, persi
         collate_fn=_collate,
         pin_memory=settings.pin_memory and settings.device.type == "cuda",
         persistent_workers=persistent and settings.workers > 0,
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
         # a generator of its own: without one, every iteration would draw from the global generator
         generator=torch.Generator(),
     )
+
+
+def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _on_device(loader: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

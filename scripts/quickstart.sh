@@ -5,7 +5,8 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 
 run=output/quickstart/default
-torchrun=(.venv/bin/torchrun --standalone --nproc_per_node 2)
+export OMP_NUM_THREADS=1  # two processes share the cores
+torchrun=(.venv/bin/python -m torch.distributed.run --standalone --nproc_per_node 2)
 "${torchrun[@]}" main.py --cfg configs/quickstart.yaml
 echo
 echo "Evaluating $run/checkpoints/best.pth"

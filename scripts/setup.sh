@@ -9,7 +9,8 @@ python=${PYTHON:-python3}
   echo "error: Python 3.11 or newer is needed, not $("$python" --version): set PYTHON to one" >&2
   exit 2
 }
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+# an interrupted venv has a Python, but no pip yet
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 # lets `python scripts/NAME.py` import the program's packages
 .venv/bin/python -c 'import pathlib, site; pathlib.Path(site.getsitepackages()[0], "program.pth").write_text(f"{pathlib.Path.cwd()}\n")'
 

@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh requirements-optional.txt
-exec .venv/bin/python -m pytest "$@"
+export OMP_NUM_THREADS=1  # two files of tests run at a time
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

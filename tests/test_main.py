@@ -1,11 +1,14 @@
 """The program as its users start it: the main job, evaluation, throughput, and every refusal."""
 
 import json
+import os
+import signal
+import subprocess
 
 import pytest
 import torch
 
-from tests.conftest import ROOT, accuracy, run_program, write_photos
+from tests.conftest import ROOT, accuracy, command, environment, run_program, write_photos
 
 SWIN_TINY = ROOT / "configs/swin_tiny.yaml"
 
@@ -38,6 +41,28 @@ def test_fault_07_without_torchrun_and_gpu_it_runs(trained):
     lines = [json.loads(line) for line in (trained / "tiny/default/metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["train"] * 5 + ["val"]
     assert all(line["loss"] > 0 for line in lines) and lines[-1]["count"] == 15
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fault_25_ctrl_c_ends_the_run_after_an_update(tiny_yaml, photos, tmp_path, workers):
+    arguments = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.EPOCHS", 500]
+    job = subprocess.Popen(
+        command(*arguments, "DATA.NUM_WORKERS", workers),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in job.stdout:
+        if "Train: [2/500]" in line:
+            break
+    os.killpg(job.pid, signal.SIGINT)  # as the terminal does: to the loader's processes too
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 130, out + err
+    assert err.splitlines() == [err.strip()] and err.startswith("error: interrupted")
+    assert "error: interrupted" in (tmp_path / "tiny/default/log.txt").read_text()
 
 
 def test_without_data_the_quickstart_is_named():

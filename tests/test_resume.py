@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT, command, environment, run_program
 
@@ -141,7 +143,17 @@ def test_what_a_checkpoint_holds(tiny_yaml, photos, tmp_path):
         assert (folder / name).stat().st_size > 0, name
     environment_ = json.loads((folder / "env.json").read_text())
     assert environment_["versions"]["torch"] == torch.__version__ and "main.py" in " ".join(environment_["command"])
-    assert list((folder / "tensorboard").iterdir())
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for tag, kind, key in (("train/loss", "train", "loss"), ("train/lr", "train", "lr"), ("val/top1", "val", "top1")):
+        expected = [(r["update"], pytest.approx(r[key])) for r in lines if r["kind"] == kind]
+        assert [(e.step, e.value) for e in board.Scalars(tag)] == expected
+    assert {"train/grad_norm", "speed/images_per_s", "val/loss", "val/top3"} <= set(board.Tags()["scalars"])
+    log = (folder / "log.txt").read_text()
+    assert "data: 36 training and 15 validation samples, 3 classes" in log and " * Acc@1" in log
+    assert "\x1b" not in log  # plain text
+    with Image.open(folder / "curves.png") as curves:
+        assert curves.size[0] > 800 and len(curves.convert("L").getcolors()) > 10
     rerun = run_program("--cfg", folder / "config.yaml")
     assert rerun.code == 0 and "the newest checkpoint in the output folder" in rerun.out
 

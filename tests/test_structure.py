@@ -11,8 +11,8 @@ from tests.conftest import ROOT
 PACKAGES = ("configs", "models", "data", "utils")
 # lower to higher: a file imports only from those before it
 UTILS = (
-    "errors seeding safe_load distributed downloads precision run_plan schedule optim loss metrics train_state"
-    " checkpoint curves run_logger engine profiling assessment progress session"
+    "errors interrupt seeding safe_load distributed downloads precision run_plan schedule optim loss metrics"
+    " train_state checkpoint curves run_logger engine profiling assessment progress session"
 ).split()
 FILES = [p for part in PACKAGES for p in sorted((ROOT / part).rglob("*.py"))]
 SOURCES = [ROOT / "main.py", *FILES, *sorted((ROOT / "scripts").rglob("*.py"))]

@@ -63,11 +63,14 @@ def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:
 
 
 def point_to(link: Path, target: Path) -> None:
-    """Make `link` (last.pth, best.pth) a relative link to `target` beside it, in one step."""
+    """Make `link` (last.pth, best.pth) a relative link to `target` beside it, in one step. Raises: ResourceError."""
     temporary = link.with_name(link.name + _TEMPORARY)
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    os.replace(temporary, link)
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        os.replace(temporary, link)
+    except OSError as e:
+        raise ResourceError(f"cannot make a link ({e.strerror}): {link}: set OUTPUT to a disk that has links") from e
 
 
 def remove_old(folder: Path, keep: int) -> None:

@@ -30,7 +30,7 @@ def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int) -> None:
             marker=marker,
         )
 
-    plot(losses, train, "loss", "train (mixed, augmented)", "tab:blue")
+    plot(losses, train, "loss", "training", "tab:blue")
     plot(losses, val, "loss", "validation", "tab:orange")
     plot(accuracy, val, "top1", "top-1", "tab:green")
     if val and val[0]["k"] > 1:

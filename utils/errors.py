@@ -4,6 +4,7 @@ An error that has an `exit_code` is one that the user can mend: it is shown as o
 packages `configs`, `models` and `data` follow the same convention without importing this file.
 """
 
+import logging
 import re
 import sys
 import traceback
@@ -76,5 +77,8 @@ def show_error(error: BaseException, debug: bool, aloud: bool) -> int:
         if debug or code == 1:
             traceback.print_exception(error)
         sys.stdout.flush()
+        for handler in logging.getLogger().handlers:  # the terminal shows it anyway
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(logging.LogRecord("error", logging.ERROR, "", 0, f"error: {text}", None, None))
         print(f"error: {text}", file=sys.stderr, flush=True)
     return code

@@ -35,11 +35,13 @@ class Progress:
         self._state, self._plan, self._world, self._journal = state, plan, world, journal
         self._print_freq = print_freq
         self._pending: list[Tensor] = []
-        self._norms: list[float | None] = []
+        self._norms: list[float] = []
+        self._weights: list[int] = []
         self._rate = 0.0
         self._started = self._interval_started = time.perf_counter()
         self._waited = 0.0
         self._updates = self._interval_updates = 0
+        self._interval_samples = state.samples
         self._bar: tqdm | None = None
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
@@ -64,7 +66,9 @@ class Progress:
     def record(self, update: Update) -> bool:
         """Take in an update of the run; returns whether a log line is due (the same on every process)."""
         self._pending.append(update.loss)
-        self._norms.append(update.grad_norm if update.applied else None)
+        # weighted by its images, so that a small last update counts for less; a skipped one says nothing of the loss
+        self._weights.append(self._plan.update_size(self._state.step - 1) if update.applied else 0)
+        self._norms.append(update.grad_norm)
         self._rate = update.learning_rate
         self._updates += 1
         self._interval_updates += 1
@@ -86,12 +90,12 @@ class Progress:
         flag = torch.tensor(float(wish), device=device)
         rows = self._world.gather(torch.stack([*[loss.float() for loss in self._pending], flag]))
         means = (rows[:, :-1].sum(0) / self._world.size).tolist()
-        for loss, norm in zip(means, self._norms, strict=True):
-            if norm is not None:  # a skipped update says nothing about the loss
-                self._state.means["loss"].add(loss)
-                self._state.means["epoch_loss"].add(loss)
+        for loss, norm, weight in zip(means, self._norms, self._weights, strict=True):
+            if weight:
+                self._state.means["loss"].add(loss, weight)
+                self._state.means["epoch_loss"].add(loss, weight)
                 self._state.means["grad_norm"].add(norm)
-        self._pending, self._norms = [], []
+        self._pending, self._norms, self._weights = [], [], []
         return bool(rows[0, -1])
 
     def report(self) -> None:
@@ -100,7 +104,7 @@ class Progress:
         seconds = (now - self._interval_started) / max(1, self._interval_updates)
         average = (now - self._started) / max(1, self._updates)
         waiting = min(1.0, self._waited / max(1e-9, now - self._interval_started))
-        speed = plan.global_batch / max(1e-9, seconds)
+        speed = (state.samples - self._interval_samples) / max(1e-9, now - self._interval_started)
         loss, norm = state.means["loss"].value, state.means["grad_norm"].value
         log.info(
             f"Train: [{state.epoch}/{plan.epochs}][{state.step - 1}/{plan.updates_per_epoch}]"
@@ -125,6 +129,7 @@ class Progress:
         state.means["loss"].clear()
         state.means["grad_norm"].clear()
         self._interval_started, self._waited, self._interval_updates = now, 0.0, 0
+        self._interval_samples = state.samples
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterable
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +38,8 @@ class _Terminal(logging.Handler):
 def start_logging(is_main: bool) -> None:
     """Log to the terminal from the main process; the others keep silent."""
     root = logging.getLogger()
-    root.handlers = [_Terminal()] if is_main else [logging.NullHandler()]
+    # what is logged before the file is known waits for it
+    root.handlers = [_Terminal(), MemoryHandler(10_000, logging.CRITICAL + 1)] if is_main else [logging.NullHandler()]
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     root.setLevel(logging.INFO if is_main else logging.CRITICAL)
 
@@ -52,7 +54,12 @@ def log_to_file(path: Path) -> None:
     """Append everything that is logged to a plain text file too."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
-    logging.getLogger().addHandler(handler)
+    root = logging.getLogger()
+    for waiting in [h for h in root.handlers if isinstance(h, MemoryHandler)]:
+        waiting.setTarget(handler)
+        waiting.close()  # passes everything on
+        root.removeHandler(waiting)
+    root.addHandler(handler)
 
 
 class Journal:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +30,7 @@ from utils.curves import draw_curves
 from utils.distributed import World
 from utils.engine import Update
 from utils.errors import CheckpointError, PlanError, ResourceError
+from utils.interrupt import Interrupt
 from utils.metrics import EvalResult, finite
 from utils.progress import Progress
 from utils.run_logger import Journal, log_to_file
@@ -152,8 +154,8 @@ def _check_expected(saved: dict[str, Any], expected: dict[str, Any], origin: Pat
     names = saved.get("class_names")
     if names is not None and list(names) != list(expected["class_names"]):
         raise CheckpointError(
-            f"the checkpoint has {len(names)} classes ({', '.join(names[:3])}, ...), the data"
-            f" {len(expected['class_names'])} ({', '.join(expected['class_names'][:3])}, ...): {origin}:"
+            f"the checkpoint has {len(names)} classes, the data {len(expected['class_names'])};"
+            f" {_first_difference(names, expected['class_names'])}: {origin}:"
             " to fine-tune on other classes give it to --pretrained"
         )
     batch = saved.get("global_batch")
@@ -168,6 +170,13 @@ def _check_expected(saved: dict[str, Any], expected: dict[str, Any], origin: Pat
             f"the training samples changed since the checkpoint was saved: {origin}: set them back,"
             " or give the file to --pretrained under another --tag"
         )
+
+
+def _first_difference(one: Sequence[str], other: Sequence[str]) -> str:
+    for label, (a, b) in enumerate(zip_longest(one, other, fillvalue="none")):
+        if a != b:
+            return f"class {label} is {a} in the checkpoint and {b} in the data"
+    return "none differs"
 
 
 class Session:
@@ -191,6 +200,7 @@ class Session:
         self._state, self._plan, self._folder, self._world = state, plan, folder, world
         self._save_freq, self._save_updates, self._save_seconds = save_freq, save_updates, 60 * save_minutes
         self._keep, self._facts = keep, facts
+        self._interrupt = Interrupt()
         self.journal = Journal(folder.path if world.is_main else None, state.update)
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=print_freq)
         self._saved_at = time.monotonic()
@@ -205,12 +215,19 @@ class Session:
         best = folder / checkpoint_name(self._state.best_epoch)
         if best.exists():
             point_to(folder / "best.pth", best)
-        for newest in list_checkpoints(folder)[:1]:
-            point_to(folder / "last.pth", newest)
+        state = self._state
+        own = checkpoint_name(state.epoch, state.step) if state.step else checkpoint_name(state.epoch - 1)
+        if (folder / own).exists():
+            point_to(folder / "last.pth", folder / own)
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """Pass the batches of an epoch on, measuring how long they let training wait."""
+        """Pass the batches of an epoch on, measuring how long training waits; Ctrl-C ends it after an update."""
+        self._interrupt.listen()
         return self.progress.watch(batches)
+
+    def interruptible(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass the batches of an evaluation on; Ctrl-C ends it between two of them."""
+        return self._interrupt.watch(batches)
 
     def finish(self) -> None:
         """Say where everything lies."""
@@ -234,6 +251,7 @@ class Session:
             self.progress.report()
         if (by_count or by_time) and state.step < self._plan.updates_per_epoch:
             self._save(checkpoint_name(state.epoch, state.step))
+        self._interrupt.check()
 
     def end_epoch(self, result: EvalResult) -> None:
         """Take in the evaluation of the epoch; save, with the state already at the start of the next one."""

@@ -100,7 +100,7 @@ def test_the_configuration_is_frozen():
         ("AUG.AUTO_AUGMENT", "none", "none"),
     ],
 )
-def test_values_take_the_type_of_their_key(key, given, value):
+def test_fault_03_values_take_the_type_of_their_key(key, given, value):
     result = flat_config(load_config(ROOT / "configs/swin_tiny.yaml", [(key, given, "--opts")]))[key]
     assert result == value and type(result) is type(value)
 
@@ -109,6 +109,8 @@ def test_values_take_the_type_of_their_key(key, given, value):
     ("key", "value", "message"),
     [
         ("TRAIN.EPOHCS", 1, "did you mean TRAIN.EPOCHS"),
+        ("data.batch_size", 1, "did you mean DATA.BATCH_SIZE"),
+        ("DATA.ON_BAD_IMAGE", "grey", "choose one of error"),
         ("TRAIN.BATCH_SIZE", 1, "did you mean DATA.BATCH_SIZE"),
         ("TRAIN", 1, "is a group of keys"),
         ("TRAIN.BASE_LR", "abc", "TRAIN.BASE_LR is 'abc': --opts: must be a number"),
@@ -136,7 +138,7 @@ def test_values_take_the_type_of_their_key(key, given, value):
         ("TRAIN.START_EPOCH", 300, "nothing is left to train"),
     ],
 )
-def test_wrong_values_are_refused(key, value, message):
+def test_fault_03_wrong_values_are_refused(key, value, message):
     with pytest.raises(ConfigError, match="(?s).*") as caught:
         load_config(ROOT / "configs/swin_tiny.yaml", [(key, value, "--opts")])
     assert message in str(caught.value)

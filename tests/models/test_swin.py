@@ -57,10 +57,24 @@ def randomise(model):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "pixels", "window"),
-    [("tiny", 224, 7), ("small", 224, 7), ("base", 224, 7), ("large", 224, 7), ("base", 384, 12), ("large", 384, 12)],
+    [
+        ("tiny", 224, 7),
+        ("small", 224, 7),
+        ("tiny", 384, 12),
+        ("small", 384, 12),
+        ("base", 224, 7),
+        ("large", 224, 7),
+        ("base", 384, 12),
+        ("large", 384, 12),
+    ],
 )
 def test_logits_equal_timm(size, pixels, window):
-    peer = randomise(timm.create_model(f"swin_{size}_patch4_window{window}_{pixels}"))
+    name = (
+        f"swin_{size}_patch4_window{window}_{pixels}"
+        if size in ("base", "large")
+        else f"swin_{size}_patch4_window7_224"
+    )
+    peer = randomise(timm.create_model(name, img_size=pixels, window_size=window))
     ours = build_model("swin", img_size=pixels, window_size=window, **SIZES[size]).eval()
     ours.load_state_dict(from_timm(peer.state_dict()))
     images = torch.randn(1, 3, pixels, pixels)

@@ -125,15 +125,6 @@ def test_accumulation_equals_the_big_batch():
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
-def test_fault_37_a_small_last_group_has_the_right_scale():
-    """An update of one micro-batch, where others have two, is the step of a batch of that size."""
-    (batch,) = batches(1)
-    one, two = state(small()), state(small())
-    (update,) = run(one, [batch])
-    (other,) = run(two, [Batch(batch.images, batch.targets, 1.0, True)], plan(accumulation=2, batch_size=4))
-    assert update.loss == other.loss and update.grad_norm == other.grad_norm
-
-
 @pytest.mark.parametrize("limit", [0.0, 0.01])
 def test_clipping_and_its_absence(limit):
     run_state = state(small(), optimizer={**OPTIMIZER, "name": "sgd", "momentum": 0.0}, weight_decay=0.0)

@@ -1,11 +1,11 @@
 """Saving by time, and speeds that leave saving out."""
 
 import json
-import time
 
 import pytest
 
 from tests.utils.test_engine import batches, plan, small, state
+from utils import progress as progress_module
 from utils import session as session_module
 from utils.distributed import World
 from utils.engine import train_epoch
@@ -32,21 +32,48 @@ def test_saving_by_time_does_not_wait_for_log_lines(tmp_path):
 
 
 @pytest.mark.parametrize("every", [0, 1])
-def test_interval_means_and_speed_survive_a_save(tmp_path, monkeypatch, every):
-    """Saving after every update changes neither the losses that are logged nor the speed."""
-    undisturbed, run_plan = state(small()), plan()
-    train(session(tmp_path / "a", undisturbed, run_plan), undisturbed, run_plan)
-    expected = (tmp_path / "a/metrics.jsonl").read_text()
+def test_means_and_speed_count_images_and_leave_saving_out(tmp_path, monkeypatch, every):
+    """A clock that moves one second an update and a hundred for a save; ten updates of four images, the last of two."""
+    now, reported = [0.0], []
+    save, write = session_module.save_checkpoint, Journal.write
 
-    reported: list[dict] = []
-    slow, write = session_module.save_checkpoint, Journal.write
-    monkeypatch.setattr(session_module, "save_checkpoint", lambda *a: (time.sleep(0.3), slow(*a))[1])
+    def tick(seconds, result=None):
+        now[0] += seconds
+        return result
+
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(session_module, "save_checkpoint", lambda *a: tick(100, save(*a)))
     monkeypatch.setattr(Journal, "write", lambda self, r, s: (reported.append(s), write(self, r, s))[1])
-    run_state = state(small())
-    train(session(tmp_path / "b", run_state, run_plan, save_updates=every), run_state, run_plan)
-    assert (tmp_path / "b/metrics.jsonl").read_text() == expected
-    assert reported[1]["speed/images_per_s"] > 4 / 0.3  # four images an update; less if the pauses of 0.3 s counted
-    assert reported[1]["speed/waiting_for_data"] < 0.5
+    run_state, run_plan = state(small()), plan(train_size=38)
+    run_session = session(tmp_path, run_state, run_plan, save_updates=every)
+    losses = []
+
+    def after(update):
+        losses.append(update.loss.item())
+        tick(1)
+        run_session.after_update(update)
+
+    train_epoch(run_state, run_session.watch(batches(10)), run_plan, 0.1, after)
+    assert [s["speed/images_per_s"] for s in reported] == pytest.approx([4, 4, (3 * 4 + 2) / 4])
+    assert [s["speed/waiting_for_data"] for s in reported] == [0, 0, 0]
+    weights = [4] * 9 + [2]
+    mean = sum(x * w for x, w in zip(losses, weights, strict=True)) / sum(weights)
+    assert run_state.means["epoch_loss"].value == pytest.approx(mean)
+    assert reported[2]["train/loss"] == pytest.approx(
+        sum(x * w for x, w in zip(losses[6:], weights[6:], strict=True)) / 14
+    )
+
+
+def test_saved_epochs(tmp_path):
+    """Every second epoch, and every epoch that is the best so far."""
+    run_state, run_plan = state(small()), plan(epochs=5)
+    run_session = session(tmp_path, run_state, run_plan, save_freq=2)
+    for top1 in (50.0, 40.0, 30.0, 20.0, 60.0):
+        run_session.end_epoch(EvalResult(top1, 90.0, 1.0, 5, 1, 9, 10))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("*.pth") if not p.is_symlink()) == [
+        f"ckpt_epoch_{epoch}.pth" for epoch in (0, 1, 3, 4)
+    ]
+    assert (tmp_path / "checkpoints/best.pth").readlink().name == "ckpt_epoch_4.pth"
 
 
 def test_values_that_are_not_finite_are_written_as_null(tmp_path):
