@@ -49,20 +49,22 @@ class Recorder(nn.Module):
         super().__init__()
         self.model = model
         self.best: list[Tensor] = []
+        self.pixels = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.model(images)
+        logits, self.pixels = self.model(images), images.shape[-1]
         self.best.append(logits.argmax(1).cpu())
         return logits
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """Result of one file: counts, speed of the whole evaluation, and the predicted class of every sample."""
+    """Result of one file: counts, images/s of the evaluation, side of an image, predicted class of every sample."""
 
     result: EvalResult
     images_per_s: float
     parameters: int
+    pixels: int
     predicted: list[int]
 
 
@@ -81,7 +83,7 @@ def assess(
     seconds = time.perf_counter() - begun
     own = torch.cat(recorder.best) if recorder.best else torch.zeros(0, dtype=torch.long)
     predicted = _in_order(own, result.count, world)
-    return Assessment(result, result.count / seconds, count_parameters(model), predicted)
+    return Assessment(result, result.count / seconds, count_parameters(model), recorder.pixels, predicted)
 
 
 def _in_order(own: Tensor, count: int, world: World) -> list[int]:
@@ -136,20 +138,12 @@ def write_per_class(path: Path, predicted: Sequence[int], labels: Sequence[int],
 
 def write_results(path: Path, rows: Sequence[tuple[str, Assessment]]) -> None:
     """CSV with a row for each evaluated file."""
-    head = ["name", "top1", "topk", "k", "loss", "samples", "images_per_s", "parameters"]
+    head = ["name", "top1", "topk", "k", "loss", "samples", "images_per_s", "parameters", "size"]
     table = []
     for name, a in rows:
         r = a.result
-        numbers = [
-            f"{r.top1:.3f}",
-            f"{r.topk:.3f}",
-            r.k,
-            f"{r.loss:.5f}",
-            r.count,
-            f"{a.images_per_s:.1f}",
-            a.parameters,
-        ]
-        table.append([name, *numbers])
+        accuracy = [f"{r.top1:.3f}", f"{r.topk:.3f}", r.k, f"{r.loss:.5f}", r.count]
+        table.append([name, *accuracy, f"{a.images_per_s:.1f}", a.parameters, a.pixels])
     _write_csv(path, head, table)
 
 

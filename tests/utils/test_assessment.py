@@ -76,6 +76,7 @@ def test_tables(tmp_path):
         [("a.pth", run()), ("b.pth", run([0, 1]))], Samples(LABELS), str(tmp_path / "r.csv"), str(tmp_path / "c.csv")
     )
     rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+    assert {(r["size"], r["parameters"]) for r in rows} == {("1", "0")}
     assert [(r["name"], r["top1"], r["k"], r["samples"]) for r in rows] == [
         ("a.pth", "40.000", "4", "5"),
         ("b.pth", "40.000", "2", "5"),
