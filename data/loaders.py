@@ -1,8 +1,10 @@
 """Batches for training and evaluation, on the device, in an order and with augmentations that only counters decide."""
 
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
 import torch
@@ -212,6 +214,7 @@ def _data_loader(dataset: Dataset, sampler: Any, settings: LoaderSettings, persi
         dataset,
         batch_sampler=sampler,
         num_workers=settings.workers,
+        multiprocessing_context=_process_context() if settings.workers else None,
         collate_fn=_collate,
         pin_memory=settings.pin_memory and settings.device.type == "cuda",
         persistent_workers=persistent and settings.workers > 0,
@@ -219,6 +222,19 @@ def _data_loader(dataset: Dataset, sampler: Any, settings: LoaderSettings, persi
         # a generator of its own: without one, every iteration would draw from the global generator
         generator=torch.Generator(),
     )
+
+
+def _process_context() -> BaseContext:
+    """Workers are forked from a server process that has a single thread.
+
+    Forked from the training process, now and then one is born while a thread of gloo or nccl holds a lock of the
+    interpreter; the child has the lock but not the thread, and waits for ever.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", "timm.data"])  # imported once, not by every worker
+    return context
 
 
 def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:

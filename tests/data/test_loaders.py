@@ -1,5 +1,7 @@
 """Batches depend on counters alone: not on workers, processes, or where an epoch was entered."""
 
+import os
+
 import pytest
 import torch
 
@@ -34,8 +36,11 @@ def plan(size, world=1, batch_size=4, accumulation=1):
     )
 
 
-def train_loader(photos, rank=0, world=1, workers=0, mixing=MIXING, **split):
-    source = open_sources("imagenet", str(photos), zipped=False, training=True).train
+def train_loader(photos, *place, **options):
+    return loader_of(open_sources("imagenet", str(photos), zipped=False, training=True).train, *place, **options)
+
+
+def loader_of(source, rank=0, world=1, workers=0, mixing=MIXING, **split):
     return build_train_loader(
         source,
         plan(len(source), world, **split),
@@ -127,6 +132,34 @@ def test_images_take_the_models_number_of_channels(photos, channels):
     assert images.shape[1] == channels
     expected = colour.mean(1) if channels == 1 else colour[:, 0]
     torch.testing.assert_close(images[:, channels - 1 if channels == 4 else 0], expected)
+
+
+class ParentOfWorker:
+    """A source that answers with the process that made the reading one."""
+
+    class_names = ("any",)
+
+    def __len__(self):
+        return 1
+
+    def read(self, index):
+        raise DataError(str(os.getppid()))
+
+    def name(self, index):
+        return ""
+
+    def label(self, index):
+        return 0
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_workers_are_not_forked_from_a_process_with_threads(kind):
+    # a forked child can inherit a lock from a thread that it does not have: runs hung at the start of an evaluation
+    source = ParentOfWorker()
+    batches = eval_loader(source, workers=1) if kind == "eval" else loader_of(source, workers=1).epoch(0)
+    with pytest.raises(DataError) as parent:
+        list(batches)
+    assert int(str(parent.value)) != os.getpid()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
