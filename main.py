@@ -37,7 +37,8 @@ log = logging.getLogger("main")
 
 def train(cfg: CfgNode, world: World) -> None:
     """Train from where this run stands to its last epoch."""
-    sources = open_sources(**arguments.source_arguments(cfg))
+    with world.one_first():  # makes the list of samples that the others then find
+        sources = open_sources(**arguments.source_arguments(cfg), share=world.share)
     plan = RunPlan.from_config(cfg, world.size, len(sources.train))
     folder = OutputFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world)
     folder.claim(dump_config(cfg), partial(arguments.config_differences, cfg))
@@ -81,7 +82,8 @@ def evaluate_only(cfg: CfgNode, world: World) -> None:
     rows = []
     for path in (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED).split(","):
         contents = read_checkpoint(local_file(path, world, address=weights_address, sha256=cfg.MODEL.SHA256))
-        val = open_sources(**arguments.source_arguments(cfg, training=False) | class_names_of(contents)).val
+        with world.one_first():
+            val = open_sources(**arguments.source_arguments(cfg, training=False) | class_names_of(contents)).val
         model, precision = fresh_model(cfg, len(val.class_names), world)
         log.info("weights: %s", load_contents(model, contents, path))
         batches = build_eval_loader(val, world, **arguments.eval_loader_arguments(cfg))

@@ -16,6 +16,7 @@ FREE_KEYS = {
     "DATA.PIN_MEMORY",
     "DATA.ZIP_MODE",
     "DATA.CACHE_MODE",
+    "DATA.ACCEPT_CHANGES",
     "MODEL.RESUME",
     "MODEL.SHA256",
     "TEST.REAL",
@@ -82,6 +83,7 @@ def source_arguments(cfg: CfgNode, training: bool = True) -> dict[str, Any]:
         "dataset": cfg.DATA.DATASET,
         "path": cfg.DATA.DATA_PATH,
         "zipped": cfg.DATA.ZIP_MODE,
+        "cache": cfg.DATA.CACHE_MODE != "no",
         "training": training,
         "classes": cfg.MODEL.NUM_CLASSES,
     }
@@ -94,6 +96,7 @@ def start_arguments(cfg: CfgNode) -> dict[str, Any]:
         "resume": cfg.MODEL.RESUME,
         "pretrained": cfg.MODEL.PRETRAINED,
         "first_epoch": cfg.TRAIN.START_EPOCH,
+        "accept_changes": cfg.DATA.ACCEPT_CHANGES,
     }
 
 
@@ -102,6 +105,7 @@ def train_loader_arguments(cfg: CfgNode) -> dict[str, Any]:
     aug = cfg.AUG
     return {
         "channels": input_channels(cfg),
+        "upright": cfg.DATA.EXIF == "apply",
         "transform": {
             "size": cfg.DATA.IMG_SIZE,
             "interpolation": cfg.DATA.INTERPOLATION,
@@ -126,6 +130,7 @@ def eval_loader_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of data.loaders.build_eval_loader that the configuration decides."""
     return {
         "channels": input_channels(cfg),
+        "upright": cfg.DATA.EXIF == "apply",
         "transform": {
             "size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE,
             "interpolation": cfg.DATA.INTERPOLATION,

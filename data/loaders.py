@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from data.errors import DataError
 from data.mixing import Mixing, build_mixing
 from data.samplers import EpochShape, EvalSampler, TrainSampler
-from data.sources import Source
+from data.source import Source
 from data.transforms import Transform, decode, eval_transform, fit_channels, train_transform
 
 # seed_all(purpose, *counters) sets the global generators; derive(purpose, *counters) gives a number
@@ -38,10 +38,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """What both loaders share: `channels` of an image, `workers` processes a loader, this process `rank` of `world`."""
+    """What both loaders share: `channels` of an image, `upright`: as EXIF says, `workers` processes a loader, this
+    process `rank` of `world`."""
 
     batch_size: int
     channels: int
+    upright: bool
     workers: int
     pin_memory: bool
     device: torch.device
@@ -53,9 +55,14 @@ class ImageDataset(Dataset):
     """Samples by (epoch, number), each transformed with generators seeded for just that pair."""
 
     def __init__(
-        self, source: Source, transform: Transform, channels: int, seed_sample: Callable[[int, int], None] | None = None
+        self,
+        source: Source,
+        transform: Transform,
+        channels: int,
+        upright: bool = False,
+        seed_sample: Callable[[int, int], None] | None = None,
     ):
-        self._source, self._transform, self._channels = source, transform, channels
+        self._source, self._transform, self._channels, self._upright = source, transform, channels, upright
         self._seed_sample = seed_sample
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | DataError:
@@ -63,7 +70,7 @@ class ImageDataset(Dataset):
         if self._seed_sample is not None:
             self._seed_sample(epoch, index)
         try:
-            image = decode(self._source.read(index), self._source.name(index))
+            image = decode(self._source.read(index), self._source.name(index), self._upright)
         except DataError as e:
             return e  # an exception raised here would reach the main process wrapped in a traceback
         return fit_channels(self._transform(image), self._channels), self._source.label(index)
@@ -91,7 +98,9 @@ class TrainLoader:
         self._settings, self._shape, self._mixing, self._seed_all = settings, shape, mixing, seed_all
         seed = shape.seed
         self._sampler = TrainSampler(shape, settings.rank, _Seeded(derive, "order", seed))
-        dataset = ImageDataset(source, transform, settings.channels, _Seeded(seed_all, "sample", seed))
+        dataset = ImageDataset(
+            source, transform, settings.channels, settings.upright, _Seeded(seed_all, "sample", seed)
+        )
         self._loader = _data_loader(dataset, self._sampler, settings, persistent=True)
 
     def epoch(self, epoch: int, first_update: int = 0) -> Iterator[Batch]:
@@ -116,7 +125,7 @@ class EvalLoader:
         self._settings = settings
         sampler = EvalSampler(len(source), settings.batch_size, settings.rank, settings.world)
         self._loader = _data_loader(
-            ImageDataset(source, transform, settings.channels), sampler, settings, persistent=False
+            ImageDataset(source, transform, settings.channels, settings.upright), sampler, settings, persistent=False
         )
 
     def __len__(self) -> int:
@@ -160,6 +169,7 @@ def build_train_loader(
     transform: dict[str, Any],
     mixing: dict[str, Any],
     channels: int,
+    upright: bool,
     workers: int,
     pin_memory: bool,
     seed: int,
@@ -170,7 +180,9 @@ def build_train_loader(
     shape = EpochShape(
         split.train_size, split.global_batch, split.updates_per_epoch, split.accumulation, member.size, seed
     )
-    settings = LoaderSettings(split.batch_size, channels, workers, pin_memory, member.device, member.rank, member.size)
+    settings = LoaderSettings(
+        split.batch_size, channels, upright, workers, pin_memory, member.device, member.rank, member.size
+    )
     return TrainLoader(
         source,
         train_transform(**transform),
@@ -188,12 +200,15 @@ def build_eval_loader(
     *,
     transform: dict[str, Any],
     channels: int,
+    upright: bool,
     batch_size: int,
     workers: int,
     pin_memory: bool,
 ) -> EvalLoader:
     """Args: transform: of eval_transform."""
-    settings = LoaderSettings(batch_size, channels, workers, pin_memory, member.device, member.rank, member.size)
+    settings = LoaderSettings(
+        batch_size, channels, upright, workers, pin_memory, member.device, member.rank, member.size
+    )
     return EvalLoader(source, eval_transform(**transform), settings)
 
 

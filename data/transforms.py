@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms import str_to_interp_mode
 from timm.data.transforms_factory import transforms_imagenet_train
@@ -19,13 +19,21 @@ from data.errors import DataError
 Transform = Callable[[Image.Image], Tensor]
 
 
-def decode(data: bytes, name: str) -> Image.Image:
-    """Encoded image -> RGB. Raises: DataError that names the file."""
+LONGEST = 10  # sides of an image beyond this ratio are cut before resizing: 1 x 5000 pixels would become 256 x 1280000
+
+
+def decode(data: bytes, name: str, upright: bool = False) -> Image.Image:
+    """Encoded image -> RGB; the first of several frames.
+
+    Args: upright: turn the image as its EXIF orientation says. Raises: DataError that names the file.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # metadata that Pillow finds odd; the pixels are read all the same
-            image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data))
             image.load()
+            if upright:
+                image = ImageOps.exif_transpose(image)
             return _eight_bits(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         reason = "empty file" if not data else re.sub(r"<_io.BytesIO[^>]*>", "it", str(e))
@@ -76,6 +84,14 @@ def train_transform(
         raise DataError(f"no augmentation policy {auto_augment!r}: AUG.AUTO_AUGMENT: see timm's, or set none") from e
 
 
+def cut_long_side(image: Image.Image) -> Image.Image:
+    """The middle of an image that is more than `LONGEST` times as long as wide; any other as it is."""
+    width, height = image.size
+    most = LONGEST * min(width, height)
+    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
+    return image.crop((left, top, width - left, height - top)) if left or top else image
+
+
 def eval_transform(size: int, *, interpolation: str, crop: bool) -> Transform:
     """RGB image -> float32 (3, size, size), as the published numbers were measured.
 
@@ -84,7 +100,7 @@ def eval_transform(size: int, *, interpolation: str, crop: bool) -> Transform:
     """
     mode = str_to_interp_mode("bicubic" if interpolation == "random" else interpolation)
     if crop:
-        resize = [transforms.Resize(int(256 / 224 * size), mode), transforms.CenterCrop(size)]
+        resize = [cut_long_side, transforms.Resize(int(256 / 224 * size), mode), transforms.CenterCrop(size)]
     else:
         resize = [transforms.Resize((size, size), mode)]
     normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)

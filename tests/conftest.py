@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,14 @@ from PIL import Image
 
 # bit-equality is promised on CPUs, and two processes do not fit on one GPU
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# lists of samples that tests leave behind do not go to the user's own
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swin_tests_")
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = json.loads((ROOT / "models" / "released.json").read_text())["models"]
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def pytest_configure() -> None:

@@ -76,7 +76,7 @@ for p in model.parameters():
     torch.nn.init.normal_(p, std=0.3)
 for batch in (1, 7, 64):
     transform = {"size": 32, "interpolation": "bicubic", "crop": True}
-    loader = build_eval_loader(source, world, transform=transform, channels=3,
+    loader = build_eval_loader(source, world, transform=transform, channels=3, upright=False,
                                batch_size=batch, workers=0, pin_memory=False)
     result = evaluate(model, loader, 7, choose_precision(world.device, False, "auto"), world)
     if world.is_main:

@@ -190,7 +190,9 @@ def test_fault_50_changed_training_samples_are_noticed(tiny_yaml, own_photos, tm
     assert run_program(*args, "TRAIN.EPOCHS", 1).code == 0
     (own_photos / "train/class_0/photo_3.jpg").unlink()
     done = run_program(*args, "TRAIN.EPOCHS", 1)
-    assert done.code == 4 and "the training samples changed" in done.error
+    assert done.code == 4 and "changed since the checkpoint was saved: class class_0 had 12 files, now 11" in done.error
+    accepted = run_program(*args, "TRAIN.EPOCHS", 1, "DATA.ACCEPT_CHANGES", True)
+    assert accepted.code == 0 and "class class_0 had 12 files, now 11" in accepted.out
 
 
 def test_a_refused_start_leaves_the_folder_free(tiny_yaml, photos, tmp_path):

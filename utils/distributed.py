@@ -1,6 +1,8 @@
 """The processes of a job: who they are, which device each has, and what they tell each other."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -20,6 +22,7 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     store: Any = field(default=None, repr=False)
+    share: tuple[int, int] = (0, 1)  # this process and all processes of its machine
 
     @property
     def is_main(self) -> bool:
@@ -57,6 +60,15 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def one_first(self) -> Iterator[None]:
+        """One process of each machine goes before the others."""
+        if self.share[0] != 0:
+            self.barrier()
+        yield
+        if self.share[0] == 0:
+            self.barrier()
+
     def speaks_first(self, topic: str) -> bool:
         """True for the first process that asks about `topic`: an error is shown once a job."""
         if self.store is None:
@@ -91,7 +103,8 @@ def join_world(timeout_minutes: float = 30) -> World:
         timeout=timedelta(minutes=timeout_minutes),
         device_id=device if device.type == "cuda" else None,
     )
-    return World(rank, size, device, dist.PrefixStore("errors", store))
+    share = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return World(rank, size, device, dist.PrefixStore("errors", store), share)
 
 
 def _choose_device(local_rank: int, size: int) -> torch.device:

@@ -92,7 +92,8 @@ class Start:
     """Where training may go on from.
 
     `load` copies weights into a model; `fetch` turns a name into a local file; `expected` is what a checkpoint must
-    share: class_names, global_batch, data_fingerprint; `resume` and `pretrained` are names of files, or empty.
+    share: class_names, global_batch, data_fingerprint, data_counts; `resume` and `pretrained` are names of files, or
+    empty; `accept_changes`: go on although the training samples are others.
     """
 
     load: Load
@@ -102,6 +103,7 @@ class Start:
     resume: str
     pretrained: str
     first_epoch: int
+    accept_changes: bool = False
 
 
 def start_from(start: Start, state: TrainState, plan: RunPlan, folder: OutputFolder, world: World) -> None:
@@ -144,6 +146,7 @@ def _resume(state: TrainState, saved: dict[str, Any], origin: Path, start: Start
     if not {"model", "optimizer", "counters"} <= saved.keys():
         raise CheckpointError(f"no training state: {origin}: to start from its weights give it to --pretrained")
     _check_expected(saved, start.expected, origin)
+    _check_data(saved, start, origin)
     try:
         return state.load_state_dict(saved, lambda model, weights: start.load(model, weights, str(origin)))
     except (KeyError, RuntimeError, TypeError) as e:
@@ -164,12 +167,24 @@ def _check_expected(saved: dict[str, Any], expected: dict[str, Any], origin: Pat
             f"the run trained with a global batch of {batch}, now it is {expected['global_batch']}: {origin}:"
             f" set TRAIN.GLOBAL_BATCH_SIZE {batch}"
         )
-    data = saved.get("data_fingerprint")
-    if data is not None and data != expected["data_fingerprint"]:
-        raise CheckpointError(
-            f"the training samples changed since the checkpoint was saved: {origin}: set them back,"
-            " or give the file to --pretrained under another --tag"
-        )
+
+
+def _check_data(saved: dict[str, Any], start: Start, origin: Path) -> None:
+    now = start.expected
+    if saved.get("data_fingerprint") in (None, now["data_fingerprint"]):
+        return
+    changed = "the names of files differ"
+    for name, before, after in zip(now["class_names"], saved.get("data_counts", ()), now["data_counts"], strict=False):
+        if before != after:
+            changed = f"class {name} had {before} files, now {after}"
+            break
+    if start.accept_changes:
+        log.warning("the training samples changed since the checkpoint was saved (%s): %s", changed, origin)
+        return
+    raise CheckpointError(
+        f"the training samples changed since the checkpoint was saved: {changed}: {origin}: set them back, or go on"
+        " with the new ones by DATA.ACCEPT_CHANGES true"
+    )
 
 
 def _first_difference(one: Sequence[str], other: Sequence[str]) -> str:

@@ -47,6 +47,7 @@ def loader_of(source, rank=0, world=1, workers=0, mixing=MIXING, **split):
         World(rank, world),
         transform=AUGMENTED,
         channels=3,
+        upright=False,
         mixing=mixing,
         workers=workers,
         pin_memory=True,
@@ -104,12 +105,13 @@ def test_neither_loader_leaves_its_mark_on_the_generators_of_another(photos):
     assert drawn[: len(drawn) // 2] == drawn[len(drawn) // 2 :]
 
 
-def eval_loader(source, rank=0, world=1, workers=0, batch_size=4, channels=3):
+def eval_loader(source, rank=0, world=1, workers=0, batch_size=4, channels=3, upright=False):
     return build_eval_loader(
         source,
         World(rank, world),
         transform={"size": 32, "interpolation": "bicubic", "crop": True},
         channels=channels,
+        upright=upright,
         batch_size=batch_size,
         workers=workers,
         pin_memory=False,

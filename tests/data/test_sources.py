@@ -4,7 +4,7 @@ import pytest
 
 from data.digits import write_digits
 from data.errors import DataError
-from data.sources import ImageFolder, chosen_classes, open_sources
+from data.sources import chosen_classes, open_sources
 
 
 def open_folder(path, **more):
@@ -82,7 +82,9 @@ def test_evaluation_needs_no_training_folder(own_photos):
         ({"path": ""}, "quickstart.sh"),
         ({"path": "/nowhere"}, "no folder train/ in /nowhere"),
         ({"dataset": "cifar"}, "no data set is called 'cifar'"),
-        ({"zipped": True}, "zip archives cannot be read yet"),
+        ({"zipped": True}, "no archive train.zip"),
+        ({"dataset": "tar"}, "no train.tar"),
+        ({"dataset": "list"}, "no list of images: x/train_map.txt"),
     ],
 )
 def test_what_is_missing_is_said(arguments, message):
@@ -98,7 +100,7 @@ def test_the_number_of_classes_can_be_demanded(photos):
 
 
 def test_a_file_that_vanished_is_named(own_photos):
-    source = ImageFolder(own_photos / "train")
+    source = open_folder(own_photos).train
     (own_photos / "train" / "class_0" / "photo_0.jpg").unlink()
     with pytest.raises(DataError, match=r"No such file.*class_0/photo_0\.jpg"):
         source.read(0)

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, _RAND_TRANSFORMS, AugmentOp
 
 from data.errors import DataError
-from data.transforms import decode, eval_transform, train_transform
+from data.transforms import cut_long_side, decode, eval_transform, train_transform
 
 PLAIN = {
     "size": 32,
@@ -110,3 +110,108 @@ def test_every_randaugment_operation_runs_at_every_magnitude(name):
     for magnitude in np.linspace(0, 10, 21):
         operation = AugmentOp(name, prob=1.0, magnitude=float(magnitude), hparams={"magnitude_std": 0.0})
         assert operation(photo()).size == (96, 96)
+
+
+RAMP = np.linspace(0, 255, 24).astype(np.uint8).reshape(4, 6)
+COLOURS = np.stack([RAMP, RAMP[::-1], 255 - RAMP], -1)
+
+
+def with_alpha(alpha=128):
+    return Image.fromarray(np.dstack([COLOURS, np.full_like(RAMP, alpha)]))
+
+
+def animated():
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(np.full((4, 6), value, np.uint8)) for value in (40, 200)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def pages():
+    buffer = io.BytesIO()
+    first, second = Image.fromarray(COLOURS), Image.fromarray(255 - COLOURS)
+    first.save(buffer, "TIFF", save_all=True, append_images=[second])
+    return buffer.getvalue()
+
+
+GREY = np.stack([RAMP] * 3, -1)
+GOLDEN = {
+    "PNG named .JPEG": (encoded(Image.fromarray(COLOURS)), COLOURS, 0),
+    "RGBA: colours as they are": (encoded(with_alpha()), COLOURS, 0),
+    "LA: grey as it is": (encoded(Image.fromarray(RAMP).convert("LA")), GREY, 0),
+    "palette": (encoded(Image.fromarray(GREY).convert("P", palette=Image.Palette.ADAPTIVE)), GREY, 3),
+    "1 bit": (encoded(Image.fromarray(RAMP > 127)), np.where(GREY > 127, 255, 0), 0),
+    "16 bits": (encoded(Image.fromarray(RAMP.astype(np.uint16) * 257)), GREY, 0),
+    "CMYK": (encoded(Image.fromarray(COLOURS).convert("CMYK"), "TIFF"), COLOURS, 1),
+    "animated GIF: first frame": (animated(), np.full((4, 6, 3), 40), 0),
+    "TIFF of pages: first page": (pages(), COLOURS, 0),
+}
+
+
+@pytest.mark.parametrize(("data", "pixels", "tolerance"), GOLDEN.values(), ids=GOLDEN)
+def test_fault_39_every_kind_of_image_is_read(data, pixels, tolerance):
+    found = np.asarray(decode(data, "x.JPEG")).astype(int)
+    assert found.shape == (4, 6, 3) and abs(found - pixels).max() <= tolerance
+
+
+def test_fault_39_palette_with_transparency_keeps_its_colours():
+    image = Image.fromarray(GREY).convert("P", palette=Image.Palette.ADAPTIVE)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=0)
+    assert np.array_equal(np.asarray(decode(buffer.getvalue(), "a")), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCCK"])
+def test_fault_39_jpegs_of_four_inks(mode):
+    """Adobe's files hold the inks inverted; YCCK is what Adobe's marker says when its transform is 2."""
+    flat = Image.new("RGB", (64, 64), (200, 30, 90))
+    data = encoded(flat.convert("CMYK"), "JPEG")
+    if mode == "YCCK":
+        at = data.index(b"Adobe") + 11
+        data = data[:at] + b"\x02" + data[at + 1 :]
+    found = np.asarray(decode(data, "a.jpg"))
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(found, expected)
+    if mode == "CMYK":
+        assert abs(found.astype(int) - np.array([200, 30, 90])).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_fault_40_orientation_is_ignored_or_applied(orientation):
+    image, tags = photo((40, 24)), Image.Exif()
+    tags[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=tags)
+    turn = Image.Transpose
+    turns = [None, turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM]
+    turns += [turn.TRANSPOSE, turn.ROTATE_270, turn.TRANSVERSE, turn.ROTATE_90]
+    upright = image if orientation == 1 else image.transpose(turns[orientation - 1])
+    assert np.array_equal(np.asarray(decode(buffer.getvalue(), "a")), np.asarray(image))
+    assert np.array_equal(np.asarray(decode(buffer.getvalue(), "a", upright=True)), np.asarray(upright))
+
+
+def test_fault_41_a_decompression_bomb_is_refused_before_it_takes_memory():
+    import resource
+
+    data = encoded(Image.new("1", (20_000, 20_000)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="exceeds limit"):
+        decode(data, "bomb.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
+@pytest.mark.parametrize("crop", [True, False])
+def test_fault_42_odd_sizes_are_evaluated_and_trained_on(size, crop):
+    image = Image.new("RGB", size, (10, 20, 30))
+    out = eval_transform(224, interpolation="bicubic", crop=crop)(image)
+    assert out.shape == (3, 224, 224) and out.std((1, 2)).max() < 1e-5
+    cut = {**PLAIN, "crop": {"scale": (0.08, 1.0), "ratio": (0.75, 1.33), "hflip": 0.5}}
+    assert train_transform(**cut)(image).shape == (3, 32, 32)
+
+
+def test_usual_images_are_not_cut():
+    for size in ((500, 375), (1000, 100)):
+        image = Image.new("RGB", size)
+        assert cut_long_side(image) is image
+    assert cut_long_side(Image.new("RGB", (1, 5000))).size == (1, 10)
