@@ -38,7 +38,11 @@ def class_names_of(contents: Mapping[str, Any]) -> dict[str, Any]:
 
 def _heads(weights: Mapping[str, Any]) -> list[Tensor]:
     ends = ("head.weight", "head.fc.weight", "classifier.weight", "fc.weight")
-    return [value for name, value in weights.items() if name.endswith(ends) and isinstance(value, Tensor)]
+    return [
+        value
+        for name, value in weights.items()
+        if name.endswith(ends) and isinstance(value, Tensor) and value.ndim == 2
+    ]
 
 
 def real_labels() -> dict[str, list[int]]:

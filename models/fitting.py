@@ -1,6 +1,7 @@
 """Weights of one size made to fit a model of another: windows, image sizes, input channels, classes."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +11,8 @@ from models.class_maps import CLASSES_1K, CLASSES_22K, map_head
 from models.errors import WeightsError
 
 Weights = dict[str, Tensor]
+# the file's head must fit; or a fresh one stays where it does not fit; or the fresh one stays
+Head = Literal["fit", "renew", "replace"]
 
 
 def fit_weights(weights: Weights, own: Mapping[str, Tensor]) -> list[str]:
@@ -23,10 +26,12 @@ def fit_weights(weights: Weights, own: Mapping[str, Tensor]) -> list[str]:
         target = own.get(name)
         if target is None or target.shape == value.shape:
             continue
-        if name.endswith("relative_position_bias_table") and value.shape[1] == target.shape[1]:
+        if value.ndim != target.ndim:
+            continue
+        if name.endswith("relative_position_bias_table") and value.shape[1] == target.shape[1] and _is_square(value):
             weights[name] = resize_bias_table(value, len(target))
             done.append("position tables resized")
-        elif name == "absolute_pos_embed" and value.shape[2] == target.shape[2]:
+        elif name == "absolute_pos_embed" and value.shape[2] == target.shape[2] and _is_square(value[0]):
             side = round(target.shape[1] ** 0.5)
             weights[name] = resize_position_embedding(value, side, side).flatten(1, 2)
             done.append("absolute position embedding resized")
@@ -34,6 +39,10 @@ def fit_weights(weights: Weights, own: Mapping[str, Tensor]) -> list[str]:
             weights[name] = adapt_input_channels(value, target.shape[1])
             done.append(f"filters of {value.shape[1]} input channels made {target.shape[1]}")
     return list(dict.fromkeys(done))
+
+
+def _is_square(rows: Tensor) -> bool:
+    return len(rows) > 0 and round(len(rows) ** 0.5) ** 2 == len(rows)
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
@@ -59,25 +68,30 @@ def adapt_input_channels(filters: Tensor, channels: int) -> Tensor:
     return repeated * (own / channels)
 
 
-def fit_head(weights: Weights, own: Mapping[str, Tensor], new_head: bool, origin: str) -> str:
+def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: str) -> str:
     """Treat a head with another number of classes, or a missing one; returns what was done, for the log.
 
-    From 22K to 1K the rows of the 1K classes are picked. Else the model's fresh head stays, where `new_head` allows it.
+    From 22K to 1K the rows of the 1K classes are picked. Else the model's fresh head stays, where `head` allows it.
     Raises: WeightsError where it does not.
     """
+    names = ("head.weight", "head.bias")
     if "head.weight" not in own:  # the model has no head
-        dropped = [weights.pop(name, None) for name in ("head.weight", "head.bias")]
+        dropped = [weights.pop(name, None) for name in names]
         return "head left out" if dropped[0] is not None else ""
     classes = len(own["head.weight"])
-    rows = len(weights["head.weight"]) if "head.weight" in weights else 0
-    if rows == classes:
-        return ""
-    if rows == CLASSES_22K and classes == CLASSES_1K:
-        weights |= {name: map_head(weights[name]) for name in ("head.weight", "head.bias")}
-        return "head mapped from 22K to 1K classes"
-    if new_head:
-        weights |= {name: own[name] for name in ("head.weight", "head.bias")}
-        return f"a fresh head for {classes} classes (the file has {rows or 'none'})"
+    rows = len(weights["head.weight"]) if "head.weight" in weights and weights["head.weight"].ndim else 0
+    if head != "replace":
+        if rows == classes:
+            return ""
+        if rows == CLASSES_22K and classes == CLASSES_1K:
+            weights |= {name: map_head(weights[name]) for name in names}
+            return "head mapped from 22K to 1K classes"
+    if head != "fit":
+        reason = "other classes" if head == "replace" and rows else rows or "none"
+        weights |= {name: own[name] for name in names}
+        return f"a fresh head for {classes} classes (the file has {reason})"
+    if not rows:
+        raise WeightsError(f"the file holds no head, it classifies nothing: {origin}: fine-tune it with --pretrained")
     raise WeightsError(
         f"the head has {rows} classes, not {classes}: {origin}: use the data of its classes, or fine-tune"
     )

@@ -5,7 +5,7 @@ Sources: the published files, and timm 1.0, torchvision 0.29, transformers 5, mm
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,8 @@ Weights = dict[str, Tensor]
 
 # computed from the configuration, though files hold them
 DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "k_bias")
+# before these stands no prefix of a layout
+CLASSIFIERS = ("head.", "classifier.")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Layout:
     `names`: pairs of templates, the original's first; {i} is a stage, {j} a block, {2i+1} an index computed from it.
     The first pair that matches the beginning of a name wins; names without a pair are the same in both.
     `encode` and `decode` change tensors, under the original's names: to this layout's form, and back. `prefix` stands
-    before all names but the classifier's; `find_weights` takes it off before `to_original`.
+    before all names but the classifier's; `find_weights` takes it off before `to_original`. `stores`: which of the
+    DERIVED it keeps in its files.
     """
 
     name: str
@@ -33,24 +36,42 @@ class Layout:
     decode: Callable[[Weights], Weights] = field(default=dict)
     prefix: str = ""
     prefix_v2: str = ""
+    stores: tuple[str, ...] = ()
 
     def to_original(self, weights: Mapping[str, Tensor]) -> Weights:
         """Weights of this layout under the original's names."""
         return self.decode({_rename(k, [(b, a) for a, b in self.names]): v for k, v in weights.items()})
 
     def from_original(self, weights: Mapping[str, Tensor]) -> Weights:
-        """The inverse of `to_original`."""
+        """The inverse of `to_original`, with this layout's prefix."""
         prefix = self.prefix_v2 if any(name.endswith(".logit_scale") for name in weights) else self.prefix
-        renamed = {_rename(k, self.names): v for k, v in self.encode(dict(weights)).items()}
-        return {k if k.startswith("classifier.") else prefix + k: v for k, v in renamed.items()}
+        return {k if k.startswith(CLASSIFIERS) else prefix + k: v for k, v in self._bare(weights).items()}
+
+    def names_of(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Names, without prefix, that weights of the original's names have in this layout."""
+        return list(self._bare({name: value.to("meta") for name, value in weights.items()}))
+
+    def _bare(self, weights: Mapping[str, Tensor]) -> Weights:
+        return {_rename(k, self.names): v for k, v in self.encode(dict(weights)).items()}
+
+    def extras(self, names: Collection[str]) -> list[str]:
+        """Names that belong to a model of this layout, but not to a classifier.
+
+        The token that stands for masked patches; the norms that detectors put on the maps of the other stages.
+        """
+        stages = [int(m[1]) for name in names if (m := re.match(r"stages\.(\d+)\.", name))]
+        pattern = re.compile(r"(embeddings\.)?mask_token$|hidden_states_norms\.|norm(\d+)\.")
+        found = [(name, m) for name in names if (m := pattern.match(name))]
+        return [name for name, m in found if m[2] is None or int(m[2]) != max(stages, default=-1)]
 
 
-def recognise(names: list[str]) -> Layout:
+def recognise(names: Collection[str]) -> Layout:
     """The layout that a file's names (without wrappers' prefixes) belong to."""
     joined = "\n".join(names)
-    for key, sign in _SIGNS.items():
+    for sign, layout in _SIGNS.items():
         if re.search(sign, joined, re.MULTILINE):
-            return LAYOUTS[key]
+            v2 = re.search(r"\.logit_scale$", joined, re.MULTILINE)
+            return LAYOUTS["mmpretrain" if layout == "mmdetection" and v2 else layout]
     merging = [int(m) for m in re.findall(r"^layers\.(\d+)\.downsample", joined, re.MULTILINE)]
     return LAYOUTS["timm" if merging and 0 not in merging else "original"]
 
@@ -112,22 +133,29 @@ def _split_qkv(weights: Weights) -> Weights:
 
 def _join_qkv(weights: Weights) -> Weights:
     for attention in _each_attention(weights, ".query.weight"):
-        parts = [weights.pop(f"{attention}.{part}.weight") for part in ("query", "key", "value")]
-        weights[f"{attention}.qkv.weight"] = torch.cat(parts)
-        if f"{attention}.key.bias" in weights:
-            biases = [weights.pop(f"{attention}.{part}.bias") for part in ("query", "key", "value")]
-            weights[f"{attention}.qkv.bias"] = torch.cat(biases)
-        elif f"{attention}.query.bias" in weights:  # V2 has none on the keys
-            weights[f"{attention}.q_bias"] = weights.pop(f"{attention}.query.bias")
-            weights[f"{attention}.v_bias"] = weights.pop(f"{attention}.value.bias")
+        _join(weights, attention, "weight", "qkv.weight")
+        _join(weights, attention, "bias", "qkv.bias")
+        for letter, part in (("q", "query"), ("v", "value")):  # V2 has none on the keys
+            if f"{attention}.{part}.bias" in weights:
+                weights[f"{attention}.{letter}_bias"] = weights.pop(f"{attention}.{part}.bias")
     return weights
 
 
+def _join(weights: Weights, attention: str, leaf: str, joined: str) -> None:
+    """Three tensors made one, if all are there: what is missing is found when names are compared."""
+    names = [f"{attention}.{part}.{leaf}" for part in ("query", "key", "value")]
+    if all(name in weights for name in names):
+        weights[f"{attention}.{joined}"] = torch.cat([weights.pop(name) for name in names])
+
+
 def _join_v2_bias(weights: Weights) -> Weights:
-    """torchvision's V2 has one bias for all three; that on the keys is zero."""
+    """torchvision's V2 has one bias for all three; that on the keys is zero. It stores its indices flat."""
     for attention in _each_attention(weights, ".q_bias"):
-        query, value = weights.pop(f"{attention}.q_bias"), weights.pop(f"{attention}.v_bias")
+        query, value = weights.pop(f"{attention}.q_bias"), weights.pop(f"{attention}.v_bias", None)
+        value = torch.zeros_like(query) if value is None else value
         weights[f"{attention}.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    for attention in _each_attention(weights, ".relative_position_index"):
+        weights[f"{attention}.relative_position_index"] = weights[f"{attention}.relative_position_index"].flatten()
     return weights
 
 
@@ -170,11 +198,19 @@ def _reorder_merging(weights: Weights, reorder: Callable[[Tensor], Tensor]) -> W
 
 _BLOCK = "layers.{i}.blocks.{j}"
 _TRANSFORMERS_BLOCK = "encoder.layers.{i}.blocks.{j}"
+_MM_NAMES = (
+    ("patch_embed.proj", "patch_embed.projection"),
+    (f"{_BLOCK}.attn", "stages.{i}.blocks.{j}.attn.w_msa"),
+    (f"{_BLOCK}.mlp.fc1", "stages.{i}.blocks.{j}.ffn.layers.0.0"),
+    (f"{_BLOCK}.mlp.fc2", "stages.{i}.blocks.{j}.ffn.layers.1"),
+    (_BLOCK, "stages.{i}.blocks.{j}"),
+    ("head", "head.fc"),
+)
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        Layout("original"),
+        Layout("original", stores=("relative_coords_table",)),
         Layout("timm", (("layers.{i}.downsample", "layers.{i+1}.downsample"), ("head", "head.fc"))),
         Layout(
             "torchvision",
@@ -188,6 +224,7 @@ LAYOUTS: dict[str, Layout] = {
             ),
             _join_v2_bias,
             _split_v2_bias,
+            stores=("relative_position_index", "relative_coords_table"),
         ),
         Layout(
             "transformers",
@@ -212,25 +249,28 @@ LAYOUTS: dict[str, Layout] = {
             "swinv2.",
         ),
         Layout(
-            "mmdetection",  # also mmsegmentation and mmpretrain
-            (
-                ("patch_embed.proj", "patch_embed.projection"),
-                (f"{_BLOCK}.attn", "stages.{i}.blocks.{j}.attn.w_msa"),
-                (f"{_BLOCK}.mlp.fc1", "stages.{i}.blocks.{j}.ffn.layers.0.0"),
-                (f"{_BLOCK}.mlp.fc2", "stages.{i}.blocks.{j}.ffn.layers.1"),
-                (_BLOCK, "stages.{i}.blocks.{j}"),
-                ("layers.{i}.downsample", "stages.{i}.downsample"),
-                ("head", "head.fc"),
-            ),
+            "mmdetection",  # also mmsegmentation, and V1 of mmpretrain
+            (*_MM_NAMES, ("layers.{i}.downsample", "stages.{i}.downsample")),
             _to_mmdetection,
             _from_mmdetection,
+            "backbone.",
+            stores=("relative_position_index",),
+        ),
+        Layout(
+            "mmpretrain",  # V2, merging at the beginning of the next stage
+            (*_MM_NAMES, ("layers.{i}.downsample", "stages.{i+1}.downsample")),
+            _to_mmdetection,
+            _from_mmdetection,
+            "",
+            "backbone.",
+            stores=("relative_position_index", "relative_coords_table"),
         ),
     )
 }
 
 _SIGNS = {
-    "torchvision": r"^features\.0\.0\.",
-    "mmdetection": r"\.attn\.w_msa\.",
-    "transformers": r"\.layernorm_before\.",
-    "timm": r"^head\.fc\.",
+    r"^features\.0\.0\.": "torchvision",
+    r"\.attn\.w_msa\.": "mmdetection",
+    r"\.layernorm_before\.": "transformers",
+    r"^head\.fc\.": "timm",
 }

@@ -1,38 +1,54 @@
 """Any published file of Swin weights -> a model: find the weights, recognise their layout, fit, check, load."""
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from models.backbone import SwinBackbone
+from models.checks import check_finite, check_names, misfits, not_of_this_model, some
 from models.errors import WeightsError
-from models.fitting import fit_head, fit_weights
-from models.layouts import DERIVED, Weights, recognise
+from models.fitting import Head, fit_head, fit_weights
+from models.layouts import CLASSIFIERS, DERIVED, Layout, Weights, recognise
+from models.swin_v2 import SwinTransformerV2
+from models.timm_weights import load_timm
 
 # what files wrap the weights in; averaged weights first: a file's accuracy was measured with them
 WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
 TRAINING_PREFIXES = ("module.", "_orig_mod.")
 # other parts of a file that hold no classifier: heads of detection and segmentation, the decoder of SimMIM
 BACKBONES = ("backbone.", "encoder.", "swin.", "swinv2.")
-HEADS = ("head.", "classifier.")
+HEAD = re.compile(r"(head|head\.fc|classifier)\.(weight|bias)")
 FAMILIES = {"swin": "Swin V1", "swinv2": "Swin V2", "swin_mlp": "Swin-MLP"}
 
 
 @dataclass(frozen=True)
 class Found:
-    """The weights of a file under the original's names, and how they were found.
+    """The weights of a file, and how they were found.
 
-    `windows`: window that each stage's V2 position coordinates are normalised to, as far as the file tells.
+    `tensors`: under the file's own names, without prefixes and what is derived; `windows`: window that each stage's V2
+    position coordinates are normalised to, empty if the file does not tell.
     """
 
-    weights: Weights
+    tensors: Weights
     place: str
-    layout: str
+    layout: Layout
     ignored: tuple[str, ...]
     windows: tuple[int, ...]
     origin: str
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Under the original's names. Raises: WeightsError for a tensor of an impossible shape."""
+        try:
+            return self.layout.to_original(self.tensors)
+        except (RuntimeError, IndexError, ZeroDivisionError) as e:
+            reason = str(e).splitlines()[0]
+            raise WeightsError(f"a tensor has an impossible shape ({reason}): {self.origin}: name another file") from e
 
     @property
     def family(self) -> str | None:
@@ -43,48 +59,43 @@ class Found:
 
     @property
     def classes(self) -> int:
-        """Outputs of the head. Raises: WeightsError if there is none."""
-        if "head.weight" not in self.weights:
-            raise WeightsError(f"no head: {self.origin}: these weights classify nothing; name those of a classifier")
-        return len(self.weights["head.weight"])
+        """Outputs of the head, 0 if there is none."""
+        head = self.weights.get("head.weight")
+        return 0 if head is None or not head.ndim else len(head)
 
 
 def find_weights(contents: Mapping[str, Any], origin: str) -> Found:
     """The weights in what a file holds. Raises: WeightsError if there are none, or one is not finite."""
     place, tensors = _unwrap(contents, origin)
     tensors, ignored = _only_backbone(tensors)
+    tensors = {name.replace(".rpe_mlp.", ".cpb_mlp."): value for name, value in tensors.items()}
+    derived = {name: value for name, value in tensors.items() if name.rsplit(".", 1)[-1] in DERIVED}
     layout = recognise(list(tensors))
-    windows = tuple(contents.get("pretrained_windows") or ())
-    derived = {name: value for name, value in tensors.items() if _is_derived(name)}
-    weights = layout.to_original({name: value for name, value in tensors.items() if name not in derived})
-    weights = {name.replace(".rpe_mlp.", ".cpb_mlp."): value for name, value in weights.items()}
-    if layout.name == "mmdetection":  # detectors norm the map of every stage
-        extra = [name for name in weights if name.startswith("norm") and not name.startswith("norm.")]
-        ignored += tuple(extra)
-        weights = {name: value for name, value in weights.items() if name not in extra}
-    for name, value in weights.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise WeightsError(
-                f"a weight is not finite: {name} of {origin}: the file is damaged or its training failed"
-            )
-    return Found(weights, place, layout.name, ignored, windows or _windows_of(derived), origin)
+    extra = layout.extras(tensors)
+    tensors = {name: value for name, value in tensors.items() if name not in derived and name not in extra}
+    check_finite(tensors, origin)
+    windows = _told_windows(contents, origin) or _windows_of(derived)
+    return Found(tensors, place, layout, (*ignored, *extra), windows, origin)
 
 
-def load_weights(model: nn.Module, found: Found, new_head: bool = False) -> str:
+def load_weights(model: SwinBackbone, found: Found, head: Head = "fit") -> str:
     """Copy found weights into a model, fitted to its windows, image size, input channels and classes.
 
-    Args: new_head: keep the model's fresh head where the file's does not fit.
+    Args: head: what becomes of the head: "fit": the file's must fit; "renew": the model's fresh one stays where the
+    file's does not fit; "replace": the fresh one stays.
     Returns: a line that says what was loaded, and what was done to it.
     Raises: WeightsError with the first names that are missing, unexpected, or of another shape.
     """
-    own, weights = model.state_dict(), dict(found.weights)
+    own = model.state_dict()
     _check_family(model, found)
-    notes = [f"{len(weights)} tensors from {found.origin} ({found.layout} layout, {found.place})"]
+    notes = [f"{len(found.tensors)} tensors from {found.origin} ({found.layout.name} layout, {found.place})"]
     if found.ignored:
-        notes.append(f"{len(found.ignored)} ignored ({_some(list(found.ignored))})")
+        notes.append(f"{len(found.ignored)} ignored ({some(found.ignored, 3)})")
+    weights = dict(found.weights)
+    _check_layout(found, own)
     notes += fit_weights(weights, own)
-    notes.append(fit_head(weights, own, new_head, found.origin))
-    _check_names(weights, own, found.origin)
+    notes.append(fit_head(weights, own, head, found.origin))
+    _check_shapes(weights, own, found)
     model.load_state_dict(weights)
     notes.append(_adopt_windows(model, found))
     return ", ".join(note for note in notes if note)
@@ -93,65 +104,77 @@ def load_weights(model: nn.Module, found: Found, new_head: bool = False) -> str:
 def load_contents(
     model: nn.Module, contents: Mapping[str, Any], origin: str, head_for: Sequence[str] | None = None
 ) -> str:
-    """`find_weights`, then `load_weights`; for a model that is no Swin, the weights by their own names.
+    """`find_weights`, then `load_weights`; for a model that is no Swin, the weights by timm's names.
 
     Args: head_for: classes of the data to train on, for which a fresh head is made where the file's head is of other
     classes; None: the file's head must fit.
     """
-    new_head = head_for is not None
     names = contents.get("class_names")
-    if new_head and names is not None and list(names) != list(head_for or ()):
-        contents = {**contents, **{w: _headless(contents[w]) for w in WRAPPERS if isinstance(contents.get(w), Mapping)}}
+    known_others = names is not None and list(names) != list(head_for or ())
+    head: Head = "fit" if head_for is None else "replace" if known_others else "renew"
     if isinstance(model, SwinBackbone):
-        return load_weights(model, find_weights(contents, origin), new_head)
-    place, tensors = _unwrap(contents, origin)
-    own = model.state_dict()
-    other = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
-    if new_head and other:  # timm names the classifier last
-        tensors |= {name: own[name] for name in other[-2:]}
-    _check_names(tensors, own, origin)
-    model.load_state_dict(tensors)
-    return f"{len(tensors)} tensors from {origin} ({place})" + (f", fresh {_some(other)}" if other else "")
+        return load_weights(model, find_weights(contents, origin), head)
+    return load_timm(model, *_unwrap(contents, origin), origin, head)
 
 
-def _headless(weights: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in weights.items() if not name.startswith("head.")}
-
-
-def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, dict[str, Tensor]]:
+def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, Weights]:
     """Where in a file the weights stand, and they, without the prefixes of training."""
-    place, found = "top level", contents
-    for wrapper in WRAPPERS:
-        if isinstance(contents.get(wrapper), Mapping):
-            place, found = wrapper, contents[wrapper]
-            break
-    tensors = {_bare(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"no weights: {origin}: it holds {_some(list(contents))}, but no tensors by name")
-    return place, tensors
+    for place in (*WRAPPERS, ""):
+        group = contents.get(place) if place else contents
+        tensors = _tensors(group) if isinstance(group, Mapping) else {}
+        if tensors:
+            return place or "top level", tensors
+    raise WeightsError(f"no weights: {origin}: it holds {some(contents, 3)}, but no tensors by name")
 
 
-def _check_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: str) -> None:
-    problems = {
-        "missing": [name for name in own if name not in weights],
-        "unexpected": [name for name in weights if name not in own],
-        "of another shape": [
-            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-            for name in own
-            if name in weights and weights[name].shape != own[name].shape
-        ],
-    }
-    if any(problems.values()):
-        text = "; ".join(f"{len(names)} {what}: {_some(names, 10)}" for what, names in problems.items() if names)
-        raise WeightsError(f"the weights are not of this model: {origin}: {text}: use the --cfg they were made with")
+def _tensors(group: Mapping[str, Any]) -> Weights:
+    return {_bare(name): value for name, value in group.items() if isinstance(value, Tensor)}
+
+
+def _check_layout(found: Found, own: Weights) -> None:
+    """Whether the file holds the model's tensors, under the file's own names; only one of them may have a head."""
+    wanted = found.layout.names_of(own)
+    heads = [any(name.startswith("head.") for name in names) for names in (found.weights, own)]
+    skip = () if heads[0] == heads[1] else CLASSIFIERS
+    given, wanted = ([n for n in names if not n.startswith(skip)] for names in (list(found.tensors), wanted))
+    check_names(given, wanted, found.origin)
+
+
+def _check_shapes(weights: Weights, own: Weights, found: Found) -> None:
+    wrong = []
+    for name in misfits(weights, own):
+        others = found.layout.names_of({n: value for n, value in own.items() if n != name})
+        in_file = next((n for n in found.layout.names_of(own) if n not in others), name)
+        wrong.append(f"{in_file} {tuple(weights[name].shape)} for {tuple(own[name].shape)}")
+    if wrong:
+        raise WeightsError(not_of_this_model(found.origin, f"{len(wrong)} of another shape: {some(wrong)}"))
+
+
+def _told_windows(contents: Mapping[str, Any], origin: str) -> tuple[int, ...]:
+    """Windows of pre-training where the file names them: our own checkpoints and converted files do."""
+    notes = contents.get("metadata")  # of a .safetensors file
+    noted = notes.get("pretrained_windows") if isinstance(notes, Mapping) else None
+    told = contents.get("pretrained_windows") or noted or ()
+    try:
+        return tuple(int(window) for window in (json.loads(told) if isinstance(told, str) else told))
+    except (TypeError, ValueError) as e:
+        raise WeightsError(f"no list of windows: pretrained_windows of {origin}: name another file") from e
 
 
 def _adopt_windows(model: nn.Module, found: Found) -> str:
-    """Normalise V2's coordinates as the file's were, where the configuration leaves it open."""
-    adopt = getattr(model, "adopt_pretrained_windows", None)
-    if adopt is None or not found.windows:
+    """Normalise V2's coordinates as the file's were, where the configuration leaves it open; say what was done."""
+    if not isinstance(model, SwinTransformerV2):
         return ""
-    return "position coordinates of window " + "/".join(map(str, found.windows)) if adopt(found.windows) else ""
+    changed = model.adopt_pretrained_windows(found.windows)
+    own, theirs = ("/".join(map(str, windows)) for windows in (model.pretrained_windows(), found.windows))
+    if not found.windows and not model.is_configured():
+        return (
+            f"position coordinates of window {own}: the file does not tell its window of pre-training,"
+            " MODEL.SWINV2.PRETRAINED_WINDOW_SIZES does"
+        )
+    if found.windows and own != theirs:
+        return f"position coordinates of window {own} as configured, though the file's are of {theirs}"
+    return f"position coordinates of window {own}" if changed else ""
 
 
 def _windows_of(derived: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -161,7 +184,7 @@ def _windows_of(derived: Mapping[str, Tensor]) -> tuple[int, ...]:
     """
     windows = {}
     for name, table in derived.items():
-        if name.endswith("relative_coords_table"):
+        if name.endswith("relative_coords_table") and table.ndim == 4 and bool(table.isfinite().all()):
             stage = next(part for part in name.split(".") if part.isdigit())
             reach, largest = (table.shape[1] - 1) // 2, float(table.abs().max())
             windows[int(stage)] = round(8 * reach / (2 ** (3 * largest) - 1)) + 1 if largest > 0 else 1
@@ -173,9 +196,8 @@ def _only_backbone(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple
     for prefix in BACKBONES:
         inner = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
         if any(name.startswith(("patch_embed.", "embeddings.", "features.")) for name in inner):
-            heads = {name: v for name, v in tensors.items() if name.startswith(HEADS) and v.ndim <= 2}
+            heads = {name: v for name, v in tensors.items() if HEAD.fullmatch(name)}
             rest = [name for name in tensors if not name.startswith(prefix) and name not in heads]
-            inner.pop("mask_token", None)
             return {**inner, **heads}, tuple(rest)
     return tensors, ()
 
@@ -189,16 +211,8 @@ def _check_family(model: nn.Module, found: Found) -> None:
         )
 
 
-def _is_derived(name: str) -> bool:
-    return name.rsplit(".", 1)[-1] in DERIVED
-
-
 def _bare(name: str) -> str:
     while name.startswith(TRAINING_PREFIXES):
         for prefix in TRAINING_PREFIXES:
             name = name.removeprefix(prefix)
     return name
-
-
-def _some(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

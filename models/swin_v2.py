@@ -173,6 +173,10 @@ class SwinTransformerV2(SwinBackbone):
                 attention.set_pretrained_window(window)
         return self.pretrained_windows() != before
 
+    def is_configured(self) -> bool:
+        """Whether the configuration tells the window of pre-training of every stage."""
+        return all(self._configured[: len(self.layers)])
+
     def _attentions(self) -> list[list[CosineWindowAttention]]:
         return [[m for m in stage.modules() if isinstance(m, CosineWindowAttention)] for stage in self.stages()]
 

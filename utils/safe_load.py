@@ -1,5 +1,6 @@
 """Files of tensors that somebody else wrote: nothing in them is executed, none claims more than it holds."""
 
+import argparse
 import pickle
 import re
 import warnings
@@ -9,15 +10,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from utils.errors import CheckpointError
 
-# the original's training checkpoints hold their configuration as a pickled CfgNode: read as the plain dict that it is
-_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(OrderedDict, "yacs.config.CfgNode")]
+_SCALAR: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
+# what training programs put beside their weights. The original's configuration, a pickled CfgNode, is read as the plain
+# dict that it is; timm's arguments are a namespace, its metrics numbers of numpy
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (OrderedDict, "yacs.config.CfgNode"),
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+]
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -27,7 +38,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """
     try:
         if path.suffix == ".safetensors":
-            return dict(load_safetensors(path))
+            return _read_safetensors(path)
         _refuse_bomb(path)
         contents = _unpickle(path)
     except pickle.UnpicklingError as e:
@@ -40,9 +51,18 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(contents, dict):
         raise CheckpointError(f"not a checkpoint but a {type(contents).__name__}: {path}: name another file")
     for name, tensor in _tensors(contents, ""):
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise CheckpointError(f"not a plain tensor: {name} of {path}: save its values as a dense one")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"a tensor claims more values than it holds: {name} of {path}: do not trust the file")
     return contents
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Tensors, and beside them the notes of the file's head."""
+    with safe_open(path, framework="pt") as file:
+        notes = dict(file.metadata() or {})
+    return {"metadata": notes, **load_safetensors(path)}
 
 
 def _unpickle(path: Path) -> Any:

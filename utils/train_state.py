@@ -59,8 +59,12 @@ class TrainState:
 
     def average_from_here(self) -> None:
         """Let the averaged weights start at the model's."""
-        if self.ema is not None:
-            self.ema.set(self.model)
+        if self.ema is None:
+            return
+        self.ema.set(self.model)
+        adopt = getattr(self.ema.module, "adopt_pretrained_windows", None)  # Swin V2: what no tensor tells
+        if adopt is not None:
+            adopt(self.model.pretrained_windows())  # type: ignore[operator]
 
     def describe(self) -> list[str]:
         """Lines for the log."""

@@ -1,12 +1,12 @@
 """Swin V1 against timm and torchvision with the same weights, and against the released models' exact figures."""
 
-import re
-
 import pytest
 import timm
 import torch
 import torchvision
 
+from models.layouts import DERIVED, LAYOUTS
+from models.pretrained import find_weights, load_weights
 from models.registry import build_model
 
 SIZES = {
@@ -17,30 +17,14 @@ SIZES = {
 }
 
 
-def from_timm(weights):
-    """timm's names: a stage starts with its merging, the head has a layer of its own."""
-    renamed = {}
-    for name, value in weights.items():
-        name = re.sub(r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name)
-        renamed[name.replace("head.fc.", "head.")] = value
-    return {k: v for k, v in renamed.items() if not k.endswith(("relative_position_index", "attn_mask"))}
-
-
-def from_torchvision(weights, depths=(2, 2, 6, 2)):
-    """torchvision's names: one list of patch embedding, stage, merging, stage, ..."""
-    renamed = {}
-    for name, value in weights.items():
-        if name.endswith("relative_position_index"):
-            continue
-        name = name.replace("features.0.0.", "patch_embed.proj.").replace("features.0.2.", "patch_embed.norm.")
-        name = re.sub(r"features\.(\d+)\.(\d+)\.", _stage_name, name)
-        name = re.sub(r"features\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample.", name)
-        renamed[name.replace("mlp.0.", "mlp.fc1.").replace("mlp.3.", "mlp.fc2.")] = value
-    return renamed
-
-
-def _stage_name(match):
-    return f"layers.{(int(match[1]) - 1) // 2}.blocks.{match[2]}."
+def take(model, peer):
+    """The peer's weights, through the layouts; and back they are the peer's again, to the bit."""
+    found = find_weights(peer.state_dict(), "peer")
+    load_weights(model, found)
+    back = found.layout.from_original(model.state_dict())
+    theirs = {name: value for name, value in peer.state_dict().items() if name.rsplit(".", 1)[-1] not in DERIVED}
+    assert back.keys() == theirs.keys() and all(torch.equal(back[name], value) for name, value in theirs.items())
+    return model
 
 
 def randomise(model):
@@ -76,7 +60,7 @@ def test_logits_equal_timm(size, pixels, window):
     )
     peer = randomise(timm.create_model(name, img_size=pixels, window_size=window))
     ours = build_model("swin", img_size=pixels, window_size=window, **SIZES[size]).eval()
-    ours.load_state_dict(from_timm(peer.state_dict()))
+    take(ours, peer)
     images = torch.randn(1, 3, pixels, pixels)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), peer(images), atol=1e-5, rtol=1e-5)
@@ -85,7 +69,7 @@ def test_logits_equal_timm(size, pixels, window):
 def test_pyramid_equals_timm():
     peer = randomise(timm.create_model("swin_tiny_patch4_window7_224", num_classes=0))
     ours = build_model("swin", num_classes=0).eval()
-    ours.load_state_dict(from_timm(peer.state_dict()))
+    take(ours, peer)
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         for mine, theirs in zip(
@@ -100,7 +84,7 @@ def test_pyramid_equals_timm():
 def test_logits_equal_torchvision_at_sizes_that_need_padding(pixels):
     peer = randomise(torchvision.models.swin_t())
     ours = build_model("swin").eval()
-    ours.load_state_dict(from_torchvision(peer.state_dict()))
+    take(ours, peer)
     images = torch.randn(2, 3, *pixels)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), peer(images), atol=1e-5, rtol=1e-5)
@@ -109,11 +93,11 @@ def test_logits_equal_torchvision_at_sizes_that_need_padding(pixels):
 def test_gradients_equal_timm():
     peer = randomise(timm.create_model("swin_tiny_patch4_window7_224", drop_path_rate=0.0)).train()
     ours = build_model("swin", drop_path_rate=0.0).train()
-    ours.load_state_dict(from_timm(peer.state_dict()))
+    take(ours, peer)
     images, targets = torch.randn(2, 3, 224, 224), torch.tensor([3, 700])
     for model in (peer, ours):
         torch.nn.functional.cross_entropy(model(images), targets).backward()
-    theirs = from_timm({name: p.grad for name, p in peer.named_parameters()})
+    theirs = LAYOUTS["timm"].to_original({name: p.grad for name, p in peer.named_parameters()})
     for name, p in ours.named_parameters():
         error = (p.grad - theirs[name]).norm() / theirs[name].norm().clamp_min(1e-12)
         assert error < 1e-4, name

@@ -6,12 +6,17 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.utils import ModelEmaV3
 
-from models.layouts import LAYOUTS
 from models.pretrained import find_weights, load_weights
 from models.registry import build_model
 from models.swin_v2 import CosineWindowAttention, log_coordinates
-from tests.models.test_swin import SIZES
+from tests.models.test_swin import SIZES, take
+from utils.distributed import World
+from utils.precision import Precision
+from utils.train_state import TrainState
+
+FP32 = Precision("cpu", torch.float32)
 
 
 def randomise(model):
@@ -49,7 +54,7 @@ def test_logits_equal_timm(size, name, pixels, window, pretrained):
     ours = build_model(
         "swinv2", img_size=pixels, window_size=window, pretrained_window_sizes=windows, num_classes=100, **SIZES[size]
     ).eval()
-    load_weights(ours, find_weights(peer.state_dict(), "timm"))
+    take(ours, peer)
     images = torch.randn(1, 3, pixels, pixels)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), peer(images), atol=1e-4, rtol=1e-4)
@@ -62,11 +67,10 @@ def test_logits_equal_torchvision_at_sizes_that_need_padding(pixels):
         if name.endswith("qkv.bias"):
             p.data[len(p) // 3 : 2 * len(p) // 3] = 0  # torchvision zeroes the keys' bias as it runs
     ours = build_model("swinv2", img_size=256, window_size=8).eval()
-    load_weights(ours, find_weights(peer.state_dict(), "torchvision"))
+    take(ours, peer)
     images = torch.randn(1, 3, *pixels)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), peer(images), atol=1e-4, rtol=1e-4)
-        assert LAYOUTS["torchvision"].from_original(ours.state_dict()).keys() <= peer.state_dict().keys()
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7])
@@ -111,10 +115,24 @@ def test_windows_of_pre_training_come_from_the_file_unless_configured():
     assert "position coordinates of window 8/8" in load_weights(model, find_weights(state, "x"))
     assert model.pretrained_windows() == [8, 8]
     configured = build_model("swinv2", window_size=16, pretrained_window_sizes=(4, 0), **small)
-    load_weights(configured, find_weights(state, "x"))
+    line = load_weights(configured, find_weights(state, "x"))
+    assert "window 4/8 as configured, though the file's are of 8/8" in line
     assert configured.pretrained_windows() == [4, 8]
     state["layers.0.blocks.0.attn.relative_coords_table"] = log_coordinates(8, 6).view(1, 15, 15, 2)
     assert find_weights(state, "x").windows == (6, 8)  # normalised to yet another window
     again = build_model("swinv2", window_size=16, **small)
     load_weights(again, find_weights({"model": model.state_dict(), "pretrained_windows": [8, 8]}, "x"))
     assert again.pretrained_windows() == [8, 8]
+    unknown = build_model("swinv2", window_size=16, **small)
+    line = load_weights(unknown, find_weights(source.state_dict(), "x"))
+    assert "window 16/16: the file does not tell" in line and "PRETRAINED_WINDOW_SIZES" in line
+
+
+def test_averaged_weights_of_fine_tuning_have_the_windows_of_the_model():
+    small = {"img_size": 64, "patch_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (2, 4), "num_classes": 3}
+    source, model = (randomise(build_model("swinv2", window_size=window, **small)) for window in (8, 16))
+    state = TrainState(model, torch.optim.SGD(model.parameters()), world=World(), precision=FP32, ema=ModelEmaV3(model))
+    load_weights(model, find_weights({"model": source.state_dict(), "pretrained_windows": [8, 8]}, "x"))
+    state.average_from_here()
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(state.evaluated.eval()(images), model.eval()(images))

@@ -13,7 +13,7 @@ from torch import nn
 from data.loaders import Batch
 from models.registry import build_model
 from tests.models.test_registry import SMALL
-from tests.models.test_swin import from_timm, randomise
+from tests.models.test_swin import randomise, take
 from utils.distributed import World
 from utils.engine import evaluate, train_epoch
 from utils.errors import NumericsError
@@ -78,7 +78,7 @@ def test_ten_updates_equal_a_plain_loop_around_timm():
     """Swin-T at 224, mixed targets, AdamW, clipping, warm-up: losses of two loops with equal weights and batches."""
     peer = randomise(timm.create_model("swin_tiny_patch4_window7_224", num_classes=10, drop_path_rate=0.0)).train()
     ours = build_model("swin", num_classes=10, drop_path_rate=0.0)
-    ours.load_state_dict(from_timm(peer.state_dict()))
+    take(ours, peer)
     start = ours.head.weight.detach().clone()
     recipe, mix = plan(train_size=40, warmup_epochs=1), Mixup(0.8, 1.0, num_classes=10, label_smoothing=0.1)
     np.random.seed(0)

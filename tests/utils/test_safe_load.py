@@ -1,7 +1,9 @@
 """Foreign files: what is read, and what is refused before it costs anything."""
 
+import argparse
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -35,7 +37,7 @@ def test_fault_20_malformed_safetensors_are_refused(tmp_path, content):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     if content.endswith(b"\x00{}"):  # the one that is well-formed, and empty
-        assert load_tensors(path) == {}
+        assert load_tensors(path) == {"metadata": {}}
         return
     with pytest.raises(CheckpointError, match="a.safetensors"):
         load_tensors(path)
@@ -55,6 +57,20 @@ def test_fault_20_a_tensor_that_claims_more_than_it_holds_is_refused(tmp_path):
     torch.save({"model": {"norm.weight": torch.zeros(1).expand(10**12)}}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"claims more values than it holds: model\.norm\.weight"):
         load_tensors(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(3, device="meta"), torch.eye(3).to_sparse()])
+def test_tensors_without_plain_values_are_refused(tmp_path, odd):
+    torch.save({"model": {"norm.weight": odd}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"not a plain tensor: model\.norm\.weight"):
+        load_tensors(tmp_path / "a.pth")
+
+
+def test_what_timm_puts_beside_its_weights_is_read(tmp_path):
+    beside = {"args": argparse.Namespace(lr=0.1), "metric": np.float64(81.2), "best": np.float32(3)}
+    torch.save({"state_dict": STATE, **beside}, tmp_path / "a.pth")
+    contents = load_tensors(tmp_path / "a.pth")
+    assert contents["metric"] == 81.2 and contents["args"].lr == 0.1
 
 
 def test_damaged_bytes_never_end_in_a_traceback(tmp_path):
