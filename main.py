@@ -73,14 +73,14 @@ def fresh_model(cfg: CfgNode, classes: int, world: World) -> tuple[nn.Module, Pr
     seed_all("model", cfg.SEED)
     model = build_model(cfg.MODEL.TYPE, **arguments.model_arguments(cfg, classes)).to(world.device)
     prepare(model, **arguments.preparation_arguments(cfg))
-    log.info(describe_model(model, cfg.DATA.IMG_SIZE))
+    log.info(describe_model(model, arguments.seen_size(cfg)))
     return model, choose_precision(world.device, **arguments.amp_arguments(cfg))
 
 
 def evaluate_only(cfg: CfgNode, world: World) -> None:
     """Evaluate the files named, and write what tables were asked for; nothing else is written."""
     rows = []
-    for path in (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED).split(","):
+    for path in arguments.evaluated_files(cfg):
         contents = read_checkpoint(local_file(path, world, address=weights_address, sha256=cfg.MODEL.SHA256))
         with world.one_first():
             val = open_sources(**arguments.source_arguments(cfg, training=False) | class_names_of(contents)).val
@@ -89,8 +89,8 @@ def evaluate_only(cfg: CfgNode, world: World) -> None:
         batches = build_eval_loader(val, world, **arguments.eval_loader_arguments(cfg))
         rows.append((path, assess(model, batches, val, chosen_classes(cfg.TEST.CLASSES, val), precision, world)))
         log_lines(report(rows[-1][1], val, real_labels() if cfg.TEST.REAL else None))
-    if world.is_main:
-        write_tables(rows, val, cfg.TEST.RESULTS, cfg.TEST.PER_CLASS)
+        if world.is_main:
+            write_tables(rows, val, cfg.TEST.RESULTS, cfg.TEST.PER_CLASS)
 
 
 def throughput(cfg: CfgNode, world: World) -> None:

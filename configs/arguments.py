@@ -55,16 +55,26 @@ def config_differences(cfg: CfgNode, text: str) -> list[str]:
 def model_arguments(cfg: CfgNode, classes: int) -> dict[str, Any]:
     """Arguments of models.registry.build_model for MODEL.TYPE."""
     if cfg.MODEL.TYPE == "timm":
-        section: dict[str, Any] = {"model_name": cfg.MODEL.TIMM.NAME}
+        section: dict[str, Any] = {"model_name": cfg.MODEL.TIMM.NAME, "test_size": cfg.TEST.IMG_SIZE}
     else:
         section = dict(cfg.MODEL[_FAMILY_SECTIONS[cfg.MODEL.TYPE]] if cfg.MODEL.TYPE in _FAMILY_SECTIONS else {})
     return {
         **{key.lower(): value for key, value in section.items()},
-        "img_size": cfg.DATA.IMG_SIZE,
+        "img_size": seen_size(cfg) if cfg.MODEL.TYPE == "timm" else cfg.DATA.IMG_SIZE,
         "num_classes": classes,
         "drop_rate": cfg.MODEL.DROP_RATE,
         "drop_path_rate": cfg.MODEL.DROP_PATH_RATE,
     }
+
+
+def seen_size(cfg: CfgNode) -> int:
+    """Side of the images that this run shows the model, pixels."""
+    return (cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE
+
+
+def evaluated_files(cfg: CfgNode) -> list[str]:
+    """Names of the files to evaluate."""
+    return [name.strip() for name in (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED).split(",") if name.strip()]
 
 
 def input_channels(cfg: CfgNode) -> int:

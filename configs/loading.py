@@ -214,8 +214,8 @@ def _check_together(values: dict[str, Any]) -> None:
             "TRAIN.GLOBAL_BATCH_SIZE sets the accumulation by itself: TRAIN.ACCUMULATION_STEPS: leave it at 1"
         )
     section = {"swin": "SWIN", "swinv2": "SWINV2", "swin_mlp": "SWIN_MLP"}.get(values["MODEL.TYPE"])
-    if section and values["DATA.IMG_SIZE"] < values[f"MODEL.{section}.PATCH_SIZE"]:
-        raise ConfigError(f"DATA.IMG_SIZE is smaller than a patch: MODEL.{section}.PATCH_SIZE: make the image larger")
+    if section:
+        _check_sizes(values, f"MODEL.{section}")
     if values["TRAIN.START_EPOCH"] >= values["TRAIN.EPOCHS"]:
         raise ConfigError("TRAIN.START_EPOCH is not below TRAIN.EPOCHS: nothing is left to train")
     for name in ("MODEL.NAME", "TAG"):
@@ -226,6 +226,19 @@ def _check_together(values: dict[str, Any]) -> None:
         raise ConfigError("nothing to evaluate: --eval: name the weights with --resume FILE")
     if values["EVAL_MODE"] and values["THROUGHPUT_MODE"]:
         raise ConfigError("--eval and --throughput together: give one of them")
+
+
+def _check_sizes(values: dict[str, Any], section: str) -> None:
+    patch, window = values[f"{section}.PATCH_SIZE"], values[f"{section}.WINDOW_SIZE"]
+    for name in ("DATA.IMG_SIZE", "TEST.IMG_SIZE"):
+        if 0 < values[name] < patch:
+            raise ConfigError(f"{name} is smaller than a patch: {section}.PATCH_SIZE {patch}: make the image larger")
+    side = values["DATA.IMG_SIZE"] // patch
+    if window > side:  # later stages may be smaller: their window is their map
+        raise ConfigError(
+            f"no stage has room for a window of {window}: {section}.WINDOW_SIZE: the first one sees {side}x{side}"
+            f" tokens, take at most {side} or a larger DATA.IMG_SIZE"
+        )
 
 
 def _nest(values: dict[str, Any]) -> CfgNode:

@@ -88,8 +88,8 @@ def open_sources(
 ) -> Sources:
     """Find the training and validation samples of a data set.
 
-    For training the class map comes from train. For evaluation it is `class_names` (a checkpoint's), else train's where
-    that lies there too, else `usual_names` (ImageNet's synsets) if all classes of val are among them, else val's own.
+    For training the class map comes from train. For evaluation it is `class_names` (a checkpoint's), else `usual_names`
+    (ImageNet's synsets) if all classes of val are among them, else train's where that lies there too, else val's own.
     A class that is merely absent from val shifts nothing.
 
     Args: training: whether train is needed; classes: how many there must be, 0 for any number; cache: read zip
@@ -97,16 +97,18 @@ def open_sources(
     Raises: DataError, with what is missing and where.
     """
     store = _find_store(dataset, path, zipped, training)
+    if usual_names and classes not in (0, len(usual_names)):
+        usual_names = None
     if zipped and cache:
         for part in ("train", "val") if training else ("val",):
             warm(Path(path, f"{part}.zip"), *share)
     train = store.open("train", None, classes) if training else None
     if train is not None:
         class_names = train.class_names
-    elif class_names is None and store.has("train"):
-        class_names = store.class_names("train") if not classes else store.open("train", None, classes).class_names
     elif class_names is None and usual_names and set(store.class_names("val")) <= set(usual_names):
         class_names = usual_names
+    elif class_names is None and store.has("train"):
+        class_names = store.class_names("train") if not classes else store.open("train", None, classes).class_names
     val = store.open("val", class_names, classes)
     if classes and len(val.class_names) != classes:
         raise DataError(f"{path} has {len(val.class_names)} classes, not {classes}: MODEL.NUM_CLASSES: set it to 0")

@@ -42,13 +42,15 @@ def prepare(model: nn.Module, *, checkpointing: bool, freeze: str) -> None:
     model.freeze(None if freeze == "all" else int(freeze))
 
 
-def _build_timm(*, model_name: str, img_size: int, **arguments: Any) -> nn.Module:
+def _build_timm(*, model_name: str, img_size: int, test_size: int = 0, **arguments: Any) -> nn.Module:
     if not timm.is_model(model_name):
         raise ModelError(
             f"timm has no model {model_name!r}: MODEL.TIMM.NAME: {_nearest(model_name, timm.list_models())}"
         )
     config = timm.get_pretrained_cfg(model_name)
     if config is not None and config.fixed_input_size:  # transformers with position tables
+        if test_size not in (0, img_size):
+            raise ModelError(f"{model_name} takes images of one size only: TEST.IMG_SIZE: set it to 0 for training")
         arguments["img_size"] = img_size
     return timm.create_model(model_name, **arguments)
 

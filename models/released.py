@@ -27,5 +27,6 @@ def weights_address(name: str) -> str:
     known |= {Path(address).stem: address for address in known.values()}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        raise WeightsError(f"no released model is called {name!r}: hub:{name}: did you mean {' or '.join(near)}?")
+        hint = f"did you mean {' or '.join(near)}?" if near else "README.md lists them all"
+        raise WeightsError(f"no released model is called {name!r}: hub:{name}: {hint}")
     return known[name]

@@ -1,7 +1,11 @@
 """Foreign weights through the program: evaluated, fine-tuned, reported."""
 
 import csv
+import hashlib
 import json
+import threading
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import pytest
 import timm
@@ -24,23 +28,19 @@ FINETUNE = ROOT / "configs/swin/swin_tiny_patch4_window7_224_22kto1k_finetune.ya
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    """val/ with five photographs of each of three ImageNet classes, whose labels are 850, 3 and 700."""
+    """Three of ImageNet's classes, labels 850, 3 and 700, with five photographs each in val/ and one in train/."""
     root = write_photos(tmp_path_factory.mktemp("imagenet"), classes=3, train=1, val=5, size=64)
-    for i, label in enumerate((850, 3, 700)):
-        (root / "val" / f"class_{i}").rename(root / "val" / SYNSETS[label])
+    for part in ("train", "val"):
+        for i, label in enumerate((850, 3, 700)):
+            (root / part / f"class_{i}").rename(root / part / SYNSETS[label])
     for number, file in enumerate(sorted((root / "val").rglob("*.jpg"))):
         file.rename(file.with_name(f"ILSVRC2012_val_{number + 1:08d}.JPEG"))
-    for folder in (root / "train").iterdir():
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-    (root / "train").rmdir()
     return root
 
 
-def by_hand(model, root, size):
+def by_hand(model, root, size, crop=True):
     """Correct answers and mean loss over val/, image by image."""
-    transform, correct, losses = eval_transform(size, interpolation="bicubic", crop=True), 0, []
+    transform, correct, losses = eval_transform(size, interpolation="bicubic", crop=crop), 0, []
     with torch.no_grad():
         for file in sorted((root / "val").rglob("*.JPEG")):
             label = SYNSETS.index(file.parent.name)
@@ -109,16 +109,107 @@ def test_a_released_v2_file_is_evaluated_as_the_readme_says(imagenet, tmp_path):
     assert {r["class"] for r in csv.DictReader((tmp_path / "c.csv").open())} == {SYNSETS[i] for i in (850, 3, 700)}
 
 
-def test_a_safetensors_file_of_timm_at_another_test_size_with_some_classes(imagenet, tmp_path):
+@pytest.fixture(scope="module")
+def small_recipe(tmp_path_factory):
+    """A small Swin for images of 64 pixels, with random weights of 1000 classes."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.yaml").write_text(
+        "DATA: {IMG_SIZE: 64, NUM_WORKERS: 0}\nMODEL: {SWIN: {PATCH_SIZE: 2, EMBED_DIM: 16, DEPTHS: [2, 2],"
+        " NUM_HEADS: [2, 4], WINDOW_SIZE: 8}}\n"
+    )
+    model = random_weights(folder / "w.pth", folder / "small.yaml", 1000, 64)
+    return folder / "small.yaml", folder / "w.pth", model
+
+
+def test_other_test_sizes_and_crops_are_those_by_hand(imagenet, small_recipe, tmp_path):
+    cfg, weights, model = small_recipe
+    losses = set()
+    for size, crop in ((64, True), (96, True), (50, True), (64, False)):
+        options = ["TEST.IMG_SIZE", size, "TEST.CROP", crop, "TEST.RESULTS", tmp_path / "r.csv"]
+        done = run_program(
+            "--eval", "--cfg", cfg, "--resume", weights, "--data-path", imagenet, "--disable_amp", "--opts", *options
+        )
+        assert done.code == 0, done.err
+        row = next(csv.DictReader((tmp_path / "r.csv").open()))
+        correct, loss = by_hand(model, imagenet, size, crop)
+        assert accuracy(done.out) == (correct, 15) and row["size"] == str(size)
+        assert float(row["loss"]) == pytest.approx(loss, abs=1e-5)
+        losses.add(row["loss"])
+    assert len(losses) == 4
+
+
+def test_a_bad_file_after_a_good_one_loses_no_results(imagenet, small_recipe, tmp_path):
+    cfg, weights, _ = small_recipe
+    done = run_program(
+        *("--eval", "--cfg", cfg, "--resume", f"{weights}, gone.pth,", "--data-path", imagenet),
+        *("--opts", "TEST.RESULTS", tmp_path / "r.csv"),
+    )
+    assert done.code == 4 and "gone.pth" in done.error
+    assert [row["name"] for row in csv.DictReader((tmp_path / "r.csv").open())] == [str(weights)]
+
+
+def test_weights_behind_an_address_are_fetched_by_one_process(imagenet, small_recipe, tmp_path):
+    cfg, weights, model = small_recipe
+    asked = []
+
+    class Counting(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), partial(Counting, directory=str(weights.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    done = run_program(
+        *("--eval", "--cfg", cfg, "--resume", f"http://127.0.0.1:{server.server_port}/w.pth"),
+        *("--data-path", imagenet, "--disable_amp"),
+        processes=2,
+        TORCH_HOME=str(tmp_path),
+    )
+    server.shutdown()
+    assert done.code == 0, done.err
+    assert asked == ["/w.pth"] and accuracy(done.out) == (by_hand(model, imagenet, 64)[0], 15)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert digest in done.out and [p.name for p in (tmp_path / "hub/checkpoints").iterdir()] == [
+        f"w-{hashlib.sha256(f'http://127.0.0.1:{server.server_port}/w.pth'.encode()).hexdigest()[:8]}.pth"
+    ]
+
+
+def test_a_safetensors_file_of_timm_with_some_classes(imagenet, tmp_path):
+    """Only the classes that val/ holds may win: the best of them by hand."""
     torch.manual_seed(0)
-    peer = timm.create_model("swin_tiny_patch4_window7_224")
+    peer = timm.create_model("swin_tiny_patch4_window7_224").eval()
     save_file(peer.state_dict(), tmp_path / "timm.safetensors")
+    present = [3, 700, 850]
+
+    class Only(torch.nn.Module):
+        def forward(self, images):
+            logits = peer(images)
+            return torch.full_like(logits, -1e9).index_copy(1, torch.tensor(present), logits[:, present])
+
     done = run_program(
         *("--eval", "--cfg", ROOT / "configs/swin_tiny.yaml", "--resume", tmp_path / "timm.safetensors"),
-        *("--data-path", imagenet, "--opts", "TEST.IMG_SIZE", 160, "TEST.CLASSES", "present", "DATA.NUM_WORKERS", 0),
+        *("--data-path", imagenet, "--disable_amp", "--opts", "TEST.CLASSES", "present", "DATA.NUM_WORKERS", 0),
     )
     assert done.code == 0, done.err
-    assert "timm layout" in done.out and "Acc@3 100.000" in done.out
+    correct, loss = by_hand(Only(), imagenet, 224)
+    assert "timm layout" in done.out and accuracy(done.out) == (correct, 15)
+    assert f"loss {loss:.3f}" in done.out or f"loss {loss:.4f}" in done.out
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_weights_of_colour_images_fit_other_channels(tiny_yaml, photos, tmp_path, channels):
+    cfg = load_config(tiny_yaml)
+    torch.save(build_model("swin", **model_arguments(cfg, 3)).state_dict(), tmp_path / "w.pth")
+    common = ["--cfg", tiny_yaml, "--data-path", photos, "--opts", "MODEL.SWIN.IN_CHANS", channels]
+    done = run_program(*common, "TRAIN.EPOCHS", 1, "--pretrained", tmp_path / "w.pth", "--output", tmp_path)
+    assert done.code == 0, done.err
+    assert f"filters of 3 input channels made {channels}" in done.out
+    trained = accuracy(done.out)
+    done = run_program(*common, "--eval", "--resume", tmp_path / "tiny/default/checkpoints/last.pth")
+    assert done.code == 0 and accuracy(done.out) == trained
 
 
 def test_a_file_of_another_family_is_named(imagenet, tmp_path):
@@ -158,6 +249,17 @@ def test_frozen_parts_do_not_move(tiny_yaml, photos, tmp_path, freeze):
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, trained[name])}
     assert "head.weight" in moved and not any(name.startswith(("patch_embed", "layers.0")) for name in moved)
     assert any(name.startswith("layers.1") for name in moved) == (freeze == "1")
+
+
+def test_a_timm_transformer_at_another_test_size(tiny_yaml, photos, tmp_path):
+    model = build_model("timm", model_name="vit_tiny_patch16_224", img_size=32, num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    common = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TEST.IMG_SIZE", 64]
+    common += ["MODEL.TYPE", "timm", "MODEL.TIMM.NAME", "vit_tiny_patch16_224"]
+    done = run_program(*common, "--eval", "--resume", tmp_path / "w.pth")
+    assert done.code == 0 and "resized by timm" in done.out, done.err
+    done = run_program(*common)
+    assert done.code == 2 and "one size only: TEST.IMG_SIZE" in done.error
 
 
 def test_peers_of_timm_train_in_the_same_loop(tiny_yaml, photos, tmp_path):

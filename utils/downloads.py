@@ -62,8 +62,8 @@ def _download(address: str, sha256: str) -> Path:
     base = Path(unquote(urlsplit(address).path)).name or "weights.pth"
     mark = hashlib.sha256(address.encode()).hexdigest()[:8]
     target = Path(torch.hub.get_dir(), "checkpoints", f"{Path(base).stem}-{mark}{Path(base).suffix}")
-    if target.is_file():
-        return target
+    if target.is_file() and (not sha256 or file_sha256(target) == sha256.lower()):
+        return target  # an altered one is fetched again
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, unfinished = tempfile.mkstemp(prefix=target.name, suffix=".part", dir=target.parent)
     try:

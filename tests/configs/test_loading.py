@@ -133,6 +133,7 @@ def test_fault_03_values_take_the_type_of_their_key(key, given, value):
         ("DATA.IMG_SIZE", "9" * 400, "must be a whole number"),
         ("TRAIN.BASE_LR", "9" * 400, "must be a number"),
         ("DATA.IMG_SIZE", 3, "smaller than a patch"),
+        ("TEST.IMG_SIZE", 1, "TEST.IMG_SIZE is smaller than a patch"),
         ("TRAIN.FREEZE", "head", "none, all or a number of stages"),
         ("MODEL.SHA256", "abc", "64 hexadecimal digits"),
         ("TRAIN.START_EPOCH", 300, "nothing is left to train"),
@@ -239,3 +240,10 @@ def test_differences_between_runs_leave_out_what_moves_no_result():
     )
     assert config_differences(now, dump_config(then)) == ["TRAIN.BASE_LR was 0.0005, now 0.1"]
     assert set(KEYS) >= FREE_KEYS
+
+
+def test_a_window_that_no_stage_has_room_for_is_refused(tmp_path):
+    text = "DATA: {IMG_SIZE: 32}\nMODEL: {SWIN: {WINDOW_SIZE: %d}}"
+    assert load_config(write(tmp_path, text % 8)).MODEL.SWIN.WINDOW_SIZE == 8
+    with pytest.raises(ConfigError, match=r"room for a window of 9: MODEL.SWIN.WINDOW_SIZE: .* 8x8 tokens"):
+        load_config(write(tmp_path, text % 9))

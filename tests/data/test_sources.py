@@ -136,10 +136,16 @@ def test_the_class_map_of_an_evaluation(own_photos, tmp_path):
 
     usual = ["class_2", "other", "class_0", "class_1"]
     names = {"training": False, "usual_names": usual}
-    assert open_folder(own_photos, **names).class_names == ("class_0", "class_1", "class_2")  # train/ comes first
-    shutil.rmtree(own_photos / "train")
+    own = ("class_0", "class_1", "class_2")
     assert open_folder(own_photos, **names).class_names == tuple(usual)
-    (own_photos / "val" / "class_0").rename(own_photos / "val" / "mine")
+    assert open_folder(own_photos, **names, classes=3).class_names == own
+    for part in ("train", "val"):
+        (own_photos / part / "class_0").rename(own_photos / part / "mine")
+    (own_photos / "train" / "more").mkdir()
+    copy = own_photos / "train/more/a.jpg"
+    shutil.copy(next((own_photos / "train/mine").iterdir()), copy)
+    assert open_folder(own_photos, **names).class_names == ("class_1", "class_2", "mine", "more")  # train's
+    shutil.rmtree(own_photos / "train")
     assert open_folder(own_photos, **names).class_names == ("class_1", "class_2", "mine")
 
 

@@ -40,6 +40,8 @@ def test_released_weights_have_an_address():
     assert weights_address("swin_base_patch4_window12_384_22k").endswith(".pth")
     with pytest.raises(WeightsError, match="did you mean .*swin_tiny_patch4_window7_224"):
         weights_address("swin_tiny_window7_224")
+    with pytest.raises(WeightsError, match="README.md lists them all"):
+        weights_address("zzz")
 
 
 def test_the_readme_shows_the_table():

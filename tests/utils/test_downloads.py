@@ -93,6 +93,13 @@ def test_fault_57_an_altered_download_is_refused_and_not_kept(site, hub):
     assert get(f"{site}/w.pth", SHA256).exists()
 
 
+def test_fault_57_an_altered_file_of_the_cache_is_fetched_again(site, hub):
+    path = get(f"{site}/w.pth")
+    path.write_bytes(b"altered")
+    assert get(f"{site}/w.pth", SHA256.upper()).read_bytes() == b"weights" * 1000
+    assert Quiet.served == ["/w.pth"] * 2
+
+
 def test_fault_57_a_truncated_download_is_refused_and_not_kept(hub):
     server, address = serve(CutShort)
     with pytest.raises(CheckpointError, match="ended after 400 of 1,000 bytes|cannot fetch"):
