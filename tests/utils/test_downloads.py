@@ -1,15 +1,20 @@
 """Weights from a server: whole or not at all, fetched once, checked."""
 
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 
 from models.released import weights_address
+from tests.conftest import ROOT
 from utils.distributed import World
 from utils.downloads import local_file
 from utils.errors import CheckpointError
@@ -116,26 +121,50 @@ def test_what_cannot_be_reached_is_said(site, hub):
     assert list(hub.iterdir()) == []
 
 
-def test_a_repository_of_hugging_face_is_asked_for_its_usual_files(monkeypatch, tmp_path):
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+class Repository(BaseHTTPRequestHandler):
+    """A repository owner/model of Hugging Face that holds pytorch_model.bin."""
 
-    asked = []
+    asked: ClassVar[list] = []
 
-    def download(repository, file):
-        asked.append((repository, file))
-        if file == "model.safetensors":
-            raise EntryNotFoundError("no such file")
-        (tmp_path / file).write_bytes(b"x")
-        return str(tmp_path / file)
+    def log_message(self, *_):
+        pass
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert get("hf:owner/model") == tmp_path / "pytorch_model.bin"
-    assert asked == [("owner/model", "model.safetensors"), ("owner/model", "pytorch_model.bin")]
+    def do_HEAD(self):
+        self.asked.append((self.command, self.path))
+        found = self.path == "/owner/model/resolve/main/pytorch_model.bin"
+        self.send_response(200 if found else 404)
+        if not found:
+            self.send_header("X-Error-Code", "RepoNotFound" if "/none/" in self.path else "EntryNotFound")
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("ETag", '"b"')
+        self.send_header("Content-Length", "7000" if found else "0")
+        self.end_headers()
+        return found
 
-    def offline(*_):
-        raise LocalEntryNotFoundError("offline")
+    def do_GET(self):
+        if self.do_HEAD():
+            self.wfile.write(b"weights" * 1000)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(CheckpointError, match="cannot reach Hugging Face"):
-        get("hf:owner/model/file.pth")
+
+def test_a_repository_of_hugging_face_is_asked_for_its_usual_files(tmp_path):
+    """In a process of its own: the package reads its address when it is imported."""
+    server, address = serve(Repository)
+    Repository.asked.clear()
+    script = "from tests.utils.test_downloads import get; import sys; print(get(sys.argv[1]))"
+
+    def fetch(name, **env):
+        own = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", **env}
+        return subprocess.run([sys.executable, "-c", script, name], env=own, cwd=ROOT, capture_output=True, text=True)
+
+    done = fetch("hf:owner/model")
+    assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.strip())
+    assert path.name == "pytorch_model.bin" and path.read_bytes() == b"weights" * 1000 and tmp_path in path.parents
+    assert "/owner/model/resolve/main/model.safetensors" in [path for _, path in Repository.asked]
+    assert "holds no weights by a usual name: hf:owner/other: add /file" in fetch("hf:owner/other").stderr
+    assert "cannot fetch the weights (RepositoryNotFoundError): hf:none/model" in fetch("hf:none/model").stderr
+    assert "cannot fetch the weights (HFValidationError): hf:--" in fetch("hf:--").stderr
+    server.shutdown()
+    server.server_close()
+    assert "cannot reach Hugging Face: hf:owner/more" in fetch("hf:owner/more").stderr
+    assert fetch("hf:owner/model/pytorch_model.bin").stdout.strip() == str(path)  # from the cache
