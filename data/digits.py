@@ -18,13 +18,14 @@ VAL_COUNT = 360
 
 
 def write_digits(root: Path) -> Path:
-    """Write the digits to `root` unless they lie there already; several processes may do so at once.
+    """Write the digits to `root` unless an image folder, as some of the digits, lies there; by several processes at once.
 
     Returns: `root`. Raises: DataError if `root` holds something else or cannot be written.
     """
-    if all((root / part / str(digit)).is_dir() for part in ("train", "val") for digit in range(10)):
+    exists = root.exists()  # asked first: another process may be putting them there
+    if (root / "train").is_dir() and (root / "val").is_dir():
         return root
-    if root.exists() and not (root / "val" / "9").is_dir():  # else another process has just written them
+    if exists:
         raise DataError(f"not the digits: {root}: remove it, or name another folder with --data-path")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)

@@ -125,6 +125,16 @@ def test_digits_are_written_once_with_a_fixed_split(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["digits"]
 
 
+def test_a_folder_with_some_of_the_digits_is_taken_as_it_is(tmp_path):
+    digits = write_digits(tmp_path / "digits")
+    for part in ("train", "val"):
+        (tmp_path / "some" / part).mkdir(parents=True)
+        for name in "03":
+            (tmp_path / "some" / part / name).symlink_to(digits / part / name)
+    sources = open_sources("digits", str(tmp_path / "some"), zipped=False, training=True)
+    assert sources.class_names == ("0", "3") and len(list((tmp_path / "some").iterdir())) == 2
+
+
 def test_digits_do_not_overwrite_another_folder(tmp_path):
     (tmp_path / "x").mkdir()
     with pytest.raises(DataError, match="not the digits"):
