@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from configs import arguments
 from configs.loading import dump_config, load_config
 from configs.options import parse_command_line
-from data.loaders import build_eval_loader, build_train_loader
+from data.loaders import Randomness, build_eval_loader, build_train_loader
 from data.sources import chosen_classes, open_sources
 from models.class_maps import class_names_of, real_labels
 from models.pretrained import load_contents
@@ -44,8 +44,8 @@ def train(cfg: CfgNode, world: World) -> None:
     folder.claim(dump_config(cfg), partial(arguments.config_differences, cfg))
     facts = {**sources.identity(), "global_batch": plan.global_batch, "config": dump_config(cfg)}
     state = first_state(cfg, plan, facts, folder, world)
-    seeds = {"seed": cfg.SEED, "seed_all": seed_all, "derive": derive}
-    batches = build_train_loader(sources.train, plan, world, **seeds, **arguments.train_loader_arguments(cfg))
+    seeds = Randomness(cfg.SEED, seed_all, derive)
+    batches = build_train_loader(sources.train, plan, world, seeds, **arguments.train_loader_arguments(cfg))
     val = build_eval_loader(sources.val, world, **arguments.eval_loader_arguments(cfg))
     session = Session(state, plan, folder, world, facts=facts, **arguments.session_arguments(cfg))
     while state.epoch < plan.epochs:

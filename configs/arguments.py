@@ -13,6 +13,7 @@ FREE_KEYS = {
     "DATA.BATCH_SIZE",
     "DATA.DATA_PATH",
     "DATA.NUM_WORKERS",
+    "DATA.TIMEOUT",
     "DATA.PIN_MEMORY",
     "DATA.ZIP_MODE",
     "DATA.CACHE_MODE",
@@ -115,9 +116,11 @@ def train_loader_arguments(cfg: CfgNode) -> dict[str, Any]:
     aug = cfg.AUG
     return {
         "channels": input_channels(cfg),
-        "upright": cfg.DATA.EXIF == "apply",
+        "settings": _loader_settings(cfg),
         "transform": {
             "size": cfg.DATA.IMG_SIZE,
+            "decoder": cfg.DATA.DECODER,
+            "upright": cfg.DATA.EXIF == "apply",
             "interpolation": cfg.DATA.INTERPOLATION,
             "auto_augment": aug.AUTO_AUGMENT,
             "color_jitter": aug.COLOR_JITTER,
@@ -131,8 +134,6 @@ def train_loader_arguments(cfg: CfgNode) -> dict[str, Any]:
             "label_smoothing": cfg.MODEL.LABEL_SMOOTHING,
             "when": {"prob": aug.MIXUP_PROB, "switch_prob": aug.MIXUP_SWITCH_PROB, "mode": aug.MIXUP_MODE},
         },
-        "workers": cfg.DATA.NUM_WORKERS,
-        "pin_memory": cfg.DATA.PIN_MEMORY,
     }
 
 
@@ -140,15 +141,23 @@ def eval_loader_arguments(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of data.loaders.build_eval_loader that the configuration decides."""
     return {
         "channels": input_channels(cfg),
-        "upright": cfg.DATA.EXIF == "apply",
+        "settings": _loader_settings(cfg),
         "transform": {
+            "upright": cfg.DATA.EXIF == "apply",
             "size": cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE,
             "interpolation": cfg.DATA.INTERPOLATION,
             "crop": cfg.TEST.CROP,
         },
         "batch_size": cfg.DATA.BATCH_SIZE,
+    }
+
+
+def _loader_settings(cfg: CfgNode) -> dict[str, Any]:
+    return {
         "workers": cfg.DATA.NUM_WORKERS,
         "pin_memory": cfg.DATA.PIN_MEMORY,
+        "on_bad": cfg.DATA.ON_BAD_IMAGE,
+        "timeout": cfg.DATA.TIMEOUT,
     }
 
 

@@ -18,7 +18,7 @@ VAL_COUNT = 360
 
 
 def write_digits(root: Path) -> Path:
-    """Write the digits to `root` unless an image folder, as some of the digits, lies there; by several processes at once.
+    """Write the digits to `root` unless an image folder, as of some of them, lies there; several processes may.
 
     Returns: `root`. Raises: DataError if `root` holds something else or cannot be written.
     """

@@ -76,8 +76,8 @@ for p in model.parameters():
     torch.nn.init.normal_(p, std=0.3)
 for batch in (1, 7, 64):
     transform = {"size": 32, "interpolation": "bicubic", "crop": True}
-    loader = build_eval_loader(source, world, transform=transform, channels=3, upright=False,
-                               batch_size=batch, workers=0, pin_memory=False)
+    loader = build_eval_loader(source, world, transform=transform, channels=3, batch_size=batch,
+                               settings={"workers": 0, "pin_memory": False})
     result = evaluate(model, loader, 7, choose_precision(world.device, False, "auto"), world)
     if world.is_main:
         print("result", result.correct1, result.correctk, result.count, f"{result.loss:.5f}")

@@ -17,7 +17,8 @@ from timm.data import ImageNetInfo
 
 from configs.arguments import model_arguments
 from configs.loading import load_config
-from data.transforms import eval_transform
+from data.finishing import Finish, Pixels
+from data.transforms import EvalTransform
 from models.class_maps import rows_of_1k
 from models.registry import build_model
 from tests.conftest import ROOT, accuracy, run_program, write_photos
@@ -40,11 +41,13 @@ def imagenet(tmp_path_factory):
 
 def by_hand(model, root, size, crop=True):
     """Correct answers and mean loss over val/, image by image."""
-    transform, correct, losses = eval_transform(size, interpolation="bicubic", crop=crop), 0, []
+    transform, correct, losses = EvalTransform(size, interpolation="bicubic", crop=crop), 0, []
+    finish = Finish(3, torch.device("cpu"))
     with torch.no_grad():
         for file in sorted((root / "val").rglob("*.JPEG")):
             label = SYNSETS.index(file.parent.name)
-            logits = model(transform(Image.open(file).convert("RGB"))[None])[0]
+            pixels = torch.from_numpy(transform(file.read_bytes(), str(file)).pixels)
+            logits = model(finish(Pixels(pixels[None], torch.zeros(0, 6, dtype=torch.int64))))[0]
             correct += int(logits.argmax()) == label
             losses.append(F.cross_entropy(logits, torch.tensor(label)).item())
     return correct, sum(losses) / len(losses)

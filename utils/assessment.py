@@ -1,8 +1,9 @@
 """What an evaluation tells beyond top-1 and top-5: other labels, some of the classes, each class, a table of files."""
 
 import csv
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from utils.errors import ResourceError
 from utils.metrics import EvalResult
 from utils.precision import Precision
 from utils.profiling import count_parameters
+
+NOT_COUNTED = -1
 
 
 class Samples(Protocol):
@@ -51,6 +54,12 @@ class Recorder(nn.Module):
         self.best: list[Tensor] = []
         self.pixels = 0
 
+    def watch(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Pass batches on, and forget what was answered to those samples that do not count."""
+        for images, targets in batches:
+            yield images, targets
+            self.best[-1] = torch.where(targets.cpu() < 0, NOT_COUNTED, self.best[-1])
+
     def forward(self, images: Tensor) -> Tensor:
         logits, self.pixels = self.model(images), images.shape[-1]
         self.best.append(logits.argmax(1).cpu())
@@ -59,7 +68,8 @@ class Recorder(nn.Module):
 
 @dataclass(frozen=True)
 class Assessment:
-    """Result of one file: counts, images/s of the evaluation, side of an image, predicted class of every sample."""
+    """Result of one file: counts, images/s of the evaluation, side of an image, predicted class of every sample
+    (`NOT_COUNTED` for one that could not be read)."""
 
     result: EvalResult
     images_per_s: float
@@ -79,18 +89,18 @@ def assess(
     """Evaluate, with predictions kept. Args: allowed: the classes that may win, empty for all."""
     recorder = Recorder(Restricted(model, allowed).to(world.device) if allowed else model)
     begun = time.perf_counter()
-    result = evaluate(recorder, batches, len(allowed or samples.class_names), precision, world)
+    result = evaluate(recorder, recorder.watch(batches), len(allowed or samples.class_names), precision, world)
     seconds = time.perf_counter() - begun
     own = torch.cat(recorder.best) if recorder.best else torch.zeros(0, dtype=torch.long)
-    predicted = _in_order(own, result.count, world)
+    predicted = _in_order(own, len(samples), world)
     return Assessment(result, result.count / seconds, count_parameters(model), recorder.pixels, predicted)
 
 
 def _in_order(own: Tensor, count: int, world: World) -> list[int]:
     """Predictions of all processes, in the order of the samples: process r has samples r, r + size, ..."""
-    padded = torch.full((-(-count // world.size),), -1.0, device=world.device)
+    padded = torch.full((-(-count // world.size),), float("nan"), device=world.device)
     padded[: len(own)] = own.to(world.device, torch.float32)
-    return [int(value) for value in world.gather(padded).T.flatten().tolist() if value >= 0]
+    return [int(value) for value in world.gather(padded).T.flatten().tolist() if not math.isnan(value)]
 
 
 def report(assessment: Assessment, samples: Samples, real: Mapping[str, Sequence[int]] | None) -> list[str]:
@@ -115,7 +125,8 @@ def real_accuracy(predicted: Sequence[int], names: Sequence[str], real: Mapping[
 
     Args: names: files of the samples; real: file name -> valid labels; images without any do not count.
     """
-    known = [(p, real[Path(n).name]) for p, n in zip(predicted, names, strict=True) if real.get(Path(n).name)]
+    counted = [(p, Path(n).name) for p, n in zip(predicted, names, strict=True) if p != NOT_COUNTED]
+    known = [(p, real[name]) for p, name in counted if real.get(name)]
     if not known:
         return "ReaL: none of the files is an ImageNet validation image (ILSVRC2012_val_00000001.JPEG, ...)"
     correct = sum(p in labels for p, labels in known)
@@ -126,7 +137,7 @@ def write_per_class(path: Path, predicted: Sequence[int], labels: Sequence[int],
     """CSV with a row for each class that has samples: name, samples, correct, top-1, most frequent wrong answer."""
     rows = []
     for label, name in enumerate(class_names):
-        answers = [p for p, own in zip(predicted, labels, strict=True) if own == label]
+        answers = [p for p, own in zip(predicted, labels, strict=True) if own == label and p != NOT_COUNTED]
         if not answers:
             continue
         wrong = [p for p in answers if p != label]

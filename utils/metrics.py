@@ -56,14 +56,14 @@ class EvalResult:
 def evaluation_sums(logits: Tensor, targets: Tensor, k: int) -> Tensor:
     """Correct at 1, correct at k, summed cross-entropy, count: (4,) of a batch.
 
-    Args: logits (B, classes) in any type; targets int64 (B,); 1 <= k <= classes.
+    Args: logits (B, classes) in any type; targets int64 (B,), -1 for a sample that does not count; 1 <= k <= classes.
     """
     logits = logits.float()
     ranked = logits.topk(k, dim=1).indices == targets[:, None]
-    loss = F.cross_entropy(logits, targets, reduction="sum")
+    loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-1)
     # float64 keeps counts and sums exact over a data set; MPS has none
     kind = torch.float32 if logits.device.type == "mps" else torch.float64
-    count = torch.tensor(len(targets), device=logits.device)
+    count = (targets >= 0).sum()
     return torch.stack([part.to(kind) for part in (ranked[:, 0].sum(), ranked.sum(), loss, count)])
 
 

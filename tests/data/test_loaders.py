@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.errors import DataError
-from data.loaders import build_eval_loader, build_train_loader
+from data.loaders import Randomness, build_eval_loader, build_train_loader
 from data.sources import open_sources
 from tests.data.test_transforms import PLAIN
 from utils.distributed import World
@@ -40,20 +40,16 @@ def train_loader(photos, *place, **options):
     return loader_of(open_sources("imagenet", str(photos), zipped=False, training=True).train, *place, **options)
 
 
-def loader_of(source, rank=0, world=1, workers=0, mixing=MIXING, **split):
+def loader_of(source, rank=0, world=1, workers=0, mixing=MIXING, working=None, **split):
     return build_train_loader(
         source,
         plan(len(source), world, **split),
         World(rank, world),
+        Randomness(7, seed_all, derive),
         transform=AUGMENTED,
         channels=3,
-        upright=False,
         mixing=mixing,
-        workers=workers,
-        pin_memory=True,
-        seed=7,
-        seed_all=seed_all,
-        derive=derive,
+        settings={"workers": workers, "pin_memory": True, **(working or {})},
     )
 
 
@@ -105,16 +101,14 @@ def test_neither_loader_leaves_its_mark_on_the_generators_of_another(photos):
     assert drawn[: len(drawn) // 2] == drawn[len(drawn) // 2 :]
 
 
-def eval_loader(source, rank=0, world=1, workers=0, batch_size=4, channels=3, upright=False):
+def eval_loader(source, rank=0, world=1, workers=0, batch_size=4, channels=3, upright=False, working=None):
     return build_eval_loader(
         source,
         World(rank, world),
-        transform={"size": 32, "interpolation": "bicubic", "crop": True},
+        transform={"size": 32, "interpolation": "bicubic", "crop": True, "upright": upright},
         channels=channels,
-        upright=upright,
         batch_size=batch_size,
-        workers=workers,
-        pin_memory=False,
+        settings={"workers": workers, "pin_memory": False, **(working or {})},
     )
 
 

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from data.archives import ZipStore
 from data.errors import DataError
 from data.folders import imagenet_synsets, validation_labels
-from data.loaders import ImageDataset
+from data.samples import EvalSamples, collate
 from data.sources import open_sources
-from data.transforms import eval_transform
+from data.transforms import EvalTransform
 from tests.conftest import run_program
 
 PARTS = ("train", "val")
@@ -125,16 +125,16 @@ def test_a_run_may_go_on_from_the_archive(photos, tmp_path, kind):
 def test_fault_48_processes_share_a_storage_opened_before(photos, tmp_path, kind, method):
     source = opened(kind, photos, tmp_path).val
     source.read(0)  # opens the archive in this process
-    transform = eval_transform(32, interpolation="bicubic", crop=True)
+    samples = EvalSamples(source, EvalTransform(32, interpolation="bicubic", crop=True), on_bad="error")
     keys = [(epoch, i) for epoch in range(5) for i in range(len(source))]
 
     def load(workers):
         context = multiprocessing.get_context(method) if workers else None
         loader = DataLoader(
-            ImageDataset(source, transform, 3), 4, sampler=keys, num_workers=workers, multiprocessing_context=context
+            samples, 4, sampler=keys, num_workers=workers, multiprocessing_context=context, collate_fn=collate
         )
-        images, labels = zip(*loader, strict=True)
-        return torch.cat(images), torch.cat(labels)
+        batches = list(loader)
+        return torch.cat([batch.pixels.images for batch in batches]), torch.cat([batch.targets for batch in batches])
 
     images, labels = load(0)
     for workers in (1, 2, 4) if method == "fork" else (2,):

@@ -8,9 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, _RAND_TRANSFORMS, AugmentOp
+from torchvision import transforms
 
+from data.decoding import decode
 from data.errors import DataError
-from data.transforms import cut_long_side, decode, eval_transform, train_transform
+from data.finishing import Finish, Pixels
+from data.transforms import EvalTransform, TrainTransform, cut_long_side
 
 PLAIN = {
     "size": 32,
@@ -56,52 +59,60 @@ def test_fault_38_unreadable_images_are_named(data, reason):
     assert reason in str(caught.value) and "BytesIO" not in str(caught.value) and "train/n01/x.jpg" in str(caught.value)
 
 
+def finished(prepared):
+    """As the model gets it: float32 (3, size, size)."""
+    boxes = torch.tensor([(0, *box) for box in prepared.boxes], dtype=torch.int64).view(-1, 6)
+    return Finish(3, torch.device("cpu"))(Pixels(torch.from_numpy(prepared.pixels)[None], boxes))[0]
+
+
 def test_evaluation_resizes_by_256_over_224_and_crops():
     image = photo((120, 90))
-    out = eval_transform(56, interpolation="bicubic", crop=True)(image)
+    out = finished(EvalTransform(56, interpolation="bicubic", crop=True)(encoded(image), "a"))
     resized = image.resize((64, int(64 * 120 / 90)), Image.Resampling.BICUBIC)
-    expected = np.asarray(resized)[14 : 14 + 56, 4 : 4 + 56].transpose(2, 0, 1) / 255.0
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    np.testing.assert_allclose(out.numpy(), (expected - mean[:, None, None]) / std[:, None, None], atol=1e-5)
+    expected = transforms.functional.to_tensor(np.asarray(resized)[14 : 14 + 56, 4 : 4 + 56].copy())
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    assert torch.equal(out, transforms.functional.normalize(expected, mean, std))  # the very bits
 
 
 def test_evaluation_without_crop_squashes():
     image = photo((120, 90))
-    out = eval_transform(48, interpolation="bicubic", crop=False)(image)
-    assert out.shape == (3, 48, 48)
-    corner = np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC))[0, 0, 0] / 255.0
-    assert out[0, 0, 0].item() == pytest.approx((corner - 0.485) / 0.229, abs=1e-5)
+    pixels = EvalTransform(48, interpolation="bicubic", crop=False)(encoded(image), "a").pixels
+    assert np.array_equal(pixels, np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC)))
 
 
-def test_training_without_augmentation_is_a_resize():
-    out = train_transform(**PLAIN)(photo())
-    torch.testing.assert_close(out, eval_transform(32, interpolation="bicubic", crop=False)(photo()))
+@pytest.mark.parametrize("decoder", ["auto", "pillow"])
+def test_training_without_augmentation_is_a_resize(decoder):
+    data = encoded(photo())
+    out = TrainTransform(**PLAIN, decoder=decoder)(data, "a").pixels
+    expected = EvalTransform(32, interpolation="bicubic", crop=False)(data, "a").pixels
+    assert abs(out.astype(int) - expected).max() <= (decoder == "auto")
 
 
 def test_training_draws_from_the_global_generators_only():
-    transform = train_transform(
-        **{
-            **PLAIN,
-            "auto_augment": "rand-m9-mstd0.5-inc1",
-            "erase": {"re_prob": 1.0, "re_mode": "pixel", "re_count": 1},
-        }
-    )
+    erase = {"re_prob": 1.0, "re_mode": "pixel", "re_count": 1}
+    transform = TrainTransform(**{**PLAIN, "auto_augment": "rand-m9-mstd0.5-inc1", "erase": erase})
 
     def draw(seed):
-        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-        return transform(photo())
+        seed_everything(seed)
+        return finished(transform(encoded(photo()), "a"))
 
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
 
 
+def seed_everything(seed):
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+
+
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original", "augmix-m5-w4-d2", "none"])
 def test_policies_of_timm(policy):
-    assert train_transform(**{**PLAIN, "auto_augment": policy})(photo()).shape == (3, 32, 32)
+    for decoder in ("auto", "pillow"):
+        transform = TrainTransform(**{**PLAIN, "auto_augment": policy, "color_jitter": 0.4}, decoder=decoder)
+        assert transform(encoded(photo()), "a").pixels.shape == (32, 32, 3)
 
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(DataError, match="AUG.AUTO_AUGMENT"):
-        train_transform(**{**PLAIN, "auto_augment": "nonsense"})
+        TrainTransform(**{**PLAIN, "auto_augment": "nonsense"})
 
 
 @pytest.mark.parametrize("name", sorted({*_RAND_TRANSFORMS, *_RAND_INCREASING_TRANSFORMS}))
@@ -203,11 +214,15 @@ def test_fault_41_a_decompression_bomb_is_refused_before_it_takes_memory():
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 @pytest.mark.parametrize("crop", [True, False])
 def test_fault_42_odd_sizes_are_evaluated_and_trained_on(size, crop):
-    image = Image.new("RGB", size, (10, 20, 30))
-    out = eval_transform(224, interpolation="bicubic", crop=crop)(image)
-    assert out.shape == (3, 224, 224) and out.std((1, 2)).max() < 1e-5
+    data = encoded(Image.new("RGB", size, (10, 20, 30)))
+    pixels = EvalTransform(224, interpolation="bicubic", crop=crop)(data, "a").pixels
+    assert pixels.shape == (224, 224, 3) and (pixels == [10, 20, 30]).all()
     cut = {**PLAIN, "crop": {"scale": (0.08, 1.0), "ratio": (0.75, 1.33), "hflip": 0.5}}
-    assert train_transform(**cut)(image).shape == (3, 32, 32)
+    for decoder in ("auto", "pillow"):
+        transform = TrainTransform(**cut, decoder=decoder)
+        for seed in range(10):
+            seed_everything(seed)
+            assert (transform(data, "a").pixels == [10, 20, 30]).all()
 
 
 def test_usual_images_are_not_cut():

@@ -1,0 +1,189 @@
+"""The operations of AutoAugment and RandAugment on arrays: what timm's do in Pillow, by table look-up and OpenCV.
+
+Each takes pixels (H, W, 3) uint8 and the arguments that timm hands to its own, and returns new pixels. Those by table
+give Pillow's very pixels; the others differ from them by rounding, the affine ones by another bicubic kernel
+(OpenCV's, with a = -0.75, not -0.5): about a level on average, which tests/data/test_array_ops.py bounds.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+Operation = Callable[..., Pixels]
+
+cv2.setNumThreads(1)  # images are worked on in parallel, not their parts
+_LEVELS = np.arange(256)
+_FILTERS = {Image.Resampling.BILINEAR: cv2.INTER_LINEAR, Image.Resampling.BICUBIC: cv2.INTER_CUBIC}
+# Pillow's filter SMOOTH
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+
+
+def _look_up(pixels: Pixels, table: NDArray[Any]) -> Pixels:
+    """Args: table: (256,) for all channels, or (256, 3)."""
+    table = table.clip(0, 255).astype(np.uint8)
+    return cv2.LUT(pixels, table if table.ndim == 1 else table[:, None, :])  # type: ignore[return-value]
+
+
+def _blend(start: NDArray[Any] | int, end: NDArray[Any], factor: float) -> NDArray[Any]:
+    """From `start` (factor 0) to `end` (factor 1) and beyond, in float32 and cut off, not rounded, as Pillow does."""
+    return np.trunc(np.float32(start) + np.float32(factor) * (end - start).astype(np.float32)).clip(0, 255)
+
+
+def _move(pixels: Pixels, matrix: Sequence[float], fillcolor: Sequence[int], resample: Any) -> Pixels:
+    """Affine transform. Args: matrix: of Pillow, from a pixel's corner in the result to its place in `pixels`."""
+    if isinstance(resample, list | tuple):
+        resample = random.choice(resample)
+    a, b, c, d, e, f = matrix
+    # Pillow's coordinates are of corners, OpenCV's of centres
+    centred = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
+    size = (pixels.shape[1], pixels.shape[0])
+    flags = _FILTERS[resample] | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(  # type: ignore[return-value]
+        pixels, centred, size, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=tuple(fillcolor)
+    )
+
+
+def shear_x(pixels: Pixels, factor: float, **how: Any) -> Pixels:
+    return _move(pixels, (1, factor, 0, 0, 1, 0), **how)
+
+
+def shear_y(pixels: Pixels, factor: float, **how: Any) -> Pixels:
+    return _move(pixels, (1, 0, 0, factor, 1, 0), **how)
+
+
+def translate_x_abs(pixels: Pixels, distance: float, **how: Any) -> Pixels:
+    return _move(pixels, (1, 0, distance, 0, 1, 0), **how)
+
+
+def translate_y_abs(pixels: Pixels, distance: float, **how: Any) -> Pixels:
+    return _move(pixels, (1, 0, 0, 0, 1, distance), **how)
+
+
+def translate_x_rel(pixels: Pixels, share: float, **how: Any) -> Pixels:
+    return translate_x_abs(pixels, share * pixels.shape[1], **how)
+
+
+def translate_y_rel(pixels: Pixels, share: float, **how: Any) -> Pixels:
+    return translate_y_abs(pixels, share * pixels.shape[0], **how)
+
+
+def rotate(pixels: Pixels, degrees: float, **how: Any) -> Pixels:
+    """Counter-clockwise about the centre."""
+    sine, cosine = math.sin(-math.radians(degrees)), math.cos(math.radians(degrees))
+    x, y = pixels.shape[1] / 2, pixels.shape[0] / 2
+    return _move(pixels, (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y), **how)
+
+
+def auto_contrast(pixels: Pixels, **_: Any) -> Pixels:
+    """Every channel stretched from its darkest and brightest value to 0 and 255."""
+    used = _histograms(pixels) > 0
+    low, high = used.argmax(0).astype(float), 255.0 - used[::-1].argmax(0)
+    flat = high <= low
+    scale = 255.0 / np.where(flat, 1, high - low)
+    stretched = np.trunc(_LEVELS[:, None] * scale - low * scale)
+    return _look_up(pixels, np.where(flat, _LEVELS[:, None], stretched))
+
+
+def equalize(pixels: Pixels, **_: Any) -> Pixels:
+    """Every channel's histogram made even."""
+    table = np.empty((256, 3))
+    for channel, counts in enumerate(_histograms(pixels).T):
+        used = counts[counts > 0]
+        step = (used.sum() - used[-1]) // 255 if len(used) > 1 else 0
+        below = np.cumsum(counts) - counts
+        table[:, channel] = (step // 2 + below) // step if step else _LEVELS
+    return _look_up(pixels, table)
+
+
+def _histograms(pixels: Pixels) -> NDArray[np.int64]:
+    """Pixels of each value in each channel: (256, 3)."""
+    counts = [cv2.calcHist([pixels], [channel], None, [256], [0, 256]) for channel in range(3)]
+    return np.stack([count.ravel() for count in counts], axis=1).astype(np.int64)
+
+
+def invert(pixels: Pixels, **_: Any) -> Pixels:
+    return 255 - pixels
+
+
+def solarize(pixels: Pixels, threshold: int, **_: Any) -> Pixels:
+    """Values from the threshold on inverted."""
+    return _look_up(pixels, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
+
+
+def solarize_add(pixels: Pixels, add: int, threshold: int = 128, **_: Any) -> Pixels:
+    """Values below the threshold made brighter."""
+    return _look_up(pixels, np.where(threshold > _LEVELS, _LEVELS + add, _LEVELS))
+
+
+def posterize(pixels: Pixels, bits: int, **_: Any) -> Pixels:
+    """The upper bits only."""
+    return _look_up(pixels, _LEVELS & ~(2 ** (8 - bits) - 1)) if bits < 8 else pixels
+
+
+def contrast(pixels: Pixels, factor: float, **_: Any) -> Pixels:
+    """Away from, or to, the image's mean grey."""
+    mean = int(_grey(pixels).mean() + 0.5)
+    return _look_up(pixels, _blend(mean, _LEVELS, factor))
+
+
+def brightness(pixels: Pixels, factor: float, **_: Any) -> Pixels:
+    return _look_up(pixels, _blend(0, _LEVELS, factor))
+
+
+def color(pixels: Pixels, factor: float, **_: Any) -> Pixels:
+    """Away from, or to, the grey image."""
+    grey = cv2.cvtColor(_grey(pixels), cv2.COLOR_GRAY2RGB)
+    return _weighted(pixels, grey, factor)
+
+
+def sharpness(pixels: Pixels, factor: float, **_: Any) -> Pixels:
+    """Away from, or to, the smoothed image, whose outermost pixels are the image's own."""
+    smooth = cv2.filter2D(pixels, -1, _SMOOTH)
+    for edge in ((0, slice(None)), (-1, slice(None)), (slice(None), 0), (slice(None), -1)):
+        smooth[edge] = pixels[edge]
+    return _weighted(pixels, smooth, factor)
+
+
+def _weighted(pixels: Pixels, start: Any, factor: float) -> Pixels:
+    """`_blend` of two images; the half makes rounding a cutting off."""
+    return cv2.addWeighted(pixels, factor, start, 1 - factor, -0.499)  # type: ignore[return-value]
+
+
+def _grey(pixels: Pixels) -> Pixels:
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)  # type: ignore[return-value]
+
+
+# by the names of timm's operations; increasing variants and the like differ in their arguments only
+OPERATIONS: dict[str, Operation] = {
+    "AutoContrast": auto_contrast,
+    "Brightness": brightness,
+    "BrightnessIncreasing": brightness,
+    "Color": color,
+    "ColorIncreasing": color,
+    "Contrast": contrast,
+    "ContrastIncreasing": contrast,
+    "Equalize": equalize,
+    "Invert": invert,
+    "Posterize": posterize,
+    "PosterizeIncreasing": posterize,
+    "PosterizeOriginal": posterize,
+    "Rotate": rotate,
+    "Sharpness": sharpness,
+    "SharpnessIncreasing": sharpness,
+    "ShearX": shear_x,
+    "ShearY": shear_y,
+    "Solarize": solarize,
+    "SolarizeAdd": solarize_add,
+    "SolarizeIncreasing": solarize,
+    "TranslateX": translate_x_abs,
+    "TranslateXRel": translate_x_rel,
+    "TranslateY": translate_y_abs,
+    "TranslateYRel": translate_y_rel,
+}
