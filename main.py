@@ -28,7 +28,7 @@ from utils.precision import Precision, choose_precision
 from utils.profiling import describe_model, measure_throughput
 from utils.run_logger import log_lines, start_logging
 from utils.run_plan import RunPlan
-from utils.seeding import derive, seed_all
+from utils.seeding import derive, seed_all, seed_host
 from utils.session import OutputFolder, Session, Start, start_from
 from utils.train_state import TrainState, new_state
 
@@ -44,7 +44,7 @@ def train(cfg: CfgNode, world: World) -> None:
     folder.claim(dump_config(cfg), partial(arguments.config_differences, cfg))
     facts = {**sources.identity(), "global_batch": plan.global_batch, "config": dump_config(cfg)}
     state = first_state(cfg, plan, facts, folder, world)
-    seeds = Randomness(cfg.SEED, seed_all, derive)
+    seeds = Randomness(cfg.SEED, seed_all, seed_host, derive)
     batches = build_train_loader(sources.train, plan, world, seeds, **arguments.train_loader_arguments(cfg))
     val = build_eval_loader(sources.val, world, **arguments.eval_loader_arguments(cfg))
     session = Session(state, plan, folder, world, facts=facts, **arguments.session_arguments(cfg))

@@ -70,11 +70,12 @@ class LoaderSettings:
 
 @dataclass(frozen=True)
 class Randomness:
-    """`seed` of the run; `seed_all(purpose, *counters)` sets the global generators to an address,
-    `derive(purpose, *counters)` gives a number for it (utils/seeding.py)."""
+    """`seed` of the run; `seed_all(purpose, *counters)` sets the global generators to an address, `seed_host` those
+    of the CPU only, `derive(purpose, *counters)` gives a number for it (utils/seeding.py)."""
 
     seed: int
     seed_all: Callable[..., None]
+    seed_host: Callable[..., None]
     derive: Callable[..., int]
 
     def of(self, function: Callable[..., Any], purpose: str) -> Callable[..., Any]:
@@ -153,7 +154,7 @@ def build_train_loader(
     )
     working = LoaderSettings(**settings)
     check_room(working.workers, split.batch_size, transform["size"])
-    seeds = (randomness.of(function, "sample") for function in (randomness.seed_all, randomness.derive))
+    seeds = (randomness.of(function, "sample") for function in (randomness.seed_host, randomness.derive))
     return TrainLoader(
         TrainSamples(source, TrainTransform(**transform), *seeds, on_bad=working.on_bad),
         working,

@@ -101,7 +101,7 @@ class EvalSamples(Dataset):
             data = self._source.read(number)
             return Sample(self._prepare(data, self._source.name(number)), self._source.label(number))
         except DataError as e:
-            black = Prepared(np.zeros((self._prepare.size, self._prepare.size, 3), np.uint8), [])
+            black = Prepared(np.zeros((3, self._prepare.size, self._prepare.size), np.uint8), [])
             return e if self._on_bad != "skip" else Sample(black, NO_LABEL, str(e))
 
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class Box(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Pixels (size, size, 3) uint8 and what is to be erased from them."""
+    """Pixels uint8 (3, size, size) and what is to be erased from them."""
 
     pixels: Pixels
     boxes: list[Box]
@@ -98,7 +99,7 @@ class TrainTransform:
         image: Any = self._cropped(data, name) if self._fast else self._cropped_by_pillow(data, name)
         for step in self._steps:
             image = step(image)
-        return Prepared(np.ascontiguousarray(image), self._boxes())
+        return Prepared(channels_first(np.asarray(image)), self._boxes())
 
     def _cropped(self, data: bytes, name: str) -> Pixels:
         size = None if self._upright else jpeg_size(data)
@@ -137,7 +138,13 @@ class TrainTransform:
 def resize(pixels: Pixels, size: int, mode: str) -> Pixels:
     """To (size, size, 3), with torch's antialiased filters: a level beside Pillow's at most, but five times as fast."""
     image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
-    return F.interpolate(image, (size, size), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
+    planes = F.interpolate(image, (size, size), mode=mode, antialias=True)[0].numpy()
+    return cv2.merge(list(planes))
+
+
+def channels_first(pixels: Pixels) -> Pixels:
+    """(H, W, 3) -> (3, H, W), by OpenCV: numpy takes ten times as long."""
+    return np.stack(cv2.split(pixels))
 
 
 class EvalTransform:
@@ -156,7 +163,7 @@ class EvalTransform:
 
     def __call__(self, data: bytes, name: str) -> Prepared:
         """See `Prepare`."""
-        return Prepared(np.array(self._resize(decode(data, name, self._upright))), [])
+        return Prepared(channels_first(np.asarray(self._resize(decode(data, name, self._upright)))), [])
 
 
 def cut_long_side(image: Image.Image) -> Image.Image:
@@ -202,7 +209,7 @@ class _Mirror:
         self._probability = probability
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        return np.ascontiguousarray(pixels[:, ::-1]) if torch.rand(1) < self._probability else pixels
+        return cv2.flip(pixels, 1) if torch.rand(1) < self._probability else pixels  # type: ignore[return-value]
 
 
 class _ThroughPillow:

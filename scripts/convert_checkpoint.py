@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
+
 from configs.arguments import model_arguments
 from configs.loading import load_config
 from models.backbone import SwinBackbone

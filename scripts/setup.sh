@@ -11,8 +11,6 @@ python=${PYTHON:-python3}
 }
 # an interrupted venv has a Python, but no pip yet
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
-# lets `python scripts/NAME.py` import the program's packages
-.venv/bin/python -c 'import pathlib, site; pathlib.Path(site.getsitepackages()[0], "program.pth").write_text(f"{pathlib.Path.cwd()}\n")'
 
 for wanted in requirements.txt "$@"; do
   stamp=.venv/.$wanted

@@ -19,7 +19,13 @@ def derive(purpose: str, *counters: int) -> int:
 
 def seed_all(purpose: str, *counters: int) -> None:
     """Set the global generators of python, numpy and torch (all devices) to one address."""
+    seed_host(purpose, *counters)
+    torch.manual_seed(derive(purpose, *counters))
+
+
+def seed_host(purpose: str, *counters: int) -> None:
+    """As `seed_all`, but without GPUs: a tenth of the time, which counts where every sample is seeded."""
     seed = derive(purpose, *counters)
     random.seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)

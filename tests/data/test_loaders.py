@@ -1,17 +1,24 @@
 """Batches depend on counters alone: not on workers, processes, or where an epoch was entered."""
 
+import io
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
+from PIL import Image
 
-from data.errors import DataError
+from data.errors import DataError, LoaderError
 from data.loaders import Randomness, build_eval_loader, build_train_loader
 from data.sources import open_sources
+from tests.conftest import ROOT
 from tests.data.test_transforms import PLAIN
 from utils.distributed import World
 from utils.run_plan import RunPlan
-from utils.seeding import derive, seed_all
+from utils.seeding import derive, seed_all, seed_host
 
 AUGMENTED = {
     **PLAIN,
@@ -40,13 +47,13 @@ def train_loader(photos, *place, **options):
     return loader_of(open_sources("imagenet", str(photos), zipped=False, training=True).train, *place, **options)
 
 
-def loader_of(source, rank=0, world=1, workers=0, mixing=MIXING, working=None, **split):
+def loader_of(source, rank=0, world=1, workers=0, mixing=MIXING, working=None, transform=AUGMENTED, **split):
     return build_train_loader(
         source,
         plan(len(source), world, **split),
         World(rank, world),
-        Randomness(7, seed_all, derive),
-        transform=AUGMENTED,
+        Randomness(7, seed_all, seed_host, derive),
+        transform=transform,
         channels=3,
         mixing=mixing,
         settings={"workers": workers, "pin_memory": True, **(working or {})},
@@ -165,3 +172,142 @@ def test_fault_38_a_bad_image_ends_the_epoch_with_its_path(own_photos, workers):
     with pytest.raises(DataError) as caught:
         list(train_loader(own_photos, workers=workers).epoch(0))
     assert str(bad) in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+SKIP = {"on_bad": "skip"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"text", None])
+def test_fault_38_another_sample_with_its_own_label_stands_in(own_photos, caplog, damage):
+    """Every image of the epoch is one that can be read, with that image's label; the same for any number of workers."""
+    files = sorted((own_photos / "train" / "class_1").iterdir())[:3]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:700] if damage is None else damage)
+    source = open_sources("imagenet", str(own_photos), training=True).train
+    flat = {**AUGMENTED, "auto_augment": "none", "erase": {**AUGMENTED["erase"], "re_prob": 0.0}}
+    loaders = [
+        loader_of(source, workers=n, mixing=NO_MIXING, working=SKIP, batch_size=36, transform=flat) for n in (0, 2)
+    ]
+    (alone,), (others,) = (loader.epoch(0) for loader in loaders)
+    assert torch.equal(alone.images, others.images) and torch.equal(alone.targets, others.targets)
+    assert torch.bincount(alone.targets).tolist() != [12, 12, 12] and len(alone.targets) == 36
+    assert "number 3 of at most 10" in caplog.text and all(str(file) in caplog.text for file in files)
+    caplog.clear()
+    list(loaders[0].epoch(1))
+    assert "left out" not in caplog.text  # each is listed once
+
+
+def test_fault_38_a_label_goes_with_its_own_image(tmp_path):
+    """One colour a class: whatever stands in, colour and label belong together."""
+    for label, colour in enumerate(["#ff0000", "#00ff00", "#0000ff"]):
+        for part in ("train", "val"):
+            folder = tmp_path / part / f"class_{label}"
+            folder.mkdir(parents=True)
+            for number in range(8):
+                Image.new("RGB", (40, 40), colour).save(folder / f"{number}.png")
+            (folder / "3.png").write_bytes(b"no image")
+    sources = open_sources("imagenet", str(tmp_path), training=True)
+    plain = {**AUGMENTED, "auto_augment": "none", "erase": {**AUGMENTED["erase"], "re_prob": 0.0}}
+    seen = 0
+    for epoch in range(4):
+        for batch in loader_of(sources.train, mixing=NO_MIXING, working=SKIP, transform=plain).epoch(epoch):
+            assert torch.equal(batch.images.mean((2, 3)).argmax(1), batch.targets)
+            seen += len(batch.targets)
+    assert seen == 4 * 24
+    images, targets = zip(*eval_loader(sources.val, working=SKIP), strict=True)
+    images, targets = torch.cat(images), torch.cat(targets)
+    assert (targets == -1).sum() == 3 and len(targets) == 24
+    assert torch.equal(images[targets >= 0].mean((2, 3)).argmax(1), targets[targets >= 0])
+
+
+def test_fault_38_what_may_be_left_out_is_bounded(own_photos):
+    for file in sorted((own_photos / "train" / "class_1").iterdir())[:11]:
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="more than 10 of 36 samples cannot be read"):
+        list(train_loader(own_photos, working=SKIP).epoch(0))
+    for file in (own_photos / "train").rglob("*.jpg"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="nor can 20 others be read"):
+        list(train_loader(own_photos, working=SKIP).epoch(0))
+
+
+class Troubled:
+    """A source of one colour whose sample 5 does something."""
+
+    class_names = ("any",)
+
+    def __init__(self, deed):
+        self.deed = deed
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32)).save(buffer, "PNG")
+        self.image = buffer.getvalue()
+
+    def __len__(self):
+        return 12
+
+    def read(self, number):
+        if number == 5:
+            self.deed()
+        return self.image
+
+    def name(self, number):
+        return f"train/{number}.png"
+
+    def label(self, number):
+        return 0
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep():
+    time.sleep(60)
+
+
+def test_fault_30_a_killed_loader_process_is_named():
+    loader = loader_of(Troubled(die), workers=2, mixing=NO_MIXING, batch_size=4)
+    begun = time.monotonic()
+    with pytest.raises(LoaderError, match=r"a loader process died: process \d+: .*DATA.NUM_WORKERS") as caught:
+        list(loader.epoch(0))
+    assert caught.value.exit_code == 7 and time.monotonic() - begun < 30
+
+
+def test_fault_30_a_stuck_loader_process_names_its_file():
+    loader = loader_of(Troubled(sleep), workers=2, mixing=NO_MIXING, batch_size=4, working={"timeout": 8})
+    with pytest.raises(DataError, match=r"no batch for 8 seconds, .* stuck: train/5.png: .*DATA.TIMEOUT") as caught:
+        list(loader.epoch(0))
+    assert caught.value.exit_code == 3
+
+
+def test_fault_53_too_little_shared_memory_is_refused(photos, monkeypatch):
+    room = os.statvfs("/")
+    small = os.statvfs_result((*room[:1], 4096, 1000, 10, 10, *room[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: small)
+    with pytest.raises(LoaderError, match=r"/dev/shm has 0 MiB left, 4 loader processes need .*DATA.NUM_WORKERS"):
+        train_loader(photos, workers=4, batch_size=12)
+    assert len(list(train_loader(photos, workers=0).epoch(0))) == 9
+
+
+def test_fault_53_few_file_descriptors():
+    """A hard limit of 64 is refused, a soft one is raised."""
+    script = (
+        "import resource, sys; from data.workers import check_room; soft, hard = map(int, sys.argv[1:]);"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)); check_room(2, 4, 32);"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    run = [sys.executable, "-c", script]
+    done = subprocess.run([*run, "64", "64"], cwd=ROOT, capture_output=True, text=True)
+    assert "64 open files are allowed, 2 loader processes need 176: DATA.NUM_WORKERS" in done.stderr
+    done = subprocess.run([*run, "64", "1000"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "176", done.stderr
+
+
+def test_fault_53_descriptors_and_processes_stay_as_many(photos):
+    loader, source = train_loader(photos, workers=2), open_sources("imagenet", str(photos), training=True).val
+    counts = []
+    for epoch in range(5):
+        list(loader.epoch(epoch))
+        list(eval_loader(source, workers=2))
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[1:] == [counts[1]] * 4

@@ -1,0 +1,236 @@
+"""Speed beside the peers', in turn in one run: a table, and JSON for later.
+
+    python scripts/benchmark.py data
+
+measures training input: images/s of this program's loader, of timm's create_loader with its prefetcher, and of
+torchvision's ImageFolder with timm's transform; the same files, augmentation, workers and device. Without --data-path
+the files are made from scikit-learn's two photographs, at ImageNet's size and quality (500x375, 95, about 110 kB).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
+
+from configs.arguments import train_loader_arguments
+from configs.loading import load_config
+from data.loaders import Randomness, build_train_loader
+from data.sources import open_sources
+from utils.distributed import World
+from utils.errors import show_error
+from utils.run_plan import RunPlan
+from utils.seeding import derive, seed_all, seed_host
+from utils.session import versions
+
+RECIPE = Path(__file__).resolve().parent.parent / "configs" / "swin_tiny.yaml"
+CLASSES = 8  # of the files that are made
+
+
+@dataclass(frozen=True)
+class Row:
+    """Images/s of one contender: median, slowest and fastest round; `ratio` to the faster peer of the same round."""
+
+    name: str
+    median: float
+    slowest: float
+    fastest: float
+    rounds: int
+    ratio: float
+    lowest_ratio: float
+    highest_ratio: float
+
+
+def measure(contenders: dict[str, Callable[[], int]], rounds: int) -> list[Row]:
+    """Every contender once a round, in turn, after one round that does not count.
+
+    Args: contenders: each call does some work and returns its images; the first is compared with the others.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, work in contenders.items():
+            begun = time.perf_counter()
+            images = work()
+            speed = images / (time.perf_counter() - begun)
+            if number:
+                speeds[name].append(speed)
+            print(f"round {number} {name}: {speed:.1f} images/s{'' if number else ' (does not count)'}", flush=True)
+    peers = list(contenders)[1:]
+    best = [max(speeds[peer][i] for peer in peers) for i in range(rounds)]
+    rows = []
+    for name, values in speeds.items():
+        ratios = [value / peer for value, peer in zip(values, best, strict=True)]
+        spread = (statistics.median(ratios), min(ratios), max(ratios))
+        rows.append(Row(name, statistics.median(values), min(values), max(values), rounds, *spread))
+    return rows
+
+
+def table(rows: Iterable[Row]) -> str:
+    """As Markdown."""
+    lines = ["| | images/s, median | slowest to fastest | to the faster peer, median | lowest to highest |"]
+    lines += ["|---|---|---|---|---|"]
+    for r in rows:
+        ratios = f"{r.ratio:.2f} | {r.lowest_ratio:.2f} to {r.highest_ratio:.2f}"
+        lines.append(f"| {r.name} | {r.median:.1f} | {r.slowest:.1f} to {r.fastest:.1f} | {ratios} |")
+    return "\n".join(lines)
+
+
+def surroundings() -> dict[str, Any]:
+    """What the numbers depend on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu, "versions": versions()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_photographs(root: Path, count: int) -> None:
+    """`count` different JPEGs of 500x375 pixels, quality 95, in train/ and one of them a class in val/."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(photo) for photo in load_sample_images().images]
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        photo = photographs[number % 2]
+        left, top = int(draw.integers(photo.width - 500)), int(draw.integers(photo.height - 375))
+        crop = photo.crop((left, top, left + 500, top + 375))
+        if draw.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        for part in ("train", "val") if number < CLASSES else ("train",):
+            path = root / part / str(number % CLASSES) / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            crop.save(path, quality=95)
+
+
+def loaders(root: Path, batch: int, workers: int, size: int, device: torch.device) -> dict[str, Callable[[], int]]:
+    """One epoch of each: this program, timm, torchvision."""
+    settings = [("DATA.NUM_WORKERS", workers), ("DATA.IMG_SIZE", size), ("DATA.BATCH_SIZE", batch), ("AUG.MIXUP", 0)]
+    cfg = load_config(RECIPE, [(*setting, "benchmark") for setting in [*settings, ("AUG.CUTMIX", 0)]])
+    source = open_sources("imagenet", str(root), training=True).train
+    world = World(device=device)
+    plan = RunPlan.from_config(cfg, 1, len(source))
+    ours = build_train_loader(
+        source, plan, world, Randomness(0, seed_all, seed_host, derive), **train_loader_arguments(cfg)
+    )
+    epochs = iter(range(10**9))
+
+    def one_of_ours() -> int:
+        return sum(_arrived(batch.images) for batch in ours.epoch(next(epochs)))
+
+    contenders: dict[str, Iterable[Any]] = _peers(root, batch, workers, size, device, cfg.AUG, cfg.DATA.INTERPOLATION)
+
+    def one_of(peer: Iterable[Any]) -> Callable[[], int]:
+        return lambda: sum(_arrived(images.to(device, non_blocking=True)) for images, _ in peer)
+
+    return {"this program": one_of_ours, **{name: one_of(peer) for name, peer in contenders.items()}}
+
+
+def _arrived(images: torch.Tensor) -> int:
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    return len(images)
+
+
+def _peers(
+    root: Path, batch: int, workers: int, size: int, device: torch.device, aug: Any, interpolation: str
+) -> dict[str, Iterable[Any]]:
+    from timm.data import ImageDataset, create_loader, create_transform
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    augmentation = {
+        "auto_augment": aug.AUTO_AUGMENT,
+        "scale": tuple(aug.SCALE),
+        "ratio": tuple(aug.RATIO),
+        "hflip": aug.HFLIP,
+        "interpolation": interpolation,
+        "re_prob": aug.REPROB,
+        "re_mode": aug.REMODE,
+        "re_count": aug.RECOUNT,
+    }
+    timm_loader = create_loader(
+        ImageDataset(str(root / "train")),
+        (3, size, size),
+        batch,
+        is_training=True,
+        num_workers=workers,
+        device=device,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        **augmentation,
+    )
+    transform = create_transform(size, is_training=True, **augmentation)
+    folder = DataLoader(
+        ImageFolder(str(root / "train"), transform),
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    return {"timm": timm_loader, "torchvision": folder}
+
+
+def benchmark_data(options: argparse.Namespace) -> dict[str, Any]:
+    """The subcommand `data`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as made:
+        root = options.data_path or Path(made)
+        if options.data_path is None:
+            write_photographs(root, options.images)
+        files = [file for file in (root / "train").rglob("*") if file.is_file()]
+        kilobytes = sum(file.stat().st_size for file in files) / 1000 / max(1, len(files))
+        rows = measure(loaders(root, options.batch_size, options.workers, options.size, device), options.rounds)
+    setting = (
+        f"{len(files)} files of {kilobytes:.0f} kB on average, {options.size}x{options.size},"
+        f" batch {options.batch_size}, {options.workers} workers, {device}, recipe of {RECIPE.name} without mixing"
+    )
+    return {"setting": setting, "rows": rows}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    data = commands.add_parser("data", help="training input")
+    data.add_argument("--data-path", type=Path, metavar="FOLDER", help="image folder with train/; default: made files")
+    data.add_argument("--images", type=int, default=1024, help="files to make (default %(default)s)")
+    data.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
+    data.add_argument("--workers", type=int, default=2, help="loader processes (default %(default)s)")
+    data.add_argument("--size", type=int, default=224, help="side of the model's images (default %(default)s)")
+    data.add_argument("--rounds", type=int, default=7, help="epochs of each that count (default %(default)s)")
+    data.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    options = parser.parse_args(argv)
+    try:
+        result = {**benchmark_data(options), **surroundings()}
+    except (Exception, KeyboardInterrupt) as error:
+        return show_error(error, debug=False, aloud=True)
+    print(f"\n{result['setting']}\n{result['processor']}, {result['cores']} cores, {result['versions']}\n")
+    print(table(result["rows"]))
+    if options.json:
+        options.json.write_text(
+            json.dumps({**result, "rows": [asdict(row) for row in result["rows"]]}, indent=2) + "\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
