@@ -222,7 +222,7 @@ def _check_together(values: dict[str, Any]) -> None:
         path = PurePath(values[name])
         if not values[name].strip() or path.is_absolute() or ".." in path.parts:
             raise ConfigError(f"{name} is {values[name]!r}: it names a folder below OUTPUT: give a plain name")
-    if values["EVAL_MODE"] and not (values["MODEL.RESUME"] or values["MODEL.PRETRAINED"]):
+    if values["EVAL_MODE"] and not (values["MODEL.RESUME"] or values["MODEL.PRETRAINED"]).strip(" ,"):
         raise ConfigError("nothing to evaluate: --eval: name the weights with --resume FILE")
     if values["EVAL_MODE"] and values["THROUGHPUT_MODE"]:
         raise ConfigError("--eval and --throughput together: give one of them")

@@ -18,7 +18,6 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 Operation = Callable[..., Pixels]
 
-cv2.setNumThreads(1)  # images are worked on in parallel, not their parts
 _LEVELS = np.arange(256)
 _FILTERS = {Image.Resampling.BILINEAR: cv2.INTER_LINEAR, Image.Resampling.BICUBIC: cv2.INTER_CUBIC}
 # Pillow's filter SMOOTH

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
+import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
@@ -49,6 +50,7 @@ class Supervised:
     """A DataLoader that ends with one clear error, and counts the unreadable samples that were left out."""
 
     def __init__(self, samples: Samples, sampler: Sampler, settings: Settings, persistent: bool):
+        cv2.setNumThreads(1)  # here and in the processes: images are worked on in parallel, not their parts
         self._samples, self._timeout = samples, settings.timeout
         self._bad: set[str] = set()
         # the sample that each process is at, -1 for none
@@ -170,3 +172,4 @@ def _process_context() -> BaseContext:
 
 def _begin(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
+    cv2.setNumThreads(1)

@@ -8,8 +8,10 @@ from models.errors import WeightsError
 
 
 def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Raises: WeightsError with the first tensor that holds NaN or Inf."""
+    """Raises: WeightsError with the first tensor that holds NaN, Inf or complex numbers."""
     for name, value in tensors.items():
+        if value.is_complex():
+            raise WeightsError(f"a weight is complex: {name} of {origin}: no model of this program has such")
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise WeightsError(
                 f"a weight is not finite: {name} of {origin}: the file is damaged or its training failed"
@@ -23,6 +25,14 @@ def check_names(given: Iterable[str], wanted: Iterable[str], origin: str) -> Non
     parts = [f"{len(n)} {what}: {some(n)}" for what, n in (("missing", missing), ("unexpected", unexpected)) if n]
     if parts:
         raise WeightsError(not_of_this_model(origin, "; ".join(parts)))
+
+
+def check_kinds(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:
+    """Raises: WeightsError where whole numbers stand for weights."""
+    for name, value in wanted.items():
+        if value.is_floating_point() and name in given and not given[name].is_floating_point():
+            kind = str(given[name].dtype).removeprefix("torch.")
+            raise WeightsError(f"a weight of whole numbers ({kind}): {name} of {origin}: save it as floating point")
 
 
 def misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

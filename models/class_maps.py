@@ -33,16 +33,14 @@ def class_names_of(contents: Mapping[str, Any]) -> dict[str, Any]:
     """
     sizes = {len(v) for group in (contents, *contents.values()) if isinstance(group, Mapping) for v in _heads(group)}
     synsets = ImageNetInfo("imagenet-1k").label_names() if sizes & {CLASSES_1K, CLASSES_22K} else None
-    return {"class_names": contents.get("class_names"), "usual_names": synsets}
+    names = contents.get("class_names")
+    return {"class_names": names if isinstance(names, list) else None, "usual_names": synsets}
 
 
 def _heads(weights: Mapping[str, Any]) -> list[Tensor]:
     ends = ("head.weight", "head.fc.weight", "classifier.weight", "fc.weight")
-    return [
-        value
-        for name, value in weights.items()
-        if name.endswith(ends) and isinstance(value, Tensor) and value.ndim == 2
-    ]
+    heads = [value for name, value in weights.items() if isinstance(name, str) and name.endswith(ends)]
+    return [value for value in heads if isinstance(value, Tensor) and value.ndim == 2]
 
 
 def real_labels() -> dict[str, list[int]]:

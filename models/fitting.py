@@ -79,7 +79,9 @@ def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: st
         dropped = [weights.pop(name, None) for name in names]
         return "head left out" if dropped[0] is not None else ""
     classes = len(own["head.weight"])
-    rows = len(weights["head.weight"]) if "head.weight" in weights and weights["head.weight"].ndim else 0
+    for name in (name for name in names if name in weights and weights[name].ndim != own[name].ndim):
+        raise WeightsError(f"no head: {name} has the shape {tuple(weights[name].shape)}: {origin}: name another file")
+    rows = len(weights["head.weight"]) if "head.weight" in weights else 0
     if head != "replace":
         if rows == classes:
             return ""

@@ -47,9 +47,9 @@ class Layout:
         prefix = self.prefix_v2 if any(name.endswith(".logit_scale") for name in weights) else self.prefix
         return {k if k.startswith(CLASSIFIERS) else prefix + k: v for k, v in self._bare(weights).items()}
 
-    def names_of(self, weights: Mapping[str, Tensor]) -> list[str]:
-        """Names, without prefix, that weights of the original's names have in this layout."""
-        return list(self._bare({name: value.to("meta") for name, value in weights.items()}))
+    def shapes_of(self, weights: Mapping[str, Tensor]) -> Weights:
+        """What weights of the original's names are in this layout, without prefix; tensors without values."""
+        return self._bare({name: value.to("meta") for name, value in weights.items()})
 
     def _bare(self, weights: Mapping[str, Tensor]) -> Weights:
         return {_rename(k, self.names): v for k, v in self.encode(dict(weights)).items()}

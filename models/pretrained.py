@@ -1,6 +1,5 @@
 """Any published file of Swin weights -> a model: find the weights, recognise their layout, fit, check, load."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.backbone import SwinBackbone
-from models.checks import check_finite, check_names, misfits, not_of_this_model, some
+from models.checks import check_finite, check_kinds, check_names, misfits, not_of_this_model, some
 from models.errors import WeightsError
 from models.fitting import Head, fit_head, fit_weights
 from models.layouts import CLASSIFIERS, DERIVED, Layout, Weights, recognise
@@ -22,6 +21,12 @@ WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
 TRAINING_PREFIXES = ("module.", "_orig_mod.")
 # other parts of a file that hold no classifier: heads of detection and segmentation, the decoder of SimMIM
 BACKBONES = ("backbone.", "encoder.", "swin.", "swinv2.")
+HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "classifier.weight")
+# tensors that models/fitting.py may bring to another shape
+FITTED = re.compile(
+    r".*\.relative_position_bias_table|absolute_pos_embed|embeddings\.position_embeddings|(head|head\.fc|classifier)\..*"
+    r"|(patch_embed\.proj(ection)?|embeddings\.patch_embeddings\.projection|features\.0\.0)\.weight"
+)
 HEAD = re.compile(r"(head|head\.fc|classifier)\.(weight|bias)")
 FAMILIES = {"swin": "Swin V1", "swinv2": "Swin V2", "swin_mlp": "Swin-MLP"}
 
@@ -43,24 +48,24 @@ class Found:
 
     @cached_property
     def weights(self) -> Weights:
-        """Under the original's names. Raises: WeightsError for a tensor of an impossible shape."""
+        """Under the original's names. Raises: WeightsError for tensors that cannot be translated."""
         try:
             return self.layout.to_original(self.tensors)
-        except (RuntimeError, IndexError, ZeroDivisionError) as e:
+        except (RuntimeError, IndexError, ValueError, ZeroDivisionError) as e:
             reason = str(e).splitlines()[0]
             raise WeightsError(f"a tensor has an impossible shape ({reason}): {self.origin}: name another file") from e
 
     @property
     def family(self) -> str | None:
         """MODEL.TYPE that the names belong to."""
-        names = "\n".join(self.weights)
+        names = "\n".join(self.tensors)
         signs = {"logit_scale": "swinv2", "spatial_mlp": "swin_mlp", "relative_position_bias_table": "swin"}
         return next((family for sign, family in signs.items() if sign in names), None)
 
     @property
     def classes(self) -> int:
         """Outputs of the head, 0 if there is none."""
-        head = self.weights.get("head.weight")
+        head = next((value for name, value in self.tensors.items() if name in HEAD_WEIGHTS), None)
         return 0 if head is None or not head.ndim else len(head)
 
 
@@ -91,8 +96,8 @@ def load_weights(model: SwinBackbone, found: Found, head: Head = "fit") -> str:
     notes = [f"{len(found.tensors)} tensors from {found.origin} ({found.layout.name} layout, {found.place})"]
     if found.ignored:
         notes.append(f"{len(found.ignored)} ignored ({some(found.ignored, 3)})")
-    weights = dict(found.weights)
     _check_layout(found, own)
+    weights = dict(found.weights)
     notes += fit_weights(weights, own)
     notes.append(fit_head(weights, own, head, found.origin))
     _check_shapes(weights, own, found)
@@ -110,7 +115,7 @@ def load_contents(
     classes; None: the file's head must fit.
     """
     names = contents.get("class_names")
-    known_others = names is not None and list(names) != list(head_for or ())
+    known_others = isinstance(names, list) and names != list(head_for or ())
     head: Head = "fit" if head_for is None else "replace" if known_others else "renew"
     if isinstance(model, SwinBackbone):
         return load_weights(model, find_weights(contents, origin), head)
@@ -128,43 +133,47 @@ def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, Weights]:
 
 
 def _tensors(group: Mapping[str, Any]) -> Weights:
-    return {_bare(name): value for name, value in group.items() if isinstance(value, Tensor)}
+    return {_bare(name): v for name, v in group.items() if isinstance(v, Tensor) and isinstance(name, str)}
 
 
 def _check_layout(found: Found, own: Weights) -> None:
     """Whether the file holds the model's tensors, under the file's own names; only one of them may have a head."""
-    wanted = found.layout.names_of(own)
-    heads = [any(name.startswith("head.") for name in names) for names in (found.weights, own)]
+    wanted = found.layout.shapes_of(own)
+    heads = [any(name.startswith(CLASSIFIERS) for name in names) for names in (found.tensors, wanted)]
     skip = () if heads[0] == heads[1] else CLASSIFIERS
-    given, wanted = ([n for n in names if not n.startswith(skip)] for names in (list(found.tensors), wanted))
+    given, wanted = ({n: v for n, v in group.items() if not n.startswith(skip)} for group in (found.tensors, wanted))
     check_names(given, wanted, found.origin)
+    check_kinds(given, wanted, found.origin)
+    _refuse_shapes(found, wanted, [name for name in misfits(given, wanted) if not FITTED.fullmatch(name)])
 
 
 def _check_shapes(weights: Weights, own: Weights, found: Found) -> None:
-    wrong = []
-    for name in misfits(weights, own):
-        others = found.layout.names_of({n: value for n, value in own.items() if n != name})
-        in_file = next((n for n in found.layout.names_of(own) if n not in others), name)
-        wrong.append(f"{in_file} {tuple(weights[name].shape)} for {tuple(own[name].shape)}")
-    if wrong:
-        raise WeightsError(not_of_this_model(found.origin, f"{len(wrong)} of another shape: {some(wrong)}"))
+    """Whether everything fits after fitting."""
+    wrong = found.layout.shapes_of({name: own[name] for name in misfits(weights, own)})
+    _refuse_shapes(found, wanted=wrong, names=list(wrong))
+
+
+def _refuse_shapes(found: Found, wanted: Weights, names: list[str]) -> None:
+    if names:
+        shapes = [f"{name} {tuple(found.tensors[name].shape)} for {tuple(wanted[name].shape)}" for name in names]
+        raise WeightsError(not_of_this_model(found.origin, f"{len(names)} of another shape: {some(shapes)}"))
 
 
 def _told_windows(contents: Mapping[str, Any], origin: str) -> tuple[int, ...]:
     """Windows of pre-training where the file names them: our own checkpoints and converted files do."""
-    notes = contents.get("metadata")  # of a .safetensors file
-    noted = notes.get("pretrained_windows") if isinstance(notes, Mapping) else None
-    told = contents.get("pretrained_windows") or noted or ()
-    try:
-        return tuple(int(window) for window in (json.loads(told) if isinstance(told, str) else told))
-    except (TypeError, ValueError) as e:
-        raise WeightsError(f"no list of windows: pretrained_windows of {origin}: name another file") from e
+    told = contents.get("pretrained_windows") or []
+    if not isinstance(told, list) or not all(isinstance(w, int) and 0 < w < 10_000 for w in told):
+        raise WeightsError(f"no list of windows: pretrained_windows of {origin}: name another file")
+    return tuple(told)
 
 
 def _adopt_windows(model: nn.Module, found: Found) -> str:
     """Normalise V2's coordinates as the file's were, where the configuration leaves it open; say what was done."""
     if not isinstance(model, SwinTransformerV2):
         return ""
+    stages = len(model.layers)
+    if found.windows and len(found.windows) != stages:
+        raise WeightsError(f"windows of {len(found.windows)} stages for a model of {stages}: {found.origin}")
     changed = model.adopt_pretrained_windows(found.windows)
     own, theirs = ("/".join(map(str, windows)) for windows in (model.pretrained_windows(), found.windows))
     if not found.windows and not model.is_configured():
@@ -184,10 +193,15 @@ def _windows_of(derived: Mapping[str, Tensor]) -> tuple[int, ...]:
     """
     windows = {}
     for name, table in derived.items():
-        if name.endswith("relative_coords_table") and table.ndim == 4 and bool(table.isfinite().all()):
-            stage = next(part for part in name.split(".") if part.isdigit())
-            reach, largest = (table.shape[1] - 1) // 2, float(table.abs().max())
-            windows[int(stage)] = round(8 * reach / (2 ** (3 * largest) - 1)) + 1 if largest > 0 else 1
+        stages = [int(part) for part in name.split(".") if part.isdigit()]
+        if not (name.endswith("relative_coords_table") and stages and table.ndim == 4 and table.is_floating_point()):
+            continue
+        reach, largest = (table.shape[1] - 1) // 2, float(table.float().abs().amax()) if table.numel() else 0.0
+        # up to 10 = log2(1 + 8 * d) / 3 for any window there is; a table of nonsense tells nothing
+        if not 0.1 < largest < 10:
+            windows[stages[0]] = 1
+            continue
+        windows[stages[0]] = round(8 * reach / (2 ** (3 * largest) - 1)) + 1
     return tuple(windows[stage] for stage in sorted(windows))
 
 

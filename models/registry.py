@@ -52,7 +52,12 @@ def _build_timm(*, model_name: str, img_size: int, test_size: int = 0, **argumen
         if test_size not in (0, img_size):
             raise ModelError(f"{model_name} takes images of one size only: TEST.IMG_SIZE: set it to 0 for training")
         arguments["img_size"] = img_size
-    return timm.create_model(model_name, **arguments)
+    try:
+        return timm.create_model(model_name, **{**arguments, "drop_path_rate": arguments.get("drop_path_rate") or None})
+    except TypeError as e:
+        if "drop_path_rate" not in str(e):
+            raise
+        raise ModelError(f"{model_name} has no stochastic depth: MODEL.DROP_PATH_RATE: set it to 0") from e
 
 
 def _nearest(name: str, names: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.checks import check_finite, check_names, misfits, not_of_this_model, some
+from models.checks import check_finite, check_kinds, check_names, misfits, not_of_this_model, some
 from models.errors import WeightsError
 from models.fitting import Head
 
@@ -32,6 +32,9 @@ def load_timm(model: nn.Module, place: str, tensors: Weights, origin: str, head:
         tensors = {**tensors, **{name: own[name] for name in classifier}}
         notes.append(f"fresh {some(classifier)}")
     check_names(tensors, own, origin)
+    check_kinds(tensors, own, origin)
+    if any(name.endswith(".logit_scale") for name in own):
+        notes.append("position coordinates as timm's model has them: the file does not tell its window of pre-training")
     wrong = [f"{n} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in misfits(tensors, own)]
     if wrong:
         raise WeightsError(not_of_this_model(origin, f"{len(wrong)} of another shape: {some(wrong)}"))

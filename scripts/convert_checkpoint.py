@@ -9,10 +9,12 @@ hub:<released model> or hf:<repository>. What is written is in the layout --to, 
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
@@ -32,6 +34,7 @@ from utils.checkpoint import read_checkpoint
 from utils.distributed import World
 from utils.downloads import local_file
 from utils.errors import ResourceError, show_error
+from utils.safe_load import NOTES
 
 
 def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
@@ -42,7 +45,8 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     Args: to: a layout, or a library that shares one. Raises: ConfigError, CheckpointError, WeightsError.
     """
     cfg = load_config(cfg_path)
-    found = find_weights(read_checkpoint(local_file(source, World(), address=weights_address)), source)
+    contents = read_checkpoint(local_file(source, World(), address=weights_address))
+    found = find_weights(contents, source)
     arguments: dict[str, Any] = model_arguments(cfg, found.classes)
     model = _model(cfg.MODEL.TYPE, arguments, found)
     lines = [f"read: {load_weights(model, found)}"]
@@ -51,21 +55,29 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     _refuse_what_is_lost(cfg.MODEL.TYPE, arguments, layout.name)
     _refuse_lost_windows(model, layout, target)
     stored = _stored(found.weights, model, layout)
-    unfinished = target.with_name(f"{target.stem}.unfinished{target.suffix}")
+    notes = {"class_names": contents.get("class_names"), "pretrained_windows": _known_windows(model, found)}
+    notes = {key: value for key, value in notes.items() if value}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write(stored, [] if _own_windows(model) else windows, unfinished, layout.name)
-        again = find_weights(read_checkpoint(unfinished), "the written file")
-        _check_bits(found, again, model, _model(cfg.MODEL.TYPE, arguments, again))
-        told = _compare(layout.name, cfg.MODEL.TYPE, {**arguments, "pretrained_window_sizes": windows}, stored, model)
-        unfinished.replace(target)
-    except OSError as e:
-        raise ResourceError(f"cannot write the file ({e.strerror}): {target}: name another one") from e
-    finally:
-        if unfinished.exists():
-            unfinished.unlink()
-    lines.append(f"written: {len(stored)} tensors in the layout of {layout.name}: {target}")
-    return [*lines, f"checked: the same bits when read back; {told}"]
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            unfinished = Path(folder, target.name)
+            told = _write(stored, notes, unfinished, layout.name)
+            again = find_weights(read_checkpoint(unfinished), "the written file")
+            _check_bits(found, again, model, _model(cfg.MODEL.TYPE, arguments, again))
+            compared = _compare(
+                layout.name, cfg.MODEL.TYPE, {**arguments, "pretrained_window_sizes": windows}, stored, model
+            )
+            unfinished.replace(target)
+    except (OSError, SafetensorError) as e:
+        raise ResourceError(f"cannot write the file ({getattr(e, 'strerror', e)}): {target}: name another one") from e
+    lines.append(f"written: {len(stored)} tensors in the layout of {layout.name}{told}: {target}")
+    return [*lines, f"checked: the same bits when read back; {compared}"]
+
+
+def _known_windows(model: SwinBackbone, found: Found) -> list[int]:
+    """Windows of pre-training, where the file or the configuration tells them."""
+    known = isinstance(model, SwinTransformerV2) and (found.windows or model.is_configured())
+    return model.pretrained_windows() if isinstance(model, SwinTransformerV2) and known else []
 
 
 def _model(family: str, arguments: dict[str, Any], found: Found) -> SwinBackbone:
@@ -128,15 +140,21 @@ def _stored(weights: Weights, model: SwinBackbone, layout: Layout) -> Weights:
     return {name: value.clone() for name, value in layout.from_original({**weights, **buffers}).items()}
 
 
-def _write(weights: Weights, windows: list[int], target: Path, layout: str) -> None:
-    """The original and those of mm wrap their weights; timm can read both, the others do not."""
-    told: dict[str, Any] = {"pretrained_windows": windows} if windows else {}
+def _write(weights: Weights, notes: dict[str, Any], target: Path, layout: str) -> str:
+    """Write weights and, where the format can hold them, class names and windows; returns what was left out.
+
+    The original and those of mm wrap their weights; timm reads both ways, the others do not.
+    """
     if target.suffix == ".safetensors":
-        save_file(weights, target, metadata={"format": "pt", **{key: json.dumps(value) for key, value in told.items()}})
-        return
-    flat = layout in ("transformers", "torchvision") or (layout == "timm" and not told)
+        save_file(weights, target, metadata={"format": "pt", **({NOTES: json.dumps(notes)} if notes else {})})
+        return ""
+    flat = layout in ("transformers", "torchvision") or (layout == "timm" and not notes)
     wrapper = "model" if layout == "original" else "state_dict"
-    torch.save(weights if flat else {wrapper: weights, **told}, target)
+    try:
+        torch.save(weights if flat else {wrapper: weights, **notes}, target)
+    except RuntimeError as e:  # torch's way of saying that it cannot write
+        raise OSError(None, str(e).splitlines()[0]) from e
+    return " (its class names do not fit into it)" if flat and "class_names" in notes else ""
 
 
 def _check_bits(found: Found, again: Found, model: SwinBackbone, reloaded: SwinBackbone) -> None:
@@ -163,7 +181,10 @@ def _compare(layout: str, family: str, arguments: dict[str, Any], stored: Weight
             layout, family, arguments, {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
         )
     except (RuntimeError, ValueError, AssertionError) as e:
-        return f"{layout} cannot build this model ({' '.join(str(e).split())[:200]})"
+        reason = " ".join(str(e).split())[:200]
+        if not arguments["num_classes"]:
+            return f"outputs not compared, {layout} has no model without a head"
+        raise WeightsError(f"{layout} cannot build this model ({reason}): --to: choose another layout") from e
     if peer is None:
         return f"outputs not compared, {layout} is not installed"
     images = torch.randn(1, arguments["in_chans"], arguments["img_size"], arguments["img_size"])

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from utils.distributed import World
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ResourceError
 
 log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
@@ -59,13 +59,19 @@ def _check(path: Path, sha256: str) -> None:
 
 def _download(address: str, sha256: str) -> Path:
     """Fetch into torch's hub cache, under a name that tells two addresses apart."""
-    base = Path(unquote(urlsplit(address).path)).name or "weights.pth"
+    try:
+        base = Path(unquote(urlsplit(address).path)).name or "weights.pth"
+    except ValueError as e:
+        raise CheckpointError(f"no address ({e}): {address}: check it") from e
     mark = hashlib.sha256(address.encode()).hexdigest()[:8]
     target = Path(torch.hub.get_dir(), "checkpoints", f"{Path(base).stem}-{mark}{Path(base).suffix}")
     if target.is_file() and (not sha256 or file_sha256(target) == sha256.lower()):
         return target  # an altered one is fetched again
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(prefix=target.name, suffix=".part", dir=target.parent)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(prefix=target.name, suffix=".part", dir=target.parent)
+    except OSError as e:
+        raise ResourceError(f"cannot keep the weights ({e.strerror}): {target.parent}: set TORCH_HOME") from e
     try:
         with os.fdopen(handle, "wb") as file:
             _fetch(address, file)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from utils.errors import PlanError
 from utils.precision import Precision
 
 
@@ -23,7 +24,14 @@ def input_channels(model: nn.Module) -> int:
 
 def describe_model(model: nn.Module, size: int) -> str:
     """A line for the log: what the model costs."""
-    name, flops = type(model).__name__, count_flops(model, size)
+    name = type(model).__name__
+    try:
+        flops = count_flops(model, size)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as e:  # models of timm
+        reason = str(e).splitlines()[0]
+        raise PlanError(f"{name} takes no images of {size}x{size} ({reason}): DATA.IMG_SIZE, TEST.IMG_SIZE") from e
     return f"{name}: {count_parameters(model):,} parameters, {flops / 1e9:.2f} GFLOPs at {size}x{size}"
 
 

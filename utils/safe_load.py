@@ -1,6 +1,7 @@
 """Files of tensors that somebody else wrote: nothing in them is executed, none claims more than it holds."""
 
 import argparse
+import json
 import pickle
 import re
 import warnings
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from utils.errors import CheckpointError
 
+NOTES = "swin"  # key in the head of a .safetensors file; its value is JSON
 _SCALAR: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
 # what training programs put beside their weights. The original's configuration, a pickled CfgNode, is read as the plain
 # dict that it is; timm's arguments are a namespace, its metrics numbers of numpy
@@ -25,7 +27,8 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (OrderedDict, "yacs.config.CfgNode"),
     argparse.Namespace,
     np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+    *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64")),
+    *(type(np.dtype(kind)) for kind in ("uint16", "uint32", "uint64", "bool", "str")),
     (_SCALAR, "numpy._core.multiarray.scalar"),
     (_SCALAR, "numpy.core.multiarray.scalar"),
 ]
@@ -59,10 +62,14 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Tensors, and beside them the notes of the file's head."""
+    """Tensors, and beside them what this program's converter noted in the file's head."""
     with safe_open(path, framework="pt") as file:
-        notes = dict(file.metadata() or {})
-    return {"metadata": notes, **load_safetensors(path)}
+        text = (file.metadata() or {}).get(NOTES, "{}")
+    try:
+        notes = json.loads(text)
+    except (ValueError, RecursionError):
+        notes = None
+    return {**(notes if isinstance(notes, dict) else {}), **load_safetensors(path)}
 
 
 def _unpickle(path: Path) -> Any:

@@ -247,3 +247,8 @@ def test_a_window_that_no_stage_has_room_for_is_refused(tmp_path):
     assert load_config(write(tmp_path, text % 8)).MODEL.SWIN.WINDOW_SIZE == 8
     with pytest.raises(ConfigError, match=r"room for a window of 9: MODEL.SWIN.WINDOW_SIZE: .* 8x8 tokens"):
         load_config(write(tmp_path, text % 9))
+
+
+def test_names_of_nothing_are_not_evaluated(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        load_config(write(tmp_path, "EVAL_MODE: true"), [("MODEL.RESUME", " , ", "--resume")])

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from models.class_maps import class_names_of
 from models.errors import WeightsError
 from models.layouts import LAYOUTS
 from models.pretrained import find_weights, load_contents, load_weights
@@ -265,6 +266,36 @@ def test_averaged_weights_go_before_raw_ones():
     ):
         load_contents(target, contents, "x")
         assert torch.equal(target.norm.weight, two.norm.weight)
+
+
+@pytest.mark.parametrize(("kind", "message"), [(torch.complex64, "is complex"), (torch.int32, "of whole numbers")])
+@pytest.mark.parametrize("family", ["swin", "timm"])
+def test_weights_that_are_no_floating_point_numbers_are_refused(kind, message, family):
+    model = small() if family == "swin" else timm_model("resnet10t")
+    name = "norm.weight" if family == "swin" else "fc.weight"
+    contents = {**model.state_dict(), name: model.state_dict()[name].to(kind)}
+    with pytest.raises(WeightsError, match=f"{message}.*{name}"):
+        load_contents(model, contents, "x")
+
+
+def test_keys_that_are_no_names_are_left_out():
+    contents = {"model": {**small().state_dict(), 1: torch.zeros(2), None: torch.zeros(1)}}
+    assert class_names_of(contents) == {"class_names": None, "usual_names": None}
+    load_contents(small(), contents, "x")
+
+
+@pytest.mark.parametrize("windows", [[-5, -5], [8], [8, 8, 8], ["8", "8"], [10**30, 8], 8])
+def test_impossible_windows_of_pre_training_are_refused(windows):
+    with pytest.raises(WeightsError, match="windows"):
+        load_contents(small("swinv2"), {"model": small("swinv2").state_dict(), "pretrained_windows": windows}, "x")
+
+
+@pytest.mark.parametrize("value", [1000.0, 1e-30, float("nan"), float("inf"), 0.0])
+def test_a_table_of_coordinates_with_nonsense_ends_in_no_traceback(value):
+    state = small("swinv2").state_dict()
+    state["layers.0.blocks.0.attn.relative_coords_table"] = torch.full((1, 7, 7, 2), value)
+    with pytest.raises(WeightsError, match="windows of 1 stages for a model of 2"):
+        load_contents(small("swinv2"), state, "x")
 
 
 def test_a_file_without_weights_is_refused():

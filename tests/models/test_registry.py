@@ -6,6 +6,8 @@ from timm.models import group_parameters
 
 from models.errors import ModelError
 from models.registry import MODELS, build_model, prepare
+from utils.errors import PlanError
+from utils.profiling import describe_model
 
 SMALL = {"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 
@@ -123,3 +125,16 @@ def test_heads_must_divide_the_channels():
         build_model("swin", **{**SMALL, "num_heads": (3, 4)})
     with pytest.raises(ModelError, match="differ in length"):
         build_model("swin", **{**SMALL, "num_heads": (2, 4, 8)})
+
+
+def test_a_timm_model_without_stochastic_depth_says_so():
+    arguments = {"model_name": "vgg11", "img_size": 32, "num_classes": 2}
+    with pytest.raises(ModelError, match=r"no stochastic depth: MODEL\.DROP_PATH_RATE"):
+        build_model("timm", **arguments, drop_path_rate=0.1)
+    assert build_model("timm", **arguments, drop_path_rate=0.0).num_classes == 2
+
+
+def test_images_that_a_model_of_timm_cannot_take_are_said():
+    model = build_model("timm", model_name="convnext_atto", img_size=32, num_classes=2)
+    with pytest.raises(PlanError, match=r"takes no images of 1x1 .*TEST\.IMG_SIZE"):
+        describe_model(model, 1)

@@ -83,6 +83,33 @@ def test_the_window_of_pre_training_comes_along(tmp_path, layout, ending):
     assert found.windows == (3, 2)
 
 
+@pytest.mark.parametrize("out", ["out.safetensors", "out.pth"])
+@pytest.mark.parametrize("layout", ["original", "timm", "mmpretrain"])
+def test_known_windows_and_class_names_come_along(tmp_path, layout, out):
+    """Also windows that are the model's own: another model may load the file."""
+    cfg, weights = write(tmp_path, "swinv2")
+    cfg.write_text(cfg.read_text().replace("[3, 2]", "[0, 0]"))
+    names = list("abcdefg")
+    torch.save({"model": weights, "pretrained_windows": [4, 4], "class_names": names}, tmp_path / "in.pth")
+    convert(str(cfg), str(tmp_path / "in.pth"), tmp_path / out, layout)
+    contents = read_checkpoint(tmp_path / out)
+    assert find_weights(contents, "x").windows == (4, 4) and contents["class_names"] == names
+
+
+def test_what_a_library_cannot_build_is_refused(tmp_path):
+    """torchvision keeps its window where the last map is smaller; timm always norms its patches."""
+    for change, layout in (("IMG_SIZE: 8", "torchvision"), ("PATCH_NORM: false", "timm")):
+        cfg, _ = write(tmp_path, "swin")
+        text = cfg.read_text()
+        text = text.replace("IMG_SIZE: 64", change) if "IMG" in change else text.replace("WINDOW", f"{change}, WINDOW")
+        cfg.write_text(text)
+        model = build_model("swin", **model_arguments(load_config(cfg), 7))
+        torch.save({"model": model.state_dict()}, tmp_path / "in.pth")
+        with pytest.raises(WeightsError, match=f"{layout} cannot build this model"):
+            convert(str(cfg), str(tmp_path / "in.pth"), tmp_path / "out.pth", layout)
+        assert not (tmp_path / "out.pth").exists()
+
+
 @pytest.mark.parametrize("family", ["swin", "swinv2"])
 def test_torchvision_takes_the_file_strictly(tmp_path, family):
     cfg, _ = write(tmp_path, family)

@@ -22,6 +22,12 @@ def test_safetensors_and_pth_hold_the_same(tmp_path):
     assert torch.equal(load_tensors(tmp_path / "a.safetensors")["norm.weight"], STATE["norm.weight"])
 
 
+@pytest.mark.parametrize(("note", "found"), [('{"class_names": ["a"]}', ["a"]), ("[1]", None), ("{", None)])
+def test_notes_in_the_head_of_a_safetensors_file(tmp_path, note, found):
+    save_file(STATE, tmp_path / "a.safetensors", metadata={"format": "pt", "swin": note})
+    assert load_tensors(tmp_path / "a.safetensors").get("class_names") == found
+
+
 def test_a_configuration_pickled_by_the_original_is_read_as_plain_values(tmp_path):
     cfg = CfgNode({"TRAIN": {"EPOCHS": 300}})
     cfg.freeze()
@@ -37,7 +43,7 @@ def test_fault_20_malformed_safetensors_are_refused(tmp_path, content):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     if content.endswith(b"\x00{}"):  # the one that is well-formed, and empty
-        assert load_tensors(path) == {"metadata": {}}
+        assert load_tensors(path) == {}
         return
     with pytest.raises(CheckpointError, match="a.safetensors"):
         load_tensors(path)
