@@ -1,0 +1,95 @@
+"""Looks after a data set before a run: finds what is wrong with it, packs it, shows it.
+
+python scripts/prepare_data.py check FOLDER            every file decoded, counts, classes, duplicates
+python scripts/prepare_data.py zip FOLDER TARGET       train.zip and val.zip with their maps, for --zip
+python scripts/prepare_data.py resize FOLDER TARGET    a copy with smaller images
+python scripts/prepare_data.py val-folders FOLDER      flat ImageNet validation images into class folders
+python scripts/prepare_data.py show FOLDER SHEET.png   training images after augmentation, with their labels
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
+
+from configs.arguments import train_loader_arguments
+from configs.loading import load_config
+from data.checking import check_folder
+from data.contact_sheet import draw_sheet
+from data.packing import pack, resize_copy, sort_validation
+from utils.errors import show_error
+from utils.seeding import seed_host
+
+RECIPE = Path(__file__).resolve().parent.parent / "configs" / "swin_tiny.yaml"
+FOUND = 3  # exit code of a check that found something
+
+
+def check(options: argparse.Namespace) -> int:
+    """Print what was found; 3 if that is anything."""
+    report = check_folder(options.folder, options.workers)
+    print(*report.facts, sep="\n")
+    print(*(f"found: {finding}" for finding in report.findings), sep="\n" if report.findings else "")
+    if report.findings:
+        print(f"{len(report.findings)} findings: {options.folder}", file=sys.stderr)
+    return FOUND if report.findings else 0
+
+
+def zip_(options: argparse.Namespace) -> int:
+    for part, count in pack(options.folder, options.target).items():
+        print(f"{options.target / part}.zip: {count:,} images, read back and compared")
+    return 0
+
+
+def resize(options: argparse.Namespace) -> int:
+    copied, smaller = resize_copy(options.folder, options.target, options.short_side, options.quality, options.workers)
+    print(f"{options.target}: {copied:,} images, {smaller:,} of them made smaller")
+    return 0
+
+
+def val_folders(options: argparse.Namespace) -> int:
+    print(f"{options.folder / 'val'}: {sort_validation(options.folder):,} images moved into folders of their classes")
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    cfg = load_config(options.cfg)
+    transform = train_loader_arguments(cfg)["transform"]
+    draw_sheet(options.folder, options.sheet, options.count, transform, seed_host, options.seed)
+    print(f"{options.sheet}: {options.count} training images as {options.cfg} augments them")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function, target in (
+        ("check", check, None),
+        ("zip", zip_, "target"),
+        ("resize", resize, "target"),
+        ("val-folders", val_folders, None),
+        ("show", show, "sheet"),
+    ):
+        command = commands.add_parser(name)
+        command.set_defaults(function=function)
+        command.add_argument("folder", type=Path, help="holds train/ and val/")
+        if target:
+            command.add_argument(target, type=Path)
+        if name in ("check", "resize"):
+            command.add_argument("--workers", type=int, default=8, help="processes (default %(default)s)")
+        if name == "resize":
+            command.add_argument("--short-side", type=int, default=320, help="at most, pixels (default %(default)s)")
+            command.add_argument("--quality", type=int, default=90, help="of the JPEGs (default %(default)s)")
+        if name == "show":
+            command.add_argument("--cfg", type=Path, default=RECIPE, help="whose augmentation (default: swin_tiny)")
+            command.add_argument("--count", type=int, default=32, help="images (default %(default)s)")
+            command.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    options = parser.parse_args(argv)
+    try:
+        return options.function(options)
+    except (Exception, KeyboardInterrupt) as error:
+        return show_error(error, debug=False, aloud=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

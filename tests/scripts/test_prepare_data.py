@@ -1,0 +1,187 @@
+"""prepare_data.py finds what is planted, packs without loss, and leaves nothing half done."""
+
+import shutil
+import zipfile
+
+import numpy as np
+from PIL import Image
+from timm.data import ImageNetInfo
+
+from configs.arguments import source_arguments
+from configs.loading import load_config
+from data.sources import open_sources
+from scripts.prepare_data import main
+from tests.conftest import run_program, write_photos
+
+SYNSETS = ImageNetInfo("imagenet-1k").label_names()
+
+
+def found(capsys, folder):
+    """Exit code, and the lines of the findings."""
+    code = main(["check", str(folder), "--workers", "2"])
+    out = capsys.readouterr().out
+    return code, [line.removeprefix("found: ") for line in out.splitlines() if line.startswith("found: ")], out
+
+
+def test_a_clean_folder_has_no_findings(photos, capsys):
+    code, findings, out = found(capsys, photos)
+    assert (code, findings) == (0, [])
+    assert "train: 36 images, 3 classes, 12 to 12 in a class" in out and "51 different files" in out
+
+
+def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
+    """One line for each, and no other."""
+    train, val = own_photos / "train", own_photos / "val"
+    planted = {
+        "truncated": train / "class_0/photo_0.jpg",
+        "empty file": train / "class_0/photo_1.jpg",
+        "cannot identify": train / "class_0/photo_2.jpg",
+        "exceeds limit": train / "class_1/bomb.png",
+        "same image in train and val": val / "class_2/copied.jpg",
+        "same image in two classes": train / "class_2/from_1.jpg",
+        "no images for class class_9": train / "class_9",
+        "names hardly differ": train / "Class_1",
+        "no images by their ending": train / "class_2/notes.txt",
+        "links lead nowhere": train / "class_2/gone.jpg",
+        "beside the class folders": val / "lost.jpg",
+        "in val, not in train": val / "class_7",
+    }
+    whole = planted["truncated"].read_bytes()
+    planted["truncated"].write_bytes(whole[:-600])
+    planted["empty file"].write_bytes(b"")
+    planted["cannot identify"].write_bytes(b"this is text")
+    Image.new("1", (20_000, 20_000)).save(planted["exceeds limit"])
+    shutil.copy(train / "class_2/photo_5.jpg", planted["same image in train and val"])
+    shutil.copy(train / "class_1/photo_5.jpg", planted["same image in two classes"])
+    planted["no images for class class_9"].mkdir()
+    planted["names hardly differ"].mkdir()
+    planted["no images by their ending"].write_text("who, when")
+    planted["links lead nowhere"].symlink_to(own_photos / "nowhere.jpg")
+    Image.new("RGB", (8, 8), "red").save(planted["beside the class folders"])
+    planted["in val, not in train"].mkdir()
+    Image.new("RGB", (8, 8), "blue").save(planted["in val, not in train"] / "a.png")
+    for place in (train / "Class_1", val / "Class_1"):
+        place.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), "green" if "train" in str(place) else "gray").save(place / "a.png")
+
+    code, findings, _ = found(capsys, own_photos)
+    assert code == 3
+    for text, path in planted.items():
+        hits = [line for line in findings if text in line]
+        assert hits, (text, findings)
+        assert any(str(path) in line or path.name in line for line in hits), (text, hits)
+    # Class_1 lies in both halves; the link to nowhere also is an image that cannot be read
+    assert len(findings) == len(planted) + 2, findings
+
+
+def test_numbers_that_sort_as_text_and_wrong_counts_of_imagenet(tmp_path, capsys):
+    for part in ("train", "val"):
+        for name in range(11):
+            (tmp_path / "digits" / part / str(name)).mkdir(parents=True)
+            Image.new("L", (4, 4), 10 * name + (part == "val")).save(tmp_path / "digits" / part / str(name) / "a.png")
+    code, findings, _ = found(capsys, tmp_path / "digits")
+    assert code == 3 and len(findings) == 2 and all("label 1 is not class 1" in line for line in findings)
+    for number, synset in enumerate(SYNSETS):
+        (tmp_path / "imagenet/train" / synset).mkdir(parents=True)
+        pixels = np.full((2, 2, 3), (number // 256, number % 256, 0), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "imagenet/train" / synset / "a.png")
+    (tmp_path / "imagenet/val").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "imagenet/val/ILSVRC2012_val_00000001.JPEG")
+    code, findings, out = found(capsys, tmp_path / "imagenet")
+    assert code == 3 and "ImageNet-1K has 1,281,167 images in train, here are 1,000" in findings[0]
+    assert "50,000 images in val, here are 1" in findings[1] and len(findings) == 2
+    assert "in the order of the synsets" in out
+
+
+def samples(path, **options):
+    cfg = load_config_with(path, **options)
+    sources = open_sources(**source_arguments(cfg))
+    return [[(s.label(i), s.read(i)) for i in range(len(s))] for s in (sources.train, sources.val)], sources.identity()
+
+
+def load_config_with(path, zipped=False):
+    from tests.conftest import ROOT
+
+    overrides = [("DATA.DATA_PATH", str(path), "test"), ("DATA.ZIP_MODE", zipped, "test")]
+    return load_config(ROOT / "configs/swin_tiny.yaml", overrides)
+
+
+def test_archives_hold_the_same_samples(photos, tmp_path, capsys):
+    assert main(["zip", str(photos), str(tmp_path / "zips")]) == 0
+    assert "36 images, read back and compared" in capsys.readouterr().out
+    assert samples(photos) == samples(tmp_path / "zips", zipped=True)
+    assert sorted(p.name for p in (tmp_path / "zips").iterdir()) == [
+        "train.zip",
+        "train_map.txt",
+        "val.zip",
+        "val_map.txt",
+    ]
+    with zipfile.ZipFile(tmp_path / "zips/train.zip") as archive:
+        assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def test_a_resized_copy_is_one_option_away(photos, tmp_path, capsys, tiny_yaml):
+    for _ in range(2):  # the second time all is there
+        assert main(["resize", str(photos), str(tmp_path / "small"), "--short-side", "48", "--workers", "2"]) == 0
+    assert "51 images, 51 of them made smaller" in capsys.readouterr().out
+    originals = sorted(p.relative_to(photos) for p in photos.rglob("*.jpg"))
+    assert sorted(p.relative_to(tmp_path / "small") for p in (tmp_path / "small").rglob("*.*")) == originals
+    for name in originals[:3]:
+        expected = Image.open(photos / name).resize((48, 48), Image.Resampling.BICUBIC)
+        copy = Image.open(tmp_path / "small" / name)
+        assert copy.format == "JPEG" and abs(np.asarray(copy).astype(int) - np.asarray(expected)).mean() < 3
+    for data in (photos, tmp_path / "small"):
+        arguments = ["--cfg", tiny_yaml, "--data-path", data, "--output", tmp_path / "out", "--tag", data.name]
+        done = run_program(*arguments, "--opts", "TRAIN.EPOCHS", 1)
+        assert done.code == 0, done.err
+
+
+def test_small_images_are_copied_as_they_are_and_orientation_stays(tmp_path):
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    for part in ("train", "val"):
+        (tmp_path / "data" / part / "a").mkdir(parents=True)
+        Image.new("RGB", (30, 20)).save(tmp_path / "data" / part / "a/small.jpg")
+        Image.new("RGB", (300, 200)).save(tmp_path / "data" / part / "a/large.jpg", exif=tags)
+        Image.new("RGB", (300, 200)).save(tmp_path / "data" / part / "a/large.png")
+    assert main(["resize", str(tmp_path / "data"), str(tmp_path / "to"), "--short-side", "50", "--workers", "1"]) == 0
+    folder = tmp_path / "to/train/a"
+    assert (folder / "small.jpg").read_bytes() == (tmp_path / "data/train/a/small.jpg").read_bytes()
+    large = Image.open(folder / "large.jpg")
+    assert large.size == (75, 50) and large.getexif()[0x0112] == 6
+    assert Image.open(folder / "large.png").format == "PNG"
+
+
+def test_a_bad_image_ends_the_copy_with_its_path(own_photos, tmp_path, capsys):
+    (own_photos / "val/class_1/photo_0.jpg").write_bytes(b"")
+    assert main(["resize", str(own_photos), str(tmp_path / "to"), "--workers", "1"]) == 3
+    assert "class_1/photo_0.jpg" in capsys.readouterr().err
+    assert main(["resize", str(own_photos), str(own_photos)]) == 3
+    assert "would replace the originals" in capsys.readouterr().err
+
+
+def test_flat_validation_images_are_sorted_or_left_alone(tmp_path, capsys):
+    (tmp_path / "val").mkdir()
+    names = ["ILSVRC2012_val_00000002.JPEG", "ILSVRC2012_val_00015416.JPEG"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / "val" / name)
+    (tmp_path / "val/mine.jpg").write_bytes(b"x")
+    assert main(["val-folders", str(tmp_path)]) == 3 and "mine.jpg" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "val").iterdir()) == [*names, "mine.jpg"]
+    (tmp_path / "val/mine.jpg").unlink()
+    assert main(["val-folders", str(tmp_path)]) == 0
+    for label, name in zip((970, 13), names, strict=True):
+        assert (tmp_path / "val" / SYNSETS[label] / name).exists()
+
+
+def test_a_sheet_shows_as_many_images_as_asked_for(tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos", classes=3, train=4, val=1)
+    (photos / "train/class_0").rename(photos / "train" / SYNSETS[0])
+    assert main(["show", str(photos), str(tmp_path / "sheet.png"), "--count", "10"]) == 0
+    first = Image.open(tmp_path / "sheet.png")
+    assert first.format == "PNG" and first.width > first.height > 400
+    for seed, same in (("0", True), ("1", False)):
+        main(["show", str(photos), str(tmp_path / "again.png"), "--count", "10", "--seed", seed])
+        assert (np.asarray(Image.open(tmp_path / "again.png")) == np.asarray(first)).all() == same
+    assert main(["show", str(photos), str(tmp_path / "no/sheet.png")]) == 7
+    assert "cannot write the sheet" in capsys.readouterr().err
