@@ -98,7 +98,7 @@ SCHEMA: dict[str, Any] = {
     "DATA": {
         "BATCH_SIZE": Key(128, "images per process and micro-batch", at_least(1)),
         "DATA_PATH": Key("", "folder that holds train and val"),
-        "DATASET": Key("imagenet", "imagenet: folders of images; imagenet22K, list; tar; digits; synthetic"),
+        "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
         "IMG_SIZE": Key(224, "side of the square the model sees, pixels", at_least(1)),
         "INTERPOLATION": Key("bicubic", "resizing filter", one_of("bicubic", "bilinear", "lanczos", "random")),
         "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders"),

@@ -11,6 +11,7 @@ from data.digits import write_digits
 from data.errors import DataError, some
 from data.folders import FolderStore
 from data.lists import ListStore
+from data.readers import ReaderStore
 from data.source import Source
 from data.synthetic import SyntheticStore
 
@@ -118,11 +119,13 @@ def open_sources(
 
 
 def _find_store(dataset: str, path: str, zipped: bool, training: bool) -> Store:
+    if dataset.startswith("timm:"):
+        return ReaderStore(dataset.removeprefix("timm:"), path)
     if dataset == "digits":
         return FolderStore(write_digits(Path(path) if path else Path("datasets") / "digits"))
     if dataset not in STORES:
         raise DataError(
-            f"no data set is called {dataset!r}: DATA.DATASET: choose one of digits, {', '.join(STORES)}"
+            f"no data set is called {dataset!r}: DATA.DATASET: choose one of digits, timm:NAME, {', '.join(STORES)}"
             " (imagenet is any image folder)"
         )
     if dataset == "synthetic":
