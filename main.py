@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
         (throughput if cfg.THROUGHPUT_MODE else evaluate_only if cfg.EVAL_MODE else train)(cfg, world)
         world.leave()
     except (Exception, KeyboardInterrupt) as error:
-        return show_error(error, debug="--debug" in argv, aloud=world.speaks_first("error"))
+        return world.end_together(show_error(error, debug="--debug" in argv, aloud=world.speaks_first("error")))
     return 0
 
 

@@ -1,13 +1,17 @@
 """The same results for every number of processes: training by checkpoint, evaluation by count."""
 
 import json
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.samplers import epoch_order
+from data.sources import open_sources
 from tests.conftest import ROOT, accuracy, command, environment, run_program, write_photos
+from utils.seeding import derive
 
 # float32, and nothing drawn by process or micro-batch: mixing and stochastic depth off
 EXACT = ["--disable_amp", "--opts", "MODEL.DROP_PATH_RATE", 0, "AUG.MIXUP", 0, "AUG.CUTMIX", 0, "TRAIN.EPOCHS", 1]
@@ -137,3 +141,30 @@ def test_fault_59_batch_1_and_stochastic_depth_on_two_processes(tiny_yaml, photo
     )
     assert done.code == 0, done.err
     assert "18 updates" in done.out
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_fault_28_bad_data_of_one_process_end_all_with_one_line_and_the_same_code(tiny_yaml, own_photos, tmp_path, bad):
+    """Two processes as a cluster starts them; an unreadable image for each in turn, in the first update."""
+    sources = open_sources("imagenet", str(own_photos), training=True)
+    own = epoch_order(36, derive("order", 0, 0))[:8].tensor_split(2)[bad]  # of the first update: 2 x 4 images
+    file = Path(sources.train.name(int(own[0])))
+    file.write_bytes(b"no image")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--cfg", tiny_yaml, "--data-path", own_photos, "--output", tmp_path]
+    started = [
+        subprocess.Popen(
+            command(*arguments),
+            env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [3, 3], outputs
+    errors = [line for _, err in outputs for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and str(file) in errors[0] and "Traceback" not in "".join(err for _, err in outputs)

@@ -1,6 +1,9 @@
 """The processes of a job: who they are, which device each has, and what they tell each other."""
 
+import logging
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     store: Any = field(default=None, repr=False)
     share: tuple[int, int] = (0, 1)  # this process and all processes of its machine
+    alarm: "Alarm | None" = field(default=None, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -78,8 +82,14 @@ class World:
         except Exception:  # the process that held the store is gone: better said twice than not at all
             return True
 
+    def end_together(self, code: int) -> int:
+        """After an error: end all processes with the code of the one that failed first; returns it."""
+        return code if self.alarm is None else self.alarm.raise_(code)
+
     def leave(self) -> None:
         """End the process group."""
+        if self.alarm is not None:
+            self.alarm.stop()
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -104,7 +114,52 @@ def join_world(timeout_minutes: float = 30) -> World:
         device_id=device if device.type == "cuda" else None,
     )
     share = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return World(rank, size, device, dist.PrefixStore("errors", store), share)
+    errors = dist.PrefixStore("errors", store)
+    alarm = Alarm(errors.clone(), size)
+    alarm.start()
+    return World(rank, size, device, errors, share, alarm)
+
+
+class Alarm(threading.Thread):
+    """Ends this process when another one has failed: it would wait for it in an exchange, for minutes or for ever."""
+
+    EVERY = 0.5  # seconds between two looks
+    PATIENCE = 10  # seconds that a failed process waits for the others: one of them holds the store
+
+    def __init__(self, store: Any, size: int):
+        super().__init__(daemon=True)
+        self._store, self._size = store, size
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Look until `stop`."""
+        try:
+            while not self._stopped.wait(self.EVERY):
+                if self._store.check(["code"]) and not self._stopped.is_set():
+                    code = int(self._store.get("code"))
+                    self._store.add("ended", 1)
+                    logging.shutdown()
+                    os._exit(code)
+        except Exception:  # the process that held the store is gone: its end closes the exchanges too
+            return
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        self.join(self.PATIENCE)
+
+    def raise_(self, code: int) -> int:
+        """Let the other processes end with `code`, or with that of another failure before; returns which it is."""
+        self.stop()
+        try:
+            code = int(self._store.compare_set("code", "", str(code)))
+            self._store.add("ended", 1)
+            last = time.monotonic() + self.PATIENCE
+            while self._store.add("ended", 0) < self._size and time.monotonic() < last:
+                time.sleep(0.05)
+        except Exception:  # the process that held the store is gone
+            pass
+        return code
 
 
 def _choose_device(local_rank: int, size: int) -> torch.device:
