@@ -1,18 +1,22 @@
 """Batches depend on counters alone: not on workers, processes, or where an epoch was entered."""
 
+import contextlib
 import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from data.errors import DataError, LoaderError
+from data.index import Index, stored
 from data.loaders import Randomness, build_eval_loader, build_train_loader
+from data.source import IndexedSource
 from data.sources import open_sources
 from tests.conftest import ROOT
 from tests.data.test_transforms import PLAIN
@@ -311,3 +315,63 @@ def test_fault_53_descriptors_and_processes_stay_as_many(photos):
         list(eval_loader(source, workers=2))
         counts.append(len(os.listdir("/proc/self/fd")))
     assert min(counts[-2:]) <= counts[1] + 4, counts  # some are closed a moment later
+
+
+class ManyPaths:
+    """Storage of one small image under any number of paths."""
+
+    def __init__(self):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+        self._image = buffer.getvalue()
+
+    def read(self, index, number):
+        assert index.name(number)  # as a storage of files would ask for it
+        return self._image
+
+    def where(self, name):
+        return name
+
+
+def memory():
+    """Kilobytes of this process and those below it, shared pages counted once."""
+    own, total = os.getpid(), 0
+    parents = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            parents[int(pid)] = int(stat.rsplit(")", 1)[1].split()[1])
+    below = {own}
+    for _ in range(4):
+        below |= {pid for pid, parent in parents.items() if parent in below}
+    for pid in below:
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def grown(samples):
+    """Share by which memory grows from a fifth of that many samples to the last, of a million paths, 4 workers."""
+
+
+    def build():
+        names = [f"n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(1_000_000)]
+        return Index.build(names, [0] * len(names)), None, []
+
+    index, _ = stored("million", build)
+    small = {**PLAIN, "size": 8}
+    loader = loader_of(
+        IndexedSource(index, ["any"], ManyPaths()), workers=4, mixing=NO_MIXING, batch_size=500, transform=small
+    )
+    first = 0
+    for number, _ in enumerate(loader.epoch(0), start=1):
+        if number * 500 == samples // 5:
+            first = memory()
+        if number * 500 >= samples:
+            return memory() / first - 1
+    raise AssertionError("fewer samples than asked for")
+
+
+def test_fault_54_memory_stays_over_a_million_paths():
+    assert grown(40_000) < 0.05
