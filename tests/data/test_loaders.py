@@ -354,7 +354,6 @@ def memory():
 def grown(samples):
     """Share by which memory grows from a fifth of that many samples to the last, of a million paths, 4 workers."""
 
-
     def build():
         names = [f"n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(1_000_000)]
         return Index.build(names, [0] * len(names)), None, []
