@@ -1,5 +1,6 @@
 """The same results for every number of processes: training by checkpoint, evaluation by count."""
 
+import csv
 import json
 import socket
 import subprocess
@@ -168,3 +169,24 @@ def test_fault_28_bad_data_of_one_process_end_all_with_one_line_and_the_same_cod
     assert [process.returncode for process in started] == [3, 3], outputs
     errors = [line for _, err in outputs for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and str(file) in errors[0] and "Traceback" not in "".join(err for _, err in outputs)
+
+
+def test_fault_38_what_any_process_leaves_out_is_listed_and_not_counted(tiny_yaml, own_photos, tmp_path):
+    """Unreadable images of both processes: named once each; the evaluation counts the others, training goes on."""
+    bad = [own_photos / "val/class_0/photo_0.jpg", own_photos / "val/class_0/photo_1.jpg"]  # the shares of 0 and 1
+    bad += sorted((own_photos / "train/class_1").iterdir())[:3]
+    for file in bad:
+        file.write_bytes(b"no image")
+    arguments = ["--cfg", tiny_yaml, "--data-path", own_photos, "--output", tmp_path]
+    options = ["--opts", "DATA.ON_BAD_IMAGE", "skip", "TRAIN.EPOCHS", 1]
+    done = run_program(*arguments, *options, processes=2)
+    assert done.code == 0, done.err
+    assert accuracy(done.out)[1] == 13
+    assert all(str(file) in done.out for file in bad)
+    tables = ["TEST.PER_CLASS", tmp_path / "c.csv", "TEST.RESULTS", tmp_path / "r.csv"]
+    resume = ["--eval", "--resume", tmp_path / "tiny/default/checkpoints/last.pth"]
+    done = run_program(*arguments, *resume, *options, *tables, processes=2)
+    assert done.code == 0 and accuracy(done.out)[1] == 13, done.err
+    rows = list(csv.DictReader((tmp_path / "c.csv").open()))
+    assert [(r["class"], r["samples"]) for r in rows] == [("class_0", "3"), ("class_1", "5"), ("class_2", "5")]
+    assert sum(int(r["correct"]) for r in rows) == accuracy(done.out)[0]

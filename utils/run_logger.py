@@ -36,7 +36,11 @@ class _Terminal(logging.Handler):
 
 
 def start_logging(is_main: bool) -> None:
-    """Log to the terminal from the main process; the others keep silent."""
+    """Log to the terminal from the main process; the others tell only which files they could not read."""
+    if not is_main:
+        files = logging.getLogger("data.workers")
+        files.handlers = [_Terminal()]
+        files.setLevel(logging.WARNING)
     root = logging.getLogger()
     # what is logged before the file is known waits for it
     root.handlers = [_Terminal(), MemoryHandler(10_000, logging.CRITICAL + 1)] if is_main else [logging.NullHandler()]
