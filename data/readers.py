@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, through timm's reader: DATA.DATASET timm:hfds/<name>."""
 
+import importlib
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -83,15 +84,14 @@ class ReaderStorage:
 
     @cached_property
     def reader(self) -> Any:
-        try:
-            from datasets import disable_progress_bars  # type: ignore[attr-defined]
-        except ImportError as e:
+        try:  # without the package, a folder of that name below the current one would be taken for it
+            importlib.import_module("datasets").disable_progress_bars()
+        except (ImportError, AttributeError) as e:
             raise DataError(
                 f"the package datasets is missing: DATA.DATASET timm:{self._name}: pip install datasets"
             ) from e
         from timm.data.readers import create_reader
 
-        disable_progress_bars()
         logging.getLogger("datasets").setLevel(logging.ERROR)
         try:
             return create_reader(self._name, self._root or None, self.split)
