@@ -171,6 +171,7 @@ def test_fault_28_bad_data_of_one_process_end_all_with_one_line_and_the_same_cod
     assert len(errors) == 1 and str(file) in errors[0] and "Traceback" not in "".join(err for _, err in outputs)
 
 
+@pytest.mark.slow
 def test_fault_38_what_any_process_leaves_out_is_listed_and_not_counted(tiny_yaml, own_photos, tmp_path):
     """Unreadable images of both processes: named once each; the evaluation counts the others, training goes on."""
     bad = [own_photos / "val/class_0/photo_0.jpg", own_photos / "val/class_0/photo_1.jpg"]  # the shares of 0 and 1

@@ -108,6 +108,7 @@ class Draws:
         return image
 
 
+@pytest.mark.slow
 def test_20000_draws_equal_those_of_timms_own_pipeline(monkeypatch):
     """Crop boxes, mirroring, operations and their magnitudes, one by one and so in distribution."""
     ramp = np.tile(np.arange(250, dtype=np.uint8)[None, :, None], (188, 1, 3))

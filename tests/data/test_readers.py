@@ -45,6 +45,7 @@ def test_samples_of_hugging_face_are_those_of_the_folder(hub, photos):
     assert sorted(done.stdout.splitlines()) == sorted(expected)
 
 
+@pytest.mark.slow
 def test_a_data_set_of_hugging_face_trains_and_is_evaluated(hub, tiny_yaml, tmp_path):
     folder, env = hub
     common = ["--cfg", tiny_yaml, "--output", tmp_path]

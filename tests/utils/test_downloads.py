@@ -146,6 +146,7 @@ class Repository(BaseHTTPRequestHandler):
             self.wfile.write(b"weights" * 1000)
 
 
+@pytest.mark.slow
 def test_a_repository_of_hugging_face_is_asked_for_its_usual_files(tmp_path):
     """In a process of its own: the package reads its address when it is imported."""
     server, address = serve(Repository)
