@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def check_folder(root: Path, workers: int) -> Report:
 def _list_part(folder: Path, report: Report) -> Classes:
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
     classes: Classes = {name: images_below(folder / name)[0] for name in sorted(names)}
-    flat = sorted(str(folder / entry.name) for entry in os.scandir(folder) if is_image(entry.name))
+    loose = [entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir()]
+    flat = [str(folder / name) for name in sorted(loose)]
     empty = [name for name, files in classes.items() if not files]
     report.findings += [f"no images for class {name}: {folder / name}" for name in empty]
     if flat and classes:
@@ -97,6 +99,9 @@ def _check_strays(folder: Path, report: Report) -> None:
 
 def _compare_classes(train: Classes, val: Classes, report: Report) -> None:
     if "" in val:
+        strange = sorted(set(train) - set(imagenet_synsets()))
+        if strange:
+            report.findings.append(f"val/ is ImageNet's, flat, but train/ has other classes: {some(strange, SHOWN)}")
         return
     for one, other, where in ((train, val, "train, not in val"), (val, train, "val, not in train")):
         missing = sorted(set(one) - set(other) - {""})
@@ -135,13 +140,15 @@ def _check_contents(parts: dict[str, Classes], workers: int, report: Report) -> 
 
 
 def _examined(files: Sequence[str], workers: int) -> Iterator[tuple[str, bytes, str]]:
-    with multiprocessing.get_context("forkserver").Pool(max(1, workers)) as pool:
-        results: Iterable[tuple[str, bytes, str]] = pool.imap(_examine, files, chunksize=16)
+    with ProcessPoolExecutor(max(1, workers), multiprocessing.get_context("forkserver")) as pool:
+        results: Iterable[tuple[str, bytes, str]] = pool.map(_examine, files, chunksize=16)
         yield from tqdm(results, total=len(files), unit=" files", disable=None)
 
 
 def _examine(file: str) -> tuple[str, bytes, str]:
     """(file, digest of its bytes, what is wrong with it), decoded as training does."""
+    if os.path.exists(file) and not os.path.isfile(file):
+        return file, b"", f"not a file: {file}"
     try:
         data = Path(file).read_bytes()
         size = jpeg_size(data)

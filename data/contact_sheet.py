@@ -21,8 +21,8 @@ PAPER, INK, FAINT = "#fbfaf7", "#22262b", "#8a8f98"
 
 def draw_sheet(
     root: Path, sheet: Path, count: int, transform: dict[str, Any], seed_sample: Callable[..., None], seed: int
-) -> None:
-    """Write a PNG with `count` training images.
+) -> int:
+    """Write a PNG with `count` training images, or all where there are fewer; returns how many.
 
     Args: transform: of TrainTransform; seed_sample: by ("sheet", seed, number). Raises: DataError, LoaderError.
     """
@@ -40,6 +40,7 @@ def draw_sheet(
         _lay_out(tiles, title, f"crop, mirror, {policy}, erasing").save(sheet, "PNG")
     except (OSError, ValueError) as e:
         raise LoaderError(f"cannot write the sheet ({e}): {sheet}: name another file") from e
+    return len(tiles)
 
 
 def _seen(prepared: Prepared, finish: Finish) -> Image.Image:

@@ -101,7 +101,7 @@ class TrainLoader:
         self._seed_step = randomness.of(randomness.seed_all, "step")
         self._rank, self._finish = member.rank, finish
         self._sampler = TrainSampler(shape, member.rank, randomness.of(randomness.derive, "order"))
-        self._loader = Supervised(samples, self._sampler, settings, persistent=True)
+        self._loader = Supervised(samples, self._sampler, settings, persistent=True, processes=member.size)
 
     def epoch(self, epoch: int, first_update: int = 0) -> Iterator[Batch]:
         """Micro-batches in order. Before each, the global generators are seeded for it: for mixing here, and for the
@@ -127,7 +127,7 @@ class EvalLoader:
     def __init__(self, samples: EvalSamples, settings: LoaderSettings, member: Member, batch_size: int, finish: Finish):
         sampler = EvalSampler(len(samples), batch_size, member.rank, member.size)
         self._length, self._finish = len(sampler), finish
-        self._loader = Supervised(samples, sampler, settings, persistent=False)
+        self._loader = Supervised(samples, sampler, settings, persistent=False, processes=member.size)
 
     def __len__(self) -> int:
         return self._length

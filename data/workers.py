@@ -1,11 +1,14 @@
 """Loader processes: how they start, what they need, and what is said when one dies, is stuck, or meets bad files."""
 
+import functools
 import logging
 import multiprocessing
 import os
 import re
 import resource
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol
@@ -49,10 +52,13 @@ class Settings(Protocol):
 class Supervised:
     """A DataLoader that ends with one clear error, and counts the unreadable samples that were left out."""
 
-    def __init__(self, samples: Samples, sampler: Sampler, settings: Settings, persistent: bool):
+    def __init__(self, samples: Samples, sampler: Sampler, settings: Settings, *, persistent: bool, processes: int):
+        """Args: persistent: processes live on from one epoch to the next; processes: of the job, which share the
+        samples."""
         cv2.setNumThreads(1)  # here and in the processes: images are worked on in parallel, not their parts
         self._samples, self._timeout = samples, settings.timeout
         self._bad: set[str] = set()
+        self._most_bad = -(-max(ALWAYS_BAD, int(MOST_BAD * len(samples))) // processes)
         # the sample that each process is at, -1 for none
         self._at = torch.full((max(settings.workers, 1),), -1, dtype=torch.int64).share_memory_()
         self._loader = DataLoader(
@@ -65,7 +71,7 @@ class Supervised:
             persistent_workers=persistent and settings.workers > 0,
             prefetch_factor=PREFETCH if settings.workers else None,
             timeout=settings.timeout if settings.workers else 0,
-            worker_init_fn=_begin,
+            worker_init_fn=functools.partial(_begin, os.getpid()),
             # a generator of its own: without one, every iteration would draw from the global generator
             generator=torch.Generator(),
         )
@@ -89,13 +95,12 @@ class Supervised:
         if message in self._bad:
             return
         self._bad.add(message)
-        most = max(ALWAYS_BAD, int(MOST_BAD * len(self._samples)))
-        if len(self._bad) > most:
+        if len(self._bad) > self._most_bad:
             raise DataError(
-                f"more than {most} of {len(self._samples):,} samples cannot be read, the last: {message},"
+                f"more than {self._most_bad} samples of this process cannot be read, the last: {message},"
                 " or find them all with scripts/prepare_data.py check"
             )
-        log.warning("left out, number %d of at most %d: %s", len(self._bad), most, message)
+        log.warning("left out, number %d of at most %d: %s", len(self._bad), self._most_bad, message)
 
     def _explained(self, error: RuntimeError) -> Exception:
         text = str(error)
@@ -170,6 +175,18 @@ def _process_context() -> BaseContext:
     return context
 
 
-def _begin(_worker: int) -> None:
+def _begin(trainer: int, _worker: int) -> None:
+    """Args: trainer: process number of the program."""
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
     cv2.setNumThreads(1)
+
+
+def _end_with(trainer: int) -> None:
+    """End this process when the program is gone: its parent is the server, which would live as long as this does."""
+    while True:
+        time.sleep(2)
+        try:
+            os.kill(trainer, 0)
+        except ProcessLookupError:
+            os._exit(1)

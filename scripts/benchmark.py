@@ -211,7 +211,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="training input")
-    data.add_argument("--data-path", type=Path, metavar="FOLDER", help="image folder with train/; default: made files")
+    data.add_argument("--data-path", type=Path, metavar="FOLDER", help="holds train/ and val/; default: made files")
     data.add_argument("--images", type=int, default=1024, help="files to make (default %(default)s)")
     data.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
     data.add_argument("--workers", type=int, default=2, help="loader processes (default %(default)s)")
@@ -219,7 +219,11 @@ def main(argv: list[str]) -> int:
     data.add_argument("--rounds", type=int, default=7, help="epochs of each that count (default %(default)s)")
     data.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     options = parser.parse_args(argv)
+    if options.rounds < 1 or options.images < options.batch_size:
+        parser.error("give at least one round, and images for a batch")
     try:
+        if options.json:
+            options.json.touch()  # before anything is measured
         result = {**benchmark_data(options), **surroundings()}
     except (Exception, KeyboardInterrupt) as error:
         return show_error(error, debug=False, aloud=True)

@@ -8,6 +8,7 @@ python scripts/prepare_data.py show FOLDER SHEET.png   training images after aug
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def val_folders(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     cfg = load_config(options.cfg)
     transform = train_loader_arguments(cfg)["transform"]
-    draw_sheet(options.folder, options.sheet, options.count, transform, seed_host, options.seed)
-    print(f"{options.sheet}: {options.count} training images as {options.cfg} augments them")
+    drawn = draw_sheet(options.folder, options.sheet, max(1, options.count), transform, seed_host, options.seed)
+    print(f"{options.sheet}: {drawn} training images as {options.cfg} augments them")
     return 0
 
 
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> int:
         if target:
             command.add_argument(target, type=Path)
         if name in ("check", "resize"):
-            command.add_argument("--workers", type=int, default=8, help="processes (default %(default)s)")
+            command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
         if name == "resize":
             command.add_argument("--short-side", type=int, default=320, help="at most, pixels (default %(default)s)")
             command.add_argument("--quality", type=int, default=90, help="of the JPEGs (default %(default)s)")

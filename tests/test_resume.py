@@ -202,3 +202,36 @@ def test_a_refused_start_leaves_the_folder_free(tiny_yaml, photos, tmp_path):
     )
     assert refused.code == 4
     assert run_program(*args, "--opts", "TRAIN.EPOCHS", 1, PATH="").code == 0  # and no git is needed
+
+
+def test_fault_31_no_loader_process_outlives_a_killed_run(tiny_yaml, photos, tmp_path):
+    """Neither the workers nor the server that made them, ten seconds after SIGKILL."""
+    arguments = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "DATA.NUM_WORKERS", 2]
+    process = subprocess.Popen(
+        command(*arguments, "TRAIN.EPOCHS", 1000),
+        env=environment(MARK=str(tmp_path)),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if "Train: [1/" in line:
+            break
+
+    def marked():
+        pids = [pid for pid in filter(str.isdigit, os.listdir("/proc")) if int(pid) != process.pid]
+        return [pid for pid in pids if f"MARK={tmp_path}".encode() in _environ(pid)]
+
+    assert len(marked()) >= 3
+    process.kill()
+    process.wait()
+    last = time.monotonic() + 10
+    while marked() and time.monotonic() < last:
+        time.sleep(0.5)
+    assert marked() == []
+
+
+def _environ(pid):
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""

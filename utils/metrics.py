@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.errors import PlanError
+
 
 def finite(value: float) -> float | None:
     """The value as JSON can hold it: None where it is not finite."""
@@ -68,10 +70,10 @@ def evaluation_sums(logits: Tensor, targets: Tensor, k: int) -> Tensor:
 
 
 def evaluation_result(sums: Tensor, k: int) -> EvalResult:
-    """Divide the sums over the whole data set. Raises: ValueError if there were no samples."""
+    """Divide the sums over the whole data set. Raises: PlanError if there were no samples."""
     correct1, correctk, loss, count = sums.tolist()
     if count == 0:
-        raise ValueError("no samples were evaluated")
+        raise PlanError("no sample was evaluated: DATA.DATA_PATH: none of the validation images could be read")
     return EvalResult(
         top1=100.0 * correct1 / count,
         topk=100.0 * correctk / count,

@@ -1,5 +1,6 @@
 """Decoding and transforms, by value and over every operation."""
 
+import contextlib
 import io
 import random
 
@@ -57,6 +58,38 @@ def test_fault_38_unreadable_images_are_named(data, reason):
     with pytest.raises(DataError) as caught:
         decode(data, "train/n01/x.jpg")
     assert reason in str(caught.value) and "BytesIO" not in str(caught.value) and "train/n01/x.jpg" in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["zeros", "cut and closed", "a gap"])
+def test_fault_38_damage_inside_a_jpeg_is_refused_not_filled_with_grey(damage):
+    """As interrupted copies leave it: Pillow reads all three, with grey or noise."""
+    data = encoded(photo((300, 300)), "JPEG")
+    half = len(data) // 2
+    bad = {
+        "zeros": data[:half] + bytes(len(data) - half),
+        "cut and closed": data[:half] + b"\xff\xd9",
+        "a gap": data[:half] + data[half + 4000 :],
+    }[damage]
+    for upright in (False, True):
+        with pytest.raises(DataError, match="truncated or damaged.*: x.jpg"):
+            decode(bad, "x.jpg", upright)
+    with pytest.raises(DataError, match="truncated or damaged.*: x.jpg"):
+        TrainTransform(**PLAIN)(bad, "x.jpg")
+
+
+def malformed_exif(orientation):
+    """The image's width (tag 0x100) as text: Pillow reads it, and cannot write it."""
+    tags = Image.Exif()
+    tags[0x010F], tags[0x0112] = "wide", orientation
+    return tags.tobytes().replace(b"\x0f\x01", b"\x00\x01").replace(b"\x01\x0f", b"\x01\x00")
+
+
+def test_malformed_metadata_are_no_traceback():
+    buffer = io.BytesIO()
+    photo((40, 24)).save(buffer, "JPEG", exif=malformed_exif(6))
+    assert decode(buffer.getvalue(), "a").size == (24, 40)
+    with contextlib.suppress(DataError):
+        decode(buffer.getvalue(), "a", upright=True)
 
 
 def finished(prepared):

@@ -9,9 +9,11 @@ from timm.data import ImageNetInfo
 
 from configs.arguments import source_arguments
 from configs.loading import load_config
+from data.decoding import decode
 from data.sources import open_sources
 from scripts.prepare_data import main
 from tests.conftest import run_program, write_photos
+from tests.data.test_transforms import malformed_exif
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
 
@@ -125,7 +127,7 @@ def test_a_resized_copy_is_one_option_away(photos, tmp_path, capsys, tiny_yaml):
         assert main(["resize", str(photos), str(tmp_path / "small"), "--short-side", "48", "--workers", "2"]) == 0
     assert "51 images, 51 of them made smaller" in capsys.readouterr().out
     originals = sorted(p.relative_to(photos) for p in photos.rglob("*.jpg"))
-    assert sorted(p.relative_to(tmp_path / "small") for p in (tmp_path / "small").rglob("*.*")) == originals
+    assert sorted(p.relative_to(tmp_path / "small") for p in (tmp_path / "small").rglob("*.jpg")) == originals
     for name in originals[:3]:
         expected = Image.open(photos / name).resize((48, 48), Image.Resampling.BICUBIC)
         copy = Image.open(tmp_path / "small" / name)
@@ -152,12 +154,42 @@ def test_small_images_are_copied_as_they_are_and_orientation_stays(tmp_path):
     assert Image.open(folder / "large.png").format == "PNG"
 
 
+def test_the_copy_of_every_format_can_be_read_and_its_settings_stay(tmp_path, capsys):
+    """TIFFs keep the places of their pixels in their metadata; malformed metadata end in no traceback."""
+    folder = tmp_path / "data/train/a"
+    folder.mkdir(parents=True)
+    for kind, mode in (
+        ("tif", "RGB"),
+        ("tiff", "I;16"),
+        ("png", "RGBA"),
+        ("jpg", "CMYK"),
+        ("bmp", "L"),
+        ("webp", "RGB"),
+    ):
+        Image.new(mode, (90, 60)).save(folder / f"image.{kind}")
+    Image.new("RGB", (90, 60)).save(folder / "odd.jpg", exif=malformed_exif(8))
+    call = ["resize", str(tmp_path / "data"), str(tmp_path / "to"), "--workers", "1", "--short-side"]
+    assert main([*call, "30"]) == 0 and "7 of them made smaller" in capsys.readouterr().out
+    for file in (tmp_path / "to/train/a").iterdir():
+        assert decode(file.read_bytes(), str(file)).size == (45, 30)
+    assert main([*call, "20"]) == 3 and "a copy with short side 30" in capsys.readouterr().err
+    assert main([*call, "0"]) == 3 and "short side 0" in capsys.readouterr().err
+
+
+def test_nested_images_are_not_packed_under_other_classes(tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos", classes=2, train=2, val=1)
+    (photos / "train/class_0/deeper").mkdir()
+    (photos / "train/class_0/photo_0.jpg").rename(photos / "train/class_0/deeper/photo_0.jpg")
+    assert main(["zip", str(photos), str(tmp_path / "zips")]) == 3
+    assert "deeper/photo_0.jpg" in capsys.readouterr().err and list((tmp_path / "zips").iterdir()) == []
+
+
 def test_a_bad_image_ends_the_copy_with_its_path(own_photos, tmp_path, capsys):
     (own_photos / "val/class_1/photo_0.jpg").write_bytes(b"")
     assert main(["resize", str(own_photos), str(tmp_path / "to"), "--workers", "1"]) == 3
     assert "class_1/photo_0.jpg" in capsys.readouterr().err
     assert main(["resize", str(own_photos), str(own_photos)]) == 3
-    assert "would replace the originals" in capsys.readouterr().err
+    assert "would lie among the originals" in capsys.readouterr().err
 
 
 def test_flat_validation_images_are_sorted_or_left_alone(tmp_path, capsys):

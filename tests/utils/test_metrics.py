@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from utils.errors import PlanError
 from utils.loss import training_loss
 from utils.metrics import Mean, evaluation_result, evaluation_sums
 
@@ -29,7 +30,7 @@ def test_sums_do_not_depend_on_how_samples_are_batched():
 
 
 def test_no_samples_are_refused():
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(PlanError, match="no sample was evaluated"):
         evaluation_result(torch.zeros(4), 5)
 
 
