@@ -55,6 +55,8 @@ class Member(Protocol):
     def size(self) -> int: ...
     @property
     def device(self) -> torch.device: ...
+    @property
+    def share(self) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def build_train_loader(
         split.train_size, split.global_batch, split.updates_per_epoch, split.accumulation, member.size, randomness.seed
     )
     working = LoaderSettings(**settings)
-    check_room(working.workers, split.batch_size, transform["size"])
+    check_room(working.workers, split.batch_size, transform["size"], member.share[1])
     seeds = (randomness.of(function, "sample") for function in (randomness.seed_host, randomness.derive))
     return TrainLoader(
         TrainSamples(source, TrainTransform(**transform), *seeds, on_bad=working.on_bad),
@@ -177,6 +179,6 @@ def build_eval_loader(
 ) -> EvalLoader:
     """Args: transform: of EvalTransform; channels of the model's images; settings: of LoaderSettings."""
     working = LoaderSettings(**settings)
-    check_room(working.workers, batch_size, transform["size"])
+    check_room(working.workers, batch_size, transform["size"], member.share[1])
     samples = EvalSamples(source, EvalTransform(**transform), on_bad=working.on_bad)
     return EvalLoader(samples, working, member, batch_size, Finish(channels, member.device))

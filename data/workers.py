@@ -92,6 +92,7 @@ class Supervised:
             yield batch
 
     def _note(self, message: str) -> None:
+        message = message.encode("utf-8", "backslashreplace").decode()  # names of files may hold any bytes
         if message in self._bad:
             return
         self._bad.add(message)
@@ -136,19 +137,23 @@ class _Watched(Dataset):
             self._at[place] = -1
 
 
-def check_room(workers: int, batch_size: int, size: int) -> None:
-    """Raises: LoaderError if shared memory or file descriptors do not suffice for the batches on their way."""
+def check_room(workers: int, batch_size: int, size: int, processes: int) -> None:
+    """Whether shared memory and file descriptors suffice for the batches on their way.
+
+    Args: processes: of the job on this machine, each with as many loader processes. Raises: LoaderError.
+    """
     if not workers:
         return
-    needed = workers * PREFETCH * batch_size * size * size * 3
+    needed = processes * workers * PREFETCH * batch_size * size * size * 3
     try:
         disk = os.statvfs(SHARED_MEMORY)
     except OSError:  # systems without it share memory otherwise
         return
     if disk.f_bavail * disk.f_frsize < needed:
         raise LoaderError(
-            f"{SHARED_MEMORY} has {disk.f_bavail * disk.f_frsize / 2**20:,.0f} MiB left, {workers} loader processes"
-            f" need {needed / 2**20:,.0f}: DATA.NUM_WORKERS: use fewer, or give the container more (--shm-size)"
+            f"{SHARED_MEMORY} has {disk.f_bavail * disk.f_frsize / 2**20:,.0f} MiB left,"
+            f" {processes * workers} loader processes need {needed / 2**20:,.0f}: DATA.NUM_WORKERS: use fewer,"
+            " or give the container more (--shm-size)"
         )
     files = _OWN_FILES + workers * _FILES_A_WORKER
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

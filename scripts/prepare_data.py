@@ -8,6 +8,7 @@ python scripts/prepare_data.py show FOLDER SHEET.png   training images after aug
 """
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -86,6 +87,8 @@ def main(argv: list[str]) -> int:
             command.add_argument("--count", type=int, default=32, help="images (default %(default)s)")
             command.add_argument("--seed", type=int, default=0, help="default %(default)s")
     options = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold any bytes
     try:
         return options.function(options)
     except (Exception, KeyboardInterrupt) as error:

@@ -224,6 +224,14 @@ def test_fault_38_a_label_goes_with_its_own_image(tmp_path):
     assert torch.equal(images[targets >= 0].mean((2, 3)).argmax(1), targets[targets >= 0])
 
 
+def test_fault_38_names_that_are_no_text_are_listed(own_photos, caplog):
+    bad = os.fsencode(own_photos / "train/class_1") + b"/caf\xe9.jpg"
+    with open(bad, "wb") as file:
+        file.write(b"no image")
+    list(train_loader(own_photos, working=SKIP).epoch(0))
+    assert "caf\\udce9.jpg" in caplog.text
+
+
 def test_fault_38_what_may_be_left_out_is_bounded(own_photos):
     for file in sorted((own_photos / "train" / "class_1").iterdir())[:11]:
         file.write_bytes(b"")
@@ -297,7 +305,7 @@ def test_fault_53_few_file_descriptors():
     """A hard limit of 64 is refused, a soft one is raised."""
     script = (
         "import resource, sys; from data.workers import check_room; soft, hard = map(int, sys.argv[1:]);"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)); check_room(2, 4, 32);"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)); check_room(2, 4, 32, 1);"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
     run = [sys.executable, "-c", script]
