@@ -13,24 +13,24 @@ from configs import arguments
 from configs.loading import dump_config, load_config
 from configs.options import parse_command_line
 from data.loaders import Randomness, build_eval_loader, build_train_loader
-from data.sources import chosen_classes, open_sources
-from models.class_maps import class_names_of, real_labels
-from models.pretrained import load_contents
+from data.sources.open import chosen_classes, open_sources
 from models.registry import build_model, prepare
-from models.released import weights_address
-from utils.assessment import assess, report, write_tables
-from utils.checkpoint import read_checkpoint
+from models.weights.class_maps import class_names_of, real_labels
+from models.weights.load import load_contents
+from models.weights.released import weights_address
+from utils.checkpoints.downloads import local_file
+from utils.checkpoints.files import read_checkpoint
 from utils.distributed import World, join_world
-from utils.downloads import local_file
-from utils.engine import evaluate, train_epoch
 from utils.errors import show_error
+from utils.evaluation.reports import assess, report, write_tables
 from utils.precision import Precision, choose_precision
 from utils.profiling import describe_model, measure_throughput
-from utils.run_logger import log_lines, start_logging
-from utils.run_plan import RunPlan
 from utils.seeding import derive, seed_all, seed_host
-from utils.session import OutputFolder, Session, Start, start_from
-from utils.train_state import TrainState, new_state
+from utils.training.journal import log_lines, start_logging
+from utils.training.loop import evaluate, train_epoch
+from utils.training.plan import RunPlan
+from utils.training.session import OutputFolder, Session, Start, start_from
+from utils.training.state import TrainState, new_state
 
 log = logging.getLogger("main")
 

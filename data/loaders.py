@@ -8,18 +8,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from data.finishing import Finish, ahead
-from data.mixing import Mixing, build_mixing
-from data.samplers import EpochShape, EvalSampler, TrainSampler
-from data.samples import EvalSamples, TrainSamples
-from data.source import Source
-from data.transforms import EvalTransform, TrainTransform
-from data.workers import Supervised, check_room
+from data.pipeline.dataset import EvalSamples, TrainSamples
+from data.pipeline.device import Finish, ahead
+from data.pipeline.mixing import Mixing, build_mixing
+from data.pipeline.samplers import EpochShape, EvalSampler, TrainSampler
+from data.pipeline.transforms import EvalTransform, TrainTransform
+from data.pipeline.workers import Supervised, check_room
+from data.sources.base import Source
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of this process; see data/samplers.py for `weight`.
+    """One micro-batch of this process; see data/pipeline/samplers.py for `weight`.
 
     images float32 (B, 3, H, W); targets int64 (B,), or float32 (B, classes) where samples are mixed; both on the
     device.
@@ -32,7 +32,7 @@ class Batch:
 
 
 class Split(Protocol):
-    """How updates are cut up: the run's plan (utils/run_plan.py)."""
+    """How updates are cut up: the run's plan (utils/training/plan.py)."""
 
     @property
     def train_size(self) -> int: ...
@@ -61,7 +61,7 @@ class Member(Protocol):
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How loader processes work: `workers` of them a loader, 0 for none; `on_bad`: "error" or "skip" (data/samples.py);
+    """How loader processes work: `workers` of them a loader, 0 for none; `on_bad`: "error" or "skip" (see dataset.py);
     after `timeout` seconds without a batch the run ends, 0: never."""
 
     workers: int

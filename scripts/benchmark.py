@@ -29,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from configs.arguments import train_loader_arguments
 from configs.loading import load_config
 from data.loaders import Randomness, build_train_loader
-from data.sources import open_sources
+from data.sources.open import open_sources
 from utils.distributed import World
 from utils.errors import show_error
-from utils.run_plan import RunPlan
 from utils.seeding import derive, seed_all, seed_host
-from utils.session import versions
+from utils.training.plan import RunPlan
+from utils.training.session import versions
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "swin_tiny.yaml"
 CLASSES = 8  # of the files that are made

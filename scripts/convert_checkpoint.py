@@ -22,19 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from configs.arguments import model_arguments
 from configs.loading import load_config
 from models.backbone import SwinBackbone
-from models.checks import misfits
 from models.errors import WeightsError
-from models.layouts import LAYOUTS, Layout, Weights
-from models.pretrained import Found, find_weights, load_weights
 from models.registry import build_model
-from models.released import weights_address
 from models.swin_v2 import SwinTransformerV2
+from models.weights.checks import misfits
+from models.weights.layouts import LAYOUTS, Layout, Weights
+from models.weights.load import Found, find_weights, load_weights
+from models.weights.released import weights_address
 from scripts.peers import build_peer
-from utils.checkpoint import read_checkpoint
+from utils.checkpoints.downloads import local_file
+from utils.checkpoints.files import read_checkpoint
+from utils.checkpoints.safe_load import NOTES
 from utils.distributed import World
-from utils.downloads import local_file
 from utils.errors import ResourceError, show_error
-from utils.safe_load import NOTES
 
 
 def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:

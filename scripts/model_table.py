@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from models.released import released_models
+from models.weights.released import released_models
 
 BEGIN, END = "<!-- models: python -m scripts.model_table -->", "<!-- end of models -->"
 README = Path(__file__).resolve().parent.parent / "README.md"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layouts import DERIVED
+from models.weights.layouts import DERIVED
 
 Forward = Callable[[Tensor], Tensor]
 Loaded = tuple[nn.Module, list[str], list[str]]  # model, missing and unexpected names

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from configs.arguments import train_loader_arguments
 from configs.loading import load_config
-from data.checking import check_folder
-from data.contact_sheet import draw_sheet
-from data.packing import pack, resize_copy, sort_validation
+from data.tools.checking import check_folder
+from data.tools.contact_sheet import draw_sheet
+from data.tools.packing import pack, resize_copy, sort_validation
 from utils.errors import show_error
 from utils.seeding import seed_host
 

@@ -19,7 +19,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # lists of samples that tests leave behind do not go to the user's own
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swin_tests_")
 ROOT = Path(__file__).resolve().parent.parent
-RELEASED = json.loads((ROOT / "models" / "released.json").read_text())["models"]
+RELEASED = json.loads((ROOT / "models" / "weights" / "released.json").read_text())["models"]
 
 
 def pytest_unconfigure() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.samplers import epoch_order
-from data.sources import open_sources
+from data.pipeline.samplers import epoch_order
+from data.sources.open import open_sources
 from tests.conftest import ROOT, accuracy, command, environment, run_program, write_photos
 from utils.seeding import derive
 
@@ -65,10 +65,10 @@ def test_fault_32_five_updates_are_the_same(one_process, tiny_yaml, photos, tmp_
 COUNTING = """
 import sys
 from data.loaders import build_eval_loader
-from data.sources import open_sources
+from data.sources.open import open_sources
 from models.registry import build_model
 from utils.distributed import join_world
-from utils.engine import evaluate
+from utils.training.loop import evaluate
 from utils.precision import choose_precision
 import torch
 

@@ -201,7 +201,7 @@ def test_fault_13_training_goes_on_from_the_checkpoint_before(tiny_yaml, photos,
 
 @pytest.mark.parametrize("option", ["--resume", "--pretrained"])
 def test_fault_19_malicious_weights_are_refused(tiny_yaml, photos, tmp_path, option):
-    from tests.utils.test_checkpoint import Evil
+    from tests.utils.checkpoints.test_files import Evil
 
     canary, path = tmp_path / "canary", tmp_path / "evil.pth"
     torch.save({"model": Evil(canary)}, path)

@@ -17,10 +17,10 @@ from timm.data import ImageNetInfo
 
 from configs.arguments import model_arguments
 from configs.loading import load_config
-from data.finishing import Finish, Pixels
-from data.transforms import EvalTransform
-from models.class_maps import rows_of_1k
+from data.pipeline.device import Finish, Pixels
+from data.pipeline.transforms import EvalTransform
 from models.registry import build_model
+from models.weights.class_maps import rows_of_1k
 from tests.conftest import ROOT, accuracy, run_program, write_photos
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from data.errors import DataError, LoaderError
-from data.index import Index, stored
 from data.loaders import Randomness, build_eval_loader, build_train_loader
-from data.source import IndexedSource
-from data.sources import open_sources
+from data.sources.base import IndexedSource
+from data.sources.index import Index, stored
+from data.sources.open import open_sources
 from tests.conftest import ROOT
-from tests.data.test_transforms import PLAIN
+from tests.data.pipeline.test_transforms import PLAIN
 from utils.distributed import World
-from utils.run_plan import RunPlan
 from utils.seeding import derive, seed_all, seed_host
+from utils.training.plan import RunPlan
 
 AUGMENTED = {
     **PLAIN,

@@ -5,9 +5,9 @@ import timm
 import torch
 import torchvision
 
-from models.layouts import DERIVED, LAYOUTS
-from models.pretrained import find_weights, load_weights
 from models.registry import build_model
+from models.weights.layouts import DERIVED, LAYOUTS
+from models.weights.load import find_weights, load_weights
 
 SIZES = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},

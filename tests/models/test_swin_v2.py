@@ -8,13 +8,13 @@ import torch
 import torchvision
 from timm.utils import ModelEmaV3
 
-from models.pretrained import find_weights, load_weights
 from models.registry import build_model
 from models.swin_v2 import CosineWindowAttention, log_coordinates
+from models.weights.load import find_weights, load_weights
 from tests.models.test_swin import SIZES, take
 from utils.distributed import World
 from utils.precision import Precision
-from utils.train_state import TrainState
+from utils.training.state import TrainState
 
 FP32 = Precision("cpu", torch.float32)
 

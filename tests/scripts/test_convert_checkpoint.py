@@ -7,13 +7,13 @@ from torchvision.models import swin_transformer
 from configs.arguments import model_arguments
 from configs.loading import load_config
 from models.errors import WeightsError
-from models.layouts import LAYOUTS
-from models.pretrained import find_weights, load_weights
 from models.registry import build_model
+from models.weights.layouts import LAYOUTS
+from models.weights.load import find_weights, load_weights
 from scripts.convert_checkpoint import convert, main
 from scripts.peers import build_peer
 from tests.conftest import ROOT
-from utils.checkpoint import read_checkpoint
+from utils.checkpoints.files import read_checkpoint
 
 PEERS = ["timm", "torchvision", "transformers"]
 YAML = {

@@ -9,11 +9,11 @@ from timm.data import ImageNetInfo
 
 from configs.arguments import source_arguments
 from configs.loading import load_config
-from data.decoding import decode
-from data.sources import open_sources
+from data.pipeline.decoding import decode
+from data.sources.open import open_sources
 from scripts.prepare_data import main
 from tests.conftest import run_program, write_photos
-from tests.data.test_transforms import malformed_exif
+from tests.data.pipeline.test_transforms import malformed_exif
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
 

@@ -1,0 +1,127 @@
+"""Lists of images with labels: JSON lists of [path, label], or lines 'path<TAB>label'."""
+
+import json
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+
+from data.errors import DataError
+from data.sources.base import IndexedSource
+from data.sources.folders import FolderStorage
+from data.sources.index import Index, Stamp, stamp, stored
+
+# ImageNet-22K's own list, as the released recipes name it, and the plain one
+PATTERNS = ("ILSVRC2011fall_whole_map_{}.txt", "{}_map.txt")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a list says."""
+
+    names: list[str]
+    labels: list[int]
+    class_names: list[str]
+
+
+class ListStore:
+    """Images named by a list for each part, relative to the data folder."""
+
+    def __init__(self, root: Path):
+        self._root = root
+
+    def has(self, part: str) -> bool:
+        return self._list(part).is_file()
+
+    def class_names(self, part: str) -> list[str]:
+        return list(self.open(part).class_names)
+
+    def open(self, part: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
+        """Raises: DataError for a missing list, or with file and line for what is wrong in it."""
+        path = self._list(part)
+        if not path.is_file():
+            raise DataError(f"no list of images: {path}: make it, a line 'path<TAB>label' for each image")
+
+        def build() -> tuple[Index, list[str], list[Stamp]]:
+            listed = read_list(path, classes, class_names)
+            return Index.build(listed.names, listed.labels), listed.class_names, [stamp(path)]
+
+        key = f"list\0{path.resolve()}\0{classes}\0{chr(0).join(class_names or [])}"
+        index, names = stored(key, build)
+        return IndexedSource(index, names, FolderStorage(self._root, inside=True))
+
+    def _list(self, part: str) -> Path:
+        choices = [self._root / pattern.format(part) for pattern in PATTERNS]
+        return next((path for path in choices if path.is_file()), choices[-1])
+
+
+def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Listed:
+    """Read a list.
+
+    Class names are the given ones; else the folders of the images where each label has one folder of its own; else the
+    labels as text.
+
+    Args: classes: how many there are, 0 for the largest label and one.
+    Raises: DataError with file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as e:
+        raise DataError(f"cannot read a list ({e.strerror}): {path}: check its permissions") from e
+    entries = _from_json(text, path) if text.lstrip().startswith("[") else _from_lines(text, path)
+    if not entries:
+        raise DataError(f"an empty list: {path}: it must name images")
+    limit = len(class_names) if class_names is not None else classes
+    for name, label, where in entries:
+        safe_path(name, where)
+        if label < 0 or (limit and label >= limit):
+            raise DataError(f"label {label} is none of 0 to {limit - 1}: {where}: set it right, or MODEL.NUM_CLASSES")
+    names, labels = [posixpath.normpath(name) for name, _, _ in entries], [label for _, label, _ in entries]
+    return Listed(names, labels, list(class_names or _names_from_folders(names, labels, limit or max(labels) + 1)))
+
+
+def safe_path(name: str, where: str) -> str:
+    """The path as it is. Raises: DataError for one that could lead out of its root."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith("/") or PureWindowsPath(name).drive or ".." in parts or "\0" in name:
+        raise DataError(f"the path {name!r} leads out of the data folder: {where}: name images relative to it")
+    return name
+
+
+def _from_json(text: str, path: Path) -> list[tuple[str, int, str]]:
+    try:
+        entries = json.loads(text)
+    except ValueError as e:
+        raise DataError(f"not a JSON list ({e}): {path}: it must hold [path, label] for each image") from e
+    for number, entry in enumerate(entries):
+        good = isinstance(entry, list) and len(entry) >= 2 and isinstance(entry[0], str)
+        if not good or isinstance(entry[1], bool) or not isinstance(entry[1], int):
+            raise DataError(f"entry {number} is {str(entry)[:80]}: {path}: it must be [path, label]")
+    return [(entry[0], entry[1], f"{path}, entry {number}") for number, entry in enumerate(entries)]
+
+
+def _from_lines(text: str, path: Path) -> list[tuple[str, int, str]]:
+    entries = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip("\r")
+        if not line.strip():
+            continue
+        name, tab, label = line.rpartition("\t") if "\t" in line else line.rpartition(" ")
+        try:
+            entries.append((name, int(label), f"{path}:{number}"))
+        except ValueError:
+            name = ""
+        if not name or not tab:
+            raise DataError(f"the line is {line[:80]!r}: {path}:{number}: it must be 'path<TAB>label'")
+    return entries
+
+
+def _names_from_folders(names: Sequence[str], labels: Sequence[int], classes: int) -> list[str]:
+    folders: dict[int, str] = {}
+    for name, label in zip(names, labels, strict=True):
+        parent = posixpath.basename(posixpath.dirname(name))
+        if not parent or folders.setdefault(label, parent) != parent:
+            return [str(i) for i in range(classes)]
+    if len(set(folders.values())) < len(folders):
+        return [str(i) for i in range(classes)]
+    return [folders.get(i, str(i)) for i in range(classes)]

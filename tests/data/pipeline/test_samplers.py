@@ -1,0 +1,81 @@
+"""The order of an epoch and its division, by counting."""
+
+import pytest
+import torch
+
+from data.pipeline.samplers import EpochShape, EvalSampler, TrainSampler, epoch_order, micro_batches
+
+
+def work(size, world, accumulation, global_batch=8, updates=None, first=0):
+    whole, rest = divmod(size, global_batch)
+    updates = updates if updates is not None else whole + bool(rest)
+    shape = EpochShape(size, global_batch, updates, accumulation, world, seed=0)
+    order = epoch_order(size, 5)
+    return [list(micro_batches(order, shape, rank, first)) for rank in range(world)]
+
+
+def samples_of(ranks, update):
+    return sorted(s for rank in ranks for m in rank if m.update == update and m.weight for s in m.samples)
+
+
+def test_an_epoch_is_a_permutation_that_its_seed_decides():
+    assert sorted(epoch_order(50, 1).tolist()) == list(range(50))
+    assert torch.equal(epoch_order(50, 1), epoch_order(50, 1))
+    assert not torch.equal(epoch_order(50, 1), epoch_order(50, 2))
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (2, 1), (2, 2), (4, 2), (8, 1)])
+def test_an_update_has_the_same_samples_for_every_split(world, accumulation):
+    alone, split = work(29, 1, 1), work(29, world, accumulation)
+    for update in range(4):
+        assert samples_of(split, update) == samples_of(alone, update)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_weights_make_the_mean_over_the_update(world, accumulation):
+    """With loss i for sample i, weighted means averaged over processes give the mean of the update's samples."""
+    batch = world * accumulation * 2
+    ranks = work(batch * 2 + 3, world, accumulation, global_batch=batch)
+    assert len({len(r) for r in ranks}) == 1  # every process takes every step
+    order = epoch_order(batch * 2 + 3, 5)
+    for update in range(3):
+        total = sum(m.weight * sum(m.samples) / len(m.samples) for r in ranks for m in r if m.update == update)
+        assert total / world == pytest.approx(order[update * batch : (update + 1) * batch].double().mean().item())
+
+
+def test_a_process_without_a_share_keeps_in_step_with_weight_zero():
+    ranks = work(9, 4, 1)
+    assert [r[1].weight for r in ranks] == [4, 0, 0, 0]
+    assert all(len(r[1].samples) == 1 and r[1].ends_update for r in ranks)
+
+
+def test_fault_37_a_group_that_accumulation_leaves_over_is_used():
+    (rank,) = work(5 * 4, 1, 2)  # five batches of 4, two to an update
+    assert [(m.update, m.number, m.ends_update, m.weight) for m in rank] == [
+        (0, 0, False, 0.5),
+        (0, 1, True, 0.5),
+        (1, 0, False, 0.5),
+        (1, 1, True, 0.5),
+        (2, 0, True, 1.0),
+    ]
+
+
+def test_an_epoch_goes_on_at_any_update():
+    assert work(29, 2, 2, first=2)[1] == [m for m in work(29, 2, 2)[1] if m.update >= 2]
+
+
+def test_the_epoch_travels_with_every_sample():
+    sampler = TrainSampler(EpochShape(10, 4, 2, 2, 1, 0), rank=0, derive_seed=lambda epoch: epoch)
+    plan = sampler.start(3, first_update=1)
+    batches = list(sampler)
+    assert len(sampler) == len(plan) == 2
+    assert batches == [[(3, s) for s in m.samples] for m in plan]
+
+
+@pytest.mark.parametrize(("size", "world", "batch"), [(65, 2, 7), (7, 3, 64), (2, 3, 1), (65, 1, 65)])
+def test_fault_29_evaluation_shares_hold_every_sample_once(size, world, batch):
+    shares = [EvalSampler(size, batch, rank, world) for rank in range(world)]
+    seen = [sample for share in shares for batch_ in share for _, sample in batch_]
+    assert sorted(seen) == list(range(size))
+    assert all(len(list(share)) == len(share) for share in shares)

@@ -1,0 +1,74 @@
+"""Data sets of the Hugging Face hub, from a local one in its layout."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from data.errors import DataError
+from data.sources.open import open_sources
+from tests.conftest import ROOT, environment, run_program
+
+HASHES = """
+import hashlib, pickle, sys
+from data.sources.open import open_sources
+sources = open_sources("timm:hfds/" + sys.argv[1], "", training=True)
+for source in (sources.train, pickle.loads(pickle.dumps(sources.val))):
+    for i in range(len(source)):
+        print(source.label(i), hashlib.sha256(source.read(i)).hexdigest())
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(photos, tmp_path_factory):
+    """The photographs in the layout that the package datasets knows, and an environment without a network."""
+    folder = tmp_path_factory.mktemp("hub")
+    shutil.copytree(photos / "train", folder / "photos/train")
+    shutil.copytree(photos / "val", folder / "photos/validation")
+    return folder / "photos", {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+
+
+def test_samples_of_hugging_face_are_those_of_the_folder(hub, photos):
+    folder, env = hub
+    done = subprocess.run(
+        [sys.executable, "-c", HASHES, folder], cwd=ROOT, env=environment(**env), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    sources = open_sources("imagenet", str(photos), training=True)
+    expected = [
+        f"{source.label(i)} {hashlib.sha256(source.read(i)).hexdigest()}"
+        for source in (sources.train, sources.val)
+        for i in range(len(source))
+    ]
+    assert sorted(done.stdout.splitlines()) == sorted(expected)
+
+
+@pytest.mark.slow
+def test_a_data_set_of_hugging_face_trains_and_is_evaluated(hub, tiny_yaml, tmp_path):
+    folder, env = hub
+    common = ["--cfg", tiny_yaml, "--output", tmp_path]
+    options = ["--opts", "DATA.DATASET", f"timm:hfds/{folder}", "DATA.NUM_WORKERS", 2, "TRAIN.EPOCHS", 1]
+    done = run_program(*common, *options, **env)
+    assert done.code == 0, done.err
+    assert "36 training and 15 validation samples, 3 classes" in done.out
+    done = run_program(*common, "--eval", "--resume", tmp_path / "tiny/default/checkpoints/last.pth", *options, **env)
+    assert done.code == 0 and "of 15)" in done.out, done.err
+    done = run_program(*common, "--opts", "DATA.DATASET", "timm:hfds/nobody/nothing", **env)
+    assert done.code == 3 and "cannot open train" in done.error and "timm:hfds/nobody/nothing" in done.error
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:wds/a", "DATA.DATASET tar"),
+        ("timm:tfds/cifar10", "are streams"),
+        ("timm:hfids/a", "use hfds/"),
+        ("timm:", "no reader for ''"),
+        ("timm:torch/cifar10", "no reader for 'torch/cifar10'"),
+    ],
+)
+def test_streams_and_unknown_readers_are_refused(name, message):
+    with pytest.raises(DataError, match=message):
+        open_sources(name, "", training=True)

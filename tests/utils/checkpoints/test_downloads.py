@@ -1,0 +1,171 @@
+"""Weights from a server: whole or not at all, fetched once, checked."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from models.weights.released import weights_address
+from tests.conftest import ROOT
+from utils.checkpoints.downloads import local_file
+from utils.distributed import World
+from utils.errors import CheckpointError
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    served: ClassVar[list] = []
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.served.append(self.path)
+        super().do_GET()
+
+
+class CutShort(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"x" * 400)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """torch's hub cache in a folder of its own."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+def serve(handler):
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.fixture
+def site(tmp_path):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "w.pth").write_bytes(b"weights" * 1000)
+    Quiet.served.clear()
+    server, address = serve(partial(Quiet, directory=str(folder)))
+    yield address
+    server.shutdown()
+
+
+def get(name, sha256="", **more):
+    return local_file(name, World(), address=more.get("address", weights_address), sha256=sha256)
+
+
+SHA256 = hashlib.sha256(b"weights" * 1000).hexdigest()
+
+
+def test_a_path_is_itself(tmp_path):
+    assert get(str(tmp_path / "a.pth")) == tmp_path / "a.pth"
+    (tmp_path / "a.pth").write_bytes(b"weights" * 1000)
+    assert get(str(tmp_path / "a.pth"), SHA256.upper()) == tmp_path / "a.pth"
+    with pytest.raises(CheckpointError, match="sha256 is"):
+        get(str(tmp_path / "a.pth"), "0" * 64)
+
+
+def test_an_address_is_fetched_once_and_its_checksum_logged(site, hub, caplog):
+    caplog.set_level("INFO")
+    path = get(f"{site}/w.pth")
+    assert path.read_bytes() == b"weights" * 1000 and path.parent == hub
+    assert SHA256 in caplog.text
+    assert get(f"{site}/w.pth") == path and Quiet.served == ["/w.pth"]
+    assert get("hub:some_model", address=lambda name: f"{site}/w.pth") == path
+    assert [p.name for p in hub.iterdir()] == [path.name]
+
+
+def test_fault_57_an_altered_download_is_refused_and_not_kept(site, hub):
+    with pytest.raises(CheckpointError, match=f"sha256 is {SHA256}, not 0000"):
+        get(f"{site}/w.pth", "0" * 64)
+    assert list(hub.iterdir()) == []
+    assert get(f"{site}/w.pth", SHA256).exists()
+
+
+def test_fault_57_an_altered_file_of_the_cache_is_fetched_again(site, hub):
+    path = get(f"{site}/w.pth")
+    path.write_bytes(b"altered")
+    assert get(f"{site}/w.pth", SHA256.upper()).read_bytes() == b"weights" * 1000
+    assert Quiet.served == ["/w.pth"] * 2
+
+
+def test_fault_57_a_truncated_download_is_refused_and_not_kept(hub):
+    server, address = serve(CutShort)
+    with pytest.raises(CheckpointError, match="ended after 400 of 1,000 bytes|cannot fetch"):
+        get(f"{address}/w.pth")
+    server.shutdown()
+    assert list(hub.iterdir()) == []
+
+
+def test_what_cannot_be_reached_is_said(site, hub):
+    with pytest.raises(CheckpointError, match="cannot fetch the weights"):
+        get(f"{site}/gone.pth")
+    with pytest.raises(CheckpointError, match="cannot fetch the weights"):
+        get("http://127.0.0.1:9/w.pth")
+    assert list(hub.iterdir()) == []
+
+
+class Repository(BaseHTTPRequestHandler):
+    """A repository owner/model of Hugging Face that holds pytorch_model.bin."""
+
+    asked: ClassVar[list] = []
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.asked.append((self.command, self.path))
+        found = self.path == "/owner/model/resolve/main/pytorch_model.bin"
+        self.send_response(200 if found else 404)
+        if not found:
+            self.send_header("X-Error-Code", "RepoNotFound" if "/none/" in self.path else "EntryNotFound")
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("ETag", '"b"')
+        self.send_header("Content-Length", "7000" if found else "0")
+        self.end_headers()
+        return found
+
+    def do_GET(self):
+        if self.do_HEAD():
+            self.wfile.write(b"weights" * 1000)
+
+
+@pytest.mark.slow
+def test_a_repository_of_hugging_face_is_asked_for_its_usual_files(tmp_path):
+    """In a process of its own: the package reads its address when it is imported."""
+    server, address = serve(Repository)
+    Repository.asked.clear()
+    script = "from tests.utils.test_downloads import get; import sys; print(get(sys.argv[1]))"
+
+    def fetch(name, **env):
+        own = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", **env}
+        return subprocess.run([sys.executable, "-c", script, name], env=own, cwd=ROOT, capture_output=True, text=True)
+
+    done = fetch("hf:owner/model")
+    assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.strip())
+    assert path.name == "pytorch_model.bin" and path.read_bytes() == b"weights" * 1000 and tmp_path in path.parents
+    assert "/owner/model/resolve/main/model.safetensors" in [path for _, path in Repository.asked]
+    assert "holds no weights by a usual name: hf:owner/other: add /file" in fetch("hf:owner/other").stderr
+    assert "cannot fetch the weights (RepositoryNotFoundError): hf:none/model" in fetch("hf:none/model").stderr
+    assert "cannot fetch the weights (HFValidationError): hf:--" in fetch("hf:--").stderr
+    server.shutdown()
+    server.server_close()
+    assert "cannot reach Hugging Face: hf:owner/more" in fetch("hf:owner/more").stderr
+    assert fetch("hf:owner/model/pytorch_model.bin").stdout.strip() == str(path)  # from the cache

@@ -1,0 +1,96 @@
+"""Foreign files: what is read, and what is refused before it costs anything."""
+
+import argparse
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from yacs.config import CfgNode
+
+from utils.checkpoints.safe_load import load_tensors
+from utils.errors import CheckpointError
+
+STATE = {"norm.weight": torch.arange(4.0)}
+
+
+def test_safetensors_and_pth_hold_the_same(tmp_path):
+    torch.save({"model": STATE}, tmp_path / "a.pth")
+    save_file(STATE, tmp_path / "a.safetensors")
+    assert torch.equal(load_tensors(tmp_path / "a.pth")["model"]["norm.weight"], STATE["norm.weight"])
+    assert torch.equal(load_tensors(tmp_path / "a.safetensors")["norm.weight"], STATE["norm.weight"])
+
+
+@pytest.mark.parametrize(("note", "found"), [('{"class_names": ["a"]}', ["a"]), ("[1]", None), ("{", None)])
+def test_notes_in_the_head_of_a_safetensors_file(tmp_path, note, found):
+    save_file(STATE, tmp_path / "a.safetensors", metadata={"format": "pt", "swin": note})
+    assert load_tensors(tmp_path / "a.safetensors").get("class_names") == found
+
+
+def test_a_configuration_pickled_by_the_original_is_read_as_plain_values(tmp_path):
+    cfg = CfgNode({"TRAIN": {"EPOCHS": 300}})
+    cfg.freeze()
+    torch.save({"model": STATE, "config": cfg, "epoch": 299}, tmp_path / "a.pth")
+    contents = load_tensors(tmp_path / "a.pth")
+    assert not isinstance(contents["config"], CfgNode) and contents["config"]["TRAIN"]["EPOCHS"] == 300
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x" * 100, b"\xff" * 8 + b"{}", (10**12).to_bytes(8, "little") + b"{", b"\x02" + bytes(7) + b"{}"]
+)
+def test_fault_20_malformed_safetensors_are_refused(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    if content.endswith(b"\x00{}"):  # the one that is well-formed, and empty
+        assert load_tensors(path) == {}
+        return
+    with pytest.raises(CheckpointError, match="a.safetensors"):
+        load_tensors(path)
+
+
+def test_fault_20_a_zip_bomb_is_refused_before_memory_is_taken(tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        archive.writestr("archive/data/0", bytes(200 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(CheckpointError, match="unpacks to 209,715,2"):
+        load_tensors(path)
+
+
+def test_fault_20_a_tensor_that_claims_more_than_it_holds_is_refused(tmp_path):
+    torch.save({"model": {"norm.weight": torch.zeros(1).expand(10**12)}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"claims more values than it holds: model\.norm\.weight"):
+        load_tensors(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(3, device="meta"), torch.eye(3).to_sparse()])
+def test_tensors_without_plain_values_are_refused(tmp_path, odd):
+    torch.save({"model": {"norm.weight": odd}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"not a plain tensor: model\.norm\.weight"):
+        load_tensors(tmp_path / "a.pth")
+
+
+def test_what_timm_puts_beside_its_weights_is_read(tmp_path):
+    beside = {"args": argparse.Namespace(lr=0.1), "metric": np.float64(81.2), "best": np.float32(3)}
+    torch.save({"state_dict": STATE, **beside}, tmp_path / "a.pth")
+    contents = load_tensors(tmp_path / "a.pth")
+    assert contents["metric"] == 81.2 and contents["args"].lr == 0.1
+
+
+def test_damaged_bytes_never_end_in_a_traceback(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    torch.save({"model": STATE, "epoch": 3}, tmp_path / "good.pth", _use_new_zipfile_serialization=False)
+    good, path = (tmp_path / "good.pth").read_bytes(), tmp_path / "bad.pth"
+    refused = 0
+    for _ in range(300):
+        bad = bytearray(good)
+        for place in torch.randint(len(bad), (4,), generator=generator).tolist():
+            bad[place] = int(torch.randint(256, (1,), generator=generator))
+        path.write_bytes(bad)
+        try:
+            load_tensors(path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 100

@@ -1,0 +1,63 @@
+"""Every parameter in exactly one group, with the decay and the rate it must have."""
+
+import pytest
+import torch
+
+from models.registry import build_model
+from utils.training.optim import build_optimizer, describe_groups, parameter_groups, set_learning_rate
+
+SMALL = {"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+
+
+@pytest.fixture
+def model():
+    return build_model("swin", **SMALL, num_classes=5, ape=True)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+@pytest.mark.parametrize("weight_decay", [0.05, 0.0])
+def test_every_parameter_is_in_one_group(model, layer_decay, weight_decay):
+    groups = parameter_groups(model, weight_decay, layer_decay)
+    members = [id(p) for g in groups for p in g["params"]]
+    assert sorted(members) == sorted(id(p) for p in model.parameters())
+    assert all({"weight_decay", "lr_scale"} <= g.keys() for g in groups)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_weight_decay_acts_on_matrices_only(model, layer_decay):
+    groups = parameter_groups(model, 0.05, layer_decay)
+    decayed = {id(p) for g in groups if g["weight_decay"] == 0.05 for p in g["params"]}
+    kept = {id(p) for g in groups if g["weight_decay"] == 0.0 for p in g["params"]}
+    for name, p in model.named_parameters():
+        is_table = name.endswith(("relative_position_bias_table", "absolute_pos_embed"))
+        assert (id(p) in decayed) == (p.ndim > 1 and not is_table), name
+        assert (id(p) in kept) == (p.ndim == 1 or is_table), name
+    assert "weight decay on 19 tensors" in describe_groups(groups)
+
+
+def test_layer_decay_counts_down_from_the_head(model):
+    scale = {id(p): g["lr_scale"] for g in parameter_groups(model, 0.05, 0.5) for p in g["params"]}
+    scales = {name: scale[id(p)] for name, p in model.named_parameters()}
+    assert scales["head.weight"] == scales["norm.bias"] == 1.0
+    assert scales["layers.1.blocks.1.mlp.fc1.weight"] == 0.5
+    assert scales["layers.0.blocks.1.mlp.fc1.weight"] == scales["layers.0.downsample.norm.weight"] == 0.125
+    assert scales["patch_embed.proj.weight"] == scales["absolute_pos_embed"] == 0.5**5
+
+
+def test_frozen_parameters_are_in_no_group(model):
+    model.patch_embed.requires_grad_(False)
+    members = {id(p) for g in parameter_groups(model, 0.05, 1.0) for p in g["params"]}
+    assert not members & {id(p) for p in model.patch_embed.parameters()}
+
+
+def test_optimizers_and_their_rates(model):
+    arguments = {"eps": 1e-7, "betas": [0.8, 0.9], "momentum": 0.7}
+    adamw = build_optimizer(parameter_groups(model, 0.05, 0.5), name="adamw", **arguments)
+    assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["betas"] == (0.8, 0.9)
+    assert adamw.defaults["eps"] == 1e-7
+    set_learning_rate(adamw, 2.0)
+    assert all(g["lr"] == 2.0 * g["lr_scale"] for g in adamw.param_groups)
+    sgd = build_optimizer(parameter_groups(model, 0.05, 1.0), name="sgd", **arguments)
+    assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.7 and sgd.defaults["nesterov"]
+    with pytest.raises(ValueError, match="adamw, sgd"):
+        build_optimizer([], name="lion", **arguments)

@@ -1,0 +1,142 @@
+"""Learning rates: a real run's, hand-computed ones, and how an epoch is cut into updates."""
+
+import pytest
+
+from configs.loading import load_config
+from tests.conftest import ROOT
+from utils.errors import PlanError
+from utils.training.plan import RunPlan
+from utils.training.schedule import learning_rate
+
+# learning rates that a public log of a Swin-T run printed: epoch, then update in the epoch -> rate in units of 1e-6
+REAL_RUN = {
+    3: {370: 166, 380: 166, 390: 166, 400: 167, 410: 167, 420: 168, 430: 168},
+    14: {
+        0: 700,
+        10: 701,
+        20: 701,
+        30: 701,
+        40: 702,
+        250: 710,
+        260: 711,
+        270: 711,
+        280: 711,
+        290: 712,
+        300: 712,
+        770: 731,
+        780: 731,
+        790: 732,
+        800: 732,
+        810: 733,
+        820: 733,
+        1030: 741,
+        1040: 742,
+        1050: 742,
+        1060: 743,
+        1070: 743,
+        1080: 743,
+    },
+}
+
+
+def plan(world=8, train_size=1_281_167, **keys):
+    overrides = [(k.replace("__", "."), v, "test") for k, v in keys.items()]
+    return RunPlan.from_config(load_config(ROOT / "configs/swin_tiny.yaml", overrides), world, train_size)
+
+
+def test_the_thirty_rates_of_a_real_run():
+    recipe = plan()
+    assert (recipe.updates_per_epoch, recipe.peak_lr, recipe.warmup_lr) == (1251, 1e-3, 1e-6)
+    assert sum(len(rates) for rates in REAL_RUN.values()) == 30
+    for epoch, rates in REAL_RUN.items():
+        for update, millionths in rates.items():
+            printed = f"{learning_rate(epoch * 1251 + update, recipe):.6f}"
+            assert printed == f"{millionths * 1e-6:.6f}", (epoch, update)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_cosine_equals_timm(prefix):
+    import torch
+    from timm.scheduler import CosineLRScheduler
+
+    recipe = plan(1, 1000, DATA__BATCH_SIZE=100, TRAIN__EPOCHS=10, TRAIN__LR_SCHEDULER__WARMUP_PREFIX=prefix)
+    recipe = RunPlan(**{**recipe.__dict__, "warmup_epochs": 2})
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.peak_lr)
+    peer = CosineLRScheduler(
+        optimizer,
+        t_initial=100 - 20 * prefix,
+        lr_min=recipe.min_lr,
+        warmup_lr_init=recipe.warmup_lr,
+        warmup_t=20,
+        t_in_epochs=False,
+        warmup_prefix=prefix,
+        cycle_limit=1,
+    )
+    for update in range(100):
+        peer.step_update(update)
+        assert learning_rate(update, recipe) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12), update
+    assert learning_rate(100, recipe) == pytest.approx(recipe.min_lr)
+
+
+def rates(name, epochs, **keys):
+    recipe = plan(
+        1, 512, DATA__BATCH_SIZE=128, TRAIN__EPOCHS=10, TRAIN__WARMUP_EPOCHS=2, TRAIN__BASE_LR=1.0,
+        TRAIN__WARMUP_LR=0.0, TRAIN__LR_SCHEDULER__NAME=name, **keys,
+    )  # fmt: skip
+    assert recipe.peak_lr == 0.25 and recipe.updates_per_epoch == 4
+    return [learning_rate(4 * epoch, recipe) for epoch in epochs]
+
+
+def test_linear_falls_to_a_hundredth():
+    assert rates("linear", [0, 1, 2, 6, 10]) == pytest.approx([0, 0.125, 0.25, 0.25 * (1 - 0.99 / 2), 0.0025])
+
+
+def test_step_decays_every_so_many_epochs():
+    keys = {"TRAIN__LR_SCHEDULER__DECAY_EPOCHS": 3, "TRAIN__LR_SCHEDULER__DECAY_RATE": 0.5}
+    assert rates("step", [1, 2, 3, 5.75, 6, 9], **keys) == pytest.approx([0.125, 0.25, 0.125, 0.125, 0.0625, 0.03125])
+
+
+def test_multistep_decays_at_its_epochs():
+    keys = {"TRAIN__LR_SCHEDULER__MULTISTEPS": [8, 4]}
+    assert rates("multistep", [2, 3.75, 4, 7.75, 8], **keys) == pytest.approx([0.25, 0.25, 0.025, 0.025, 0.0025])
+
+
+def test_a_run_within_the_warm_up_never_decays():
+    short = plan(1, 512, DATA__BATCH_SIZE=128, TRAIN__EPOCHS=2)
+    assert [learning_rate(u, short) for u in (0, 7)] == pytest.approx(
+        [short.warmup_lr, short.warmup_lr + (short.peak_lr - short.warmup_lr) * 7 / 80]
+    )
+    assert "the whole run is warm-up" in short.describe()[-1]
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "updates"),
+    [(1_281_167, 1024, 1251), (40, 8, 5), (41, 8, 5), (42, 8, 6), (3, 8, 1), (1, 8, 1), (7, 3, 3)],
+)
+def test_updates_of_an_epoch(size, batch, updates):
+    """A rest of a quarter of a global batch or more is an update of its own; less waits for another permutation."""
+    assert plan(1, size, DATA__BATCH_SIZE=batch).updates_per_epoch == updates
+
+
+@pytest.mark.parametrize(("world", "batch", "accumulation"), [(1, 16, 1), (2, 8, 1), (1, 4, 4), (4, 2, 2)])
+def test_fault_32_the_schedule_depends_on_the_global_batch_alone(world, batch, accumulation):
+    recipe = plan(world, 52, DATA__BATCH_SIZE=batch, TRAIN__ACCUMULATION_STEPS=accumulation)
+    assert (recipe.global_batch, recipe.updates_per_epoch) == (16, 4)
+    assert recipe.peak_lr == 5e-4 * 16 / 512
+    assert [recipe.update_size(i) for i in range(4)] == [16, 16, 16, 4]
+
+
+@pytest.mark.parametrize(
+    ("world", "limit", "split"), [(1, 128, (128, 8)), (8, 128, (128, 1)), (64, 128, (16, 1)), (2, 100, (64, 8))]
+)
+def test_a_global_batch_sets_the_accumulation(world, limit, split):
+    recipe = plan(world, DATA__BATCH_SIZE=limit, TRAIN__GLOBAL_BATCH_SIZE=1024)
+    assert (recipe.batch_size, recipe.accumulation) == split
+    assert recipe.global_batch == 1024 and recipe.updates_per_epoch == 1251
+
+
+def test_what_cannot_be_planned_is_refused():
+    with pytest.raises(PlanError, match="does not divide among 3 processes"):
+        plan(3, TRAIN__GLOBAL_BATCH_SIZE=1024)
+    with pytest.raises(PlanError, match="3 training samples for 4 processes"):
+        plan(4, 3)

@@ -1,0 +1,41 @@
+"""The learning rate as a pure function of the update."""
+
+import math
+from bisect import bisect_right
+
+from utils.training.plan import RunPlan
+
+
+def learning_rate(update: int, plan: RunPlan) -> float:
+    """Learning rate of update 0, 1, ... of the whole run: linear warm-up, then the decay that the plan names.
+
+    The cosine is the paper's (section 4.1). It starts after the warm-up, or with `warmup_prefix` off at update 0
+    beneath it, as in released runs before October 2022.
+    """
+    warmup = plan.warmup_updates
+    if update < warmup:
+        return plan.warmup_lr + (plan.peak_lr - plan.warmup_lr) * update / warmup
+    return _DECAYS[plan.scheduler](update, plan)
+
+
+def _cosine(update: int, plan: RunPlan) -> float:
+    start = plan.warmup_updates if plan.warmup_prefix else 0
+    progress = (update - start) / max(1, plan.total_updates - start)
+    return plan.min_lr + 0.5 * (plan.peak_lr - plan.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _linear(update: int, plan: RunPlan) -> float:
+    """Falls to a hundredth of the peak, as the original's linear schedule."""
+    progress = (update - plan.warmup_updates) / max(1, plan.total_updates - plan.warmup_updates)
+    return plan.peak_lr * (1 - 0.99 * min(1.0, progress))
+
+
+def _step(update: int, plan: RunPlan) -> float:
+    return plan.peak_lr * plan.decay_rate ** (update // (plan.decay_epochs * plan.updates_per_epoch))
+
+
+def _multistep(update: int, plan: RunPlan) -> float:
+    return plan.peak_lr * plan.gamma ** bisect_right(sorted(plan.milestones), update / plan.updates_per_epoch)
+
+
+_DECAYS = {"cosine": _cosine, "linear": _linear, "step": _step, "multistep": _multistep}
