@@ -4,99 +4,106 @@ import logging
 import os
 import sys
 from functools import partial
-from pathlib import Path
 
 from torch import nn
 from yacs.config import CfgNode
 
-from configs import arguments
-from configs.loading import dump_config, load_config
+from configs.loading import config_differences, dump_config, load_config
 from configs.options import parse_command_line
-from data.loaders import Randomness, build_eval_loader, build_train_loader
-from data.sources.open import chosen_classes, open_sources
-from models.registry import build_model, prepare
-from models.weights.class_maps import class_names_of, real_labels
+from data.loaders import PipelineOptions, build_eval_loader, build_train_loader
+from data.pipeline.mixing import build_mixing
+from data.sources.open import SourceOptions, chosen_classes, open_sources, open_val
+from models.registry import ModelOptions, default_classes, model_from_config, model_options, preprocessing_of
+from models.weights.class_maps import known_classes, real_labels
 from models.weights.load import load_contents
-from models.weights.released import weights_address
+from models.weights.released import released_url
 from utils.checkpoints.downloads import local_file
 from utils.checkpoints.files import read_checkpoint
 from utils.distributed import World, join_world
-from utils.errors import show_error
-from utils.evaluation.reports import assess, report, write_tables
-from utils.precision import Precision, choose_precision
+from utils.errors import report_error
+from utils.evaluation.reports import Evaluated, ReportOptions, assess, report
+from utils.interrupt import Interrupt
+from utils.precision import Precision
+from utils.preprocessing import image_size
 from utils.profiling import describe_model, measure_throughput
-from utils.seeding import derive, seed_all, seed_host
-from utils.training.journal import log_lines, start_logging
-from utils.training.loop import evaluate, train_epoch
+from utils.seeding import seed_all
+from utils.terminal import log_lines, start_logging
+from utils.training.classification import Classification
+from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
-from utils.training.session import OutputFolder, Session, Start, start_from
-from utils.training.state import TrainState, new_state
+from utils.training.provenance import Provenance
+from utils.training.resume import StartOptions, find_start
+from utils.training.run_folder import RunFolder
+from utils.training.session import Session, SessionOptions
+from utils.training.state import StateOptions, TrainState
 
 log = logging.getLogger("main")
 
 
-def train(cfg: CfgNode, world: World) -> None:
-    """Train from where this run stands to its last epoch."""
-    with world.one_first():  # makes the list of samples that the others then find
-        sources = open_sources(**arguments.source_arguments(cfg), share=world.share)
+def train_classifier(cfg: CfgNode, world: World) -> None:
+    """Trains from the newest checkpoint, or from the start, to the last epoch."""
+    options = model_options(cfg)
+    pipeline = PipelineOptions.from_config(cfg, options.in_chans, preprocessing_of(options))
+    sources = open_sources(SourceOptions.from_config(cfg), world)
+    classes = len(sources.class_names)
     plan = RunPlan.from_config(cfg, world.size, len(sources.train))
-    folder = OutputFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world)
-    folder.claim(dump_config(cfg), partial(arguments.config_differences, cfg))
-    facts = {**sources.identity(), "global_batch": plan.global_batch, "config": dump_config(cfg)}
-    state = first_state(cfg, plan, facts, folder, world)
-    seeds = Randomness(cfg.SEED, seed_all, seed_host, derive)
-    batches = build_train_loader(sources.train, plan, world, seeds, **arguments.train_loader_arguments(cfg))
-    val = build_eval_loader(sources.val, world, **arguments.eval_loader_arguments(cfg))
-    session = Session(state, plan, folder, world, facts=facts, **arguments.session_arguments(cfg))
+    folder = RunFolder.from_config(cfg, world)
+    folder.claim(dump_config(cfg), partial(config_differences, cfg))
+    provenance = Provenance(dump_config(cfg), plan.shape.global_batch, pipeline.preprocessing, *sources.identity())
+
+    model, precision = new_model(cfg, options, classes, world)
+    fetch = partial(local_file, world=world, released_url=released_url, sha256=cfg.MODEL.SHA256)
+    start = find_start(StartOptions.from_config(cfg), folder, provenance, world, load=load_contents, fetch=fetch)
+    start.load_weights(model)
+    state = TrainState.build(model, StateOptions.from_config(cfg), precision, world)
+    log_lines([*state.describe(), *plan.describe(), str(pipeline.preprocessing)])
+    start.restore(state, plan)
+
+    interrupt = Interrupt()
+    batches = build_train_loader(sources.train, plan.shape, world, pipeline, build_mixing(classes, pipeline.mixing))
+    val = None if sources.val is None else interrupt.guard(build_eval_loader(sources.val, world, pipeline))
+    objective = Classification(classes, cfg.MODEL.LABEL_SMOOTHING, val=val, precision=precision, world=world)
+    saving = SessionOptions.from_config(cfg, objective.best)
+    session = Session(state, plan, folder, world, options=saving, provenance=provenance, interrupt=interrupt)
     while state.epoch < plan.epochs:
         watched = session.watch(batches.epoch(state.epoch, state.step))
-        train_epoch(state, watched, plan, cfg.MODEL.LABEL_SMOOTHING, session.after_update)
-        session.end_epoch(
-            evaluate(state.evaluated, session.interruptible(val), len(sources.class_names), state.precision, world)
-        )
+        train_epoch(state, watched, objective, plan, session.after_update)
+        session.end_epoch(objective.evaluate(state.evaluated))
     session.finish()
 
 
-def first_state(cfg: CfgNode, plan: RunPlan, facts: dict, folder: OutputFolder, world: World) -> TrainState:
-    """Where training goes on: the newest checkpoint of this run, else --resume, else --pretrained, else scratch."""
-    model, precision = fresh_model(cfg, len(facts["class_names"]), world)
-    state = new_state(model, world, precision, **arguments.state_arguments(cfg))
-    log_lines([*state.describe(), *plan.describe()])
-    fetch = partial(local_file, world=world, address=weights_address, sha256=cfg.MODEL.SHA256)
-    start = Start(load=load_contents, fetch=fetch, expected=facts, **arguments.start_arguments(cfg))
-    start_from(start, state, plan, folder, world)
-    return state
-
-
-def fresh_model(cfg: CfgNode, classes: int, world: World) -> tuple[nn.Module, Precision]:
-    """The model of the configuration, initialised from the seed, and how it computes."""
-    seed_all("model", cfg.SEED)
-    model = build_model(cfg.MODEL.TYPE, **arguments.model_arguments(cfg, classes)).to(world.device)
-    prepare(model, **arguments.preparation_arguments(cfg))
-    log.info(describe_model(model, arguments.seen_size(cfg)))
-    return model, choose_precision(world.device, **arguments.amp_arguments(cfg))
-
-
-def evaluate_only(cfg: CfgNode, world: World) -> None:
-    """Evaluate the files named, and write what tables were asked for; nothing else is written."""
+def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
+    """Evaluates the files that were named, and writes only the tables that were asked for."""
+    options, reports = model_options(cfg), ReportOptions.from_config(cfg)
+    pipeline = PipelineOptions.from_config(cfg, options.in_chans, preprocessing_of(options))
     rows = []
-    for path in arguments.evaluated_files(cfg):
-        contents = read_checkpoint(local_file(path, world, address=weights_address, sha256=cfg.MODEL.SHA256))
-        with world.one_first():
-            val = open_sources(**arguments.source_arguments(cfg, training=False) | class_names_of(contents)).val
-        model, precision = fresh_model(cfg, len(val.class_names), world)
-        log.info("weights: %s", load_contents(model, contents, path))
-        batches = build_eval_loader(val, world, **arguments.eval_loader_arguments(cfg))
-        rows.append((path, assess(model, batches, val, chosen_classes(cfg.TEST.CLASSES, val), precision, world)))
-        log_lines(report(rows[-1][1], val, real_labels() if cfg.TEST.REAL else None))
-        if world.is_main:
-            write_tables(rows, val, cfg.TEST.RESULTS, cfg.TEST.PER_CLASS)
+    for name in reports.files:
+        contents = read_checkpoint(local_file(name, world, released_url=released_url, sha256=cfg.MODEL.SHA256))
+        val = open_val(SourceOptions.from_config(cfg), world, *known_classes(contents))
+        samples = Evaluated(val.class_names, [val.label(i) for i in range(len(val))], val.name, pipeline.val.size)
+        allowed, real = chosen_classes(reports.classes, val), real_labels(val.class_names) if reports.real else None
+        model, precision = new_model(cfg, options, len(val.class_names), world)
+        log_lines([f"weights: {load_contents(model, contents, name)}", str(pipeline.preprocessing)])
+        batches = build_eval_loader(val, world, pipeline)
+        rows.append((name, assess(model, batches, samples, allowed=allowed, precision=precision, world=world)))
+        report(rows, samples, reports, real, world)
 
 
-def throughput(cfg: CfgNode, world: World) -> None:
-    """Images per second of the forward pass, on random images and with fresh weights: neither moves the speed."""
-    model, precision = fresh_model(cfg, cfg.MODEL.NUM_CLASSES or 1000, world)
-    log.info(measure_throughput(model, cfg.DATA.BATCH_SIZE, cfg.DATA.IMG_SIZE, precision).line())
+def measure(cfg: CfgNode, world: World) -> None:
+    """Measures images/s of the forward pass on random images with fresh weights; neither affects the speed."""
+    model, precision = new_model(cfg, model_options(cfg), default_classes(cfg), world)
+    log.info(measure_throughput(model, cfg.DATA.BATCH_SIZE, image_size(cfg.DATA.IMG_SIZE), precision).line())
+
+
+def new_model(cfg: CfgNode, options: ModelOptions, classes: int, world: World) -> tuple[nn.Module, Precision]:
+    """Returns the model of the configuration, initialised from the seed, and its precision."""
+    seed_all("model", cfg.SEED)
+    model = model_from_config(cfg, options, classes).to(world.device)
+    log.info(describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
+    return model, Precision.from_config(cfg, world.device)
+
+
+TASKS = {"classification": (train_classifier, evaluate_classifiers)}
 
 
 def main(argv: list[str]) -> int:
@@ -107,10 +114,11 @@ def main(argv: list[str]) -> int:
         command = parse_command_line(argv)
         cfg = load_config(command.cfg, command.overrides)
         world = join_world()
-        (throughput if cfg.THROUGHPUT_MODE else evaluate_only if cfg.EVAL_MODE else train)(cfg, world)
+        train, evaluate = TASKS[cfg.TASK]
+        (measure if cfg.THROUGHPUT_MODE else evaluate if cfg.EVAL_MODE else train)(cfg, world)
         world.leave()
     except (Exception, KeyboardInterrupt) as error:
-        return world.end_together(show_error(error, debug="--debug" in argv, aloud=world.speaks_first("error")))
+        return world.end_together(report_error(error, debug="--debug" in argv, speak=world.claim("error")))
     return 0
 
 

@@ -1,20 +1,20 @@
-"""The command line: the original's options, each an override of one configuration key."""
+"""The command line: the original's options, each of which overrides one configuration key."""
 
 import argparse
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from configs.loading import ConfigError, nearest
+from utils.errors import ConfigError, did_you_mean
 
 # option -> (key, value when the option is a switch or None when it takes one, help)
 OPTIONS: dict[str, tuple[str, Any, str]] = {
     "--batch-size": ("DATA.BATCH_SIZE", None, "images per process and micro-batch"),
-    "--data-path": ("DATA.DATA_PATH", None, "folder that holds train/ and val/, a folder of images for each class"),
+    "--data-path": ("DATA.DATA_PATH", None, "folder with train/ and val/, each with one folder of images per class"),
     "--zip": ("DATA.ZIP_MODE", True, "read train.zip and val.zip"),
     "--cache-mode": ("DATA.CACHE_MODE", None, "zip bytes kept in memory: part, full or no"),
     "--pretrained": ("MODEL.PRETRAINED", None, "weights to start from"),
-    "--resume": ("MODEL.RESUME", None, "checkpoint to go on from, or to evaluate"),
-    "--sha256": ("MODEL.SHA256", None, "what the file of --pretrained or --resume must have"),
+    "--resume": ("MODEL.RESUME", None, "checkpoint to resume from, or to evaluate"),
+    "--sha256": ("MODEL.SHA256", None, "expected SHA-256 of the file of --pretrained or --resume"),
     "--accumulation-steps": ("TRAIN.ACCUMULATION_STEPS", None, "micro-batches per update"),
     "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", True, "recompute activations to save memory"),
     "--disable-amp": ("AMP_ENABLE", False, "no mixed precision"),
@@ -23,16 +23,16 @@ OPTIONS: dict[str, tuple[str, Any, str]] = {
     "--tag": ("TAG", None, "names this run"),
     "--eval": ("EVAL_MODE", True, "evaluate --resume FILE and end"),
     "--throughput": ("THROUGHPUT_MODE", True, "measure images/s and end"),
-    "--optim": ("TRAIN.OPTIMIZER.NAME", None, "adamw or sgd"),
+    "--optim": ("TRAIN.OPTIMIZER.NAME", None, "adamw, sgd, fused_adam or fused_lamb"),
     "--fused-window-process": ("FUSED_WINDOW_PROCESS", True, "no longer used"),
     "--fused-layernorm": ("FUSED_LAYERNORM", True, "no longer used"),
-    "--local-rank": ("LOCAL_RANK", None, "no longer used: torchrun tells"),
+    "--local-rank": ("LOCAL_RANK", None, "no longer used: torchrun sets it"),
 }
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What was asked for: the YAML file, and overrides in rising precedence."""
+    """The YAML file, and overrides in rising precedence."""
 
     cfg: str
     overrides: tuple[tuple[str, Any, str], ...]
@@ -47,12 +47,12 @@ def parse_command_line(argv: list[str]) -> CommandLine:
     """Raises: ConfigError for an unknown option (with the nearest one) or a missing value."""
     parser = _Parser(
         prog="main.py",
-        allow_abbrev=False,
+        allow_abbrev=True,
         description="Train, fine-tune and evaluate Swin Transformers on image folders.",
         epilog="Every key of the configuration can be set with --opts; configs/schema.py lists them.",
     )
     parser.add_argument("--cfg", metavar="FILE", required=True, help="YAML file, such as configs/swin_tiny.yaml")
-    parser.add_argument("--opts", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="override any keys")
+    parser.add_argument("--opts", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="override any key")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name, (_, switch, text) in OPTIONS.items():
         if switch is None:
@@ -61,10 +61,10 @@ def parse_command_line(argv: list[str]) -> CommandLine:
             parser.add_argument(name, action="store_const", const=switch, help=text)
     known, unknown = parser.parse_known_args([_dashes(a) for a in argv])
     if unknown:
-        near = nearest(unknown[0], ["--cfg", "--opts", "--debug", "--help", *OPTIONS])
-        raise ConfigError(f"unknown option {unknown[0]}{near or ': main.py --help lists them'}")
+        near = did_you_mean(unknown[0], ["--cfg", "--opts", "--debug", "--help", *OPTIONS], "main.py --help lists them")
+        raise ConfigError(f"unknown option {unknown[0]}: {near}")
     if len(known.opts) % 2:
-        raise ConfigError(f"--opts takes pairs of KEY VALUE: {known.opts[-1]} has no partner: add its value")
+        raise ConfigError(f"--opts takes pairs of KEY VALUE: {known.opts[-1]} has no value: add it")
     given = [(key, value, "--opts") for key, value in zip(known.opts[::2], known.opts[1::2], strict=True)]
     for name, (key, _, _) in OPTIONS.items():
         value = getattr(known, name[2:].replace("-", "_"))
@@ -74,7 +74,7 @@ def parse_command_line(argv: list[str]) -> CommandLine:
 
 
 def _dashes(argument: str) -> str:
-    """--data_path and --data-path are the same option."""
+    """Makes --data_path and --data-path the same option."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")

@@ -1,7 +1,7 @@
 """Every key of the configuration: default, meaning, unit, allowed values.
 
-Names, defaults and meaning are the original Swin repository's, so that its YAML files load as they are; keys that are
-new here say so. `configs/loading.py` reads files and options against this table.
+Names, defaults and meanings are those of the original Swin repository, so that its YAML files load unchanged; keys that
+are new here say so. `configs/loading.py` checks files and options against this table.
 """
 
 import re
@@ -9,18 +9,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Check = Callable[[Any], str | None]  # None: good; else what the value must be
+from configs.values import AUTO, FLOAT, INT, SIZE, Kind, auto_or, list_of, optional
+
+Check = Callable[[Any], str | None]  # returns None for a valid value, else what the value must be
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key. `kind` and `item` tell the type where the default is None or an empty list."""
+    """One key.
+
+    `kind`: the type of the values, that of the default if None. `free`: may change between two starts of a run, since
+    it does not affect the result. `deprecated`: accepted and ignored. `task`: belongs to this task only.
+    """
 
     default: Any
     about: str
     check: Check | None = None
-    kind: type | None = None
-    item: type = float
+    kind: Kind | None = None
+    free: bool = False
+    deprecated: bool = False
+    task: str = ""
 
 
 def at_least(low: float) -> Check:
@@ -53,6 +61,23 @@ def pair(high: float) -> Check:
 
 def two_below_one(value: list[float]) -> str | None:
     return None if len(value) == 2 and all(0 <= v < 1 for v in value) else "must be two numbers, at least 0 and below 1"
+
+
+def sides(low: int) -> Check:
+    return lambda v: None if min([v] if isinstance(v, int) else v) >= low else f"must be at least {low}"
+
+
+def numbers(value: list[float] | str) -> str | None:
+    return None if len(value) else "must have a number for each channel"
+
+
+def positives(value: list[float] | str) -> str | None:
+    good = value == AUTO or (value and all(isinstance(v, float) and v > 0 for v in value))
+    return None if good else "must have a number above 0 for each channel"
+
+
+def crop_share(value: float | str) -> str | None:
+    return None if isinstance(value, str) or 0 < value <= 1 else "must be above 0 and at most 1"
 
 
 def policy(value: str) -> str | None:
@@ -89,37 +114,51 @@ def pyramid(**more: Key) -> dict[str, Any]:
 
 
 QKV_BIAS = Key(True, "bias on query, key and value")
-QK_SCALE = Key(None, "factor on the scores; null: 1 / sqrt(channels per head)", above(0), float)
+QK_SCALE = Key(None, "factor on the scores; null: 1 / sqrt(channels per head)", above(0), optional(FLOAT))
 PRETRAINED_WINDOWS = Key([0, 0, 0, 0], "window sizes the weights were trained with; 0: the file's own")
-DEPRECATED = "no longer used; accepted so that old files load"
 
 SCHEMA: dict[str, Any] = {
-    "BASE": Key([""], "YAML files that this one builds on, relative to it"),
+    "TASK": Key(AUTO, "new: what is trained; auto: by the keys", one_of(AUTO, "classification", "simmim")),
+    "BASE": Key([""], "YAML files that this one builds on, relative to it", free=True),
     "DATA": {
-        "BATCH_SIZE": Key(128, "images per process and micro-batch", at_least(1)),
-        "DATA_PATH": Key("", "folder that holds train and val"),
+        "BATCH_SIZE": Key(128, "images per process and micro-batch", at_least(1), free=True),
+        "DATA_PATH": Key("", "folder that holds train and val", free=True),
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
-        "IMG_SIZE": Key(224, "side of the square the model sees, pixels", at_least(1)),
-        "INTERPOLATION": Key("bicubic", "resizing filter", one_of("bicubic", "bilinear", "lanczos", "random")),
-        "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders"),
-        "CACHE_MODE": Key("part", "archives into memory first: part, full: yes; no", one_of("part", "full", "no")),
-        "ACCEPT_CHANGES": Key(False, "new: resume although the training samples changed"),
-        "PIN_MEMORY": Key(True, "page-locked batches for faster copies to a GPU"),
-        "NUM_WORKERS": Key(8, "loader processes per process; 0: none", at_least(0)),
+        "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),
+        "INTERPOLATION": Key(
+            "bicubic", "resizing filter", one_of("bicubic", "bilinear", "lanczos", "hamming", "nearest", "random")
+        ),
+        "MEAN": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", numbers, auto_or(list_of(FLOAT))),
+        "STD": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", positives, auto_or(list_of(FLOAT))),
+        "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders", free=True),
+        "CACHE_MODE": Key(
+            "part", "archives into memory first: part, full: yes; no", one_of("part", "full", "no"), free=True
+        ),
+        "ACCEPT_CHANGES": Key(False, "new: resume although the training samples changed", free=True),
+        "PIN_MEMORY": Key(True, "page-locked batches for faster copies to a GPU", free=True),
+        "NUM_WORKERS": Key(8, "loader processes per process; 0: none", at_least(0), free=True),
         "EXIF": Key("ignore", "new: orientation: ignore (as published numbers did), apply", one_of("ignore", "apply")),
-        "ON_BAD_IMAGE": Key("error", "new: unreadable images end the run, or are left out", one_of("error", "skip")),
+        "ON_BAD_IMAGE": Key(
+            "error", "new: unreadable images end the run, or are left out", one_of("error", "skip"), free=True
+        ),
         "DECODER": Key("auto", "new: of training images; pillow: slower, as timm's pixels", one_of("auto", "pillow")),
-        "TIMEOUT": Key(300.0, "new: seconds without a batch after which the run ends; 0: never", at_least(0)),
-        "MASK_PATCH_SIZE": Key(32, "SimMIM: side of a masked patch, pixels", at_least(1)),
-        "MASK_RATIO": Key(0.6, "SimMIM: share of the image that is masked", within(0, 1)),
+        "TIMEOUT": Key(
+            300.0, "new: seconds without a batch after which the run ends; 0: never", at_least(0), free=True
+        ),
+        "MASK_PATCH_SIZE": Key(32, "SimMIM: side of a masked patch, pixels", at_least(1), task="simmim"),
+        "MASK_RATIO": Key(0.6, "SimMIM: fraction of the image that is masked", within(0, 1), task="simmim"),
     },
     "MODEL": {
         "TYPE": Key("swin", "model family"),
         "NAME": Key("swin_tiny_patch4_window7_224", "names the output folder"),
         "PRETRAINED": Key("", "weights to start from"),
-        "RESUME": Key("", "checkpoint to go on from, or to evaluate; in evaluation several, with commas between"),
-        "SHA256": Key("", "new: what a file of PRETRAINED or RESUME must have", hexadecimal),
-        "NUM_CLASSES": Key(0, "0: as many as the data (or the evaluated weights) have; original: 1000", at_least(0)),
+        "RESUME": Key(
+            "", "checkpoint to go on from, or to evaluate; in evaluation several, with commas between", free=True
+        ),
+        "SHA256": Key("", "new: what a file of PRETRAINED or RESUME must have", hexadecimal, free=True),
+        "NUM_CLASSES": Key(
+            0, "0: as many as the data (or the evaluated weights) have; original: 1000", at_least(0), free=True
+        ),
         "DROP_RATE": Key(0.0, "dropout", below_one),
         "DROP_PATH_RATE": Key(0.1, "stochastic depth of the last block", below_one),
         "LABEL_SMOOTHING": Key(0.1, "label smoothing", below_one),
@@ -149,8 +188,8 @@ SCHEMA: dict[str, Any] = {
         "TIMM": {"NAME": Key("", "new: TYPE timm: name of the model in timm")},
         "SIMMIM": {
             "NORM_TARGET": {
-                "ENABLE": Key(False, "normalise the target by its neighbourhood"),
-                "PATCH_SIZE": Key(47, "side of the neighbourhood, pixels; odd", at_least(1)),
+                "ENABLE": Key(False, "normalise the target by its neighbourhood", task="simmim"),
+                "PATCH_SIZE": Key(47, "side of the neighbourhood, pixels; odd", at_least(1), task="simmim"),
             },
         },
     },
@@ -163,9 +202,9 @@ SCHEMA: dict[str, Any] = {
         "WARMUP_LR": Key(5e-7, "learning rate at the start of the warm-up, per 512 images", at_least(0)),
         "MIN_LR": Key(5e-6, "learning rate at the end of the cosine, per 512 images", at_least(0)),
         "CLIP_GRAD": Key(5.0, "largest gradient norm; 0: no clipping", at_least(0)),
-        "AUTO_RESUME": Key(True, "go on from the newest checkpoint in the output folder"),
-        "ACCUMULATION_STEPS": Key(1, "micro-batches per update", at_least(1)),
-        "USE_CHECKPOINT": Key(False, "recompute activations: less memory, a third more time"),
+        "AUTO_RESUME": Key(True, "go on from the newest checkpoint in the output folder", free=True),
+        "ACCUMULATION_STEPS": Key(1, "micro-batches per update", at_least(1), free=True),
+        "USE_CHECKPOINT": Key(False, "recompute activations: less memory, a third more time", free=True),
         "LAYER_DECAY": Key(1.0, "factor on the learning rate for each layer below the head", within(0, 1)),
         "LR_SCHEDULER": {
             "NAME": Key("cosine", "decay after the warm-up", one_of("cosine", "linear", "step", "multistep")),
@@ -173,21 +212,29 @@ SCHEMA: dict[str, Any] = {
             "DECAY_RATE": Key(0.1, "step: factor of a decay", above(0)),
             "WARMUP_PREFIX": Key(True, "cosine: starts after the warm-up, not beneath it"),
             "GAMMA": Key(0.1, "multistep: factor of a decay", above(0)),
-            "MULTISTEPS": Key([], "multistep: epochs of the decays", item=int),
+            "MULTISTEPS": Key([], "multistep: epochs of the decays", kind=list_of(INT)),
         },
         "OPTIMIZER": {
-            "NAME": Key("adamw", "optimizer", one_of("adamw", "sgd")),
+            "NAME": Key("adamw", "optimizer", one_of("adamw", "sgd", "fused_adam", "fused_lamb")),
             "EPS": Key(1e-8, "adamw: epsilon", above(0)),
             "BETAS": Key([0.9, 0.999], "adamw: decay of the two moments", two_below_one),
             "MOMENTUM": Key(0.9, "sgd: momentum", below_one),
         },
         "MOE": {"SAVE_MASTER": Key(False, "only the first process saves the experts")},
         # new here
-        "GLOBAL_BATCH_SIZE": Key(0, "images per update over all processes; sets the accumulation; 0: off", at_least(0)),
-        "SAVE_EVERY_UPDATES": Key(0, "also save inside an epoch, every so many updates; 0: off", at_least(0)),
-        "SAVE_EVERY_MINUTES": Key(0.0, "also save inside an epoch, every so many minutes; 0: off", at_least(0)),
-        "KEEP_CHECKPOINTS": Key(3, "newest checkpoints to keep, the best one besides; 0: all", at_least(0)),
-        "MAX_SKIPPED_UPDATES": Key(50, "updates in a row without a finite gradient that end the run", at_least(1)),
+        "GLOBAL_BATCH_SIZE": Key(
+            0, "images per update over all processes; sets the accumulation; 0: off", at_least(0), free=True
+        ),
+        "SAVE_EVERY_UPDATES": Key(
+            0, "also save inside an epoch, every so many updates; 0: off", at_least(0), free=True
+        ),
+        "SAVE_EVERY_MINUTES": Key(
+            0.0, "also save inside an epoch, every so many minutes; 0: off", at_least(0), free=True
+        ),
+        "KEEP_CHECKPOINTS": Key(3, "newest checkpoints to keep, the best one besides; 0: all", at_least(0), free=True),
+        "MAX_SKIPPED_UPDATES": Key(
+            50, "updates in a row without a finite gradient that end the run", at_least(1), free=True
+        ),
         "FREEZE": Key(
             "none", "not trained: none, N (patch embedding and first N stages), all (all but the head)", frozen
         ),
@@ -205,7 +252,7 @@ SCHEMA: dict[str, Any] = {
         "RECOUNT": Key(1, "erased rectangles at most", at_least(1)),
         "MIXUP": Key(0.8, "alpha of mixup; 0: off", at_least(0)),
         "CUTMIX": Key(1.0, "alpha of cutmix; 0: off", at_least(0)),
-        "CUTMIX_MINMAX": Key(None, "smallest and largest side of the box over the image's", pair(1), list),
+        "CUTMIX_MINMAX": Key(None, "range of the box's side over the image's", pair(1), optional(list_of(FLOAT))),
         "MIXUP_PROB": Key(1.0, "share of batches that are mixed", within(0, 1)),
         "MIXUP_SWITCH_PROB": Key(0.5, "share of mixed batches that get cutmix", within(0, 1)),
         "MIXUP_MODE": Key("batch", "one draw for each", one_of("batch", "pair", "elem")),
@@ -217,28 +264,32 @@ SCHEMA: dict[str, Any] = {
     "TEST": {
         "CROP": Key(True, "short side to 256/224 of the size, then centre crop; false: squash to the square"),
         # new here
-        "IMG_SIZE": Key(0, "side of the square in evaluation, pixels; 0: DATA.IMG_SIZE", at_least(0)),
-        "REAL": Key(False, "evaluation also against the ImageNet-ReaL labels"),
-        "CLASSES": Key("", "classes that may win: a file with a name a line, present (those in val/), or empty: all"),
-        "PER_CLASS": Key("", "CSV to write with the accuracy of each class"),
-        "RESULTS": Key("", "CSV to write with a row for each evaluated file"),
-        "SEQUENTIAL": Key(False, DEPRECATED),
-        "SHUFFLE": Key(False, DEPRECATED),
+        "IMG_SIZE": Key(0, "size of the input in evaluation, as DATA.IMG_SIZE; 0: that", sides(0), SIZE),
+        "CROP_PCT": Key(AUTO, "centre crop over resized side; auto: the model's, 0.875", crop_share, auto_or(FLOAT)),
+        "VALIDATE": Key(True, "evaluate after every epoch; false: train without validation data"),
+        "REAL": Key(False, "evaluation also against the ImageNet-ReaL labels", free=True),
+        "CLASSES": Key(
+            "", "classes that may win: a file with a name a line, present (those in val/), or empty: all", free=True
+        ),
+        "PER_CLASS": Key("", "CSV to write with the accuracy of each class", free=True),
+        "RESULTS": Key("", "CSV to write with a row for each evaluated file", free=True),
+        "SEQUENTIAL": Key(False, "no longer used", deprecated=True),
+        "SHUFFLE": Key(False, "no longer used", deprecated=True),
     },
     "AMP_ENABLE": Key(True, "mixed precision"),
     "AMP_DTYPE": Key("auto", "new: its type", one_of("auto", "bfloat16", "float16")),
-    "OUTPUT": Key("output", "folder of all runs; a run's is OUTPUT/MODEL.NAME/TAG"),
+    "OUTPUT": Key("output", "folder of all runs; a run's is OUTPUT/MODEL.NAME/TAG", free=True),
     "TAG": Key("default", "names the run"),
-    "SAVE_FREQ": Key(1, "epochs between two checkpoints", at_least(1)),
-    "PRINT_FREQ": Key(10, "updates between two log lines", at_least(1)),
+    "SAVE_FREQ": Key(1, "epochs between two checkpoints", at_least(1), free=True),
+    "PRINT_FREQ": Key(10, "updates between two log lines", at_least(1), free=True),
     "SEED": Key(0, "all randomness derives from it", at_least(0)),
-    "EVAL_MODE": Key(False, "evaluate and end"),
-    "THROUGHPUT_MODE": Key(False, "measure images/s and end"),
-    "AMP_OPT_LEVEL": Key("", DEPRECATED + "; O0 turns AMP_ENABLE off"),
-    "ENABLE_AMP": Key(False, DEPRECATED),
-    "FUSED_WINDOW_PROCESS": Key(False, DEPRECATED),
-    "FUSED_LAYERNORM": Key(False, DEPRECATED),
-    "LOCAL_RANK": Key(0, DEPRECATED),
+    "EVAL_MODE": Key(False, "evaluate and end", free=True),
+    "THROUGHPUT_MODE": Key(False, "measure images/s and end", free=True),
+    "AMP_OPT_LEVEL": Key("", "no longer used; O0 turns AMP_ENABLE off", deprecated=True),
+    "ENABLE_AMP": Key(False, "no longer used", deprecated=True),
+    "FUSED_WINDOW_PROCESS": Key(False, "no longer used", deprecated=True),
+    "FUSED_LAYERNORM": Key(False, "no longer used", deprecated=True),
+    "LOCAL_RANK": Key(0, "no longer used", deprecated=True),
 }
 
 

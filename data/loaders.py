@@ -1,184 +1,124 @@
-"""Batches for training and evaluation, on the device, in an order and with augmentations that only counters decide."""
+"""Batches for training and evaluation, on the device; order and augmentation depend on counters only."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
 from data.pipeline.dataset import EvalSamples, TrainSamples
-from data.pipeline.device import Finish, ahead
-from data.pipeline.mixing import Mixing, build_mixing
-from data.pipeline.samplers import EpochShape, EvalSampler, TrainSampler
-from data.pipeline.transforms import EvalTransform, TrainTransform
-from data.pipeline.workers import Supervised, check_room
+from data.pipeline.device import Normalize, prefetch_to_device
+from data.pipeline.mixing import MixingOptions
+from data.pipeline.samplers import EvalSampler, TrainSampler
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
+from data.pipeline.workers import LoaderOptions, MonitoredLoader, check_resources
 from data.sources.base import Source
+from utils.batches import Batch, EpochShape
+from utils.distributed import World
+from utils.preprocessing import Preprocessing
+from utils.seeding import derive_seed, seed_all
+
+# maps (images, labels) of a micro-batch to (images, targets): mixing, masking
+BatchTransform = Callable[[Tensor, Tensor], tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One micro-batch of this process; see data/pipeline/samplers.py for `weight`.
-
-    images float32 (B, 3, H, W); targets int64 (B,), or float32 (B, classes) where samples are mixed; both on the
-    device.
-    """
-
-    images: Tensor
-    targets: Tensor
-    weight: float
-    ends_update: bool
-
-
-class Split(Protocol):
-    """How updates are cut up: the run's plan (utils/training/plan.py)."""
-
-    @property
-    def train_size(self) -> int: ...
-    @property
-    def global_batch(self) -> int: ...
-    @property
-    def updates_per_epoch(self) -> int: ...
-    @property
-    def accumulation(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-
-
-class Member(Protocol):
-    """This process among all (utils/distributed.py)."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def share(self) -> tuple[int, int]: ...
-
-
-@dataclass(frozen=True)
-class LoaderSettings:
-    """How loader processes work: `workers` of them a loader, 0 for none; `on_bad`: "error" or "skip" (see dataset.py);
-    after `timeout` seconds without a batch the run ends, 0: never."""
-
-    workers: int
-    pin_memory: bool
-    on_bad: str = "error"
-    timeout: float = 0
-
-
-@dataclass(frozen=True)
-class Randomness:
-    """`seed` of the run; `seed_all(purpose, *counters)` sets the global generators to an address, `seed_host` those
-    of the CPU only, `derive(purpose, *counters)` gives a number for it (utils/seeding.py)."""
+class PipelineOptions:
+    """Everything between a source and a batch. `mixing` is for the caller, who knows the classes."""
 
     seed: int
-    seed_all: Callable[..., None]
-    seed_host: Callable[..., None]
-    derive: Callable[..., int]
+    loader: LoaderOptions
+    train: TrainTransformOptions
+    val: EvalTransformOptions
+    preprocessing: Preprocessing
+    mixing: MixingOptions | None = None
 
-    def of(self, function: Callable[..., Any], purpose: str) -> Callable[..., Any]:
-        """`function` for this run and purpose; only counters are left to give."""
-        return partial(function, purpose, self.seed)
+    @staticmethod
+    def from_config(cfg: CfgNode, channels: int, own: Preprocessing) -> "PipelineOptions":
+        """Args: channels of the model's images; own: the preprocessing its published weights expect."""
+        preprocessing = own.configured(cfg, channels)
+        return PipelineOptions(
+            seed=cfg.SEED,
+            loader=LoaderOptions.from_config(cfg),
+            train=TrainTransformOptions.from_config(cfg, channels),
+            val=EvalTransformOptions.from_config(cfg, channels, preprocessing.crop_pct),
+            preprocessing=preprocessing,
+            mixing=MixingOptions.from_config(cfg),
+        )
 
 
 class TrainLoader:
-    """Training batches of an epoch, from any update of it on."""
+    """Training batches of an epoch, starting at any update."""
 
     def __init__(
         self,
         samples: TrainSamples,
-        settings: LoaderSettings,
-        member: Member,
-        randomness: Randomness,
-        *,
         shape: EpochShape,
-        mixing: Mixing | None,
-        finish: Finish,
+        options: LoaderOptions,
+        world: World,
+        *,
+        seed: int,
+        normalize: Normalize,
+        transform: BatchTransform | None,
     ):
-        self._shape, self._mixing = shape, mixing
-        self._seed_step = randomness.of(randomness.seed_all, "step")
-        self._rank, self._finish = member.rank, finish
-        self._sampler = TrainSampler(shape, member.rank, randomness.of(randomness.derive, "order"))
-        self._loader = Supervised(samples, self._sampler, settings, persistent=True, processes=member.size)
+        self._shape, self._rank, self._seed = shape, world.rank, seed
+        self._normalize, self._transform = normalize, transform
+        self._sampler = TrainSampler(shape, world.rank, lambda epoch: derive_seed("order", seed, epoch))
+        self._loader = MonitoredLoader(samples, self._sampler, options, world, persistent=True)
 
     def epoch(self, epoch: int, first_update: int = 0) -> Iterator[Batch]:
-        """Micro-batches in order. Before each, the global generators are seeded for it: for mixing here, and for the
-        dropout and stochastic depth of the forward pass that follows.
+        """Yields micro-batches in order. The global generators are seeded before each: for the batch transform here,
+        and for dropout and stochastic depth in the forward pass that follows.
 
-        Raises: DataError for an image that cannot be read; LoaderError for a loader process that died.
+        Raises: DataError for an image that cannot be read; ResourceError for a worker that died.
         """
         first = epoch * self._shape.updates
         plan = self._sampler.start(epoch, first_update)
-        for micro, (images, targets) in zip(plan, ahead(self._loader, self._finish), strict=True):
-            self._seed_step(first + micro.update, micro.number, self._rank)
-            if self._mixing is not None:
-                images, targets = self._mixing(images, targets)
+        for micro, (images, labels) in zip(plan, prefetch_to_device(self._loader, self._normalize), strict=True):
+            seed_all("step", self._seed, first + micro.update, micro.index, self._rank)
+            targets: Any = labels
+            if self._transform is not None:
+                images, targets = self._transform(images, labels)
             yield Batch(images, targets, micro.weight, micro.ends_update)
 
 
 class EvalLoader:
-    """The share of this process in the evaluation: (images float32 (B, 3, H, W), targets int64 (B,)) on the device.
+    """This rank's shard of the evaluation: (images float32 (B, C, H, W), targets int64 (B,)) on the device.
 
-    A target of -1 stands for an image that could not be read and does not count.
+    The target of an image that could not be read is -1; it must not be counted.
     """
 
-    def __init__(self, samples: EvalSamples, settings: LoaderSettings, member: Member, batch_size: int, finish: Finish):
-        sampler = EvalSampler(len(samples), batch_size, member.rank, member.size)
-        self._length, self._finish = len(sampler), finish
-        self._loader = Supervised(samples, sampler, settings, persistent=False, processes=member.size)
+    def __init__(self, samples: EvalSamples, options: LoaderOptions, world: World, normalize: Normalize):
+        sampler = EvalSampler(len(samples), options.batch_size, world.rank, world.size)
+        self._length, self._normalize = len(sampler), normalize
+        self._loader = MonitoredLoader(samples, sampler, options, world, persistent=False)
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ahead(self._loader, self._finish)
+        return prefetch_to_device(self._loader, self._normalize)
 
 
 def build_train_loader(
     source: Source,
-    split: Split,
-    member: Member,
-    randomness: Randomness,
-    *,
-    transform: dict[str, Any],
-    mixing: dict[str, Any],
-    channels: int,
-    settings: dict[str, Any],
+    shape: EpochShape,
+    world: World,
+    options: PipelineOptions,
+    batch_transform: BatchTransform | None = None,
 ) -> TrainLoader:
-    """Args: transform: of TrainTransform; mixing: of build_mixing; channels of the model's images; settings: of
-    LoaderSettings. Raises: DataError, LoaderError."""
-    shape = EpochShape(
-        split.train_size, split.global_batch, split.updates_per_epoch, split.accumulation, member.size, randomness.seed
-    )
-    working = LoaderSettings(**settings)
-    check_room(working.workers, split.batch_size, transform["size"], member.share[1])
-    seeds = (randomness.of(function, "sample") for function in (randomness.seed_host, randomness.derive))
+    """Args: batch_transform: applied on the device, seeded per micro-batch. Raises: ConfigError, ResourceError."""
+    check_resources(options.loader, options.train.size, options.train.channels, world.local_size)
+    samples = TrainSamples(source, TrainTransform(options.train), seed=options.seed, on_bad=options.loader.on_bad)
+    normalize = Normalize(options.preprocessing, world.device, options.train.re_mode)
     return TrainLoader(
-        TrainSamples(source, TrainTransform(**transform), *seeds, on_bad=working.on_bad),
-        working,
-        member,
-        randomness,
-        shape=shape,
-        mixing=build_mixing(len(source.class_names), **mixing),
-        finish=Finish(channels, member.device, transform["erase"]["re_mode"]),
+        samples, shape, options.loader, world, seed=options.seed, normalize=normalize, transform=batch_transform
     )
 
 
-def build_eval_loader(
-    source: Source,
-    member: Member,
-    *,
-    transform: dict[str, Any],
-    channels: int,
-    batch_size: int,
-    settings: dict[str, Any],
-) -> EvalLoader:
-    """Args: transform: of EvalTransform; channels of the model's images; settings: of LoaderSettings."""
-    working = LoaderSettings(**settings)
-    check_room(working.workers, batch_size, transform["size"], member.share[1])
-    samples = EvalSamples(source, EvalTransform(**transform), on_bad=working.on_bad)
-    return EvalLoader(samples, working, member, batch_size, Finish(channels, member.device))
+def build_eval_loader(source: Source, world: World, options: PipelineOptions) -> EvalLoader:
+    """Raises: ResourceError."""
+    check_resources(options.loader, options.val.size, options.val.channels, world.local_size)
+    samples = EvalSamples(source, EvalTransform(options.val), on_bad=options.loader.on_bad)
+    return EvalLoader(samples, options.loader, world, Normalize(options.preprocessing, world.device))

@@ -1,22 +1,108 @@
-"""The pyramid that every Swin family fills with its blocks: patches, stages, pooled head; timm's vocabulary."""
+"""The pyramid that all Swin families share: patch embedding, stages, pooled head, with timm's method names."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from yacs.config import CfgNode
 
-from models.errors import ModelError
 from models.layers import PatchEmbed
+from utils.errors import ConfigError
+from utils.preprocessing import Size, image_size
 
-# block(dim, heads, window, shift, drop_path) of a family; window and shift in tokens
+# block(dim, heads, window, shift, drop_path); window and shift in tokens
 BlockFactory = Callable[[int, int, int, int, float], nn.Module]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PyramidOptions:
+    """What every Swin family can be built with; the defaults are Swin-T's.
+
+    `img_size` in pixels, a side or (height, width), only determines what depends on it at construction: the absolute
+    position embedding, and the window of stages whose map is smaller than `window_size` tokens. `ape`: absolute
+    position embedding; `patch_norm`: norm after the patch embedding; `mlp_ratio`: hidden width of an MLP over its
+    input; `drop_path_rate`: stochastic depth of the last block.
+
+    Raises: ConfigError for sizes that do not fit together.
+    """
+
+    SECTION: ClassVar[str] = ""  # of MODEL in the configuration
+
+    img_size: int | Size = 224
+    patch_size: int = 4
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    mlp_ratio: float = 4.0
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.1
+    ape: bool = False
+    patch_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.depths) != len(self.num_heads):
+            raise ConfigError(
+                f"DEPTHS {list(self.depths)} and NUM_HEADS {list(self.num_heads)} differ in length:"
+                f" MODEL.{self.SECTION}: set one number per stage"
+            )
+        for i, heads in enumerate(self.num_heads):
+            if (self.embed_dim * 2**i) % heads:
+                raise ConfigError(
+                    f"stage {i} has {self.embed_dim * 2**i} channels: MODEL.{self.SECTION}.NUM_HEADS:"
+                    f" {heads} heads do not divide them"
+                )
+        if min(image_size(self.img_size)) < self.patch_size:
+            raise ConfigError(
+                f"DATA.IMG_SIZE is smaller than a patch: MODEL.{self.SECTION}.PATCH_SIZE {self.patch_size}:"
+                " increase the image size"
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Any:
+        """Returns the options of this family, with `num_classes` of MODEL.NUM_CLASSES. Raises: ConfigError."""
+        options = cls(**cls.configured(cfg))
+        patch = options.patch_size
+        if 0 < min(image_size(cfg.TEST.IMG_SIZE)) < patch:
+            raise ConfigError(f"TEST.IMG_SIZE is smaller than a patch: MODEL.{cls.SECTION}.PATCH_SIZE {patch}")
+        height, width = (side // patch for side in image_size(options.img_size))
+        if options.window_size > min(height, width):  # later stages may be smaller: their window is their map
+            raise ConfigError(
+                f"a window of {options.window_size} does not fit: MODEL.{cls.SECTION}.WINDOW_SIZE: the first stage has"
+                f" {height}x{width} tokens, set at most {min(height, width)} or increase DATA.IMG_SIZE"
+            )
+        return options
+
+    @classmethod
+    def configured(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Returns the arguments of the family from its section; a family with more keys extends it."""
+        own = cfg.MODEL[cls.SECTION]
+        return {
+            "img_size": image_size(cfg.DATA.IMG_SIZE),
+            "patch_size": own.PATCH_SIZE,
+            "in_chans": own.IN_CHANS,
+            "num_classes": cfg.MODEL.NUM_CLASSES,
+            "embed_dim": own.EMBED_DIM,
+            "depths": tuple(own.DEPTHS),
+            "num_heads": tuple(own.NUM_HEADS),
+            "window_size": own.WINDOW_SIZE,
+            "mlp_ratio": own.MLP_RATIO,
+            "drop_rate": cfg.MODEL.DROP_RATE,
+            "drop_path_rate": cfg.MODEL.DROP_PATH_RATE,
+            "ape": own.APE,
+            "patch_norm": own.PATCH_NORM,
+        }
+
+
 class Stage(nn.Module):
-    """Blocks at one resolution, then the merging to the next one."""
+    """Blocks at one resolution, followed by the downsampling to the next one."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None):
         super().__init__()
@@ -25,7 +111,7 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, W, C) -> the stage's own map (B, H, W, C), and the next stage's input."""
+        """Maps (B, H, W, C) to the stage's own map (B, H, W, C) and the input of the next stage."""
         for block in self.blocks:
             recompute = self.grad_checkpointing and self.training
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
@@ -35,57 +121,49 @@ class Stage(nn.Module):
 class SwinBackbone(nn.Module):
     """Hierarchical vision transformer for classification and as a feature pyramid (paper, section 3.1, figure 3).
 
-    Args: block: the family's, one for all stages or one for each; merging: dim -> module between two stages;
-    img_size in pixels; window_size in tokens; ape: absolute position embedding.
+    Any input size and aspect ratio works.
 
-    Any input size and aspect ratio works. `img_size` only fixes what depends on it at construction: the absolute
-    position embedding, and the window of stages whose map is smaller than `window_size`.
+    Args: options: sizes and rates; block: the family's, one for all stages or one per stage; merging: maps dim to the
+    module between two stages.
     """
 
     family: ClassVar[str]  # MODEL.TYPE
+    title: ClassVar[str]
+    signature: ClassVar[str]  # part of a parameter name that only this family has
+    Options: ClassVar[type[PyramidOptions]]
 
     def __init__(
         self,
+        options: PyramidOptions,
         block: BlockFactory | Sequence[BlockFactory],
         merging: Callable[[int], nn.Module],
-        *,
-        img_size: int = 224,
-        patch_size: int = 4,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.1,
-        ape: bool = False,
-        patch_norm: bool = True,
     ):
         super().__init__()
-        _check_shape(embed_dim, depths, num_heads)
-        self.num_classes = num_classes
+        o = self.options = options
+        self.num_classes = o.num_classes
         self._frozen: list[nn.Module] = []
-        self.num_features = embed_dim * 2 ** (len(depths) - 1)
-        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, norm=patch_norm)
-        side = img_size // patch_size
-        self.absolute_pos_embed = nn.Parameter(torch.zeros(1, side * side, embed_dim)) if ape else None
-        self.pos_drop = nn.Dropout(drop_rate)
+        self.num_features = o.embed_dim * 2 ** (len(o.depths) - 1)
+        self.patch_embed = PatchEmbed(o.patch_size, o.in_chans, o.embed_dim, norm=o.patch_norm)
+        height, width = (side // o.patch_size for side in image_size(o.img_size))
+        self.grid: Size = (height, width)  # tokens of the absolute position embedding
+        self.absolute_pos_embed = nn.Parameter(torch.zeros(1, height * width, o.embed_dim)) if o.ape else None
+        self.pos_drop = nn.Dropout(o.drop_rate)
 
         # linear rule: 0 at the first block, drop_path_rate at the last (paper, appendix A2; arXiv 1603.09382)
-        rates = iter([drop_path_rate * i / max(1, sum(depths) - 1) for i in range(sum(depths))])
+        count, side = sum(o.depths), min(height, width)
+        rates = iter([o.drop_path_rate * i / max(1, count - 1) for i in range(count)])
         self.layers = nn.ModuleList()
         self.feature_info: list[dict[str, int]] = []
-        for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
-            dim, window = embed_dim * 2**i, min(window_size, side)
+        for i, (depth, heads) in enumerate(zip(o.depths, o.num_heads, strict=True)):
+            dim, window = o.embed_dim * 2**i, min(o.window_size, side)
             make = block if callable(block) else block[i]
             blocks = [make(dim, heads, window, (j % 2) * (window // 2), next(rates)) for j in range(depth)]
-            self.layers.append(Stage(blocks, merging(dim) if i < len(depths) - 1 else None))
-            self.feature_info.append({"num_chs": dim, "reduction": patch_size * 2**i})
+            self.layers.append(Stage(blocks, merging(dim) if i < len(o.depths) - 1 else None))
+            self.feature_info.append({"num_chs": dim, "reduction": o.patch_size * 2**i})
             side = (side + 1) // 2
 
         self.norm = nn.LayerNorm(self.num_features)
-        self.head: nn.Module = self._new_head(num_classes)
+        self.head: nn.Module = self._new_head(o.num_classes)
         self.apply(init_weights)
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
@@ -94,40 +172,40 @@ class SwinBackbone(nn.Module):
         return nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
 
     def stages(self) -> list[Stage]:
-        """The stages, first to last."""
+        """Returns the stages, first to last."""
         return [stage for stage in self.layers if isinstance(stage, Stage)]
 
     def _stem(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)
         if self.absolute_pos_embed is not None:
-            x = x + resize_position_embedding(self.absolute_pos_embed, x.shape[1], x.shape[2])
+            x = x + resize_position_embedding(self.absolute_pos_embed, self.grid, (x.shape[1], x.shape[2]))
         return self.pos_drop(x)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> last map after the final norm (B, h, w, num_features)."""
+        """Maps images (B, C, H, W) to the last feature map after the final norm, (B, h, w, num_features)."""
         x = self._stem(images)
         for stage in self.layers:
             _, x = stage(x)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map (B, h, w, C) -> logits (B, num_classes), or the pooled features (B, C)."""
+        """Maps the last feature map (B, h, w, C) to logits (B, num_classes), or to pooled features (B, C)."""
         pooled = x.mean(dim=(1, 2))
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> logits (B, num_classes)."""
+        """Maps images (B, C, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(images))
 
     def forward_intermediates(
         self, images: Tensor, indices: Sequence[int] | None = None, norm: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """The feature pyramid for detection and segmentation heads.
+        """Computes the feature pyramid for detection and segmentation heads.
 
-        Args: images (B, 3, H, W); indices: which stages, None for all; norm: final norm on the last stage's map.
+        Args: images (B, C, H, W); indices: which stages, None for all; norm: apply the final norm to the last map.
         Returns: the last map after the final norm (B, h, w, C), and one map (B, C_i, H_i, W_i) for each of `indices`;
-        channels and strides stand in `feature_info`.
-        Raises: ValueError if an index names no stage.
+        `feature_info` has their channels and strides.
+        Raises: ValueError for an index out of range.
         """
         count = len(self.layers)
         wanted = range(count) if indices is None else [i + count if i < 0 else i for i in indices]
@@ -141,28 +219,28 @@ class SwinBackbone(nn.Module):
         return self.norm(x), [maps[i].permute(0, 3, 1, 2).contiguous() for i in wanted]
 
     def get_classifier(self) -> nn.Module:
-        """The linear head."""
+        """Returns the linear head."""
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new head, freshly initialised; none (pooled features) for 0 classes."""
+        """Replaces the head with a newly initialised one; with 0 classes the model returns pooled features."""
         self.num_classes = num_classes
         self.head = self._new_head(num_classes).to(self.norm.weight.device)
         self.head.apply(init_weights)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass: less memory, about a third more time."""
+        """Recomputes activations in the backward pass: less memory, about a third more time."""
         for stage in self.stages():
             stage.grad_checkpointing = enable
 
     def freeze(self, stages: int | None) -> None:
-        """Take the patch embedding and the first `stages` stages out of training; None: everything but the head.
+        """Freezes the patch embedding and the first `stages` stages; None freezes everything but the head.
 
-        Frozen parts also run as in evaluation, without dropout and stochastic depth.
-        Raises: ModelError if the model has fewer stages.
+        Frozen parts also stay in evaluation mode, without dropout and stochastic depth.
+        Raises: ConfigError if the model has fewer stages.
         """
         if stages is not None and stages > len(self.layers):
-            raise ModelError(f"the model has {len(self.layers)} stages, not {stages}: TRAIN.FREEZE: freeze fewer")
+            raise ConfigError(f"the model has {len(self.layers)} stages, not {stages}: TRAIN.FREEZE: freeze fewer")
         last = len(self.layers) if stages is None else stages
         self._frozen = [
             self.patch_embed,
@@ -176,47 +254,37 @@ class SwinBackbone(nn.Module):
             self.absolute_pos_embed.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "SwinBackbone":
-        """As torch's, but what is frozen stays in evaluation."""
+        """Sets the mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the position tables: matrices by shape, offsets by meaning."""
+        """Returns the names of the position tables: matrices by shape, biases by meaning."""
         return {name for name, _ in self.named_parameters() if "position_bias_table" in name or "pos_embed" in name}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for layer-wise learning-rate decay: stem, one per block (or per stage), final norm with the head."""
+        """Returns timm's groups for layer-wise learning-rate decay: stem, one per block (or stage), norm with head."""
         blocks: Any = r"^layers\.(\d+)"
         if not coarse:
-            # a merging closes its stage, so it counts with the stage's last block
+            # a merging ends its stage, so it counts with the last block of the stage
             merging = [(rf"^layers\.{i}\.downsample", (i, len(s.blocks) - 1)) for i, s in enumerate(self.stages())]
             blocks = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), *merging]
         return {"stem": r"^patch_embed|^absolute_pos_embed", "blocks": blocks}
 
 
 def init_weights(module: nn.Module) -> None:
-    """Truncated normal of 0.02 for linear layers, zero biases (released models); convolutions keep torch's default."""
+    """Initialises linear layers as the released models were: truncated normal of 0.02, zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def resize_position_embedding(embedding: Tensor, height: int, width: int) -> Tensor:
-    """(1, side * side, C) -> (1, height, width, C), bicubic where the size differs."""
-    side = round(embedding.shape[1] ** 0.5)
-    grid = embedding.view(1, side, side, -1)
-    if (height, width) == (side, side):
-        return grid
-    grid = F.interpolate(grid.permute(0, 3, 1, 2), (height, width), mode="bicubic", align_corners=False)
-    return grid.permute(0, 2, 3, 1)
-
-
-def _check_shape(embed_dim: int, depths: Sequence[int], num_heads: Sequence[int]) -> None:
-    if len(depths) != len(num_heads):
-        raise ModelError(f"DEPTHS {list(depths)} and NUM_HEADS {list(num_heads)} differ in length: give one a stage")
-    for i, heads in enumerate(num_heads):
-        if (embed_dim * 2**i) % heads:
-            raise ModelError(f"stage {i} has {embed_dim * 2**i} channels: NUM_HEADS: {heads} heads do not divide them")
+def resize_position_embedding(embedding: Tensor, grid: Size, size: Size) -> Tensor:
+    """Resizes (1, h * w, C), of `grid` (h, w), to (1, *size, C); bicubic if the sizes differ."""
+    table = embedding.view(1, *grid, -1)
+    if grid == size:
+        return table
+    return F.interpolate(table.permute(0, 3, 1, 2), size, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)

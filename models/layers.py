@@ -1,4 +1,4 @@
-"""Layers that the Swin families share; maps are (B, H, W, C) throughout."""
+"""Layers shared by the Swin families; maps are (B, H, W, C) throughout."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """Image (B, 3, H, W) -> map (B, H // patch, W // patch, dim) of projected patches (paper, section 3.1).
+    """Projects the patches of an image (B, C, H, W) to a map (B, H // patch, W // patch, dim) (paper, section 3.1).
 
-    Pixels beyond the last whole patch are left out.
+    Pixels beyond the last whole patch are dropped.
     """
 
     def __init__(self, patch_size: int, in_chans: int, dim: int, norm: bool = True):
@@ -26,9 +26,9 @@ class PatchEmbed(nn.Module):
 
 
 def gather_patches(x: Tensor) -> Tensor:
-    """2x2 neighbours side by side: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 4 * C).
+    """Concatenates 2x2 neighbours: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 4 * C).
 
-    The order of the four is the released models': down the first column, then the second.
+    In the order of the released models: down the first column, then the second.
     """
     batch, height, width, channels = x.shape
     if height % 2 or width % 2:
@@ -62,7 +62,7 @@ class PostNormMerging(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear on the last dimension; dropout after both."""
+    """Linear, GELU, linear on the last dimension, with dropout after both linear layers."""
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0):
         super().__init__()
@@ -76,21 +76,21 @@ class Mlp(nn.Module):
 
 
 def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_prob: float) -> Tensor:
-    """x + branch(x) with stochastic depth (arXiv 1603.09382): each sample skips the branch with `drop_prob`.
+    """Returns x + branch(x) with stochastic depth (arXiv 1603.09382): each sample skips the branch with `drop_prob`.
 
-    The branch runs on the kept samples only, scaled by 1 / (1 - drop_prob): the same mathematics as multiplying with a
-    mask, without computing what is thrown away.
+    The branch runs on the kept samples only, scaled by 1 / (1 - drop_prob): mathematically the same as multiplying by a
+    mask, without computing what is dropped.
 
-    Args: x (B, ...); branch maps (b, ...) to the same shape for any b >= 1; drop_prob 0 outside training.
+    Args: x (B, ...); branch maps (b, ...) to the same shape for any b >= 1; drop_prob: 0 outside training.
     """
     if drop_prob == 0.0:
         return x + branch(x)
-    # drawn on the CPU: a mask drawn on the GPU would make every block wait for its size
+    # drawn on the CPU: the size of a mask drawn on the GPU would force a synchronisation in every block
     kept = (torch.rand(len(x)) >= drop_prob).nonzero().flatten()
     scale = 1.0 / (1.0 - drop_prob)
     if len(kept) == 0:
-        # the parameters must take part in the backward pass all the same, or DistributedDataParallel waits for them
+        # the parameters must still take part in the backward pass, or DistributedDataParallel waits for them
         kept, scale = torch.zeros(1, dtype=torch.long), 0.0
-    kept = kept.to(x.device, non_blocking=True)
+    kept = kept.to(x.device, non_blocking=x.is_cuda)  # on MPS it reads freed memory
     out = branch(x.index_select(0, kept))
     return x.index_add(0, kept, out.to(x.dtype), alpha=scale)

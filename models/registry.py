@@ -1,65 +1,148 @@
-"""The model families by the name that a config gives them in MODEL.TYPE."""
+"""The model families by the name that MODEL.TYPE has for them, and how a model is built from the configuration."""
 
-import difflib
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
 from torch import nn
+from yacs.config import CfgNode
 
-from models.backbone import SwinBackbone
-from models.errors import ModelError
+from models.backbone import PyramidOptions, SwinBackbone
 from models.swin import SwinTransformer
 from models.swin_mlp import SwinMlp
 from models.swin_v2 import SwinTransformerV2
+from utils.errors import ConfigError, did_you_mean
+from utils.preprocessing import Preprocessing, Size, image_size
 
 MODELS: dict[str, type[SwinBackbone]] = {c.family: c for c in (SwinTransformer, SwinTransformerV2, SwinMlp)}
+TIMM = "timm"
+CLASSES = {"imagenet22K": 21841}  # by data set; 1000 otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmOptions:
+    """Any classifier of timm, so that peers can be trained and evaluated in the same way.
+
+    `img_size`: (height, width) in pixels, for models that are built for one size.
+    """
+
+    name: str
+    img_size: Size = (224, 224)
+    num_classes: int = 1000
+    in_chans: int = 3
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+
+    @staticmethod
+    def from_config(cfg: CfgNode) -> "TimmOptions":
+        """Raises: ConfigError for a name that timm does not know."""
+        name, train = cfg.MODEL.TIMM.NAME, image_size(cfg.DATA.IMG_SIZE)
+        if not timm.is_model(name):
+            raise ConfigError(f"timm has no model {name!r}: MODEL.TIMM.NAME: {did_you_mean(name, timm.list_models())}")
+        own = timm.get_pretrained_cfg(name)
+        test = image_size(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
+        if own is not None and own.fixed_input_size and not cfg.EVAL_MODE and test != train:
+            raise ConfigError(f"{name} takes images of a single size: TEST.IMG_SIZE: set it to 0 for training")
+        return TimmOptions(
+            name=name,
+            img_size=test if cfg.EVAL_MODE else train,
+            num_classes=cfg.MODEL.NUM_CLASSES,
+            drop_rate=cfg.MODEL.DROP_RATE,
+            drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
+        )
+
+
+ModelOptions = PyramidOptions | TimmOptions
+
+
+def model_options(cfg: CfgNode) -> ModelOptions:
+    """Returns what MODEL describes. Raises: ConfigError for an unknown type or sizes that do not fit together."""
+    name = cfg.MODEL.TYPE
+    if name == TIMM:
+        return TimmOptions.from_config(cfg)
+    if name == "swin_moe":
+        raise ConfigError(f"Swin-MoE is not available: MODEL.TYPE: {did_you_mean('', [*MODELS, TIMM])}")
+    return _family(name).Options.from_config(cfg)
+
+
+def default_classes(cfg: CfgNode) -> int:
+    """Returns the number of classes where there are no data to tell it."""
+    return cfg.MODEL.NUM_CLASSES or CLASSES.get(cfg.DATA.DATASET, 1000)
+
+
+def build(options: ModelOptions, num_classes: int | None = None) -> nn.Module:
+    """Builds a newly initialised model. Args: num_classes: instead of the options'.
+
+    Raises: ConfigError if timm cannot build it.
+    """
+    if num_classes is not None:
+        options = replace(options, num_classes=num_classes)
+    if isinstance(options, TimmOptions):
+        return _build_timm(options)
+    model: Any = next(family for family in MODELS.values() if family.Options is type(options))
+    return model(options)
 
 
 def build_model(name: str, **arguments: Any) -> nn.Module:
-    """A freshly initialised model of family `name`; `arguments` are its constructor's.
+    """Builds a newly initialised model of a family: `build_model("swin", num_classes=10)`.
 
-    "timm" builds any classifier of timm, `model_name`, so that peers can be trained and evaluated alike.
-    Raises: ModelError for an unknown name, or arguments that do not fit together.
+    Args: name: a MODEL.TYPE; arguments: fields of the family's options, or of `TimmOptions` for "timm".
+    Raises: ConfigError for an unknown name, or arguments that do not fit together.
     """
-    if name == "timm":
-        return _build_timm(**arguments)
-    if name not in MODELS:
-        raise ModelError(f"no model family is called {name!r}: MODEL.TYPE: {_nearest(name, [*MODELS, 'timm'])}")
-    return MODELS[name](**arguments)
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    if name == TIMM:
+        return build(TimmOptions(**{"name" if k == "model_name" else k: v for k, v in arguments.items()}))
+    return build(_family(name).Options(**arguments))
 
 
-def prepare(model: nn.Module, *, checkpointing: bool, freeze: str) -> None:
-    """Switch activation checkpointing on, and freeze: "none", a number of stages, or "all" but the head.
+def model_from_config(cfg: CfgNode, options: ModelOptions, num_classes: int) -> nn.Module:
+    """Builds a model and prepares it for training as TRAIN says. Raises: ConfigError."""
+    model = build(options, num_classes)
+    prepare(model, checkpointing=cfg.TRAIN.USE_CHECKPOINT, freeze=cfg.TRAIN.FREEZE)
+    return model
 
-    Raises: ModelError for a model that cannot be frozen so.
+
+def prepare(model: nn.Module, *, checkpointing: bool = False, freeze: str = "none") -> None:
+    """Enables activation checkpointing, and freezes "none", a number of stages, or "all" but the head.
+
+    Raises: ConfigError for a model that cannot be frozen.
     """
     if checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     if freeze == "none":
         return
     if not isinstance(model, SwinBackbone):
-        raise ModelError("only Swin models can be frozen: TRAIN.FREEZE: set it to none")
+        raise ConfigError("only Swin models can be frozen: TRAIN.FREEZE: set it to none")
     model.freeze(None if freeze == "all" else int(freeze))
 
 
-def _build_timm(*, model_name: str, img_size: int, test_size: int = 0, **arguments: Any) -> nn.Module:
-    if not timm.is_model(model_name):
-        raise ModelError(
-            f"timm has no model {model_name!r}: MODEL.TIMM.NAME: {_nearest(model_name, timm.list_models())}"
-        )
-    config = timm.get_pretrained_cfg(model_name)
-    if config is not None and config.fixed_input_size:  # transformers with position tables
-        if test_size not in (0, img_size):
-            raise ModelError(f"{model_name} takes images of one size only: TEST.IMG_SIZE: set it to 0 for training")
-        arguments["img_size"] = img_size
+def preprocessing_of(options: ModelOptions) -> Preprocessing:
+    """Returns how images are prepared for a model's published weights: the paper's for Swin, timm's data
+    configuration for a model of timm."""
+    if not isinstance(options, TimmOptions):
+        return Preprocessing(interpolation="bicubic")
+    own = timm.get_pretrained_cfg(options.name)
+    if own is None:
+        return Preprocessing()
+    return Preprocessing(tuple(own.mean), tuple(own.std), own.crop_pct, own.interpolation)
+
+
+def _family(name: str) -> type[SwinBackbone]:
+    if name not in MODELS:
+        raise ConfigError(f"unknown model family {name!r}: MODEL.TYPE: {did_you_mean(name, [*MODELS, TIMM])}")
+    return MODELS[name]
+
+
+def _build_timm(options: TimmOptions) -> nn.Module:
+    arguments: dict[str, Any] = {"num_classes": options.num_classes, "drop_rate": options.drop_rate}
+    if options.in_chans != 3:
+        arguments["in_chans"] = options.in_chans
+    own = timm.get_pretrained_cfg(options.name)
+    if own is not None and own.fixed_input_size:  # transformers with position embeddings
+        arguments["img_size"] = options.img_size
     try:
-        return timm.create_model(model_name, **{**arguments, "drop_path_rate": arguments.get("drop_path_rate") or None})
+        return timm.create_model(options.name, drop_path_rate=options.drop_path_rate or None, **arguments)
     except TypeError as e:
         if "drop_path_rate" not in str(e):
             raise
-        raise ModelError(f"{model_name} has no stochastic depth: MODEL.DROP_PATH_RATE: set it to 0") from e
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names[:10])}"
+        raise ConfigError(f"{options.name} has no stochastic depth: MODEL.DROP_PATH_RATE: set it to 0") from e

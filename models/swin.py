@@ -1,14 +1,32 @@
 """Swin Transformer V1: "Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
-from models.backbone import SwinBackbone
+from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Mlp, PatchMerging, add_branch
 from models.window_attention import attend, in_windows, relative_position_index, split_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinOptions(PyramidOptions):
+    """`qkv_bias`: a bias on query, key and value; `qk_scale`: factor on the scores, None for 1 / sqrt(channels per
+    head)."""
+
+    SECTION: ClassVar[str] = "SWIN"
+
+    qkv_bias: bool = True
+    qk_scale: float | None = None
+
+    @classmethod
+    def configured(cls, cfg: CfgNode) -> dict[str, Any]:
+        own = cfg.MODEL[cls.SECTION]
+        return {**super().configured(cfg), "qkv_bias": own.QKV_BIAS, "qk_scale": own.QK_SCALE}
 
 
 class WindowAttention(nn.Module):
@@ -39,13 +57,13 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def position_bias(self) -> Tensor:
-        """(heads, N, N) for the N tokens of a window."""
+        """Returns (heads, N, N) for the N tokens of a window."""
         tokens = len(self.relative_position_index)
         rows = self.relative_position_bias_table.index_select(0, self.relative_position_index.flatten())
         return rows.view(tokens, tokens, self.heads).permute(2, 0, 1)
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """windows (B, windows, N, C), mask (windows, N, N) or None -> (B, windows, N, C)."""
+        """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
         query, key, value = split_heads(self.qkv(windows), self.heads)
         scores = (query * self.scale) @ key.transpose(-2, -1)
         dropout = self.attn_drop if self.training else 0.0
@@ -53,30 +71,23 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Windowed attention, then an MLP, each after a norm and on a residual branch (equation 3)."""
+    """Window attention, then an MLP, each after a norm and on a residual branch (equation 3)."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        window: int,
-        shift: int,
-        drop_path: float,
-        *,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        drop: float = 0.0,
-        attn_drop: float = 0.0,
-    ):
+    def __init__(self, dim: int, heads: int, window: int, shift: int, drop_path: float, *, options: SwinOptions):
         super().__init__()
         self.window, self.shift, self.drop_path = window, shift, drop_path
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(
-            dim, heads, window, qkv_bias=qkv_bias, qk_scale=qk_scale, attn_drop=attn_drop, proj_drop=drop
+            dim,
+            heads,
+            window,
+            qkv_bias=options.qkv_bias,
+            qk_scale=options.qk_scale,
+            attn_drop=options.attn_drop_rate,
+            proj_drop=options.drop_rate,
         )
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
 
     def _attention(self, x: Tensor) -> Tensor:
         return in_windows(self.norm1(x), self.window, self.shift, self.attn)
@@ -85,37 +96,17 @@ class SwinBlock(nn.Module):
         return self.mlp(self.norm2(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+        """Maps (B, H, W, C) to the same shape."""
         drop_path = self.drop_path if self.training else 0.0
         return add_branch(add_branch(x, self._attention, drop_path), self._mlp, drop_path)
 
 
 class SwinTransformer(SwinBackbone):
-    """Swin-T/S/B/L and every other size of the first paper; parameter names are those of the released weights.
+    """Swin-T/S/B/L and any other size of the first paper; parameter names are those of the released weights."""
 
-    Args: those of SwinBackbone, and
-        mlp_ratio: hidden width of the MLP over its input; qkv_bias: a bias on query, key and value;
-        qk_scale: factor on the scores, None for 1 / sqrt(channels per head); attn_drop_rate: dropout on the weights.
-    """
+    family, title, signature = "swin", "Swin V1", "relative_position_bias_table"
+    Options = SwinOptions
 
-    family = "swin"
-
-    def __init__(
-        self,
-        *,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        **pyramid: Any,
-    ):
-        block = partial(
-            SwinBlock,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            qk_scale=qk_scale,
-            drop=drop_rate,
-            attn_drop=attn_drop_rate,
-        )
-        super().__init__(block, PatchMerging, drop_rate=drop_rate, **pyramid)
+    def __init__(self, options: SwinOptions | None = None):
+        options = options or SwinOptions()
+        super().__init__(options, partial(SwinBlock, options=options), PatchMerging)

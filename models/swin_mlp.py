@@ -1,37 +1,43 @@
-"""Swin-MLP: windows as in the first paper, mixed by a learned matrix per head instead of attention.
+"""Swin-MLP: the windows of the first paper, mixed by one learned matrix per head instead of attention.
 
 Source: the released Swin-MLP models (arXiv 2103.14030, version 2, appendix).
 """
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbone import SwinBackbone
+from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Mlp, PatchMerging, add_branch
 from models.window_attention import WindowGrid
 
 
-class SwinMlpBlock(nn.Module):
-    """A matrix over the tokens of a window for each group of channels, then an MLP; each after a norm."""
+@dataclass(frozen=True, kw_only=True)
+class SwinMlpOptions(PyramidOptions):
+    """A family without options of its own."""
 
-    def __init__(
-        self, dim: int, heads: int, window: int, shift: int, drop_path: float, *, mlp_ratio: float, drop: float
-    ):
+    SECTION: ClassVar[str] = "SWIN_MLP"
+
+
+class SwinMlpBlock(nn.Module):
+    """One matrix over the tokens of a window per group of channels, then an MLP; each after a norm."""
+
+    def __init__(self, dim: int, heads: int, window: int, shift: int, drop_path: float, *, options: SwinMlpOptions):
         super().__init__()
         self.heads, self.window, self.shift, self.drop_path = heads, window, shift, drop_path
         tokens = window * window
         self.norm1 = nn.LayerNorm(dim)
         self.spatial_mlp = nn.Conv1d(heads * tokens, heads * tokens, kernel_size=1, groups=heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
 
     def _spatial(self, x: Tensor) -> Tensor:
         x = self.norm1(x)
         _, height, width, channels = x.shape
-        # a shift is padding on all sides, so that no window joins opposite edges and nothing needs a mask
+        # the shift pads all sides, so no window joins opposite edges and no mask is needed
         before = [self.window - self.shift if self.shift and side > self.window else 0 for side in (height, width)]
         after = [self.shift if lead else 0 for lead in before]
         x = F.pad(x, (0, 0, before[1], after[1], before[0], after[0]))
@@ -47,16 +53,22 @@ class SwinMlpBlock(nn.Module):
         return self.mlp(self.norm2(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+        """Maps (B, H, W, C) to the same shape."""
         drop_path = self.drop_path if self.training else 0.0
         return add_branch(add_branch(x, self._spatial, drop_path), self._mlp, drop_path)
 
 
 class SwinMlp(SwinBackbone):
-    """Swin-MLP; parameter names are those of the released weights. Args: those of SwinBackbone, and mlp_ratio."""
+    """Swin-MLP; parameter names are those of the released weights."""
 
-    family = "swin_mlp"
+    family, title, signature = "swin_mlp", "Swin-MLP", "spatial_mlp"
+    Options = SwinMlpOptions
 
-    def __init__(self, *, mlp_ratio: float = 4.0, drop_rate: float = 0.0, **pyramid: Any):
-        block = partial(SwinMlpBlock, mlp_ratio=mlp_ratio, drop=drop_rate)
-        super().__init__(block, PatchMerging, drop_rate=drop_rate, **pyramid)
+    def __init__(self, options: SwinMlpOptions | None = None):
+        options = options or SwinMlpOptions()
+        super().__init__(options, partial(SwinMlpBlock, options=options), PatchMerging)
+        for name, parameter in self.named_parameters():  # as the released models were trained
+            if name.endswith("spatial_mlp.weight"):
+                nn.init.trunc_normal_(parameter, std=0.02)
+            elif name.endswith("spatial_mlp.bias"):
+                nn.init.zeros_(parameter)

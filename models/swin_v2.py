@@ -2,25 +2,44 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
-from models.backbone import SwinBackbone
+from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Mlp, PostNormMerging, add_branch
 from models.window_attention import attend, in_windows, relative_position_index, split_heads
 
 MAX_SCALE = 100.0  # of the cosine similarities: a temperature of at least 0.01 (section 3.3)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SwinV2Options(PyramidOptions):
+    """`qkv_bias`: a bias on query and value; `pretrained_window_sizes`: window of each stage in pre-training, 0 for the
+    model's own."""
+
+    SECTION: ClassVar[str] = "SWINV2"
+
+    qkv_bias: bool = True
+    pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)
+
+    @classmethod
+    def configured(cls, cfg: CfgNode) -> dict[str, Any]:
+        own = cfg.MODEL[cls.SECTION]
+        windows = tuple(own.PRETRAINED_WINDOW_SIZES)
+        return {**super().configured(cfg), "qkv_bias": own.QKV_BIAS, "pretrained_window_sizes": windows}
+
+
 def log_coordinates(window: int, pretrained_window: int) -> Tensor:
-    """Log-spaced relative coordinates (section 3.3, equation 4), normalised to the window of pre-training.
+    """Returns log-spaced relative coordinates (section 3.3, equation 4), normalised to the window of pre-training.
 
     Args: window of the model; pretrained_window: of the weights, 0 for the same.
-    Returns: float32 ((2 * window - 1)**2, 2), row-major as the tables of `relative_position_index`.
+    Returns: float32 ((2 * window - 1)**2, 2), row-major like the tables of `relative_position_index`.
     """
     reach = max((pretrained_window or window) - 1, 1)
     axis = torch.arange(-(window - 1), window, dtype=torch.float32) * 8 / reach
@@ -50,7 +69,7 @@ class CosineWindowAttention(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, heads, bias=False))
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        # no bias on the keys: it would move all scores of a query alike
+        # no bias on the keys: it would shift all scores of a query equally
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.proj = nn.Linear(dim, dim)
@@ -60,33 +79,34 @@ class CosineWindowAttention(nn.Module):
         self.set_pretrained_window(pretrained_window)
 
     def set_pretrained_window(self, window: int) -> None:
-        """Normalise the coordinates to the window that the weights were trained with; 0: the model's own."""
+        """Normalises the coordinates to the window the weights were trained with; 0 for the model's own."""
         self.pretrained_window = window or self.window
         self.relative_coords_table.copy_(log_coordinates(self.window, self.pretrained_window))
 
     def position_bias(self) -> Tensor:
-        """(heads, N, N) for the N tokens of a window, each between 0 and 16."""
+        """Returns (heads, N, N) for the N tokens of a window, each between 0 and 16."""
         tokens = len(self.relative_position_index)
         table = self.cpb_mlp(self.relative_coords_table)
         rows = table.index_select(0, self.relative_position_index.flatten())
         return 16 * rows.view(tokens, tokens, self.heads).permute(2, 0, 1).float().sigmoid()
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """windows (B, windows, N, C), mask (windows, N, N) or None -> (B, windows, N, C)."""
+        """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         query, key, value = split_heads(F.linear(windows, self.qkv.weight, bias), self.heads)
-        # float32: squares of half-precision values lose what the norm needs
-        query, key = (F.normalize(t.float(), dim=-1).to(value.dtype) for t in (query, key))
-        scores = query @ key.transpose(-2, -1)
-        scores = scores * self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp()
+        # float32: half precision loses the squares of the norm, and the scale multiplies the cosines by up to 100
+        with torch.autocast(windows.device.type, enabled=False):
+            query, key = (F.normalize(t.float(), dim=-1) for t in (query, key))
+            scores = query @ key.transpose(-2, -1)
+            scores = scores * self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp()
         dropout = self.attn_drop if self.training else 0.0
         return self.proj_drop(self.proj(attend(scores, value, self.position_bias(), mask, dropout)))
 
 
 class SwinV2Block(nn.Module):
-    """As V1, but each branch is normalised at its end: residual post-norm (section 3.2)."""
+    """Like V1's block, but each branch is normalised at its end: residual post-norm (section 3.2)."""
 
     def __init__(
         self,
@@ -97,18 +117,21 @@ class SwinV2Block(nn.Module):
         drop_path: float,
         *,
         pretrained_window: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop: float,
-        attn_drop: float,
+        options: SwinV2Options,
     ):
         super().__init__()
         self.window, self.shift, self.drop_path = window, shift, drop_path
         self.attn = CosineWindowAttention(
-            dim, heads, window, pretrained_window, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=drop
+            dim,
+            heads,
+            window,
+            pretrained_window,
+            qkv_bias=options.qkv_bias,
+            attn_drop=options.attn_drop_rate,
+            proj_drop=options.drop_rate,
         )
         self.norm1 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
         self.norm2 = nn.LayerNorm(dim)
 
     def _attention(self, x: Tensor) -> Tensor:
@@ -118,54 +141,41 @@ class SwinV2Block(nn.Module):
         return self.norm2(self.mlp(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+        """Maps (B, H, W, C) to the same shape."""
         drop_path = self.drop_path if self.training else 0.0
         return add_branch(add_branch(x, self._attention, drop_path), self._mlp, drop_path)
 
 
 class SwinTransformerV2(SwinBackbone):
-    """SwinV2-T/S/B/L; parameter names are those of the released weights.
+    """SwinV2-T/S/B/L; parameter names are those of the released weights."""
 
-    Args: those of SwinBackbone, and
-        pretrained_window_sizes: window of each stage in pre-training, 0 for the model's own;
-        mlp_ratio, qkv_bias, drop_rate, attn_drop_rate: as SwinTransformer.
-    """
+    family, title, signature = "swinv2", "Swin V2", "logit_scale"
+    Options = SwinV2Options
 
-    family = "swinv2"
-
-    def __init__(
-        self,
-        *,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        pretrained_window_sizes: Sequence[int] = (0, 0, 0, 0),
-        **pyramid: Any,
-    ):
-        block = partial(SwinV2Block, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop=drop_rate, attn_drop=attn_drop_rate)
-        windows = [*pretrained_window_sizes, 0, 0, 0, 0]
-        by_stage = [partial(block, pretrained_window=window) for window in windows]
-        super().__init__(by_stage, PostNormMerging, drop_rate=drop_rate, **pyramid)
+    def __init__(self, options: SwinV2Options | None = None):
+        options = options or SwinV2Options()
+        windows = [*options.pretrained_window_sizes, 0, 0, 0, 0]
+        by_stage = [partial(SwinV2Block, pretrained_window=window, options=options) for window in windows]
+        super().__init__(options, by_stage, PostNormMerging)
         self._configured = windows
         for stage in self.stages():
-            # branches start at zero, as the released models' did
+            # branches start at zero, like those of the released models
             for name, p in stage.blocks.named_parameters():
                 if name.endswith(("norm1.weight", "norm2.weight")):
                     nn.init.zeros_(p)
 
     def pretrained_windows(self) -> list[int]:
-        """Window that each stage's coordinates are normalised to: a checkpoint must keep it."""
+        """Returns the window that each stage's coordinates are normalised to; no tensor in a checkpoint stores it."""
         return [attention[0].pretrained_window for attention in self._attentions()]
 
     def windows(self) -> list[int]:
-        """Window of each stage."""
+        """Returns the window of each stage."""
         return [attention[0].window for attention in self._attentions()]
 
     def adopt_pretrained_windows(self, windows: Sequence[int]) -> bool:
-        """Normalise to the windows that a file's weights were trained with, where the configuration left them open.
+        """Normalises to the windows that weights were trained with, except where the configuration sets them.
 
-        Returns: whether that changed anything.
+        Returns: whether anything changed.
         """
         before = self.pretrained_windows()
         for attentions, window, configured in zip(self._attentions(), windows, self._configured, strict=False):
@@ -174,13 +184,13 @@ class SwinTransformerV2(SwinBackbone):
         return self.pretrained_windows() != before
 
     def is_configured(self) -> bool:
-        """Whether the configuration tells the window of pre-training of every stage."""
+        """Returns whether the configuration sets the window of pre-training of every stage."""
         return all(self._configured[: len(self.layers)])
 
     def _attentions(self) -> list[list[CosineWindowAttention]]:
         return [[m for m in stage.modules() if isinstance(m, CosineWindowAttention)] for stage in self.stages()]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of what shapes positions and scores, besides the absolute position embedding."""
+        """Returns the names of the parameters behind position biases and score scales, and the position embedding."""
         words = ("cpb_mlp", "logit_scale", "pos_embed")
         return {name for name, _ in self.named_parameters() if any(word in name for word in words)}

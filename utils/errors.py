@@ -1,13 +1,16 @@
-"""Errors of a run, how they are shown, and the exit codes of the program.
+"""The errors of the program, one class per exit code, and how they are reported.
 
-An error that has an `exit_code` is one that the user can mend: it is shown as one line, without a traceback. The
-packages `configs`, `models` and `data` follow the same convention without importing this file.
+A `RunError` is something the user can fix: it is reported as a single line without a traceback. Its message reads
+"what: file or KEY: remedy".
 """
 
+import difflib
 import logging
 import re
 import sys
 import traceback
+from collections.abc import Iterable
+from itertools import islice
 from typing import ClassVar
 
 EXIT_CODES = {
@@ -23,61 +26,89 @@ EXIT_CODES = {
 
 
 class RunError(Exception):
-    """What went wrong, where, and what to do about it."""
+    """Base of all errors that the user can fix."""
 
     exit_code: ClassVar[int] = 1
 
 
-class PlanError(RunError):
-    """The configuration does not fit this machine or this data set."""
+class ConfigError(RunError):
+    """The command line or the configuration is wrong, or does not suit the model, the data or the machine."""
 
     exit_code = 2
 
 
+class DataError(RunError):
+    """Missing folders, mismatched classes, unreadable images."""
+
+    exit_code = 3
+
+
 class CheckpointError(RunError):
-    """A checkpoint or weights file that cannot be used."""
+    """A checkpoint or weights file cannot be used."""
 
     exit_code = 4
 
 
 class DistributedError(RunError):
-    """The processes of a job cannot work together."""
+    """The ranks of a job cannot work together."""
 
     exit_code = 5
 
 
 class NumericsError(RunError):
-    """Training produces no finite gradient any more."""
+    """Training no longer produces finite gradients."""
 
     exit_code = 6
 
 
 class ResourceError(RunError):
-    """Disk, memory or permissions."""
+    """Disk, memory, permissions, or a loader process that died."""
 
     exit_code = 7
 
 
+def listing(names: Iterable[str], count: int = 5) -> str:
+    """Joins the first `count` names with commas, for a message; an ellipsis marks that there are more."""
+    first = list(islice(names, count + 1))
+    return ", ".join(first[:count]) + (", ..." if len(first) > count else "")
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Returns "did you mean X?" for the known name closest to `name`, ignoring case.
+
+    The right last part of a dotted name in the wrong group counts as closest. If nothing is close, returns
+    `otherwise`, or the first known names.
+    """
+    names = {each.lower(): each for each in known}
+    wanted = name.lower()
+    leaf = wanted.rsplit(".", 1)[-1]
+    near = [each for each in names if "." in each and each.rsplit(".", 1)[-1] == leaf]
+    near = near or difflib.get_close_matches(wanted, names, n=1)
+    if near:
+        return f"did you mean {names[near[0]]}?"
+    return otherwise or f"choose one of {listing(names.values(), 10)}"
+
+
 def one_line(error: BaseException) -> str:
-    """The message with line breaks and control characters made harmless, so that an error is one line."""
+    """Returns the message on one line, with control characters escaped."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m.group()):02x}", text)
 
 
-def show_error(error: BaseException, debug: bool, aloud: bool) -> int:
-    """Print the one line of an error, with a traceback for a bug of ours or under --debug; returns the exit code.
+def report_error(error: BaseException, *, debug: bool, speak: bool) -> int:
+    """Prints the error line, with a traceback for bugs of the program or under --debug; returns the exit code.
 
-    Args: aloud: this process speaks for the job.
+    Args: speak: whether this rank reports for the whole job.
     """
     if isinstance(error, KeyboardInterrupt):
-        code, text = 130, "interrupted: run the same command again to go on from the last checkpoint"
+        code, text = 130, "interrupted: run the same command again to resume from the last checkpoint"
     else:
         code, text = getattr(error, "exit_code", 1), one_line(error)
-    if aloud or code == DistributedError.exit_code:  # only the process that it befell knows of it
+    if speak or code == DistributedError.exit_code:  # only the rank it happened to knows about it
         if debug or code == 1:
             traceback.print_exception(error)
         sys.stdout.flush()
-        for handler in logging.getLogger().handlers:  # the terminal shows it anyway
+        for handler in logging.getLogger().handlers:  # the terminal gets the line from stderr
             if isinstance(handler, logging.FileHandler):
                 handler.handle(logging.LogRecord("error", logging.ERROR, "", 0, f"error: {text}", None, None))
         print(f"error: {text}", file=sys.stderr, flush=True)

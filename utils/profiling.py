@@ -1,4 +1,4 @@
-"""Cost of a model: parameters, multiply-adds, images per second, memory."""
+"""What a model costs: parameters, multiply-adds, images per second, memory."""
 
 import resource
 import sys
@@ -9,51 +9,53 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.errors import PlanError
+from utils.errors import ConfigError
 from utils.precision import Precision
+from utils.preprocessing import Size
 
 
 def count_parameters(model: nn.Module) -> int:
+    """Returns the number of parameters, trained or frozen."""
     return sum(p.numel() for p in model.parameters())
 
 
 def input_channels(model: nn.Module) -> int:
-    """Channels of the first convolution."""
+    """Returns the input channels of the first convolution."""
     return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
-def describe_model(model: nn.Module, size: int) -> str:
-    """A line for the log: what the model costs."""
-    name = type(model).__name__
+def describe_model(model: nn.Module, size: Size) -> str:
+    """Returns a log line with parameters and FLOPs. Raises: ConfigError if the model rejects images of `size`."""
+    name, sides = type(model).__name__, f"{size[0]}x{size[1]}"
     try:
         flops = count_flops(model, size)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as e:  # models of timm
         reason = str(e).splitlines()[0]
-        raise PlanError(f"{name} takes no images of {size}x{size} ({reason}): DATA.IMG_SIZE, TEST.IMG_SIZE") from e
-    return f"{name}: {count_parameters(model):,} parameters, {flops / 1e9:.2f} GFLOPs at {size}x{size}"
+        raise ConfigError(f"{name} takes no images of {sides} ({reason}): DATA.IMG_SIZE, TEST.IMG_SIZE") from e
+    return f"{name}: {count_parameters(model):,} parameters, {flops / 1e9:.2f} GFLOPs at {sides}"
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in MiB: of the GPU, or of the process."""
+    """Returns the peak memory in MiB: of the GPU, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
 
 
 @torch.no_grad()
-def count_flops(model: nn.Module, size: int) -> int:
-    """Multiply-adds of one image of `size` x `size`, matrix products and convolutions, by torch's own counter.
+def count_flops(model: nn.Module, size: Size) -> int:
+    """Counts the multiply-adds of matrix products and convolutions for one image, with torch's FlopCounterMode.
 
-    It is what one more image in a batch costs: V2's position bias, made once a batch, does not count.
+    It is the cost of one more image in a batch: V2's position bias, computed once per batch, is not included.
     """
     was_training = model.training
     model.eval()
     totals = []
     for batch in (1, 2):
-        images = torch.zeros(batch, input_channels(model), size, size, device=next(model.parameters()).device)
+        images = torch.zeros(batch, input_channels(model), *size, device=next(model.parameters()).device)
         with FlopCounterMode(display=False) as counter:
             model(images)
         totals.append(counter.get_total_flops())
@@ -72,24 +74,24 @@ class Throughput:
     setting: str
 
     def line(self) -> str:
-        """For the log."""
+        """Returns a log line."""
         spread = f"median of {self.rounds} rounds, {self.slowest:.1f} to {self.fastest:.1f}"
         return f"throughput: {self.median:.1f} images/s ({spread}), {self.setting}"
 
 
 @torch.no_grad()
 def measure_throughput(
-    model: nn.Module, batch: int, size: int, precision: Precision, seconds: float = 10.0
+    model: nn.Module, batch: int, size: Size, precision: Precision, seconds: float = 10.0
 ) -> Throughput:
-    """Forward passes over a batch of random images: a third of the time to warm up, then up to 30 timed rounds.
+    """Times forward passes over a batch of random images: a third of the time is warm-up, then up to 30 rounds.
 
-    Args: batch images of size x size pixels; seconds: about how long it takes.
+    Args: batch: images; size in pixels; seconds: about how long it takes.
     """
     model.eval()
     device = next(model.parameters()).device
-    images = torch.randn(batch, input_channels(model), size, size, device=device)
+    images = torch.randn(batch, input_channels(model), *size, device=device)
 
-    def one_pass() -> float:
+    def forward() -> float:
         start = time.perf_counter()
         with precision.autocast():
             model(images)
@@ -99,13 +101,13 @@ def measure_throughput(
             torch.mps.synchronize()
         return time.perf_counter() - start
 
-    begun, warm = time.perf_counter(), [one_pass()]
+    begun, warm = time.perf_counter(), [forward()]
     while time.perf_counter() - begun < seconds / 3:
-        warm.append(one_pass())
-    passes = max(1, int(seconds * 2 / 3 / min(warm) / 30))  # a round is long enough for the clock
+        warm.append(forward())
+    passes = max(1, int(seconds * 2 / 3 / min(warm) / 30))  # rounds long enough for the clock
     speeds: list[float] = []
     while len(speeds) < 3 or (len(speeds) < 30 and time.perf_counter() - begun < seconds):
-        speeds.append(batch * passes / sum(one_pass() for _ in range(passes)))
+        speeds.append(batch * passes / sum(forward() for _ in range(passes)))
     speeds.sort()
-    setting = f"batch {batch} at {size}x{size}, {precision}, peak memory {peak_memory(device)} MiB"
+    setting = f"batch {batch} at {size[0]}x{size[1]}, {precision}, peak memory {peak_memory(device)} MiB"
     return Throughput(speeds[len(speeds) // 2], speeds[0], speeds[-1], len(speeds), setting)

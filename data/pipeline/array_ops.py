@@ -1,8 +1,8 @@
-"""The operations of AutoAugment and RandAugment on arrays: what timm's do in Pillow, by table look-up and OpenCV.
+"""The operations of AutoAugment and RandAugment on arrays, by look-up tables and OpenCV instead of Pillow.
 
-Each takes pixels (H, W, 3) uint8 and the arguments that timm hands to its own, and returns new pixels. Those by table
-give Pillow's very pixels; the others differ from them by rounding, the affine ones by another bicubic kernel
-(OpenCV's, with a = -0.75, not -0.5): about a level on average, which tests/data/test_array_ops.py bounds.
+Each takes pixels (H, W, 3) uint8 and the arguments of timm's own function, and returns new pixels. Look-up tables give
+the same pixels as Pillow; the others differ by rounding, the affine ones by another bicubic kernel (OpenCV's, with
+a = -0.75 instead of -0.5): about one level on average, bounded by tests/data/pipeline/test_array_ops.py.
 """
 
 import math
@@ -31,16 +31,16 @@ def _look_up(pixels: Pixels, table: NDArray[Any]) -> Pixels:
 
 
 def _blend(start: NDArray[Any] | int, end: NDArray[Any], factor: float) -> NDArray[Any]:
-    """From `start` (factor 0) to `end` (factor 1) and beyond, in float32 and cut off, not rounded, as Pillow does."""
+    """Interpolates from `start` (0) to `end` (1) and beyond, in float32 and truncated, not rounded, as in Pillow."""
     return np.trunc(np.float32(start) + np.float32(factor) * (end - start).astype(np.float32)).clip(0, 255)
 
 
 def _move(pixels: Pixels, matrix: Sequence[float], fillcolor: Sequence[int], resample: Any) -> Pixels:
-    """Affine transform. Args: matrix: of Pillow, from a pixel's corner in the result to its place in `pixels`."""
+    """Applies an affine transform. Args: matrix: Pillow's, from pixel corners of the result to those of `pixels`."""
     if isinstance(resample, list | tuple):
         resample = random.choice(resample)
     a, b, c, d, e, f = matrix
-    # Pillow's coordinates are of corners, OpenCV's of centres
+    # Pillow's coordinates refer to corners, OpenCV's to centres
     centred = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     size = (pixels.shape[1], pixels.shape[0])
     flags = _FILTERS[resample] | cv2.WARP_INVERSE_MAP
@@ -65,23 +65,23 @@ def translate_y_abs(pixels: Pixels, distance: float, **how: Any) -> Pixels:
     return _move(pixels, (1, 0, 0, 0, 1, distance), **how)
 
 
-def translate_x_rel(pixels: Pixels, share: float, **how: Any) -> Pixels:
-    return translate_x_abs(pixels, share * pixels.shape[1], **how)
+def translate_x_rel(pixels: Pixels, fraction: float, **how: Any) -> Pixels:
+    return translate_x_abs(pixels, fraction * pixels.shape[1], **how)
 
 
-def translate_y_rel(pixels: Pixels, share: float, **how: Any) -> Pixels:
-    return translate_y_abs(pixels, share * pixels.shape[0], **how)
+def translate_y_rel(pixels: Pixels, fraction: float, **how: Any) -> Pixels:
+    return translate_y_abs(pixels, fraction * pixels.shape[0], **how)
 
 
 def rotate(pixels: Pixels, degrees: float, **how: Any) -> Pixels:
-    """Counter-clockwise about the centre."""
+    """Rotates counter-clockwise about the centre."""
     sine, cosine = math.sin(-math.radians(degrees)), math.cos(math.radians(degrees))
     x, y = pixels.shape[1] / 2, pixels.shape[0] / 2
     return _move(pixels, (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y), **how)
 
 
 def auto_contrast(pixels: Pixels, **_: Any) -> Pixels:
-    """Every channel stretched from its darkest and brightest value to 0 and 255."""
+    """Stretches every channel from its darkest and brightest value to 0 and 255."""
     used = _histograms(pixels) > 0
     low, high = used.argmax(0).astype(float), 255.0 - used[::-1].argmax(0)
     flat = high <= low
@@ -91,7 +91,7 @@ def auto_contrast(pixels: Pixels, **_: Any) -> Pixels:
 
 
 def equalize(pixels: Pixels, **_: Any) -> Pixels:
-    """Every channel's histogram made even."""
+    """Equalizes the histogram of every channel."""
     table = np.empty((256, 3))
     for channel, counts in enumerate(_histograms(pixels).T):
         used = counts[counts > 0]
@@ -102,7 +102,7 @@ def equalize(pixels: Pixels, **_: Any) -> Pixels:
 
 
 def _histograms(pixels: Pixels) -> NDArray[np.int64]:
-    """Pixels of each value in each channel: (256, 3)."""
+    """Counts the pixels of each value in each channel: (256, 3)."""
     counts = [cv2.calcHist([pixels], [channel], None, [256], [0, 256]) for channel in range(3)]
     return np.stack([count.ravel() for count in counts], axis=1).astype(np.int64)
 
@@ -112,22 +112,22 @@ def invert(pixels: Pixels, **_: Any) -> Pixels:
 
 
 def solarize(pixels: Pixels, threshold: int, **_: Any) -> Pixels:
-    """Values from the threshold on inverted."""
+    """Inverts values from the threshold on."""
     return _look_up(pixels, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
 def solarize_add(pixels: Pixels, add: int, threshold: int = 128, **_: Any) -> Pixels:
-    """Values below the threshold made brighter."""
+    """Brightens values below the threshold."""
     return _look_up(pixels, np.where(threshold > _LEVELS, _LEVELS + add, _LEVELS))
 
 
 def posterize(pixels: Pixels, bits: int, **_: Any) -> Pixels:
-    """The upper bits only."""
+    """Keeps the upper bits only."""
     return _look_up(pixels, _LEVELS & ~(2 ** (8 - bits) - 1)) if bits < 8 else pixels
 
 
 def contrast(pixels: Pixels, factor: float, **_: Any) -> Pixels:
-    """Away from, or to, the image's mean grey."""
+    """Moves towards or away from the mean grey of the image."""
     mean = int(_grey(pixels).mean() + 0.5)
     return _look_up(pixels, _blend(mean, _LEVELS, factor))
 
@@ -137,13 +137,13 @@ def brightness(pixels: Pixels, factor: float, **_: Any) -> Pixels:
 
 
 def color(pixels: Pixels, factor: float, **_: Any) -> Pixels:
-    """Away from, or to, the grey image."""
+    """Moves towards or away from the grey image."""
     grey = cv2.cvtColor(_grey(pixels), cv2.COLOR_GRAY2RGB)
     return _weighted(pixels, grey, factor)
 
 
 def sharpness(pixels: Pixels, factor: float, **_: Any) -> Pixels:
-    """Away from, or to, the smoothed image, whose outermost pixels are the image's own."""
+    """Moves towards or away from the smoothed image, whose outermost pixels are those of the image."""
     smooth = cv2.filter2D(pixels, -1, _SMOOTH)
     for edge in ((0, slice(None)), (-1, slice(None)), (slice(None), 0), (slice(None), -1)):
         smooth[edge] = pixels[edge]
@@ -151,7 +151,7 @@ def sharpness(pixels: Pixels, factor: float, **_: Any) -> Pixels:
 
 
 def _weighted(pixels: Pixels, start: Any, factor: float) -> Pixels:
-    """`_blend` of two images; the half makes rounding a cutting off."""
+    """Blends two images like `_blend`; the offset turns rounding into truncation."""
     return cv2.addWeighted(pixels, factor, start, 1 - factor, -0.499)  # type: ignore[return-value]
 
 
@@ -159,7 +159,7 @@ def _grey(pixels: Pixels) -> Pixels:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)  # type: ignore[return-value]
 
 
-# by the names of timm's operations; increasing variants and the like differ in their arguments only
+# by timm's names; increasing variants differ in their arguments only
 OPERATIONS: dict[str, Operation] = {
     "AutoContrast": auto_contrast,
     "Brightness": brightness,

@@ -1,90 +1,75 @@
-"""Samples as loader processes make them: by (epoch, number), what cannot be read left out where that is wanted."""
+"""Samples as loader workers prepare them, by (epoch, index); unreadable ones can be left out."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.errors import DataError
-from data.pipeline.device import Pixels
+from data.pipeline.device import Collated, Pixels
 from data.pipeline.transforms import Prepare, Prepared
 from data.sources.base import Source
+from utils.errors import DataError
+from utils.seeding import derive_seed, seed_cpu
 
-TRIES = 20  # samples that may stand in for one that cannot be read
+ATTEMPTS = 20  # samples that may replace one that cannot be read
 NO_LABEL = -1
 
 
 class Sample(NamedTuple):
-    """`bad`: what was wrong with the sample in whose place this one stands."""
+    """A prepared sample; `bad`: what was wrong with the sample it replaces."""
 
     prepared: Prepared
     label: int
     bad: str = ""
 
 
-class Collated(NamedTuple):
-    """A batch as it leaves a loader process: targets int64 (B,)."""
-
-    pixels: Pixels
-    targets: Tensor
-    bad: list[str]
-
-
-Key = tuple[int, int]  # epoch, number
+Key = tuple[int, int]  # epoch, index
 
 
 class TrainSamples(Dataset):
-    """Each sample is prepared with generators seeded for its epoch and number alone.
+    """Prepares each sample with generators seeded by the run's seed, its epoch and its index alone.
 
-    Args: seed_sample, derive: by (epoch, number, ...); on_bad: "error": an unreadable image ends the run; "skip":
-    another sample, which epoch and number decide, stands in for it, with its own label.
+    Args: on_bad: "error": an unreadable image ends the run; "skip": another sample, determined by epoch and index,
+    replaces it, with its own label.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        prepare: Prepare,
-        seed_sample: Callable[..., None],
-        derive: Callable[..., int],
-        *,
-        on_bad: str,
-    ):
-        self._source, self._prepare, self._on_bad = source, prepare, on_bad
-        self._seed_sample, self._derive = seed_sample, derive
+    def __init__(self, source: Source, prepare: Prepare, *, seed: int, on_bad: str):
+        self._source, self._prepare, self._seed, self._on_bad = source, prepare, seed, on_bad
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def name(self, number: int) -> str:
-        return self._source.name(number)
+    def name(self, index: int) -> str:
+        return self._source.name(index)
 
     def __getitem__(self, key: Key) -> Sample | DataError:
-        epoch, number = key
+        epoch, index = key
         try:
-            return self._sample(key, number)
+            return self._sample(key, index)
         except DataError as e:
             if self._on_bad != "skip":
-                return e  # an exception raised here would reach the main process wrapped in a traceback
+                return e  # raised here, it would reach the main process wrapped in a traceback
             bad = e
-        for attempt in range(TRIES):
+        for attempt in range(ATTEMPTS):
             try:
-                other = self._derive(epoch, number, attempt) % len(self._source)
+                other = derive_seed("sample", self._seed, epoch, index, attempt) % len(self._source)
                 return self._sample(key, other)._replace(bad=str(bad))
             except DataError:
                 continue
-        return DataError(f"{bad}; nor can {TRIES} others be read that were to stand in for it")
+        return DataError(f"{bad}; {ATTEMPTS} samples that could replace it cannot be read either")
 
-    def _sample(self, key: Key, number: int) -> Sample:
-        data = self._source.read(number)
-        self._seed_sample(*key)
-        return Sample(self._prepare(data, self._source.name(number)), self._source.label(number))
+    def _sample(self, key: Key, index: int) -> Sample:
+        data = self._source.read(index)
+        seed_cpu("sample", self._seed, *key)
+        return Sample(self._prepare(data, self._source.name(index)), self._source.label(index))
 
 
 class EvalSamples(Dataset):
-    """Args: on_bad: "error": an unreadable image ends the run; "skip": it comes with `NO_LABEL` and does not count."""
+    """Prepares samples without randomness.
+
+    Args: on_bad: "error": an unreadable image ends the run; "skip": it comes with `NO_LABEL` and is not counted.
+    """
 
     def __init__(self, source: Source, prepare: Prepare, *, on_bad: str):
         self._source, self._prepare, self._on_bad = source, prepare, on_bad
@@ -92,21 +77,21 @@ class EvalSamples(Dataset):
     def __len__(self) -> int:
         return len(self._source)
 
-    def name(self, number: int) -> str:
-        return self._source.name(number)
+    def name(self, index: int) -> str:
+        return self._source.name(index)
 
     def __getitem__(self, key: Key) -> Sample | DataError:
-        number = key[1]
+        index = key[1]
         try:
-            data = self._source.read(number)
-            return Sample(self._prepare(data, self._source.name(number)), self._source.label(number))
+            data = self._source.read(index)
+            return Sample(self._prepare(data, self._source.name(index)), self._source.label(index))
         except DataError as e:
-            black = Prepared(np.zeros((3, self._prepare.size, self._prepare.size), np.uint8), [])
+            black = Prepared(np.zeros((self._prepare.channels, *self._prepare.size), np.uint8), [])
             return e if self._on_bad != "skip" else Sample(black, NO_LABEL, str(e))
 
 
 def collate(samples: list[Any]) -> Collated | DataError:
-    """A batch of `Sample`s; an error instead, if there is one among them."""
+    """Collates a batch of `Sample`s; returns the error instead if there is one among them."""
     error = next((sample for sample in samples if isinstance(sample, DataError)), None)
     if error is not None:
         return error

@@ -1,40 +1,49 @@
-"""From encoded bytes to RGB pixels: Pillow for every kind of image, a faster library for the usual JPEG."""
+"""Decodes images: Pillow for every kind, a faster library for ordinary JPEGs, tifffile for multi-band TIFFs."""
 
 import io
 import re
 import warnings
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from data.errors import DataError
+from utils.errors import DataError
 
-Pixels = NDArray[np.uint8]  # (height, width, 3)
+Pixels = NDArray[np.uint8]  # (height, width, channels)
 
 
 def decode(data: bytes, name: str, upright: bool = False) -> Image.Image:
-    """Encoded image -> RGB; the first of several frames.
+    """Decodes an image to RGB; of several frames the first.
 
-    Args: upright: turn the image as its EXIF orientation says. Raises: DataError that names the file.
+    Args: upright: rotate it as its EXIF orientation says. Raises: DataError that names the file.
     """
     size = jpeg_size(data)
-    pixels = None if size is None else decode_jpeg(data, name, *size)  # refuses what is damaged, with `upright` too
+    pixels = None if size is None else decode_jpeg(data, name, *size)  # rejects corrupt files, with `upright` too
     return _decode_by_pillow(data, name, upright) if pixels is None or upright else Image.fromarray(pixels)
 
 
 def _decode_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
     try:
+        return _eight_bits(_open_by_pillow(data, name, upright)).convert("RGB")
+    except ValueError as e:
+        raise _unreadable(str(e), name) from e
+
+
+def _open_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
+    try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # metadata that Pillow finds odd; the pixels are read all the same
+            warnings.simplefilter("ignore")  # about odd metadata; the pixels are fine
             image: Image.Image = Image.open(io.BytesIO(data))
             image.load()
             if upright:
                 image = ImageOps.exif_transpose(image)
-            return _eight_bits(image).convert("RGB")
-    except Exception as e:  # Pillow's readers end in any kind of error
+            return image
+    except Exception as e:  # Pillow's readers raise anything
         raise _unreadable("empty file" if not data else re.sub(r"<_io.BytesIO[^>]*>", "it", str(e)), name) from e
 
 
@@ -43,7 +52,7 @@ def _unreadable(reason: str, name: str) -> DataError:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that `decode_jpeg` takes; None for any other image, which is for `decode`."""
+    """Returns (height, width) of a JPEG that `decode_jpeg` supports; None for any other image."""
     if not data.startswith(b"\xff\xd8"):
         return None
     try:
@@ -55,17 +64,17 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_jpeg(data: bytes, name: str, height: int, width: int, reduce: int = 1) -> Pixels:
-    """The pixels that Pillow gives, in two thirds of the time.
+    """Decodes a JPEG to the same pixels as Pillow, in two thirds of the time.
 
-    What is damaged is refused, though Pillow would fill it up with grey or noise; mere oddities are read by Pillow.
-    Args: height, width: of `jpeg_size`; reduce: decode to 1 / reduce of both sides (1, 2, 4 or 8), which is faster.
-    Raises: DataError for a damaged file.
+    Corrupt files are rejected, although Pillow would fill them with grey or noise; mere oddities are read by Pillow.
+    Args: height, width: from `jpeg_size`; reduce: decode at 1 / reduce of both sides (1, 2, 4 or 8), which is faster.
+    Raises: DataError for a corrupt file.
     """
     try:
         return simplejpeg.decode_jpeg(data, "RGB", min_height=-(-height // reduce), min_width=-(-width // reduce))
     except ValueError as e:
         if re.search(r"premature end|bad huffman", str(e), re.IGNORECASE):
-            raise _unreadable(f"truncated or damaged: {e}", name) from e
+            raise _unreadable(f"truncated or corrupt: {e}", name) from e
     pixels = np.asarray(_decode_by_pillow(data, name, upright=False))
     if reduce == 1:
         return pixels
@@ -73,7 +82,49 @@ def decode_jpeg(data: bytes, name: str, height: int, width: int, reduce: int = 1
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey values of 16 bits scaled to 8; Pillow's own conversion would clip them to white."""
+    """Scales 16-bit grey values to 8 bits; Pillow's own conversion would clip them to white."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+
+
+def decode_bands(data: bytes, name: str, channels: int, upright: bool = False) -> Pixels:
+    """Decodes an image of any number of channels to (height, width, channels).
+
+    16-bit values are scaled to 8 bits. An RGB or grey image is repeated to the number of channels.
+    Raises: DataError for an unreadable image, or one with another number of channels.
+    """
+    pixels = _tiff_bands(data, name) if data[:4] in _TIFF else None
+    if pixels is None:
+        image = _open_by_pillow(data, name, upright)
+        same = image.mode in ("RGBA", "CMYK", "LA") and len(image.getbands()) == channels
+        pixels = np.asarray(image if same else _eight_bits(image).convert("RGB"))
+    if pixels.shape[2] in (1, 3) and channels > pixels.shape[2]:
+        pixels = np.tile(pixels, -(-channels // pixels.shape[2]))[..., :channels]
+    if pixels.shape[2] != channels:
+        raise DataError(
+            f"an image of {pixels.shape[2]} channels: {name}: IN_CHANS is {channels}, convert it or set IN_CHANS"
+        )
+    return pixels
+
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _tiff_bands(data: bytes, name: str) -> Pixels | None:
+    """Returns the bands of a TIFF (height, width, bands); None for a palette or other kind that Pillow converts."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page: Any = file.pages[0]
+            planar = page.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+            if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
+                return None
+            values = page.asarray()
+    except Exception as e:  # it raises anything
+        raise _unreadable(str(e), name) from e
+    values = values[..., None] if values.ndim == 2 else np.moveaxis(values, 0, -1) if planar else values
+    if values.dtype == np.uint16:
+        values = (values / 257).round()
+    elif values.dtype != np.uint8:
+        raise DataError(f"values of type {values.dtype}: {name}: store 8 or 16 bits per channel")
+    return np.ascontiguousarray(values, dtype=np.uint8)

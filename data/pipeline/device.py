@@ -1,68 +1,86 @@
-"""Batches of 8-bit pixels made the model's input on its device: channels first, normalised, erased."""
+"""From batches of 8-bit pixels to the input of the model on its device: normalised, erased, prefetched."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import cv2
 import numpy as np
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
+
+from utils.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """What loader processes send: images uint8 (B, 3, H, W), and a row for each rectangle to erase.
+    """What loader workers send: images uint8 (B, C, H, W), and one row per rectangle to erase.
 
-    `boxes` int64 (n, 6): image in the batch, top, left, height, width, seed of what is put there.
+    `boxes` int64 (n, 6): image in the batch, top, left, height, width, seed of the noise.
     """
 
     images: Tensor
     boxes: Tensor
 
     def pin_memory(self) -> "Pixels":
-        """Called by torch's DataLoader where the configuration asks for page-locked batches."""
+        """Called by torch's DataLoader if batches are to be page-locked."""
         return Pixels(self.images.pin_memory(), self.boxes)
 
 
-class Finish:
-    """Args: channels of the model; mode: what erased rectangles hold: "pixel": normal noise, "rand": a random colour,
-    "const": the mean colour."""
+@dataclass(frozen=True)
+class Collated:
+    """A batch as it leaves a loader worker: targets int64 (B,); `bad`: what was wrong with samples left out."""
 
-    def __init__(self, channels: int, device: torch.device, mode: str = "pixel"):
-        self._channels, self._device, self._mode = channels, device, mode
-        self._mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=device).view(3, 1, 1)
-        self._std = torch.tensor(IMAGENET_DEFAULT_STD, device=device).view(3, 1, 1)
+    pixels: Pixels
+    targets: Tensor
+    bad: list[str]
+
+    def pin_memory(self) -> "Collated":
+        """See `Pixels.pin_memory`."""
+        return Collated(self.pixels.pin_memory(), self.targets.pin_memory(), self.bad)
+
+
+class Normalize:
+    """Normalises and erases whole batches on the device.
+
+    Args: preprocessing: mean and std of each channel; erase_mode: what erased rectangles contain: "pixel": normal
+    noise, "rand": one random colour, "const": the mean colour.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device, erase_mode: str = "pixel"):
+        self._device, self._mode = device, erase_mode
+        self._mean = torch.tensor(preprocessing.mean, device=device).view(-1, 1, 1)
+        self._std = torch.tensor(preprocessing.std, device=device).view(-1, 1, 1)
         self._generator = torch.Generator(device)
-        levels = torch.arange(256, dtype=torch.uint8, device=device).expand(1, 3, 1, 256)
-        self._table = self._computed(levels)[0, :, 0].cpu().numpy()  # the value of each level in each channel
+        channels = len(preprocessing.mean)
+        levels = torch.arange(256, dtype=torch.uint8, device=device).expand(1, channels, 1, 256)
+        self._table = self._compute(levels)[0, :, 0].cpu().numpy()  # the value of each level in each channel
 
     @property
     def device(self) -> torch.device:
         return self._device
 
     def __call__(self, batch: Pixels) -> Tensor:
-        """float32 (B, channels, H, W) on the device. The noise is the same for every way of batching."""
+        """Returns float32 (B, C, H, W) on the device. The noise does not depend on how samples are batched."""
         on_cpu = self._device.type == "cpu"
-        images = self._looked_up(batch.images) if on_cpu else self._computed(batch.images)
+        images = self._look_up(batch.images) if on_cpu else self._compute(batch.images)
         for image, top, left, height, width, seed in batch.boxes.tolist():
-            hole, noise = images[image, :, top : top + height, left : left + width], self._noise(height, width, seed)
+            hole = images[image, :, top : top + height, left : left + width]
+            noise = self._noise(len(self._mean), height, width, seed)
             if on_cpu:
-                hole.numpy()[:] = noise  # torch would call its threads together for it
+                hole.numpy()[:] = noise  # torch would wake its thread pool for it
             else:
                 hole.copy_(noise)
-        return fit_channels(images, self._channels)
+        return images
 
-    def _computed(self, images: Tensor) -> Tensor:
-        # in torchvision's order: the very bits of the published numbers
-        images = images.to(self._device, non_blocking=True).float()
+    def _compute(self, images: Tensor) -> Tensor:
+        # in torchvision's order: bit-identical to the published evaluation
+        images = images.to(self._device, non_blocking=self._device.type == "cuda").float()
         return images.div_(255).sub_(self._mean).div_(self._std)
 
-    def _looked_up(self, images: Tensor) -> Tensor:
-        """The same bits by table, in one pass and one thread: loader processes need the other cores.
+    def _look_up(self, images: Tensor) -> Tensor:
+        """Computes the same bits by table, in one pass and one thread: loader workers need the other cores.
 
-        numpy's memory comes in large pages; in torch's, most of the time goes into getting the pages.
+        numpy allocates large pages; with torch's allocator most of the time is spent on page faults.
         """
         result = np.empty(images.shape, np.float32)
         for planes, filled in zip(images.numpy(), result, strict=True):
@@ -70,45 +88,29 @@ class Finish:
                 cv2.LUT(plane, table, out)
         return torch.from_numpy(result)
 
-    def _noise(self, height: int, width: int, seed: int) -> Tensor:
+    def _noise(self, channels: int, height: int, width: int, seed: int) -> Tensor:
         if self._mode == "const":
-            return torch.zeros(3, 1, 1, device=self._device)
-        size = (3, height, width) if self._mode == "pixel" else (3, 1, 1)
+            return torch.zeros(channels, 1, 1, device=self._device)
+        size = (channels, height, width) if self._mode == "pixel" else (channels, 1, 1)
         return torch.randn(size, generator=self._generator.manual_seed(seed), device=self._device)
 
 
-def fit_channels(images: Tensor, channels: int) -> Tensor:
-    """Colour images (B, 3, H, W) for a model of another number of input channels: their mean for one, else repeated."""
-    if channels == 3:
-        return images
-    return images.mean(1, keepdim=True) if channels == 1 else images.repeat(1, -(-channels // 3), 1, 1)[:, :channels]
-
-
-class Loaded(Protocol):
-    """A batch as it comes from the loader processes (data/pipeline/dataset.py)."""
-
-    @property
-    def pixels(self) -> Pixels: ...
-    @property
-    def targets(self) -> Tensor: ...
-
-
-def ahead(batches: Iterable[Loaded], finish: Finish) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, targets) on the device; on CUDA each batch is copied and finished while the one before it is used."""
-    if finish.device.type != "cuda":
+def prefetch_to_device(batches: Iterable[Collated], normalize: Normalize) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (images, targets) on the device; on CUDA the next batch is copied and normalised on a side stream."""
+    if normalize.device.type != "cuda":
         for batch in batches:
-            yield finish(batch.pixels), batch.targets.to(finish.device)
+            yield normalize(batch.pixels), batch.targets.to(normalize.device)
         return
-    side, ready = torch.cuda.Stream(finish.device), None
+    side, ready = torch.cuda.Stream(normalize.device), None
     for batch in batches:
         with torch.cuda.stream(side):
-            following = finish(batch.pixels), batch.targets.to(finish.device, non_blocking=True)
+            following = normalize(batch.pixels), batch.targets.to(normalize.device, non_blocking=True)
         if ready is not None:
             yield ready
-        used = torch.cuda.current_stream(finish.device)
-        used.wait_stream(side)
+        current = torch.cuda.current_stream(normalize.device)
+        current.wait_stream(side)
         for tensor in following:
-            tensor.record_stream(used)  # its memory is not given to the side stream while it is used here
+            tensor.record_stream(current)  # the side stream must not reuse its memory while it is in use here
         ready = following
     if ready is not None:
         yield ready

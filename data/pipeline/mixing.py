@@ -1,13 +1,43 @@
-"""Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) on a batch, by timm."""
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) on batches, by timm."""
+
+from dataclasses import dataclass
 
 import torch
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
+from yacs.config import CfgNode
+
+
+@dataclass(frozen=True)
+class MixingOptions:
+    """`mixup`, `cutmix`: alphas, 0 for off; `minmax`: sides of the CutMix box over the image's, which turns CutMix on;
+    `prob`, `switch_prob`, `mode`: as in timm."""
+
+    mixup: float
+    cutmix: float
+    minmax: tuple[float, ...] | None
+    prob: float
+    switch_prob: float
+    mode: str
+    label_smoothing: float
+
+    @staticmethod
+    def from_config(cfg: CfgNode) -> "MixingOptions":
+        aug = cfg.AUG
+        return MixingOptions(
+            mixup=aug.MIXUP,
+            cutmix=aug.CUTMIX,
+            minmax=tuple(aug.CUTMIX_MINMAX) if aug.CUTMIX_MINMAX else None,
+            prob=aug.MIXUP_PROB,
+            switch_prob=aug.MIXUP_SWITCH_PROB,
+            mode=aug.MIXUP_MODE,
+            label_smoothing=cfg.MODEL.LABEL_SMOOTHING,
+        )
 
 
 class Mixing(Mixup):
-    """timm's Mixup for batches of any size: in an odd batch the middle sample is its own partner.
+    """timm's Mixup for batches of any size: in an odd batch the middle sample is mixed with itself.
 
     Draws come from numpy's global generator, which the loader seeds for every micro-batch.
     """
@@ -19,19 +49,22 @@ class Mixing(Mixup):
         return torch.cat([lam[:half], middle, lam[half:]])
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W), int64 (B,) -> images mixed in place, float32 targets (B, classes) whose rows sum to 1."""
+        """Mixes images (B, C, H, W) in place; targets int64 (B,) become float32 (B, classes), rows sum to 1."""
         mix = {"elem": self._mix_elem, "pair": self._mix_pair, "batch": self._mix_batch}[self.mode]
         return images, mixup_target(targets, self.num_classes, mix(images), self.label_smoothing)
 
 
-def build_mixing(
-    classes: int, *, mixup: float, cutmix: float, minmax: list[float] | None, label_smoothing: float, when: dict
-) -> Mixing | None:
-    """The mixing of a recipe, or None where it has none.
-
-    Args: classes of the data; mixup, cutmix: alphas, 0 for off; minmax: sides of the cutmix box over the image's (turns
-    cutmix on); when: prob, switch_prob, mode as timm names them.
-    """
-    if mixup <= 0 and cutmix <= 0 and minmax is None:
+def build_mixing(classes: int, options: MixingOptions | None) -> Mixing | None:
+    """Returns the mixing of a recipe, or None if it has none. Args: classes of the data."""
+    if options is None or (options.mixup <= 0 and options.cutmix <= 0 and options.minmax is None):
         return None
-    return Mixing(mixup, cutmix, minmax, num_classes=classes, label_smoothing=label_smoothing, **when)
+    return Mixing(
+        options.mixup,
+        options.cutmix,
+        options.minmax,
+        num_classes=classes,
+        label_smoothing=options.label_smoothing,
+        prob=options.prob,
+        switch_prob=options.switch_prob,
+        mode=options.mode,
+    )

@@ -5,6 +5,7 @@ Pixels stay 8-bit here; data/pipeline/device.py normalises and erases whole batc
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -18,19 +19,21 @@ from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_inter
 from timm.data.transforms_factory import transforms_imagenet_train
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+from yacs.config import CfgNode
 
-from data.errors import DataError
 from data.pipeline.array_ops import OPERATIONS
-from data.pipeline.decoding import Pixels, decode, decode_jpeg, jpeg_size
+from data.pipeline.decoding import Pixels, decode, decode_bands, decode_jpeg, jpeg_size
+from utils.errors import ConfigError
+from utils.preprocessing import CROP_PCT, Size, image_size
 
-LONGEST = 10  # sides of an image beyond this ratio are cut before resizing: 1 x 5000 pixels would become 256 x 1280000
-# a crop this many times as large as the result, or more, is decoded smaller
-SPARE = 2
+LONGEST = 10  # larger aspect ratios are cropped before resizing: 1 x 5000 pixels would become 256 x 1280000
+# crops larger than the result by this factor or more are decoded at a reduced size
+REDUCE_FROM = 2
 _RESIZES = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBIC: "bicubic"}
 
 
 class Box(NamedTuple):
-    """A rectangle to erase, and the seed of what is put there."""
+    """A rectangle to erase, and the seed of the noise that replaces it."""
 
     top: int
     left: int
@@ -40,134 +43,222 @@ class Box(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Pixels uint8 (3, size, size) and what is to be erased from them."""
+    """Pixels uint8 (channels, height, width) and the rectangles to erase."""
 
     pixels: Pixels
     boxes: list[Box]
 
 
 class Prepare(Protocol):
-    """Encoded image -> pixels for a batch, `size` a side. Args: name: for messages. Raises: DataError."""
+    """Prepares an encoded image for a batch. Args: name: for messages. Raises: DataError."""
 
-    size: int
+    size: Size
+    channels: int
 
     def __call__(self, data: bytes, name: str) -> Prepared: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainTransformOptions:
+    """Crop: `size` in pixels, `scale`, `ratio`, `interpolation`, `hflip`. Colours: `auto_augment`: timm's policy
+    string, "none" for none; `color_jitter`: strength, without a policy. Erasing: `re_prob`, `re_mode`, `re_count`.
+    Decoding: `decoder`: "auto": JPEGs by libjpeg-turbo and everything else on arrays, "pillow": all in Pillow, which is
+    slower; `upright`: rotate as EXIF says; `channels` of the model."""
+
+    size: Size = (224, 224)
+    channels: int = 3
+    decoder: str = "auto"
+    upright: bool = False
+    interpolation: str = "bicubic"
+    auto_augment: str = "rand-m9-mstd0.5-inc1"
+    color_jitter: float = 0.4
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: float = 0.5
+    re_prob: float = 0.25
+    re_mode: str = "pixel"
+    re_count: int = 1
+
+    @staticmethod
+    def from_config(cfg: CfgNode, channels: int) -> "TrainTransformOptions":
+        aug = cfg.AUG
+        return TrainTransformOptions(
+            size=image_size(cfg.DATA.IMG_SIZE),
+            channels=channels,
+            decoder=cfg.DATA.DECODER,
+            upright=cfg.DATA.EXIF == "apply",
+            interpolation=cfg.DATA.INTERPOLATION,
+            auto_augment=aug.AUTO_AUGMENT,
+            color_jitter=aug.COLOR_JITTER,
+            scale=(aug.SCALE[0], aug.SCALE[1]),
+            ratio=(aug.RATIO[0], aug.RATIO[1]),
+            hflip=aug.HFLIP,
+            re_prob=aug.REPROB,
+            re_mode=aug.REMODE,
+            re_count=aug.RECOUNT,
+        )
+
+
 class TrainTransform:
-    """Random resized crop, mirroring, RandAugment (or what the policy says), boxes to erase.
+    """Random resized crop, mirroring, RandAugment or another policy, rectangles to erase.
 
     All draws are timm's own and come from the global generators, which the loader seeds for every sample.
-
-    Args: size in pixels; interpolation: filter of the crop; auto_augment: timm's policy string, "none" for none; crop:
-    scale, ratio, hflip; color_jitter: strength, without a policy; erase: re_prob, re_mode, re_count; decoder: "auto":
-    JPEGs by libjpeg-turbo, the rest of the way on arrays, "pillow": all of it in Pillow, which is slower; upright: turn
-    images as EXIF says.
-    Raises: DataError for a policy that timm does not know.
+    Raises: ConfigError for a policy that timm does not know, or one for a number of channels it cannot handle.
     """
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        interpolation: str,
-        auto_augment: str,
-        crop: dict[str, Any],
-        color_jitter: float,
-        erase: dict[str, Any],
-        decoder: str = "auto",
-        upright: bool = False,
-    ):
-        self.size, self._upright = size, upright
-        policy = None if auto_augment in ("", "none") else auto_augment
-        try:
-            first, second, _ = transforms_imagenet_train(
-                size, interpolation=interpolation, auto_augment=policy, color_jitter=color_jitter, separate=True, **crop
+    def __init__(self, options: TrainTransformOptions):
+        self.size, self.channels, self._upright = options.size, options.channels, options.upright
+        policy = None if options.auto_augment in ("", "none") else options.auto_augment
+        self._bands = options.channels not in (1, 3)
+        if self._bands and (policy or options.color_jitter):
+            raise ConfigError(
+                f"colour augmentation of {options.channels} channels: AUG.AUTO_AUGMENT: set it to none, and"
+                " AUG.COLOR_JITTER to 0"
             )
-        except (AssertionError, KeyError, ValueError) as e:
-            raise DataError(
-                f"no augmentation policy {auto_augment!r}: AUG.AUTO_AUGMENT: see timm's, or set none"
-            ) from e
-        self._crop: RandomResizedCropAndInterpolation = first.transforms[0]
-        self._fast = decoder != "pillow" and interpolation != "lanczos"
-        steps = [*first.transforms[1:], *second.transforms]
+        first, second = _timm_steps(options, policy)
+        self._crop: RandomResizedCropAndInterpolation = first[0]
+        self._fast = self._bands or (
+            options.decoder != "pillow" and options.interpolation in ("bicubic", "bilinear", "random")
+        )
+        steps = [*first[1:], *second]
         self._steps = [_on_arrays(step) for step in steps] if self._fast else steps
-        self._erasing = RandomErasing(erase["re_prob"], max_count=erase["re_count"], device="cpu")
+        self._erasing = RandomErasing(options.re_prob, max_count=options.re_count, device="cpu")
 
     def __call__(self, data: bytes, name: str) -> Prepared:
         """See `Prepare`."""
         image: Any = self._cropped(data, name) if self._fast else self._cropped_by_pillow(data, name)
         for step in self._steps:
             image = step(image)
-        return Prepared(channels_first(np.asarray(image)), self._boxes())
+        return Prepared(channels_first(to_channels(np.asarray(image), self.channels)), self._boxes())
 
     def _cropped(self, data: bytes, name: str) -> Pixels:
-        size = None if self._upright else jpeg_size(data)
-        pixels = np.asarray(decode(data, name, self._upright)) if size is None else None
+        size = None if self._upright or self._bands else jpeg_size(data)
+        pixels = None if size is not None else self._decoded(data, name)
         height, width = size or pixels.shape[:2]  # type: ignore[union-attr]
         top, left, bottom, right, mode = self._draw(height, width)
         reduce = 1
         if pixels is None:
-            while reduce < 8 and min(bottom - top, right - left) >= 2 * reduce * SPARE * self.size:
+            spare = min((bottom - top) / self.size[0], (right - left) / self.size[1])
+            while reduce < 8 and spare >= 2 * reduce * REDUCE_FROM:
                 reduce *= 2
             pixels = decode_jpeg(data, name, height, width, reduce)
         top, left, bottom, right = (round(at / reduce) for at in (top, left, bottom, right))
         return resize(pixels[top:bottom, left:right], self.size, _RESIZES[mode])
 
+    def _decoded(self, data: bytes, name: str) -> Pixels:
+        if self._bands:
+            return decode_bands(data, name, self.channels, self._upright)
+        return np.asarray(decode(data, name, self._upright))
+
     def _cropped_by_pillow(self, data: bytes, name: str) -> Image.Image:
         image = decode(data, name, self._upright)
         top, left, bottom, right, mode = self._draw(image.height, image.width)
         box = (top, left, bottom - top, right - left)
-        return transforms.functional.resized_crop(image, *box, [self.size, self.size], mode)
+        return transforms.functional.resized_crop(image, *box, list(self.size), mode)
 
     def _draw(self, height: int, width: int) -> tuple[int, int, int, int, InterpolationMode]:
-        """The crop that timm draws, as (top, left, bottom, right), and its filter."""
+        """Draws timm's crop, as (top, left, bottom, right), and its filter."""
         shape = torch.empty((3, height, width), device="meta")
         top, left, h, w = self._crop.get_params(shape, self._crop.scale, self._crop.ratio)
         mode = self._crop.interpolation
         mode = random.choice(mode) if isinstance(mode, tuple | list) else mode
-        top, left = min(top, height - 1), min(left, width - 1)  # of a single row timm may draw none
+        top, left = min(top, height - 1), min(left, width - 1)  # timm may draw an empty crop of a single row
         return top, left, top + max(h, 1), left + max(w, 1), mode
 
     def _boxes(self) -> list[Box]:
         seen = _Recorder()
-        self._erasing._erase(seen, 3, self.size, self.size, torch.float32)
+        self._erasing._erase(seen, self.channels, *self.size, torch.float32)
         return [Box(*box, seed=int(torch.randint(2**62, ()))) for box in seen.boxes]
 
 
-def resize(pixels: Pixels, size: int, mode: str) -> Pixels:
-    """To (size, size, 3), with torch's antialiased filters: a level beside Pillow's at most, but five times as fast."""
+def _timm_steps(options: TrainTransformOptions, policy: str | None) -> tuple[list[Any], list[Any]]:
+    try:
+        first, second, _ = transforms_imagenet_train(
+            options.size,
+            interpolation=options.interpolation,
+            auto_augment=policy,
+            color_jitter=options.color_jitter,
+            separate=True,
+            scale=options.scale,
+            ratio=options.ratio,
+            hflip=options.hflip,
+        )
+    except (AssertionError, KeyError, ValueError) as e:
+        raise ConfigError(f"no augmentation policy {policy!r}: AUG.AUTO_AUGMENT: see timm's, or set none") from e
+    return first.transforms, second.transforms
+
+
+def resize(pixels: Pixels, size: Size, mode: str) -> Pixels:
+    """Resizes to (*size, C) with torch's antialiased filters: within one level of Pillow's, but five times as fast."""
     image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
-    planes = F.interpolate(image, (size, size), mode=mode, antialias=True)[0].numpy()
+    planes = F.interpolate(image, size, mode=mode, antialias=True)[0].numpy()
     return cv2.merge(list(planes))
 
 
 def channels_first(pixels: Pixels) -> Pixels:
-    """(H, W, 3) -> (3, H, W), by OpenCV: numpy takes ten times as long."""
+    """Transposes (H, W, C) to (C, H, W), by OpenCV: numpy takes ten times as long."""
     return np.stack(cv2.split(pixels))
 
 
+def to_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Converts RGB (H, W, 3) to grey (H, W, 1) if one channel is wanted; a grey image keeps its values."""
+    if channels != 1 or pixels.ndim == 2 or pixels.shape[2] == 1:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).convert("L"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTransformOptions:
+    """`size` in pixels; `interpolation`; `crop`: resize the short side to the size over `crop_pct` and cut out the
+    centre, else squash the whole image; `upright`: rotate as EXIF says; `channels` of the model."""
+
+    size: Size = (224, 224)
+    channels: int = 3
+    interpolation: str = "bicubic"
+    crop: bool = True
+    crop_pct: float = CROP_PCT
+    upright: bool = False
+
+    @staticmethod
+    def from_config(cfg: CfgNode, channels: int, crop_pct: float) -> "EvalTransformOptions":
+        return EvalTransformOptions(
+            size=image_size(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE),
+            channels=channels,
+            interpolation=cfg.DATA.INTERPOLATION,
+            crop=cfg.TEST.CROP,
+            crop_pct=crop_pct,
+            upright=cfg.DATA.EXIF == "apply",
+        )
+
+
 class EvalTransform:
-    """The resizing with which the published numbers were measured, in Pillow.
+    """The resizing behind the published accuracies, in Pillow."""
 
-    With `crop` the short side goes to int(256 / 224 * size) and the centre is cut out; else the whole image is
-    squashed.
-    """
-
-    def __init__(self, size: int, *, interpolation: str, crop: bool, upright: bool = False):
-        mode = str_to_interp_mode("bicubic" if interpolation == "random" else interpolation)
-        steps: list[Callable[[Any], Any]] = [transforms.Resize((size, size), mode)]
-        if crop:
-            steps = [cut_long_side, transforms.Resize(int(256 / 224 * size), mode), transforms.CenterCrop(size)]
-        self.size, self._resize, self._upright = size, transforms.Compose(steps), upright
+    def __init__(self, options: EvalTransformOptions):
+        self.size, self.channels, self._upright = options.size, options.channels, options.upright
+        # as in the original, "random" is for training only
+        name = "bilinear" if options.interpolation == "random" else options.interpolation
+        mode = str_to_interp_mode(name)
+        steps: list[Callable[[Any], Any]] = [transforms.Resize(options.size, mode)]
+        if options.crop:
+            height, width = (int(side / options.crop_pct) for side in options.size)
+            # a square keeps the aspect ratio of the image, two sides are resized to exactly
+            to = height if height == width else (height, width)
+            steps = [crop_long_side, transforms.Resize(to, mode), transforms.CenterCrop(options.size)]
+        self._resize = transforms.Compose(steps)
 
     def __call__(self, data: bytes, name: str) -> Prepared:
         """See `Prepare`."""
-        return Prepared(channels_first(np.asarray(self._resize(decode(data, name, self._upright)))), [])
+        if self.channels in (1, 3):
+            pixels = to_channels(np.asarray(self._resize(decode(data, name, self._upright))), self.channels)
+        else:
+            bands = decode_bands(data, name, self.channels, self._upright)
+            pixels = np.dstack([np.asarray(self._resize(Image.fromarray(np.array(band)))) for band in cv2.split(bands)])
+        return Prepared(channels_first(pixels), [])
 
 
-def cut_long_side(image: Image.Image) -> Image.Image:
-    """The middle of an image that is more than `LONGEST` times as long as wide; any other as it is."""
+def crop_long_side(image: Image.Image) -> Image.Image:
+    """Crops the centre of an image that is more than `LONGEST` times as long as wide."""
     width, height = image.size
     most = LONGEST * min(width, height)
     left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
@@ -175,7 +266,7 @@ def cut_long_side(image: Image.Image) -> Image.Image:
 
 
 class _Recorder:
-    """Stands for an image while timm erases: keeps the rectangles."""
+    """Takes the place of an image while timm erases, and records the rectangles."""
 
     def __init__(self) -> None:
         self.boxes: list[tuple[int, int, int, int]] = []
@@ -186,18 +277,18 @@ class _Recorder:
 
 
 def _on_arrays(step: Any) -> Callable[[Pixels], Pixels]:
-    """A step of timm's for arrays: the same draws."""
+    """Returns timm's step for arrays, with the same draws."""
     if isinstance(step, transforms.RandomHorizontalFlip):
         return _Mirror(step.p)
     if isinstance(step, RandAugment | AutoAugment):
         groups = [step.ops] if isinstance(step, RandAugment) else step.policy
         for operation in (operation for group in groups for operation in group):
-            _exchange(operation)
+            _replace_operation(operation)
         return step
     return _ThroughPillow(step)
 
 
-def _exchange(operation: AugmentOp) -> None:
+def _replace_operation(operation: AugmentOp) -> None:
     own: Any = operation.aug_fn
     vars(operation)["aug_fn"] = OPERATIONS.get(operation.name) or _ThroughPillow(own)
 
@@ -213,7 +304,7 @@ class _Mirror:
 
 
 class _ThroughPillow:
-    """A step that has no version for arrays."""
+    """A step without a version for arrays."""
 
     def __init__(self, function: Callable[..., Any]):
         self._function = function

@@ -1,4 +1,4 @@
-"""Loader processes: how they start, what they need, and what is said when one dies, is stuck, or meets bad files."""
+"""Loader workers: how they start, what they need, and what is reported when one dies, hangs or finds corrupt files."""
 
 import functools
 import logging
@@ -10,69 +10,87 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.context import BaseContext
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from yacs.config import CfgNode
 
-from data.errors import DataError, LoaderError, some
-from data.pipeline.dataset import Collated, Key, collate
+from data.pipeline.dataset import EvalSamples, Key, TrainSamples, collate
+from data.pipeline.device import Collated
+from utils.distributed import World
+from utils.errors import DataError, ResourceError, listing
+from utils.preprocessing import Size
+from utils.terminal import EVERY_RANK
 
-log = logging.getLogger(__name__)
-PREFETCH = 2  # batches that every process works ahead
+log = logging.getLogger(EVERY_RANK)
+PREFETCH = 2  # batches that each worker prepares in advance
 SHARED_MEMORY = "/dev/shm"
-# descriptors of the program itself, and of a loader process: pipes, and one for each tensor on its way
-_OWN_FILES, _FILES_A_WORKER = 128, 24
-# of the samples may be unreadable where they are to be skipped, but always so many
-MOST_BAD, ALWAYS_BAD = 0.01, 10
+# file descriptors of the program itself, and per worker: pipes, and one for each tensor in flight
+_OWN_FILES, _FILES_PER_WORKER = 128, 24
+# samples that may be skipped: a fraction of the data set, but always this many
+MAX_BAD, ALWAYS_BAD = 0.01, 10
 
 
-class Samples(Protocol):
-    """data/pipeline/dataset.py"""
+@dataclass(frozen=True)
+class LoaderOptions:
+    """`batch_size` of a micro-batch or of evaluation; `workers` per rank, 0 for none; `pin_memory`: page-locked
+    batches; `on_bad`: "error" or "skip" unreadable samples; `timeout`: seconds without a batch after which the run
+    ends, 0 for never."""
 
-    def __getitem__(self, key: Key) -> Any: ...
-    def __len__(self) -> int: ...
-    def name(self, number: int) -> str: ...
+    batch_size: int
+    workers: int = 0
+    pin_memory: bool = False
+    on_bad: str = "error"
+    timeout: float = 0
+
+    @staticmethod
+    def from_config(cfg: CfgNode) -> "LoaderOptions":
+        return LoaderOptions(
+            batch_size=cfg.DATA.BATCH_SIZE,
+            workers=cfg.DATA.NUM_WORKERS,
+            pin_memory=cfg.DATA.PIN_MEMORY,
+            on_bad=cfg.DATA.ON_BAD_IMAGE,
+            timeout=cfg.DATA.TIMEOUT,
+        )
 
 
-class Settings(Protocol):
-    """data/loaders.py, LoaderSettings"""
+class MonitoredLoader:
+    """A DataLoader that fails with one clear error and counts the unreadable samples it skips, over all ranks."""
 
-    @property
-    def workers(self) -> int: ...
-    @property
-    def pin_memory(self) -> bool: ...
-    @property
-    def timeout(self) -> float: ...
-
-
-class Supervised:
-    """A DataLoader that ends with one clear error, and counts the unreadable samples that were left out."""
-
-    def __init__(self, samples: Samples, sampler: Sampler, settings: Settings, *, persistent: bool, processes: int):
-        """Args: persistent: processes live on from one epoch to the next; processes: of the job, which share the
-        samples."""
-        cv2.setNumThreads(1)  # here and in the processes: images are worked on in parallel, not their parts
-        self._samples, self._timeout = samples, settings.timeout
+    def __init__(
+        self,
+        samples: TrainSamples | EvalSamples,
+        sampler: Sampler,
+        options: LoaderOptions,
+        world: World,
+        *,
+        persistent: bool,
+    ):
+        """Args: persistent: workers live on from one epoch to the next."""
+        cv2.setNumThreads(1)  # here and in the workers: images are processed in parallel, not their parts
+        self._samples, self._timeout, self._world = samples, options.timeout, world
+        self._split = "training" if isinstance(samples, TrainSamples) else "validation"
         self._bad: set[str] = set()
-        self._most_bad = -(-max(ALWAYS_BAD, int(MOST_BAD * len(samples))) // processes)
-        # the sample that each process is at, -1 for none
-        self._at = torch.full((max(settings.workers, 1),), -1, dtype=torch.int64).share_memory_()
+        self._max_bad = max(ALWAYS_BAD, int(MAX_BAD * len(samples)))
+        # the sample each worker is processing, -1 for none
+        self._current = torch.full((max(options.workers, 1),), -1, dtype=torch.int64).share_memory_()
         self._loader = DataLoader(
-            _Watched(samples, self._at),
+            _Watched(samples, self._current),
             batch_sampler=sampler,
-            num_workers=settings.workers,
-            multiprocessing_context=_process_context() if settings.workers else None,
+            num_workers=options.workers,
+            multiprocessing_context=_process_context() if options.workers else None,
             collate_fn=collate,
-            pin_memory=settings.pin_memory and torch.cuda.is_available(),
-            persistent_workers=persistent and settings.workers > 0,
-            prefetch_factor=PREFETCH if settings.workers else None,
-            timeout=settings.timeout if settings.workers else 0,
-            worker_init_fn=functools.partial(_begin, os.getpid()),
-            # a generator of its own: without one, every iteration would draw from the global generator
+            pin_memory=options.pin_memory and torch.cuda.is_available(),
+            persistent_workers=persistent and options.workers > 0,
+            prefetch_factor=PREFETCH if options.workers else None,
+            timeout=options.timeout if options.workers else 0,
+            worker_init_fn=functools.partial(_start_worker, os.getpid()),
+            # a generator of its own: otherwise every iteration would draw from the global generator
             generator=torch.Generator(),
         )
 
@@ -84,83 +102,85 @@ class Supervised:
             except StopIteration:
                 return
             except RuntimeError as e:
-                raise self._explained(e) from e
+                raise self._explain(e) from e
             if isinstance(batch, DataError):
                 raise batch
             for message in batch.bad:
-                self._note(message)
+                self._skip(message)
             yield batch
 
-    def _note(self, message: str) -> None:
-        message = message.encode("utf-8", "backslashreplace").decode()  # names of files may hold any bytes
+    def _skip(self, message: str) -> None:
+        message = message.encode("utf-8", "backslashreplace").decode()  # file names may contain any bytes
         if message in self._bad:
             return
         self._bad.add(message)
-        if len(self._bad) > self._most_bad:
+        count = self._world.count_distinct(f"skipped {self._split} samples", message) or len(self._bad)
+        if count > self._max_bad:
             raise DataError(
-                f"more than {self._most_bad} samples of this process cannot be read, the last: {message},"
+                f"more than {self._max_bad} {self._split} samples cannot be read, the last: {message},"
                 " or find them all with scripts/prepare_data.py check"
             )
-        log.warning("left out, number %d of at most %d: %s", len(self._bad), self._most_bad, message)
+        log.warning("skipped, %d of at most %d %s samples: %s", count, self._max_bad, self._split, message)
 
-    def _explained(self, error: RuntimeError) -> Exception:
+    def _explain(self, error: RuntimeError) -> Exception:
         text = str(error)
         if "timed out" in text:
-            names = [self._samples.name(number) for number in self._at.tolist() if number >= 0]
-            where = some(names) or "none of its samples"
+            names = [self._samples.name(index) for index in self._current.tolist() if index >= 0]
+            where = listing(names) or "none of its samples"
             return DataError(
-                f"no batch for {self._timeout:g} seconds, a loader process is stuck: {where}:"
-                " see whether the disk answers, or raise DATA.TIMEOUT"
+                f"no batch for {self._timeout:g} seconds, a loader worker hangs: {where}:"
+                " check whether the disk responds, or raise DATA.TIMEOUT"
             )
         died = re.search(r"pid\(?s?\)? ?\(?:?\s*([\d, ]+)", text)
         if "DataLoader worker" not in text or died is None:
             return error
-        return LoaderError(
-            f"a loader process died: process {died[1].strip()}: often memory was short: DATA.NUM_WORKERS: use fewer,"
+        return ResourceError(
+            f"a loader worker died: process {died[1].strip()}: often for lack of memory: DATA.NUM_WORKERS: use fewer,"
             " or a smaller DATA.BATCH_SIZE"
         )
 
 
 class _Watched(Dataset):
-    """Notes which sample the process is at."""
+    """Records which sample a worker is processing."""
 
-    def __init__(self, samples: Samples, at: Tensor):
-        self._samples, self._at = samples, at
+    def __init__(self, samples: TrainSamples | EvalSamples, current: Tensor):
+        self._samples, self._current = samples, current
 
     def __getitem__(self, key: Key) -> Any:
         worker = get_worker_info()
-        place = worker.id if worker else 0
-        self._at[place] = key[1]
+        slot = worker.id if worker else 0
+        self._current[slot] = key[1]
         try:
             return self._samples[key]
         finally:
-            self._at[place] = -1
+            self._current[slot] = -1
 
 
-def check_room(workers: int, batch_size: int, size: int, processes: int) -> None:
-    """Whether shared memory and file descriptors suffice for the batches on their way.
+def check_resources(options: LoaderOptions, size: Size, channels: int, local_size: int) -> None:
+    """Checks that shared memory and file descriptors suffice for the batches in flight.
 
-    Args: processes: of the job on this machine, each with as many loader processes. Raises: LoaderError.
+    Args: local_size: ranks on this machine, each with as many workers. Raises: ResourceError.
     """
+    workers = options.workers
     if not workers:
         return
-    needed = processes * workers * PREFETCH * batch_size * size * size * 3
+    needed = local_size * workers * PREFETCH * options.batch_size * size[0] * size[1] * channels
     try:
         disk = os.statvfs(SHARED_MEMORY)
-    except OSError:  # systems without it share memory otherwise
+    except OSError:  # systems without it share memory in other ways
         return
     if disk.f_bavail * disk.f_frsize < needed:
-        raise LoaderError(
+        raise ResourceError(
             f"{SHARED_MEMORY} has {disk.f_bavail * disk.f_frsize / 2**20:,.0f} MiB left,"
-            f" {processes * workers} loader processes need {needed / 2**20:,.0f}: DATA.NUM_WORKERS: use fewer,"
+            f" {local_size * workers} loader workers need {needed / 2**20:,.0f}: DATA.NUM_WORKERS: use fewer,"
             " or give the container more (--shm-size)"
         )
-    files = _OWN_FILES + workers * _FILES_A_WORKER
+    files = _OWN_FILES + workers * _FILES_PER_WORKER
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if hard != unlimited and hard < files:
-        raise LoaderError(
-            f"{hard} open files are allowed, {workers} loader processes need {files}: DATA.NUM_WORKERS: use fewer,"
+        raise ResourceError(
+            f"{hard} open files are allowed, {workers} loader workers need {files}: DATA.NUM_WORKERS: use fewer,"
             f" or allow more (ulimit -n {files})"
         )
     if soft != unlimited and soft < files:
@@ -168,29 +188,28 @@ def check_room(workers: int, batch_size: int, size: int, processes: int) -> None
 
 
 def _process_context() -> BaseContext:
-    """Workers are forked from a server process that has a single thread.
+    """Forks workers from a server process with a single thread.
 
-    Forked from the training process, now and then one is born while a thread of gloo or nccl holds a lock of the
-    interpreter; the child has the lock but not the thread, and waits for ever.
+    Forked from the training process, a worker is occasionally created while a thread of gloo or nccl holds a lock of the
+    interpreter; the child inherits the lock but not the thread, and waits forever.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch", "torchvision", "timm.data", "data.pipeline.transforms"]
-    )  # once, not by each worker
+    # imported once, not by every worker
+    context.set_forkserver_preload(["torch", "torchvision", "timm.data", "data.pipeline.transforms"])
     return context
 
 
-def _begin(trainer: int, _worker: int) -> None:
-    """Args: trainer: process number of the program."""
-    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
+def _start_worker(trainer: int, _worker: int) -> None:
+    """Args: trainer: process ID of the program."""
+    threading.Thread(target=_exit_with, args=(trainer,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     cv2.setNumThreads(1)
 
 
-def _end_with(trainer: int) -> None:
-    """End this process when the program is gone: its parent is the server, which would live as long as this does."""
+def _exit_with(trainer: int) -> None:
+    """Ends this worker when the program is gone: its parent is the server, which lives as long as its workers."""
     while True:
         time.sleep(2)
         try:

@@ -1,4 +1,4 @@
-"""What every data set offers: samples by number."""
+"""What every data set provides: samples by index."""
 
 import errno
 import time
@@ -6,52 +6,69 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from data.errors import DataError, some
 from data.sources.index import Index
+from utils.errors import DataError, listing
 
-# errors that stay: another try would only take time
-_LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-PAUSES = (0.1, 1.0)  # seconds before the second and the third try
+# permanent errors: retrying would only take time
+_PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
 
 
 class Source(Protocol):
-    """Samples by number; `class_names[label(i)]` is the class of sample i. Goes to other processes by pickling."""
+    """One split of a data set; `class_names[label(i)]` is the class of sample i. Sent to loader workers by pickling."""
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
     def __len__(self) -> int: ...
-    def read(self, number: int) -> bytes:
-        """The encoded image. Raises: DataError if it cannot be read."""
+    def read(self, i: int) -> bytes:
+        """Returns the encoded image. Raises: DataError if it cannot be read."""
         ...
 
-    def label(self, number: int) -> int: ...
-    def name(self, number: int) -> str:
-        """Where the sample lies, for messages."""
+    def label(self, i: int) -> int: ...
+    def name(self, i: int) -> str:
+        """Returns the location of the sample, for messages."""
         ...
 
     def counts(self) -> list[int]:
-        """Samples of each class."""
+        """Returns the number of samples of each class."""
         ...
 
     def fingerprint(self) -> str:
-        """Digest of class names, sample names and labels."""
+        """Returns a digest of class names, sample names and labels."""
+        ...
+
+
+class Store(Protocol):
+    """A data set in one form of storage, with the splits "train" and "val"."""
+
+    def has(self, split: str) -> bool: ...
+    def class_names(self, split: str) -> list[str]:
+        """Returns the classes of this split alone, in label order. Raises: DataError."""
+        ...
+
+    def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> Source:
+        """Opens a split.
+
+        Args: class_names: in label order, None for the split's own; classes: how many, 0 if unknown.
+        Raises: DataError.
+        """
         ...
 
 
 class Storage(Protocol):
-    """Bytes of the samples of an index."""
+    """The bytes of the samples of an index."""
 
-    def read(self, index: Index, number: int) -> bytes:
+    def read(self, index: Index, i: int) -> bytes:
         """Raises: OSError, DataError."""
         ...
 
     def where(self, name: str) -> str:
-        """Path of a sample, for messages."""
+        """Returns the path of a sample, for messages."""
         ...
 
 
 class IndexedSource:
-    """Samples that an index lists and a storage holds."""
+    """Samples listed by an index and read from a storage."""
 
     def __init__(self, index: Index, class_names: Sequence[str], storage: Storage):
         self._class_names = tuple(class_names)
@@ -64,24 +81,22 @@ class IndexedSource:
     def __len__(self) -> int:
         return len(self._index)
 
-    def read(self, number: int) -> bytes:
-        """A read error that goes away by itself, as on network disks, is waited for."""
+    def read(self, i: int) -> bytes:
+        """Retries transient I/O errors (network file systems)."""
         for pause in (*PAUSES, None):
             try:
-                return self._storage.read(self._index, number)
+                return self._storage.read(self._index, i)
             except OSError as e:
-                if pause is None or e.errno in _LASTING:
-                    raise DataError(
-                        f"cannot read an image ({e.strerror}): {self.name(number)}: restore or remove it"
-                    ) from e
+                if pause is None or e.errno in _PERMANENT:
+                    raise DataError(f"cannot read an image ({e.strerror}): {self.name(i)}: restore or remove it") from e
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
-    def label(self, number: int) -> int:
-        return self._index.label(number)
+    def label(self, i: int) -> int:
+        return self._index.label(i)
 
-    def name(self, number: int) -> str:
-        return self._storage.where(self._index.name(number))
+    def name(self, i: int) -> str:
+        return self._storage.where(self._index.name(i))
 
     def counts(self) -> list[int]:
         return self._index.counts(len(self.class_names))
@@ -91,10 +106,10 @@ class IndexedSource:
 
 
 def check_classes(found: Sequence[str], known: Sequence[str], where: Path) -> None:
-    """Raises: DataError if a class that was found is none of the known ones."""
+    """Raises: DataError if a class that was found is not a known one."""
     strange = sorted(set(found) - set(known))
     if strange:
         raise DataError(
             f"{len(strange)} classes of {where} are not among the {len(known)} of training:"
-            f" {some(strange)}: rename or remove them"
+            f" {listing(strange)}: rename or remove them"
         )

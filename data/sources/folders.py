@@ -1,48 +1,56 @@
-"""Folders of images: a folder for each class, or ImageNet's validation images in one."""
+"""Folders of images: one per class, or ImageNet's validation images in a single one."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from data.errors import DataError, some
 from data.sources.base import IndexedSource, check_classes
 from data.sources.index import Index, Stamp, stamp, stored
+from utils.errors import DataError, listing
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+log = logging.getLogger(__name__)
+
+# what Pillow decodes and data sets use
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".dib", ".tif"),
+    *(".tiff", ".webp", ".gif", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".ico", ".sgi", ".qoi"),
+)
 
 
 class FolderStore:
-    """train/ and val/, each with a folder of images for every class; val/ may also be flat.
+    """train/ and val/, each with one folder of images per class; val/ may also be flat.
 
-    Images lie at any depth below a class folder. Hidden files and folders, and files that are no images by their
-    ending, are passed over.
+    Images are found at any depth below a class folder. Hidden files and folders, and files without an image extension,
+    are ignored.
     """
 
     def __init__(self, root: Path):
         self._root = root
 
-    def has(self, part: str) -> bool:
-        return (self._root / part).is_dir()
+    def has(self, split: str) -> bool:
+        return (self._root / split).is_dir()
 
-    def class_names(self, part: str) -> list[str]:
-        """Names of the class folders, sorted; none where images lie flat. Raises: DataError."""
-        folder = self._root / part
+    def class_names(self, split: str) -> list[str]:
+        """Returns the names of the class folders, sorted; none if the images are flat. Raises: DataError."""
+        folder = self._root / split
         try:
             with os.scandir(folder) as entries:
                 names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
         except OSError as e:
             raise DataError(f"cannot list a folder ({e.strerror}): {folder}: check the path and its permissions") from e
         if not names and not _is_flat(folder):
-            raise DataError(f"no class folders: {folder}: it must hold a folder of images for each class")
+            raise DataError(f"no class folders: {folder}: it must contain one folder of images per class")
         return names
 
-    def open(self, part: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
-        """Args: class_names: in label order; None for the folders' names, sorted.
+    def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
+        """Args: class_names: in label order; None for the names of the folders, sorted.
 
-        Raises: DataError for a missing root, an empty class, or a folder that is none of `class_names`.
+        Raises: DataError for a missing root, an empty class, or a folder that is not in `class_names`.
         """
-        folder = self._root / part
-        found = self.class_names(part)
+        folder = self._root / split
+        found = self.class_names(split)
         names = list(found if class_names is None else class_names)
         if not found:
             return _open_flat(folder, names)
@@ -53,15 +61,23 @@ class FolderStore:
 
 
 class FolderStorage:
-    """Files below `root`. Args: inside: refuse to follow links that lead out of it."""
+    """Files below `root`.
+
+    Args: inside: the names come from a list, which must not lead out of the root. Links directly in the root were put
+    there by its owner and are followed; links further down must stay inside the root, or inside what those point to.
+    """
 
     def __init__(self, root: Path, inside: bool = False):
         self._root, self._inside = root, inside
 
-    def read(self, index: Index, number: int) -> bytes:
-        path = self._root / index.name(number)
-        if self._inside and not path.resolve().is_relative_to(self._root.resolve()):
-            raise DataError(f"a link leads out of the data folder: {path}: move the data, or point --data-path at them")
+    def read(self, index: Index, i: int) -> bytes:
+        name = index.name(i)
+        path = self._root / name
+        if self._inside:
+            roots = (self._root.resolve(), (self._root / name.partition("/")[0]).resolve())
+            target = path.resolve()
+            if not any(target.is_relative_to(root) for root in roots):
+                raise DataError(f"a link leads out of the data folder: {path}: link from the data folder itself")
         with open(path, "rb") as file:
             return file.read()
 
@@ -71,33 +87,47 @@ class FolderStorage:
 
 def _walk(root: Path, found: Sequence[str], names: Sequence[str]) -> tuple[Index, None, list[Stamp]]:
     labels = {name: label for label, name in enumerate(names)}
-    stamps, files, numbers = [stamp(root)], [], []
+    stamps, files, targets, ignored = [stamp(root)], [], [], []
     for name in found:
-        below, visited = images_below(root / name)
-        if not below:
+        below = images_below(root / name)
+        if not below.images:
             raise DataError(f"no images for class {name}: {root / name}: add some or remove the folder")
-        stamps += [stamp(folder) for folder in visited]
-        files += [os.path.relpath(file, root) for file in below]
-        numbers += [labels[name]] * len(below)
-    return Index.build(files, numbers), None, stamps
+        stamps += [stamp(folder) for folder in below.folders]
+        files += [os.path.relpath(file, root) for file in below.images]
+        targets += [labels[name]] * len(below.images)
+        ignored += below.ignored
+    if ignored:
+        log.warning("%d files without an image extension are ignored: %s", len(ignored), listing(ignored, 3))
+    return Index.build(files, targets), None, stamps
 
 
-def images_below(folder: Path) -> tuple[list[str], list[str]]:
-    """Images at any depth, and the folders that were looked into."""
-    files: list[str] = []
-    visited: list[str] = []
+class Found(NamedTuple):
+    """`images` at any depth below a folder, the `folders` visited, and other files that were `ignored`."""
+
+    images: list[str]
+    folders: list[str]
+    ignored: list[str]
+
+
+def images_below(folder: Path) -> Found:
+    """Lists a folder; hidden files and folders are left out altogether."""
+    found = Found([], [], [])
     seen = {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True):
-        visited.append(parent)
+        found.folders.append(parent)
         real = {f: os.path.realpath(os.path.join(parent, f)) for f in folders if not f.startswith(".")}
         folders[:] = sorted(f for f, path in real.items() if path not in seen)  # a link may lead back up
         seen.update(real.values())
-        files += [os.path.join(parent, name) for name in names if is_image(name)]
-    return files, visited
+        for name in names:
+            if is_image(name):
+                found.images.append(os.path.join(parent, name))
+            elif not name.startswith("."):
+                found.ignored.append(os.path.join(parent, name))
+    return found
 
 
 def is_image(name: str) -> bool:
-    """By its ending; hidden files are none."""
+    """Returns whether a file has an image extension and is not hidden."""
     return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith(".")
 
 
@@ -107,7 +137,7 @@ def _is_flat(folder: Path) -> bool:
 
 
 def _open_flat(folder: Path, names: list[str]) -> IndexedSource:
-    """ImageNet's validation images without class folders, labelled by their file names."""
+    """Opens ImageNet's validation images without class folders, labelled by file name."""
     labels = validation_labels()
     own = {name: label for label, name in enumerate(names or imagenet_synsets())}
     usual = imagenet_synsets()
@@ -118,7 +148,7 @@ def _open_flat(folder: Path, names: list[str]) -> IndexedSource:
         if strange:
             raise DataError(
                 f"{folder} has no class folders, and {len(strange)} of its images are not ImageNet's of these classes:"
-                f" {some(strange)}: sort the images into a folder for each class"
+                f" {listing(strange)}: sort the images into one folder per class"
             )
         return Index.build(files, [own[usual[labels[name]]] for name in files]), None, [stamp(folder)]
 
@@ -127,7 +157,7 @@ def _open_flat(folder: Path, names: list[str]) -> IndexedSource:
 
 
 def validation_labels() -> dict[str, int]:
-    """Class of each of ImageNet's 50,000 validation files, by file name."""
+    """Returns the label of each of ImageNet's 50,000 validation files, by file name."""
     import json
     from importlib.resources import files
 
@@ -135,7 +165,7 @@ def validation_labels() -> dict[str, int]:
 
 
 def imagenet_synsets() -> list[str]:
-    """Names of ImageNet's class folders, in label order."""
+    """Returns the names of ImageNet's class folders, in label order."""
     from timm.data import ImageNetInfo
 
     return ImageNetInfo("imagenet-1k").label_names()

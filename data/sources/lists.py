@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from data.errors import DataError
 from data.sources.base import IndexedSource
 from data.sources.folders import FolderStorage
 from data.sources.index import Index, Stamp, stamp, stored
+from utils.errors import DataError
 
 # ImageNet-22K's own list, as the released recipes name it, and the plain one
 PATTERNS = ("ILSVRC2011fall_whole_map_{}.txt", "{}_map.txt")
@@ -17,7 +17,7 @@ PATTERNS = ("ILSVRC2011fall_whole_map_{}.txt", "{}_map.txt")
 
 @dataclass(frozen=True)
 class Listed:
-    """What a list says."""
+    """The contents of a list."""
 
     names: list[str]
     labels: list[int]
@@ -25,22 +25,22 @@ class Listed:
 
 
 class ListStore:
-    """Images named by a list for each part, relative to the data folder."""
+    """Images named by one list per split, relative to the data folder."""
 
     def __init__(self, root: Path):
         self._root = root
 
-    def has(self, part: str) -> bool:
-        return self._list(part).is_file()
+    def has(self, split: str) -> bool:
+        return self._list(split).is_file()
 
-    def class_names(self, part: str) -> list[str]:
-        return list(self.open(part).class_names)
+    def class_names(self, split: str) -> list[str]:
+        return list(self.open(split).class_names)
 
-    def open(self, part: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
-        """Raises: DataError for a missing list, or with file and line for what is wrong in it."""
-        path = self._list(part)
+    def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
+        """Raises: DataError for a missing list, or with file and line for a mistake in it."""
+        path = self._list(split)
         if not path.is_file():
-            raise DataError(f"no list of images: {path}: make it, a line 'path<TAB>label' for each image")
+            raise DataError(f"no list of images: {path}: write one line 'path<TAB>label' per image")
 
         def build() -> tuple[Index, list[str], list[Stamp]]:
             listed = read_list(path, classes, class_names)
@@ -50,18 +50,18 @@ class ListStore:
         index, names = stored(key, build)
         return IndexedSource(index, names, FolderStorage(self._root, inside=True))
 
-    def _list(self, part: str) -> Path:
-        choices = [self._root / pattern.format(part) for pattern in PATTERNS]
+    def _list(self, split: str) -> Path:
+        choices = [self._root / pattern.format(split) for pattern in PATTERNS]
         return next((path for path in choices if path.is_file()), choices[-1])
 
 
 def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Listed:
-    """Read a list.
+    """Reads a list.
 
-    Class names are the given ones; else the folders of the images where each label has one folder of its own; else the
+    Class names are the given ones; else the folders of the images if each label has a folder of its own; else the
     labels as text.
 
-    Args: classes: how many there are, 0 for the largest label and one.
+    Args: classes: how many there are, 0 for the largest label plus one.
     Raises: DataError with file and line.
     """
     try:
@@ -75,13 +75,13 @@ def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Li
     for name, label, where in entries:
         safe_path(name, where)
         if label < 0 or (limit and label >= limit):
-            raise DataError(f"label {label} is none of 0 to {limit - 1}: {where}: set it right, or MODEL.NUM_CLASSES")
+            raise DataError(f"label {label} is not in 0 to {limit - 1}: {where}: correct it, or MODEL.NUM_CLASSES")
     names, labels = [posixpath.normpath(name) for name, _, _ in entries], [label for _, label, _ in entries]
     return Listed(names, labels, list(class_names or _names_from_folders(names, labels, limit or max(labels) + 1)))
 
 
 def safe_path(name: str, where: str) -> str:
-    """The path as it is. Raises: DataError for one that could lead out of its root."""
+    """Returns the path. Raises: DataError if it could lead out of its root."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith("/") or PureWindowsPath(name).drive or ".." in parts or "\0" in name:
         raise DataError(f"the path {name!r} leads out of the data folder: {where}: name images relative to it")
@@ -92,12 +92,12 @@ def _from_json(text: str, path: Path) -> list[tuple[str, int, str]]:
     try:
         entries = json.loads(text)
     except ValueError as e:
-        raise DataError(f"not a JSON list ({e}): {path}: it must hold [path, label] for each image") from e
-    for number, entry in enumerate(entries):
+        raise DataError(f"not a JSON list ({e}): {path}: it must contain [path, label] for each image") from e
+    for i, entry in enumerate(entries):
         good = isinstance(entry, list) and len(entry) >= 2 and isinstance(entry[0], str)
         if not good or isinstance(entry[1], bool) or not isinstance(entry[1], int):
-            raise DataError(f"entry {number} is {str(entry)[:80]}: {path}: it must be [path, label]")
-    return [(entry[0], entry[1], f"{path}, entry {number}") for number, entry in enumerate(entries)]
+            raise DataError(f"entry {i} is {str(entry)[:80]}: {path}: it must be [path, label]")
+    return [(entry[0], entry[1], f"{path}, entry {i}") for i, entry in enumerate(entries)]
 
 
 def _from_lines(text: str, path: Path) -> list[tuple[str, int, str]]:

@@ -1,38 +1,25 @@
-"""The samples of a data set, wherever they lie: bytes and labels by number, with one class map for both halves."""
+"""Opens the splits of a data set, in any form of storage, with one class map for both."""
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-from data.errors import DataError, some
-from data.sources.archives import TarStore, ZipStore, warm
-from data.sources.base import Source
+from yacs.config import CfgNode
+
+from data.sources.archive import fill_page_cache
+from data.sources.base import Source, Store
 from data.sources.digits import write_digits
 from data.sources.folders import FolderStore
 from data.sources.huggingface import ReaderStore
 from data.sources.lists import ListStore
 from data.sources.synthetic import SyntheticStore
+from data.sources.tar import TarStore
+from data.sources.zip import ZipStore
+from utils.distributed import World
+from utils.errors import DataError, did_you_mean, listing
 
 log = logging.getLogger(__name__)
-
-
-class Store(Protocol):
-    """A data set as it lies on disk, in parts "train" and "val"."""
-
-    def has(self, part: str) -> bool: ...
-    def class_names(self, part: str) -> list[str]:
-        """In label order, as this part alone tells them. Raises: DataError."""
-        ...
-
-    def open(self, part: str, class_names: Sequence[str] | None = None, classes: int = 0) -> Source:
-        """Args: class_names: in label order, None for the part's own; classes: how many, 0 if not known.
-
-        Raises: DataError.
-        """
-        ...
-
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "imagenet": FolderStore,
@@ -44,109 +31,154 @@ STORES: dict[str, Callable[[Path], Store]] = {
 
 
 @dataclass(frozen=True)
+class SourceOptions:
+    """The `dataset` and its `path`; `zipped`: in zip archives, which `cache` reads into memory first; `classes`: how
+    many there must be, 0 for any number; `validate`: training needs validation data."""
+
+    dataset: str
+    path: str
+    zipped: bool = False
+    cache: bool = False
+    classes: int = 0
+    validate: bool = True
+
+    @staticmethod
+    def from_config(cfg: CfgNode) -> "SourceOptions":
+        return SourceOptions(
+            dataset=cfg.DATA.DATASET,
+            path=cfg.DATA.DATA_PATH,
+            zipped=cfg.DATA.ZIP_MODE,
+            cache=cfg.DATA.CACHE_MODE != "no",
+            classes=cfg.MODEL.NUM_CLASSES,
+            validate=cfg.TEST.VALIDATE,
+        )
+
+
+@dataclass(frozen=True)
 class Sources:
-    """The two halves of a data set, with one class map."""
+    """The training split, and the validation split if there is one, with the same class map."""
 
-    val: Source
-    known_train: Source | None
-
-    @property
-    def train(self) -> Source:
-        """Raises: DataError if the data set was opened for evaluation only."""
-        if self.known_train is None:
-            raise DataError("no training samples were opened")
-        return self.known_train
+    train: Source
+    val: Source | None
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self.val.class_names
+        return self.train.class_names
+
+    def identity(self) -> tuple[tuple[str, ...], tuple[int, ...], str]:
+        """Returns class names, training samples of each class, and the digest of their names and labels."""
+        return self.class_names, tuple(self.train.counts()), self.train.fingerprint()
 
     def describe(self) -> str:
-        """For the log: how many samples and classes."""
-        train = f"{len(self.known_train):,} training and " if self.known_train is not None else ""
-        return f"{train}{len(self.val):,} validation samples, {len(self.class_names):,} classes"
-
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint keeps: class map, training samples of each class, digest of names and labels."""
-        return {
-            "class_names": list(self.class_names),
-            "data_counts": self.train.counts(),
-            "data_fingerprint": self.train.fingerprint(),
-        }
+        """Returns a log line: how many samples and classes."""
+        val = f" and {len(self.val):,} validation" if self.val is not None else ""
+        return f"{len(self.train):,} training{val} samples, {len(self.class_names):,} classes"
 
 
-def open_sources(
-    dataset: str,
-    path: str,
-    *,
-    zipped: bool = False,
-    training: bool,
-    classes: int = 0,
-    cache: bool = False,
-    share: tuple[int, int] = (0, 1),
-    class_names: Sequence[str] | None = None,
-    usual_names: Sequence[str] | None = None,
-) -> Sources:
-    """Find the training and validation samples of a data set.
+def open_sources(options: SourceOptions, world: World) -> Sources:
+    """Opens the training split, whose classes are the class map, and the validation split.
 
-    For training the class map comes from train. For evaluation it is `class_names` (a checkpoint's), else `usual_names`
-    (ImageNet's synsets) if all classes of val are among them, else train's where that lies there too, else val's own.
     A class that is merely absent from val shifts nothing.
-
-    Args: training: whether train is needed; classes: how many there must be, 0 for any number; cache: read zip
-    archives into memory first; share: number of this process and of all processes of the machine, each reads its part.
-    Raises: DataError, with what is missing and where.
+    Raises: DataError: what is missing, and where.
     """
-    store = _find_store(dataset, path, zipped, training)
-    if usual_names and classes not in (0, len(usual_names)):
-        usual_names = None
-    if zipped and cache:
-        for part in ("train", "val") if training else ("val",):
-            warm(Path(path, f"{part}.zip"), *share)
-    train = store.open("train", None, classes) if training else None
-    if train is not None:
-        class_names = train.class_names
-    elif class_names is None and usual_names and set(store.class_names("val")) <= set(usual_names):
-        class_names = usual_names
-    elif class_names is None and store.has("train"):
-        class_names = store.class_names("train") if not classes else store.open("train", None, classes).class_names
-    val = store.open("val", class_names, classes)
-    if classes and len(val.class_names) != classes:
-        raise DataError(f"{path} has {len(val.class_names)} classes, not {classes}: MODEL.NUM_CLASSES: set it to 0")
-    sources = Sources(val, train)
+    splits = ("train", "val") if options.validate else ("train",)
+    with world.local_main_first():  # it builds the index that the others then find
+        store = _find_store(options, splits)
+        _fill_cache(options, splits, world)
+        train = store.open("train", None, options.classes)
+        val = store.open("val", train.class_names, options.classes) if options.validate else None
+    _check_count(train, options)
+    sources = Sources(train, val)
     log.info("data: %s", sources.describe())
     return sources
 
 
-def _find_store(dataset: str, path: str, zipped: bool, training: bool) -> Store:
+def open_val(
+    options: SourceOptions,
+    world: World,
+    class_names: Sequence[str] | None = None,
+    likely_names: Sequence[str] | None = None,
+) -> Source:
+    """Opens the validation split alone, to evaluate weights.
+
+    The class map is `class_names` (a checkpoint's), else `likely_names` (ImageNet's synsets) if all classes of val are
+    among them, else train's if there is a train split, else val's own. MODEL.NUM_CLASSES may exceed the classes of the
+    data, which are then the first ones of the model.
+
+    Raises: DataError: what is missing, and where.
+    """
+    with world.local_main_first():
+        store = _find_store(options, ("val",))
+        _fill_cache(options, ("val",), world)
+        names = _known_names(store, options, class_names, likely_names)
+        val = store.open("val", names, options.classes)
+    _check_count(val, options)
+    log.info("data: %s validation samples, %s classes", f"{len(val):,}", f"{len(val.class_names):,}")
+    return val
+
+
+def _known_names(
+    store: Store, options: SourceOptions, class_names: Sequence[str] | None, likely_names: Sequence[str] | None
+) -> Sequence[str] | None:
+    if class_names is not None:
+        return class_names
+    own = store.class_names("val")
+    fits = options.classes in (0, len(likely_names or ()))
+    if likely_names and fits and set(own) <= set(likely_names):
+        return likely_names
+    names: Sequence[str] = own
+    if store.has("train"):
+        opened = store.open("train", None, options.classes) if options.classes else None
+        names = store.class_names("train") if opened is None else opened.class_names
+    missing = options.classes - len(names)
+    return [*names, *(f"class {len(names) + i}" for i in range(missing))] if names else None
+
+
+def _check_count(source: Source, options: SourceOptions) -> None:
+    found = len(source.class_names)
+    if options.classes and found != options.classes:
+        raise DataError(f"{options.path} has {found} classes, not {options.classes}: MODEL.NUM_CLASSES: set it to 0")
+
+
+def _fill_cache(options: SourceOptions, splits: Sequence[str], world: World) -> None:
+    for split in splits if options.zipped and options.cache else ():
+        archive = Path(options.path, f"{split}.zip")
+        if archive.is_file():
+            fill_page_cache(archive, world.local_rank, world.local_size)
+
+
+def _find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
+    dataset, path = options.dataset, options.path
     if dataset.startswith("timm:"):
         return ReaderStore(dataset.removeprefix("timm:"), path)
     if dataset == "digits":
         return FolderStore(write_digits(Path(path) if path else Path("datasets") / "digits"))
     if dataset not in STORES:
+        known = ["digits", "timm:NAME", *STORES]
         raise DataError(
-            f"no data set is called {dataset!r}: DATA.DATASET: choose one of digits, timm:NAME, {', '.join(STORES)}"
-            " (imagenet is any image folder)"
+            f"unknown data set {dataset!r}: DATA.DATASET: {did_you_mean(dataset, known)} (imagenet is any image folder)"
         )
     if dataset == "synthetic":
         return SyntheticStore(path)
     if not path:
         raise DataError(
-            "no data: DATA.DATA_PATH: give --data-path FOLDER that holds train/ and val/"
+            "no data: DATA.DATA_PATH: pass --data-path FOLDER with train/ and val/"
             " (or try: bash scripts/quickstart.sh, which needs none)"
         )
-    store = ZipStore(Path(path)) if zipped else STORES[dataset](Path(path))
-    if dataset == "imagenet" and not zipped:
-        for part in ("train", "val") if training else ("val",):
-            if not store.has(part):
-                raise DataError(f"no folder {part}/ in {path}: --data-path: it must hold train/ and val/")
+    store = ZipStore(Path(path)) if options.zipped else STORES[dataset](Path(path))
+    if dataset == "imagenet" and not options.zipped:
+        for split in splits:
+            if not store.has(split):
+                optional = " (or set TEST.VALIDATE false)" if splits == ("train", "val") and split == "val" else ""
+                raise DataError(f"no folder {split}/ in {path}: --data-path: it must contain train/ and val/{optional}")
     return store
 
 
 def chosen_classes(choice: str, source: Source) -> list[int]:
-    """Labels that TEST.CLASSES names: none for "", those with samples for "present", else a file with a name a line.
+    """Returns the labels that TEST.CLASSES selects: none for "", those with samples for "present", else those in a file
+    with one name per line.
 
-    Raises: DataError for a file that cannot be read, or a name that is no class.
+    Raises: DataError for a file that cannot be read, or a name that is not a class.
     """
     if not choice:
         return []
@@ -155,12 +187,12 @@ def chosen_classes(choice: str, source: Source) -> list[int]:
     try:
         names = [line.strip() for line in Path(choice).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as e:
-        raise DataError(f"cannot read the names of classes ({e.strerror}): {choice}: TEST.CLASSES takes a file") from e
+        raise DataError(f"cannot read the class names ({e.strerror}): {choice}: TEST.CLASSES takes a file") from e
     labels = {name: label for label, name in enumerate(source.class_names)}
     unknown = [name for name in names if name not in labels]
     if unknown or not names:
-        raise DataError(f"no such classes: {choice}: {some(unknown) or 'the file is empty'}: give a class name a line")
+        raise DataError(f"no such classes: {choice}: {listing(unknown) or 'the file is empty'}: one name per line")
     chosen = {labels[name] for name in names}
     if any(count and label not in chosen for label, count in enumerate(source.counts())):
-        raise DataError(f"val/ holds classes beyond those chosen: {choice}: remove their folders, or add their names")
+        raise DataError(f"val/ has classes beyond those selected: {choice}: remove their folders, or add their names")
     return sorted(chosen)

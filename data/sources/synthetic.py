@@ -1,4 +1,4 @@
-"""Random pixels with labels, for measuring speed where there are no images."""
+"""Random pixels with labels, to measure speed without images."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -10,40 +10,40 @@ SIDE = 256  # pixels
 
 
 class SyntheticStore:
-    """Uncompressed images of random pixels, different for each sample and the same in every run."""
+    """Uncompressed images of random pixels, different for every sample and the same in every run."""
 
     def __init__(self, _path: object = ""):
         pass
 
-    def has(self, part: str) -> bool:
-        return part in SIZES
+    def has(self, split: str) -> bool:
+        return split in SIZES
 
-    def class_names(self, part: str) -> list[str]:
+    def class_names(self, split: str) -> list[str]:
         return [str(i) for i in range(CLASSES)]
 
-    def open(self, part: str, class_names: Sequence[str] | None = None, classes: int = 0) -> "SyntheticSource":
-        return SyntheticSource(part, class_names or [str(i) for i in range(classes or CLASSES)])
+    def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> "SyntheticSource":
+        return SyntheticSource(split, class_names or [str(i) for i in range(classes or CLASSES)])
 
 
 class SyntheticSource:
-    """Sample i of a part, made when it is read."""
+    """One split; samples are generated when they are read."""
 
-    def __init__(self, part: str, class_names: Sequence[str]):
+    def __init__(self, split: str, class_names: Sequence[str]):
         self.class_names: tuple[str, ...] = tuple(class_names)
-        self._part = part
+        self._part = split
 
     def __len__(self) -> int:
         return SIZES[self._part]
 
-    def read(self, number: int) -> bytes:
-        generator = np.random.default_rng([list(SIZES).index(self._part), number])
+    def read(self, i: int) -> bytes:
+        generator = np.random.default_rng([list(SIZES).index(self._part), i])
         return f"P6 {SIDE} {SIDE} 255\n".encode() + generator.bytes(SIDE * SIDE * 3)
 
-    def label(self, number: int) -> int:
-        return number % len(self.class_names)
+    def label(self, i: int) -> int:
+        return i % len(self.class_names)
 
-    def name(self, number: int) -> str:
-        return f"synthetic {self._part} image {number}"
+    def name(self, i: int) -> str:
+        return f"synthetic {self._part} image {i}"
 
     def counts(self) -> list[int]:
         return np.bincount(np.arange(len(self)) % len(self.class_names), minlength=len(self.class_names)).tolist()

@@ -1,59 +1,60 @@
-"""A picture of what training sees: images after augmentation, with their labels."""
+"""A picture of augmented training images with their labels."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
+from timm.data import ImageNetInfo
 
-from data.errors import LoaderError
-from data.pipeline.device import Finish, Pixels
-from data.pipeline.transforms import Prepared, TrainTransform
+from data.pipeline.device import Normalize, Pixels
+from data.pipeline.transforms import Prepared, TrainTransform, TrainTransformOptions
 from data.sources.base import Source
 from data.sources.folders import FolderStore
+from utils.errors import ResourceError
+from utils.files import atomic_path
+from utils.preprocessing import Preprocessing
+from utils.seeding import seed_cpu
 
 COLUMNS, TILE, GAP, CAPTION = 8, 176, 14, 22
 PAPER, INK, FAINT = "#fbfaf7", "#22262b", "#8a8f98"
 
 
-def draw_sheet(
-    root: Path, sheet: Path, count: int, transform: dict[str, Any], seed_sample: Callable[..., None], seed: int
-) -> int:
-    """Write a PNG with `count` training images, or all where there are fewer; returns how many.
+def draw_sheet(root: Path, sheet: Path, count: int, options: TrainTransformOptions, seed: int) -> int:
+    """Writes a PNG with `count` training images, or all if there are fewer; returns how many.
 
-    Args: transform: of TrainTransform; seed_sample: by ("sheet", seed, number). Raises: DataError, LoaderError.
+    Raises: DataError; ResourceError if the sheet cannot be written.
     """
     source = FolderStore(root).open("train")
     chosen = np.random.default_rng(seed).permutation(len(source))[:count]
-    prepare, finish = TrainTransform(**transform), Finish(3, torch.device("cpu"), transform["erase"]["re_mode"])
+    pixels = Preprocessing()
+    prepare, normalize = TrainTransform(options), Normalize(pixels, torch.device("cpu"), options.re_mode)
     tiles = []
-    for number in sorted(chosen.tolist(), key=source.label):
-        data = source.read(number)
-        seed_sample("sheet", seed, number)
-        tiles.append((_seen(prepare(data, source.name(number)), finish), _label(source, number)))
-    title = f"{len(tiles)} of {len(source):,} training images, {transform['size']} pixels a side, seed {seed}"
-    policy = transform["auto_augment"]
+    for i in sorted(chosen.tolist(), key=source.label):
+        data = source.read(i)
+        seed_cpu("sheet", seed, i)
+        tiles.append((_restore(prepare(data, source.name(i)), normalize, pixels), _label(source, i)))
+    size = f"{options.size[0]}x{options.size[1]} pixels"
+    title = f"{len(tiles)} of {len(source):,} training images, {size}, seed {seed}"
     try:
-        _lay_out(tiles, title, f"crop, mirror, {policy}, erasing").save(sheet, "PNG")
+        with atomic_path(sheet) as temporary:
+            _lay_out(tiles, title, f"crop, mirror, {options.auto_augment}, erasing").save(temporary, "PNG")
     except (OSError, ValueError) as e:
-        raise LoaderError(f"cannot write the sheet ({e}): {sheet}: name another file") from e
+        raise ResourceError(f"cannot write the sheet ({e}): {sheet}: name another file") from e
     return len(tiles)
 
 
-def _seen(prepared: Prepared, finish: Finish) -> Image.Image:
-    """As the model sees it, brought back to colours."""
+def _restore(prepared: Prepared, normalize: Normalize, pixels: Preprocessing) -> Image.Image:
+    """Converts the input of the model back to colours."""
     boxes = torch.tensor([(0, *box) for box in prepared.boxes], dtype=torch.int64).view(-1, 6)
-    image = finish(Pixels(torch.from_numpy(prepared.pixels)[None], boxes))[0].permute(1, 2, 0)
-    colours = image * torch.tensor(IMAGENET_DEFAULT_STD) + torch.tensor(IMAGENET_DEFAULT_MEAN)
+    image = normalize(Pixels(torch.from_numpy(prepared.pixels)[None], boxes))[0].permute(1, 2, 0)
+    colours = image * torch.tensor(pixels.std) + torch.tensor(pixels.mean)
     return Image.fromarray(colours.mul(255).round().clamp(0, 255).byte().numpy())
 
 
-def _label(source: Source, number: int) -> str:
-    """Class name; of a synset, what it means."""
-    name = source.class_names[source.label(number)]
+def _label(source: Source, i: int) -> str:
+    """Returns the class name, for a synset its description."""
+    name = source.class_names[source.label(i)]
     info = ImageNetInfo("imagenet-1k")
     return info.label_name_to_description(name).split(",")[0] if name in info.label_names() else name
 

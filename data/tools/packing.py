@@ -1,4 +1,4 @@
-"""Other forms of an image folder: zip archives, a copy with smaller images, validation images in class folders."""
+"""Repacks an image folder: zip archives, a copy with smaller images, validation images in class folders."""
 
 import functools
 import io
@@ -15,72 +15,73 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from data.errors import DataError, LoaderError, some
 from data.pipeline.decoding import decode
-from data.sources.archives import ZipStore
 from data.sources.base import Source
 from data.sources.folders import FolderStore, imagenet_synsets, images_below, is_image, validation_labels
+from data.sources.zip import ZipStore
+from utils.errors import DataError, ResourceError, listing
+from utils.files import atomic_path
 
-PARTS = ("train", "val")
+SPLITS = ("train", "val")
 ORIENTATION = 0x0112  # EXIF
 
 
 def pack(root: Path, target: Path) -> dict[str, int]:
-    """train.zip and val.zip with train_map.txt and val_map.txt (path, tab, label) from an image folder.
+    """Packs an image folder into train.zip and val.zip with train_map.txt and val_map.txt (path, tab, label).
 
-    Images are stored as they are. An archive appears under its name when every image was read back and is the same.
-    Returns: images in each. Raises: DataError, LoaderError if the target cannot be written.
+    Images are stored unchanged. An archive appears under its name once every image was read back and compared.
+    Returns: images in each. Raises: DataError; ResourceError if the target cannot be written.
     """
     store = FolderStore(root)
     names = store.class_names("train")
-    sources = {part: store.open(part, names) for part in PARTS}
+    sources = {split: store.open(split, names) for split in SPLITS}
     with _written(target):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target) as folder:
-            for part, source in sources.items():
-                _pack(source, root / part, Path(folder), part)
-            for part, source in sources.items():
-                _compare(ZipStore(Path(folder)).open(part, names), source)
+            for split, source in sources.items():
+                _pack(source, root / split, Path(folder), split)
+            for split, source in sources.items():
+                _compare(ZipStore(Path(folder)).open(split, names), source)
             for path in sorted(Path(folder).iterdir()):
                 path.replace(target / path.name)
-    return {part: len(source) for part, source in sources.items()}
+    return {split: len(source) for split, source in sources.items()}
 
 
-def _pack(source: Source, root: Path, folder: Path, part: str) -> None:
+def _pack(source: Source, root: Path, folder: Path, split: str) -> None:
     lines = []
-    with zipfile.ZipFile(folder / f"{part}.zip", "w", zipfile.ZIP_STORED) as archive:
-        for i in tqdm(range(len(source)), desc=f"{part}.zip", unit=" images", disable=None):
+    with zipfile.ZipFile(folder / f"{split}.zip", "w", zipfile.ZIP_STORED) as archive:
+        for i in tqdm(range(len(source)), desc=f"{split}.zip", unit=" images", disable=None):
             member = Path(os.path.relpath(source.name(i), root)).as_posix()
             if len(member.split("/")) != 2 or not member.isprintable():
-                raise DataError(f"a name that archives with a map cannot hold: {source.name(i)}: class/image, no more")
+                raise DataError(f"a name that an archive with a map cannot contain: {source.name(i)}: use class/image")
             archive.writestr(member, source.read(i))
             lines.append(f"{member}\t{source.label(i)}\n")
-    (folder / f"{part}_map.txt").write_text("".join(lines), encoding="utf-8")
+    (folder / f"{split}_map.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _compare(packed: Source, source: Source) -> None:
-    """Whether the program reads the same from an archive."""
+    """Checks that the archive reads back the same. Raises: DataError."""
     same = len(packed) == len(source)
     for i in tqdm(range(len(source)), desc="comparing", unit=" images", disable=None):
         same = same and packed.label(i) == source.label(i) and packed.read(i) == source.read(i)
         if not same:
-            raise DataError(f"not the same when read back: {source.name(i)}: check the disk, and this name")
+            raise DataError(f"differs when read back: {source.name(i)}: check the disk, and this name")
 
 
 def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers: int) -> tuple[int, int]:
-    """A copy of an image folder whose images have at most `short_side` pixels on their shorter side.
+    """Copies an image folder, resizing images to at most `short_side` pixels on their shorter side.
 
-    Smaller images are copied as they are. A copy that was interrupted goes on where it stood.
-    Args: quality of the JPEGs written. Returns: images, and how many of them became smaller.
-    Raises: DataError for an image that cannot be read, LoaderError if the target cannot be written.
+    Smaller images are copied unchanged. An interrupted copy continues when it is started again.
+    Args: quality of the JPEGs written. Returns: images, and how many of them were resized.
+    Raises: DataError for an image that cannot be read, ResourceError if the target cannot be written.
     """
     if target.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"the copy would lie among the originals: {target}: name another folder")
+        raise DataError(f"the copy would be inside the original: {target}: name another folder")
     if short_side < 1 or not 1 <= quality <= 100:
-        raise DataError(f"short side {short_side}, quality {quality}: give pixels from 1 on, and 1 to 100")
-    files = [file for part in PARTS for file in images_below(root / part)[0]]
+        raise DataError(f"short side {short_side}, quality {quality}: use at least 1 pixel, and a quality of 1 to 100")
+    files = [file for split in SPLITS for file in images_below(root / split).images]
     if not files:
-        raise DataError(f"no images below train/ and val/: {root}: name a folder that holds them")
+        raise DataError(f"no images below train/ and val/: {root}: name a folder that contains them")
     work = functools.partial(_copy, root=root, target=target, short_side=short_side, quality=quality)
     smaller = 0
     context = multiprocessing.get_context("forkserver")
@@ -94,21 +95,20 @@ def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers
 
 
 def _claim(target: Path, settings: str) -> None:
-    """A copy goes on with the settings it was begun with. Raises: DataError."""
+    """Records the settings of a copy; one with other settings is refused. Raises: DataError."""
     target.mkdir(parents=True, exist_ok=True)
     note = target / ".resized"
     if note.exists() and note.read_text(encoding="utf-8") != settings:
-        raise DataError(f"a copy with {note.read_text(encoding='utf-8')} lies there: {target}: name another folder")
+        raise DataError(f"there is a copy with {note.read_text(encoding='utf-8')}: {target}: name another folder")
     note.write_text(settings, encoding="utf-8")
 
 
 def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) -> bool | DataError:
-    """Whether the image was made smaller; an error goes back as a value."""
+    """Returns whether the image was resized, or the error: exceptions would arrive without their class."""
     place = target / os.path.relpath(file, root)
     if place.exists() and place.stat().st_mtime >= os.path.getmtime(file):
         return False
     place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f".{place.name}.unfinished")
     try:
         data = Path(file).read_bytes()
         image = decode(data, file)
@@ -119,22 +119,23 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
     scale = short_side / min(image.size)
     if scale < 1:
         size = [max(1, round(side * scale)) for side in image.size]
-        # as the file's ending says: other programs go by it
+        # by the file's extension: other programs rely on it
         kind = Image.registered_extensions().get(place.suffix.lower(), "JPEG")
-        image.resize(size, Image.Resampling.BICUBIC).save(unfinished, kind, quality=quality, exif=_orientation(data))
+        with atomic_path(place) as temporary:
+            image.resize(size, Image.Resampling.BICUBIC).save(temporary, kind, quality=quality, exif=_orientation(data))
     else:
-        unfinished.write_bytes(data)
-    unfinished.replace(place)
+        with atomic_path(place) as temporary:
+            temporary.write_bytes(data)
     return scale < 1
 
 
 def _orientation(data: bytes) -> Image.Exif:
-    """Of an image's metadata what still holds for another size."""
+    """Returns the metadata that remains valid at another size."""
     kept = Image.Exif()
     try:
         with Image.open(io.BytesIO(data)) as image:
             turn = image.getexif().get(ORIENTATION)
-    except Exception:  # malformed metadata, in any kind of error
+    except Exception:  # malformed metadata raises anything
         turn = None
     if turn in range(2, 9):
         kept[ORIENTATION] = turn
@@ -142,19 +143,19 @@ def _orientation(data: bytes) -> Image.Exif:
 
 
 def sort_validation(root: Path) -> int:
-    """Move ImageNet's flat validation images into a folder for each class; returns how many.
+    """Moves ImageNet's flat validation images into one folder per class; returns how many.
 
-    Raises: DataError, with nothing moved, if an image is none of ImageNet's, or there is none.
+    Raises: DataError, with nothing moved, if an image is not ImageNet's, or there is none.
     """
     folder, labels, synsets = root / "val", validation_labels(), imagenet_synsets()
     if not folder.is_dir():
-        raise DataError(f"no folder val/ in {root}: name one that holds the validation images in val/")
+        raise DataError(f"no folder val/ in {root}: name a folder with the validation images in val/")
     files = sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name))
     strange = [name for name in files if name not in labels]
     if strange or not files:
         raise DataError(
-            f"no validation images of ImageNet: {folder}: {some(strange) or 'there are no images in it'}:"
-            " they are called ILSVRC2012_val_00000001.JPEG and so on"
+            f"no validation images of ImageNet: {folder}: {listing(strange) or 'there are no images in it'}:"
+            " they are named ILSVRC2012_val_00000001.JPEG and so on"
         )
     with _written(folder):
         for name in files:
@@ -165,8 +166,8 @@ def sort_validation(root: Path) -> int:
 
 @contextmanager
 def _written(target: Path) -> Iterator[None]:
-    """Say in one line that something cannot be written."""
+    """Turns errors of writing into a ResourceError."""
     try:
         yield
     except OSError as e:
-        raise LoaderError(f"cannot write ({e.strerror}): {target}: name another folder, or make room") from e
+        raise ResourceError(f"cannot write ({e.strerror}): {target}: name another folder, or free disk space") from e

@@ -1,51 +1,47 @@
-"""What is refused in weights before a model takes them."""
+"""Checks on weights before they are loaded into a model."""
 
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from models.errors import WeightsError
+from utils.errors import CheckpointError, listing
 
 
 def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Raises: WeightsError with the first tensor that holds NaN, Inf or complex numbers."""
+    """Raises: CheckpointError with the first tensor that holds NaN, Inf or complex numbers."""
     for name, value in tensors.items():
         if value.is_complex():
-            raise WeightsError(f"a weight is complex: {name} of {origin}: no model of this program has such")
+            raise CheckpointError(f"a weight is complex: {name} of {origin}: no model here has complex weights")
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise WeightsError(
-                f"a weight is not finite: {name} of {origin}: the file is damaged or its training failed"
+            raise CheckpointError(
+                f"a weight is not finite: {name} of {origin}: the file is corrupt or its training diverged"
             )
 
 
 def check_names(given: Iterable[str], wanted: Iterable[str], origin: str) -> None:
-    """Raises: WeightsError with the first names of `wanted` that are missing, and of `given` that are not wanted."""
+    """Raises: CheckpointError with the first missing and unexpected names."""
     known, needed = dict.fromkeys(given), dict.fromkeys(wanted)
     missing, unexpected = [n for n in needed if n not in known], [n for n in known if n not in needed]
-    parts = [f"{len(n)} {what}: {some(n)}" for what, n in (("missing", missing), ("unexpected", unexpected)) if n]
+    parts = [
+        f"{len(n)} {what}: {listing(n, 10)}" for what, n in (("missing", missing), ("unexpected", unexpected)) if n
+    ]
     if parts:
-        raise WeightsError(not_of_this_model(origin, "; ".join(parts)))
+        raise CheckpointError(not_of_this_model(origin, "; ".join(parts)))
 
 
 def check_kinds(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:
-    """Raises: WeightsError where whole numbers stand for weights."""
+    """Raises: CheckpointError for integers where the model has floating-point weights."""
     for name, value in wanted.items():
         if value.is_floating_point() and name in given and not given[name].is_floating_point():
             kind = str(given[name].dtype).removeprefix("torch.")
-            raise WeightsError(f"a weight of whole numbers ({kind}): {name} of {origin}: save it as floating point")
+            raise CheckpointError(f"an integer weight ({kind}): {name} of {origin}: save it as floating point")
 
 
 def misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Names whose tensors have another shape."""
+    """Returns the names whose tensors differ in shape."""
     return [name for name, value in wanted.items() if name in given and given[name].shape != value.shape]
 
 
 def not_of_this_model(origin: str, reason: str) -> str:
-    """The text of a WeightsError for weights that no fitting brings together with the model."""
-    return f"the weights are not of this model: {origin}: {reason}: use the --cfg they were made with"
-
-
-def some(names: Iterable[str], count: int = 10) -> str:
-    """The first names of a list that may be long."""
-    known = list(names)
-    return ", ".join(known[:count]) + (", ..." if len(known) > count else "")
+    """Returns the message of a CheckpointError for weights that cannot be fitted to the model."""
+    return f"the weights do not belong to this model: {origin}: {reason}: use the --cfg they were trained with"

@@ -1,12 +1,14 @@
-"""From the 21,841 classes of ImageNet-22K to the 1,000 of ImageNet-1K: which head rows belong to which class."""
+"""Classes of ImageNet: from the 21,841 of ImageNet-22K to the 1,000 of ImageNet-1K, and ImageNet-ReaL."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.data import ImageNetInfo, RealLabelsImagenet
 from torch import Tensor
+
+from utils.errors import ConfigError, listing
 
 CLASSES_22K = 21841
 CLASSES_1K = 1000
@@ -14,10 +16,10 @@ CLASSES_1K = 1000
 
 @cache
 def rows_of_1k() -> tuple[int, ...]:
-    """Row of the released 22K heads for each ImageNet-1K class.
+    """Returns the row of the released 22K heads for each ImageNet-1K class.
 
-    The heads' order is timm's "imagenet-21k-goog" list without its two last synsets, which stand at 9205 and 15027.
-    Class 850 (teddy bear) is in no 22K list; the published map gives it row 5564.
+    The heads are in the order of timm's "imagenet-21k-goog" list, with its two last synsets at 9205 and 15027. Class
+    850 (teddy bear) is in no 22K list; the published map assigns it row 5564.
     """
     goog = ImageNetInfo("imagenet-21k-goog").label_names()
     order = goog[:CLASSES_22K]
@@ -26,15 +28,22 @@ def rows_of_1k() -> tuple[int, ...]:
     return tuple(place.get(synset, 5564) for synset in ImageNetInfo("imagenet-1k").label_names())
 
 
-def class_names_of(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file tells of its classes, as data.sources.open_sources takes it.
+class KnownClasses(NamedTuple):
+    """What a file says about its classes: `names` in label order, None if it does not store them; `likely`: the synsets
+    of ImageNet-1K, if its head may be for them."""
 
-    `class_names` where the file holds them; `usual_names`, the synsets of ImageNet-1K, where its head can be theirs.
-    """
+    names: list[str] | None
+    likely: list[str] | None
+
+
+def known_classes(contents: Mapping[str, Any]) -> KnownClasses:
+    """Finds the classes of the weights in a file."""
     sizes = {len(v) for group in (contents, *contents.values()) if isinstance(group, Mapping) for v in _heads(group)}
-    synsets = ImageNetInfo("imagenet-1k").label_names() if sizes & {CLASSES_1K, CLASSES_22K} else None
     names = contents.get("class_names")
-    return {"class_names": names if isinstance(names, list) else None, "usual_names": synsets}
+    return KnownClasses(
+        names if isinstance(names, list) else None,
+        ImageNetInfo("imagenet-1k").label_names() if sizes & {CLASSES_1K, CLASSES_22K} else None,
+    )
 
 
 def _heads(weights: Mapping[str, Any]) -> list[Tensor]:
@@ -43,11 +52,23 @@ def _heads(weights: Mapping[str, Any]) -> list[Tensor]:
     return [value for value in heads if isinstance(value, Tensor) and value.ndim == 2]
 
 
-def real_labels() -> dict[str, list[int]]:
-    """ImageNet-ReaL: file name of a validation image -> its valid classes."""
-    return RealLabelsImagenet([""] * 50_000).real_labels
+def real_labels(class_names: Sequence[str]) -> dict[str, list[int]]:
+    """Returns the labels of ImageNet-ReaL: file name of a validation image -> its valid labels.
+
+    Args: class_names: synsets in the label order of the model; a valid class that the model lacks is -1.
+    Raises: ConfigError if a class is not a synset of ImageNet-1K.
+    """
+    synsets = ImageNetInfo("imagenet-1k").label_names()
+    strange = [name for name in class_names if name not in set(synsets)]
+    if strange:
+        raise ConfigError(
+            f"ImageNet-ReaL has no labels for these classes: {listing(strange)}: TEST.REAL: set it to false"
+        )
+    label = {name: i for i, name in enumerate(class_names)}
+    own = [label.get(synset, -1) for synset in synsets]
+    return {name: [own[i] for i in valid] for name, valid in RealLabelsImagenet([""] * 50_000).real_labels.items()}
 
 
 def map_head(weight: Tensor) -> Tensor:
-    """Rows of a 22K head's weight or bias (21841, ...) for the 1K classes: (1000, ...)."""
+    """Selects the rows of a 22K head's weight or bias (21841, ...) for the 1K classes: (1000, ...)."""
     return weight[torch.tensor(rows_of_1k())]

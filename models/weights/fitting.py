@@ -1,24 +1,27 @@
-"""Weights of one size made to fit a model of another: windows, image sizes, input channels, classes."""
+"""Fits weights to a model of another size: windows, image sizes, input channels, classes."""
 
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.backbone import resize_position_embedding
-from models.errors import WeightsError
 from models.weights.class_maps import CLASSES_1K, CLASSES_22K, map_head
+from utils.errors import CheckpointError
+from utils.preprocessing import Size
 
 Weights = dict[str, Tensor]
-# the file's head must fit; or a fresh one stays where it does not fit; or the fresh one stays
+# the file's head must fit; or is re-initialised if it does not fit; or is always re-initialised
 Head = Literal["fit", "renew", "replace"]
 
 
-def fit_weights(weights: Weights, own: Mapping[str, Tensor]) -> list[str]:
-    """Resize in place what another window, image size or number of input channels changes.
+def fit_weights(weights: Weights, own: Mapping[str, Tensor], grid: Size) -> list[str]:
+    """Resizes in place what depends on the window, the image size or the number of input channels.
 
-    Args: weights under the original's names; own: the state dict they are to fit.
+    Args: weights under the original's names; own: the state dict to fit; grid: tokens of the model's absolute position
+    embedding.
     Returns: what was done, for the log.
     """
     done = []
@@ -32,12 +35,12 @@ def fit_weights(weights: Weights, own: Mapping[str, Tensor]) -> list[str]:
             weights[name] = resize_bias_table(value, len(target))
             done.append("position tables resized")
         elif name == "absolute_pos_embed" and value.shape[2] == target.shape[2] and _is_square(value[0]):
-            side = round(target.shape[1] ** 0.5)
-            weights[name] = resize_position_embedding(value, side, side).flatten(1, 2)
+            side = round(value.shape[1] ** 0.5)
+            weights[name] = resize_position_embedding(value, (side, side), grid).flatten(1, 2)
             done.append("absolute position embedding resized")
         elif name == "patch_embed.proj.weight" and value.shape[2:] == target.shape[2:]:
             weights[name] = adapt_input_channels(value, target.shape[1])
-            done.append(f"filters of {value.shape[1]} input channels made {target.shape[1]}")
+            done.append(f"filters for {value.shape[1]} input channels adapted to {target.shape[1]}")
     return list(dict.fromkeys(done))
 
 
@@ -46,9 +49,9 @@ def _is_square(rows: Tensor) -> bool:
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """A position table for another window: (S * S, heads) -> (rows, heads).
+    """Resizes a position table to another window: (S * S, heads) -> (rows, heads).
 
-    Bicubic over the grid of offsets, as the released recipes for another window do.
+    Bicubic over the grid of offsets, like the released recipes for another window.
     """
     side, target = round(len(table) ** 0.5), round(rows**0.5)
     grid = table.T.reshape(1, -1, side, side)
@@ -57,9 +60,9 @@ def resize_bias_table(table: Tensor, rows: int) -> Tensor:
 
 
 def adapt_input_channels(filters: Tensor, channels: int) -> Tensor:
-    """Filters (dim, c, p, p) for another number of input channels, keeping the size of their response.
+    """Adapts filters (dim, c, p, p) to another number of input channels, preserving the scale of their response.
 
-    One channel: the sum over c, right for grey images. More: the filters repeated, scaled by c / channels.
+    One channel: the sum over c, exact for grey images. More: the filters repeated, scaled by c / channels.
     """
     own = filters.shape[1]
     if channels == 1:
@@ -69,18 +72,21 @@ def adapt_input_channels(filters: Tensor, channels: int) -> Tensor:
 
 
 def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: str) -> str:
-    """Treat a head with another number of classes, or a missing one; returns what was done, for the log.
+    """Fits a head with another number of classes, or a missing one; returns what was done, for the log.
 
-    From 22K to 1K the rows of the 1K classes are picked. Else the model's fresh head stays, where `head` allows it.
-    Raises: WeightsError where it does not.
+    From 22K to 1K the rows of the 1K classes are selected. If `head` allows it, a head that does not fit is
+    re-initialised to zero, as in the original. If it must fit, the first rows of a 1000-class head are used for fewer
+    classes: the original always builds 1000 outputs, and its custom data use the first of them.
+
+    Raises: CheckpointError if the head does not fit and must.
     """
     names = ("head.weight", "head.bias")
     if "head.weight" not in own:  # the model has no head
         dropped = [weights.pop(name, None) for name in names]
-        return "head left out" if dropped[0] is not None else ""
+        return "head dropped" if dropped[0] is not None else ""
     classes = len(own["head.weight"])
     for name in (name for name in names if name in weights and weights[name].ndim != own[name].ndim):
-        raise WeightsError(f"no head: {name} has the shape {tuple(weights[name].shape)}: {origin}: name another file")
+        raise CheckpointError(f"not a head: {name} has shape {tuple(weights[name].shape)}: {origin}: name another file")
     rows = len(weights["head.weight"]) if "head.weight" in weights else 0
     if head != "replace":
         if rows == classes:
@@ -89,11 +95,15 @@ def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: st
             weights |= {name: map_head(weights[name]) for name in names}
             return "head mapped from 22K to 1K classes"
     if head != "fit":
-        reason = "other classes" if head == "replace" and rows else rows or "none"
-        weights |= {name: own[name] for name in names}
-        return f"a fresh head for {classes} classes (the file has {reason})"
+        reason = "other classes" if head == "replace" and rows else f"{rows or 'no'} classes"
+        weights |= {name: torch.zeros_like(own[name]) for name in names}
+        return f"head re-initialised to zero for {classes} classes (the file has {reason})"
     if not rows:
-        raise WeightsError(f"the file holds no head, it classifies nothing: {origin}: fine-tune it with --pretrained")
-    raise WeightsError(
-        f"the head has {rows} classes, not {classes}: {origin}: use the data of its classes, or fine-tune"
+        raise CheckpointError(f"the file has no head, it cannot classify: {origin}: fine-tune it with --pretrained")
+    if rows == CLASSES_1K and classes < rows:
+        weights |= {name: weights[name][:classes] for name in names}
+        return f"the first {classes} of {rows} outputs, in the label order of the folders, as the original trains them"
+    raise CheckpointError(
+        f"the head has {rows} classes, the data {classes}: {origin}: MODEL.NUM_CLASSES {rows} evaluates the data as its"
+        " first classes, --pretrained fine-tunes"
     )

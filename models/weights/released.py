@@ -1,12 +1,11 @@
-"""The released models as a table: what each is, what it costs, what it reached, where its weights lie."""
+"""The released models as a table: recipe, cost, published accuracy, URL of the weights."""
 
-import difflib
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from models.errors import WeightsError
+from utils.errors import CheckpointError, did_you_mean
 
 
 @cache
@@ -15,18 +14,17 @@ def _table() -> dict[str, Any]:
 
 
 def released_models() -> list[dict[str, Any]]:
-    """One row a recipe: config, type, dataset, classes, img_size, window, params, flops, imagenet1k_top1, ..."""
+    """Returns one row per recipe: config, type, dataset, classes, img_size, window, params, flops, ..."""
     return _table()["models"]
 
 
-def weights_address(name: str) -> str:
-    """Published address of the weights of a released model. Raises: WeightsError with the nearest names."""
+def released_url(name: str) -> str:
+    """Returns the URL of the weights of a released model. Raises: CheckpointError with the nearest name."""
     known = {row["config"]: row["weights_url"] for row in released_models() if row.get("weights_url")}
     known |= _table()["weights_without_a_recipe"]
-    # a file's name lacks the ending that its recipe's name has
-    known |= {Path(address).stem: address for address in known.values()}
+    # a file lacks the suffix of its recipe's name
+    known |= {Path(url).stem: url for url in known.values()}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "README.md lists them all"
-        raise WeightsError(f"no released model is called {name!r}: hub:{name}: {hint}")
+        hint = did_you_mean(name, known, "README.md lists them all")
+        raise CheckpointError(f"unknown released model {name!r}: hub:{name}: {hint}")
     return known[name]

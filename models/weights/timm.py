@@ -1,4 +1,4 @@
-"""Weights for a model of timm that is no Swin of ours, by timm's names or those that timm translates."""
+"""Weights for a model of timm, under timm's names or those that timm can translate."""
 
 import sys
 from collections.abc import Mapping
@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.errors import WeightsError
-from models.weights.checks import check_finite, check_kinds, check_names, misfits, not_of_this_model, some
+from models.weights.checks import check_finite, check_kinds, check_names, misfits, not_of_this_model
 from models.weights.fitting import Head
+from utils.errors import CheckpointError, listing
 
 Weights = dict[str, Tensor]
 
 
 def load_timm(model: nn.Module, place: str, tensors: Weights, origin: str, head: Head) -> str:
-    """Copy weights into a model of timm; its classifier may stay fresh as `head` says, nothing else may.
+    """Copies weights into a model of timm; only its classifier may be re-initialised, as `head` says.
 
     Args: place: of the weights in the file, for the log; tensors: by name, without prefixes.
-    Returns: a line that says what was loaded. Raises: WeightsError.
+    Returns: a log line. Raises: CheckpointError.
     """
     check_finite(tensors, origin)
     own = model.state_dict()
@@ -29,21 +29,21 @@ def load_timm(model: nn.Module, place: str, tensors: Weights, origin: str, head:
         notes.append("translated and resized by timm")
     other = [name for name in classifier if name not in tensors or tensors[name].shape != own[name].shape]
     if head == "replace" or (head == "renew" and other):
-        tensors = {**tensors, **{name: own[name] for name in classifier}}
-        notes.append(f"fresh {some(classifier)}")
+        tensors = {**tensors, **{name: torch.zeros_like(own[name]) for name in classifier}}
+        notes.append(f"{listing(classifier)} re-initialised to zero")
     check_names(tensors, own, origin)
     check_kinds(tensors, own, origin)
     if any(name.endswith(".logit_scale") for name in own):
-        notes.append("position coordinates as timm's model has them: the file does not tell its window of pre-training")
+        notes.append("position coordinates of timm's model: the file does not store its window of pre-training")
     wrong = [f"{n} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in misfits(tensors, own)]
     if wrong:
-        raise WeightsError(not_of_this_model(origin, f"{len(wrong)} of another shape: {some(wrong)}"))
+        raise CheckpointError(not_of_this_model(origin, f"{len(wrong)} of another shape: {listing(wrong, 10)}"))
     model.load_state_dict(tensors)
     return ", ".join(notes)
 
 
 def _classifier(model: nn.Module) -> list[str]:
-    """Names of the weights of the last layer, or layers."""
+    """Returns the names of the weights of the last layer or layers."""
     last: Any = model.get_classifier()  # type: ignore[operator]
     parts = last if isinstance(last, tuple | list) else [last]
     prefixes = [f"{name}." for name, module in model.named_modules() if name and any(module is part for part in parts)]
@@ -51,13 +51,13 @@ def _classifier(model: nn.Module) -> list[str]:
 
 
 def _translated(model: nn.Module, tensors: Weights, origin: str) -> Weights:
-    """As timm reads the published file of this architecture: other names, another image size."""
+    """Translates the weights as timm does for the published file of the architecture: names, image size."""
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if translate is None:
         return tensors
     try:
         with torch.no_grad():
             translated: Mapping[str, Any] = translate(dict(tensors), model)
-    except Exception as e:  # timm's readers of foreign files end in any kind of error
-        raise WeightsError(not_of_this_model(origin, f"timm cannot read it ({type(e).__name__}: {e})")) from e
+    except Exception as e:  # timm's converters raise anything
+        raise CheckpointError(not_of_this_model(origin, f"timm cannot read it ({type(e).__name__}: {e})")) from e
     return {name: value for name, value in translated.items() if isinstance(value, Tensor)}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from data.errors import DataError, LoaderError
 from PIL import Image
 
-from data.errors import DataError, LoaderError
 from data.loaders import Randomness, build_eval_loader, build_train_loader
 from data.sources.base import IndexedSource
 from data.sources.index import Index, stored

@@ -1,9 +1,7 @@
-"""Weights from elsewhere: an address, a released model, a Hugging Face repository. They appear whole, or not at all."""
+"""Weights from elsewhere: a URL, a released model, a Hugging Face repository. They appear whole, or not at all."""
 
 import hashlib
 import logging
-import os
-import tempfile
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
@@ -16,91 +14,79 @@ from tqdm import tqdm
 
 from utils.distributed import World
 from utils.errors import CheckpointError, ResourceError
+from utils.files import atomic_path, sha256_of
 
 log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 
 
-def local_file(name: str, world: World, *, address: Callable[[str], str], sha256: str = "") -> Path:
-    """The file behind `name`, fetched once by the main process if it lies elsewhere.
+def local_file(name: str, world: World, *, released_url: Callable[[str], str], sha256: str = "") -> Path:
+    """Returns the local path of `name`; the main rank downloads it if necessary.
 
-    Args: name: a path, an http(s) address, "hub:<released model>" or "hf:<repository>[/file]"; address: of a released
-    model; sha256: what the file must have, "" if it is not known (it is then logged).
+    Args: name: a path, an http(s) URL, "hub:<released model>" or "hf:<repository>[/file]"; released_url: maps the name
+    of a released model to its URL; sha256: expected digest of the file, "" if unknown (it is then logged).
     Raises: CheckpointError for an unreachable, truncated or altered file.
     """
     kind, _, rest = name.partition(":")
     remote = kind in ("http", "https", "hub", "hf")
     path = Path(name)
     if remote and world.is_main:
-        web = address(rest) if kind == "hub" else name
-        path = _from_hugging_face(rest) if kind == "hf" else _download(web, sha256)
-    path = world.tell(path)
+        url = released_url(rest) if kind == "hub" else name
+        path = _from_hugging_face(rest) if kind == "hf" else _download(url, sha256)
+    path = world.broadcast(path)
     if sha256 and world.is_main:
-        _check(path, sha256)
+        _verify(path, sha256)
     elif remote:
-        log.info("sha256 of %s: %s (not checked: none was given with --sha256)", path, file_sha256(path))
+        log.info("sha256 of %s: %s (not verified: --sha256 was not given)", path, sha256_of(path))
     return path
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check(path: Path, sha256: str) -> None:
+def _verify(path: Path, sha256: str) -> None:
     try:
-        found = file_sha256(path)
+        found = sha256_of(path)
     except OSError as e:
         raise CheckpointError(f"cannot read a checkpoint ({e.strerror}): {path}: name another file") from e
     if found != sha256.lower():
-        raise CheckpointError(f"the file's sha256 is {found}, not {sha256}: {path}: fetch it again")
+        raise CheckpointError(f"the file's sha256 is {found}, not {sha256}: {path}: download it again")
 
 
-def _download(address: str, sha256: str) -> Path:
-    """Fetch into torch's hub cache, under a name that tells two addresses apart."""
+def _download(url: str, sha256: str) -> Path:
+    """Downloads into torch's hub cache; the file name contains a digest of the URL."""
     try:
-        base = Path(unquote(urlsplit(address).path)).name or "weights.pth"
+        base = Path(unquote(urlsplit(url).path)).name or "weights.pth"
     except ValueError as e:
-        raise CheckpointError(f"no address ({e}): {address}: check it") from e
-    mark = hashlib.sha256(address.encode()).hexdigest()[:8]
-    target = Path(torch.hub.get_dir(), "checkpoints", f"{Path(base).stem}-{mark}{Path(base).suffix}")
-    if target.is_file() and (not sha256 or file_sha256(target) == sha256.lower()):
-        return target  # an altered one is fetched again
+        raise CheckpointError(f"not a URL ({e}): {url}: check it") from e
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    target = Path(torch.hub.get_dir(), "checkpoints", f"{Path(base).stem}-{digest}{Path(base).suffix}")
+    if target.is_file() and (not sha256 or sha256_of(target) == sha256.lower()):
+        return target  # an altered one is downloaded again
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=target.name, suffix=".part", dir=target.parent)
+        with atomic_path(target) as temporary:
+            with open(temporary, "wb") as file:
+                _fetch(url, file)
+            if sha256:
+                _verify(temporary, sha256)
     except OSError as e:
-        raise ResourceError(f"cannot keep the weights ({e.strerror}): {target.parent}: set TORCH_HOME") from e
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _fetch(address, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if sha256:
-            _check(Path(unfinished), sha256)
-        os.replace(unfinished, target)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
+        raise ResourceError(f"cannot store the weights ({e.strerror}): {target.parent}: set TORCH_HOME") from e
     return target
 
 
-def _fetch(address: str, file: BinaryIO) -> None:
-    size = got = 0
+def _fetch(url: str, file: BinaryIO) -> None:
+    size = received = 0
     try:
-        with urllib.request.urlopen(address, timeout=60) as answer:
-            size = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=address.rsplit("/", 1)[-1]) as bar:
-                while chunk := answer.read(_CHUNK):
+        with urllib.request.urlopen(url, timeout=60) as response:
+            size = int(response.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
+                while chunk := response.read(_CHUNK):
                     file.write(chunk)
-                    got += len(chunk)
+                    received += len(chunk)
                     bar.update(len(chunk))
     except (OSError, ValueError, HTTPException) as e:
         reason = getattr(e, "reason", e)
-        raise CheckpointError(f"cannot fetch the weights ({reason}): {address}: check it, or try again later") from e
-    if size and got != size:
-        raise CheckpointError(f"the download ended after {got:,} of {size:,} bytes: {address}: try again")
+        raise CheckpointError(f"cannot download the weights ({reason}): {url}: check it, or try again later") from e
+    if size and received != size:
+        raise CheckpointError(f"the download ended after {received:,} of {size:,} bytes: {url}: try again")
 
 
 def _from_hugging_face(name: str) -> Path:
@@ -116,9 +102,11 @@ def _from_hugging_face(name: str) -> Path:
         try:
             return Path(hf_hub_download(f"{owner}/{repository}", candidate))
         except hub.LocalEntryNotFoundError as e:
-            raise CheckpointError(f"cannot reach Hugging Face: hf:{name}: try again, or fetch the file yourself") from e
+            raise CheckpointError(
+                f"cannot reach Hugging Face: hf:{name}: try again, or download the file yourself"
+            ) from e
         except hub.EntryNotFoundError:
             continue
         except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as e:
-            raise CheckpointError(f"cannot fetch the weights ({type(e).__name__}): hf:{name}: check the name") from e
-    raise CheckpointError(f"the repository holds no weights by a usual name: hf:{name}: add /file to it")
+            raise CheckpointError(f"cannot download the weights ({type(e).__name__}): hf:{name}: check the name") from e
+    raise CheckpointError(f"the repository has no weights under a usual name: hf:{name}: append /file to it")

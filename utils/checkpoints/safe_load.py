@@ -1,4 +1,4 @@
-"""Files of tensors that somebody else wrote: nothing in them is executed, none claims more than it holds."""
+"""Reads files of tensors from untrusted sources without executing anything in them."""
 
 import argparse
 import json
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from utils.errors import CheckpointError
 
-NOTES = "swin"  # key in the head of a .safetensors file; its value is JSON
+NOTES = "swin"  # metadata key in a .safetensors file; its value is JSON
 _SCALAR: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
-# what training programs put beside their weights. The original's configuration, a pickled CfgNode, is read as the plain
-# dict that it is; timm's arguments are a namespace, its metrics numbers of numpy
+# what training programs store beside the weights. The original's configuration, a pickled CfgNode, is read as a plain
+# dict; timm stores its arguments as a namespace and its metrics as numpy scalars
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (OrderedDict, "yacs.config.CfgNode"),
     argparse.Namespace,
@@ -35,9 +35,9 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Contents of a .pth (torch.save) or .safetensors file, on the CPU.
+    """Loads a .pth (torch.save) or .safetensors file to the CPU.
 
-    Raises: CheckpointError for a missing, damaged or unsafe file, before memory is taken for it.
+    Raises: CheckpointError for a missing, corrupt or unsafe file, before memory is allocated for it.
     """
     try:
         if path.suffix == ".safetensors":
@@ -49,20 +49,22 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except SafetensorError as e:
         raise CheckpointError(f"not a safetensors file ({e}): {path}: name another file") from e
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        reason = getattr(e, "strerror", None) or "it is cut short or no checkpoint"
+        reason = getattr(e, "strerror", None) or "it is truncated or not a checkpoint"
         raise CheckpointError(f"cannot read a checkpoint ({reason}): {path}: name another file") from e
     if not isinstance(contents, dict):
         raise CheckpointError(f"not a checkpoint but a {type(contents).__name__}: {path}: name another file")
     for name, tensor in _tensors(contents, ""):
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise CheckpointError(f"not a plain tensor: {name} of {path}: save its values as a dense one")
+            raise CheckpointError(f"not a dense tensor: {name} of {path}: save it as a dense one")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise CheckpointError(f"a tensor claims more values than it holds: {name} of {path}: do not trust the file")
+            raise CheckpointError(
+                f"a tensor claims more values than its storage has: {name} of {path}: do not trust it"
+            )
     return contents
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Tensors, and beside them what this program's converter noted in the file's head."""
+    """Returns the tensors, and the metadata that this program's converter wrote."""
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get(NOTES, "{}")
     try:
@@ -75,22 +77,22 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def _unpickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about files that it did not write
+            warnings.simplefilter("ignore")  # torch's about files it did not write
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError):
         raise
-    except Exception as e:  # a damaged pickle stream can end in any kind of error
+    except Exception as e:  # a corrupt pickle stream can raise anything
         raise ValueError(str(e)) from e
 
 
 def _refuse_bomb(path: Path) -> None:
-    """torch stores its tensors uncompressed; a zip that unpacks to more than itself is something else."""
+    """Rejects archives that expand: torch stores its tensors uncompressed."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > path.stat().st_size:
-        raise CheckpointError(f"the file unpacks to {unpacked:,} bytes, more than it has: {path}: do not trust it")
+        raise CheckpointError(f"the file expands to {unpacked:,} bytes, more than its size: {path}: do not trust it")
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -107,5 +109,5 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 def _unsafe(path: Path, error: pickle.UnpicklingError) -> str:
     wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
     if wanted is None:
-        return f"not a checkpoint, or a damaged one: {path}: name another file"
+        return f"not a checkpoint, or a corrupt one: {path}: name another file"
     return f"the file wants to import {wanted[1]}, which weights never need: {path}: do not trust it"

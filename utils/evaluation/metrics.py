@@ -1,23 +1,27 @@
-"""Sums that are divided once: training loss and evaluation counts."""
+"""Accuracy and loss as sums that are divided once."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from utils.errors import PlanError
+from utils.distributed import World
+from utils.errors import DataError
+from utils.evaluation.predict import predict
+from utils.precision import Precision
 
 
 def finite(value: float) -> float | None:
-    """The value as JSON can hold it: None where it is not finite."""
+    """Returns the value, or None if JSON cannot represent it."""
     return value if math.isfinite(value) else None
 
 
 @dataclass
 class Mean:
-    """A running mean, kept as sum and weight so that it can be saved and carried on."""
+    """A running mean, kept as sum and weight so that it can be saved and continued."""
 
     total: float = 0.0
     weight: float = 0.0
@@ -35,8 +39,8 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """Top-1 and top-k in percent, mean loss, and the counts they come from."""
+class Accuracy:
+    """Top-1 and top-k accuracy in percent, mean cross-entropy, and the counts behind them."""
 
     top1: float
     topk: float
@@ -47,7 +51,7 @@ class EvalResult:
     count: int
 
     def line(self) -> str:
-        """For the log, in the shape people know."""
+        """Returns a log line."""
         counts = f"({self.correct1} of {self.count})"
         return f" * Acc@1 {self.top1:.3f} Acc@{self.k} {self.topk:.3f} loss {self.loss:.4f} {counts}"
 
@@ -55,26 +59,47 @@ class EvalResult:
         return asdict(self)
 
 
-def evaluation_sums(logits: Tensor, targets: Tensor, k: int) -> Tensor:
-    """Correct at 1, correct at k, summed cross-entropy, count: (4,) of a batch.
+class AccuracyCounter:
+    """Accumulates the sums of this rank; `result` reduces them over all ranks and divides once.
 
-    Args: logits (B, classes) in any type; targets int64 (B,), -1 for a sample that does not count; 1 <= k <= classes.
+    Args: classes: of the model; the top-k is top-5, or top-`classes` if there are fewer.
+    """
+
+    def __init__(self, classes: int):
+        self.k = min(5, classes)
+        self._sums: Tensor | None = None
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Args: logits (B, classes) of any type; targets int64 (B,), -1 for samples to leave out."""
+        sums = accuracy_sums(logits, targets, self.k)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def result(self, world: World) -> Accuracy:
+        """Raises: DataError if no sample was counted on any rank."""
+        own = torch.zeros(4, device=world.device) if self._sums is None else self._sums  # more ranks than samples
+        return accuracy_of(world.gather(own).sum(0), self.k)
+
+
+def accuracy_sums(logits: Tensor, targets: Tensor, k: int) -> Tensor:
+    """Returns correct at 1, correct at k, summed cross-entropy and count of a batch: (4,).
+
+    Args: logits (B, classes) of any type; targets int64 (B,), -1 for samples to leave out; 1 <= k <= classes.
     """
     logits = logits.float()
     ranked = logits.topk(k, dim=1).indices == targets[:, None]
     loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-1)
-    # float64 keeps counts and sums exact over a data set; MPS has none
-    kind = torch.float32 if logits.device.type == "mps" else torch.float64
+    # float64 keeps counts and sums exact over a data set; MPS does not support it
+    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
     count = (targets >= 0).sum()
-    return torch.stack([part.to(kind) for part in (ranked[:, 0].sum(), ranked.sum(), loss, count)])
+    return torch.stack([part.to(dtype) for part in (ranked[:, 0].sum(), ranked.sum(), loss, count)])
 
 
-def evaluation_result(sums: Tensor, k: int) -> EvalResult:
-    """Divide the sums over the whole data set. Raises: PlanError if there were no samples."""
+def accuracy_of(sums: Tensor, k: int) -> Accuracy:
+    """Divides the sums over the whole data set. Raises: DataError if it has no readable sample."""
     correct1, correctk, loss, count = sums.tolist()
     if count == 0:
-        raise PlanError("no sample was evaluated: DATA.DATA_PATH: none of the validation images could be read")
-    return EvalResult(
+        raise DataError("no sample was evaluated: DATA.DATA_PATH: none of the validation images could be read")
+    return Accuracy(
         top1=100.0 * correct1 / count,
         topk=100.0 * correctk / count,
         loss=loss / count,
@@ -83,3 +108,13 @@ def evaluation_result(sums: Tensor, k: int) -> EvalResult:
         correctk=int(correctk),
         count=int(count),
     )
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, precision: Precision, world: World
+) -> Accuracy:
+    """Returns the accuracy over all ranks' shards; independent of batch size and number of ranks."""
+    counter = AccuracyCounter(classes)
+    for logits, targets in predict(model, batches, precision):
+        counter.add(logits, targets)
+    return counter.result(world)

@@ -1,13 +1,17 @@
-"""curves.png: loss, accuracy and learning rate of a run, drawn from its metrics.jsonl."""
+"""curves.png: losses, metrics and learning rate of a run, drawn from its metrics.jsonl."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from utils.files import atomic_path
 
-def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int) -> None:
-    """Redraw the picture from all lines of `metrics`."""
-    # imported here: only the process that draws needs it
+_COLORS = ("tab:green", "tab:olive", "tab:cyan", "tab:purple")
+
+
+def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: str | None) -> None:
+    """Redraws the picture from all lines of `metrics`. Args: best: the metric to draw, None for losses only."""
+    # imported here: only the rank that draws needs it
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -16,32 +20,35 @@ def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int) -> None:
     val = [line for line in lines if line["kind"] == "val"]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, accuracy, rate = figure.subplots(1, 3)
+    losses, judged, rate = figure.subplots(1, 3)
 
     def plot(axes: Any, points: list[dict[str, Any]], key: str, label: str, color: str) -> None:
+        values = [float("nan") if p.get(key) is None else p[key] for p in points]
         epochs = [p["update"] / updates_per_epoch for p in points]
-        marker = "o" if len(points) < 2 else None
-        axes.plot(
-            epochs,
-            [float("nan") if p[key] is None else p[key] for p in points],
-            label=label,
-            color=color,
-            linewidth=1.3,
-            marker=marker,
-        )
+        axes.plot(epochs, values, label=label, color=color, linewidth=1.3, marker="o" if len(points) < 2 else None)
 
     plot(losses, train, "loss", "training", "tab:blue")
-    plot(losses, val, "loss", "validation", "tab:orange")
-    plot(accuracy, val, "top1", "top-1", "tab:green")
-    if val and val[0]["k"] > 1:
-        plot(accuracy, val, "topk", f"top-{val[0]['k']}", "tab:olive")
+    if any("loss" in point for point in val):
+        plot(losses, val, "loss", "validation", "tab:orange")
+    for (key, label), color in zip(_judged(val, best).items(), _COLORS, strict=False):
+        plot(judged, val, key, label, color)
     plot(rate, train, "lr", "learning rate", "tab:red")
-    for axes, title in ((losses, "loss"), (accuracy, "validation accuracy, %"), (rate, "learning rate")):
-        axes.set_title(title)
+    title = "validation accuracy, %" if best == "top1" else f"validation {best}" if best else "no validation"
+    for axes, text in ((losses, "loss"), (judged, title), (rate, "learning rate")):
+        axes.set_title(text)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(frameon=False)
-    unfinished = picture.with_suffix(".png.tmp")
-    figure.savefig(unfinished, dpi=110, format="png")
-    unfinished.replace(picture)
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def _judged(val: list[dict[str, Any]], best: str | None) -> dict[str, str]:
+    """Returns the metrics to draw beside the losses, with their labels."""
+    if not val or best is None:
+        return {}
+    chosen = {best: "top-1" if best == "top1" else best}
+    if best == "top1" and val[0]["k"] > 1:
+        chosen["topk"] = f"top-{val[0]['k']}"
+    return chosen

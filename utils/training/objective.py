@@ -1,13 +1,62 @@
-"""The loss of training."""
+"""What is trained and how it is judged: the seam between the training loop and a task.
 
-import torch.nn.functional as F
-from torch import Tensor
+The loop, the session, checkpoints and logs know losses and metrics by name only. A new task is a new `Objective`;
+classification.py has the first one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from utils.batches import Batch
 
 
-def training_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy in float32.
+@dataclass(frozen=True)
+class Best:
+    """Which metric of an evaluation decides which checkpoint is the best."""
 
-    Args: logits (B, classes); targets int64 (B,), smoothed by `smoothing` (arXiv 1512.00567), or float32 (B, classes)
-    of mixed samples, which are smoothed already.
+    metric: str
+    higher_is_better: bool = True
+
+    def improves(self, value: float, best: float | None) -> bool:
+        """Returns whether `value` beats `best`; anything beats None, NaN beats nothing."""
+        if best is None:
+            return value == value
+        return value > best if self.higher_is_better else value < best
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of an evaluation.
+
+    `metrics` by name, as metrics.jsonl records them; `line` for the log; `scalars` for TensorBoard, the metrics
+    themselves if None.
     """
-    return F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
+
+    metrics: Mapping[str, float]
+    line: str
+    scalars: Mapping[str, float] | None = None
+
+
+class Objective(Protocol):
+    """A task to train."""
+
+    @property
+    def best(self) -> Best | None:
+        """The metric that decides which checkpoint is the best, None if there is none."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Runs the forward pass of one micro-batch.
+
+        Args: model: as it trains, possibly wrapped for several ranks.
+        Returns: scalars by name, the same names on every call and rank: "loss", which is minimised, and any parts of it
+        worth logging. The loss is a mean over the samples of the batch.
+        """
+        ...
+
+    def evaluate(self, model: nn.Module) -> Evaluation | None:
+        """Evaluates after an epoch, on all ranks; None if there is nothing to evaluate. Must not affect training."""
+        ...

@@ -1,24 +1,18 @@
-"""What follows from the configuration, the number of processes and the size of the training set: the steps of a run."""
+"""The plan of a run: what follows from the configuration, the number of ranks and the size of the training set."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from utils.errors import PlanError
+from yacs.config import CfgNode
+
+from utils.batches import EpochShape
+from utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The numbers that a training run is made of. Learning rates are effective ones, not per 512 images.
+    """Updates and learning rates of a run. Learning rates are effective ones, not per 512 images."""
 
-    An epoch has `train_size // global_batch` updates. What is left over makes one more, smaller update if it is at
-    least a quarter of a global batch (or all there is); less waits for the next permutation. The rule looks at the
-    global batch alone, so that the schedule is the same for every split into processes and micro-batches.
-    """
-
-    world: int
-    batch_size: int
-    accumulation: int
-    train_size: int
+    shape: EpochShape
     epochs: int
     warmup_epochs: int
     base_lr: float
@@ -35,20 +29,17 @@ class RunPlan:
     max_skipped: int
 
     @staticmethod
-    def from_config(cfg: Any, world: int, train_size: int) -> "RunPlan":
-        """Raises: PlanError if the global batch does not divide, or there are fewer samples than processes."""
-        if train_size < world:
-            raise PlanError(
-                f"{train_size} training samples for {world} processes: DATA.DATA_PATH: start {train_size} at most"
+    def from_config(cfg: CfgNode, world_size: int, train_size: int) -> "RunPlan":
+        """Raises: ConfigError if the global batch does not divide, or there are fewer samples than ranks."""
+        if train_size < world_size:
+            raise ConfigError(
+                f"{train_size} training samples for {world_size} ranks: DATA.DATA_PATH: launch at most {train_size}"
             )
-        batch, accumulation = _split_batch(cfg, world)
+        shape = EpochShape(train_size, *_split_batch(cfg, world_size), world_size)
         train, schedule = cfg.TRAIN, cfg.TRAIN.LR_SCHEDULER
-        scale = batch * accumulation * world / 512.0  # linear scaling rule, arXiv 1706.02677
+        scale = shape.global_batch / 512.0  # linear scaling rule, arXiv 1706.02677
         return RunPlan(
-            world=world,
-            batch_size=batch,
-            accumulation=accumulation,
-            train_size=train_size,
+            shape=shape,
             epochs=train.EPOCHS,
             warmup_epochs=train.WARMUP_EPOCHS,
             base_lr=train.BASE_LR,
@@ -66,56 +57,42 @@ class RunPlan:
         )
 
     @property
-    def global_batch(self) -> int:
-        """Images of one update over all processes."""
-        return self.batch_size * self.accumulation * self.world
-
-    @property
     def updates_per_epoch(self) -> int:
-        whole, rest = divmod(self.train_size, self.global_batch)
-        return whole + (1 if whole == 0 or 4 * rest >= self.global_batch else 0)
+        return self.shape.updates
 
     @property
     def total_updates(self) -> int:
-        return self.epochs * self.updates_per_epoch
+        return self.epochs * self.shape.updates
 
     @property
     def warmup_updates(self) -> int:
-        return self.warmup_epochs * self.updates_per_epoch
-
-    @property
-    def samples_per_epoch(self) -> int:
-        return min(self.train_size, self.updates_per_epoch * self.global_batch)
-
-    def update_size(self, step: int) -> int:
-        """Images of update `step` of an epoch."""
-        return min(self.global_batch, self.train_size - step * self.global_batch)
+        return self.warmup_epochs * self.shape.updates
 
     def describe(self) -> list[str]:
-        """Lines for the log: what was decided, and by which rule."""
+        """Returns log lines: what was decided, and by which rule."""
+        shape = self.shape
         lines = [
-            f"global batch {self.global_batch} = {self.batch_size} images x {self.world} processes"
-            f" x {self.accumulation} micro-batches",
-            f"learning rate {self.peak_lr:.4g} = {self.base_lr:.4g} x {self.global_batch} / 512,"
+            f"global batch {shape.global_batch} = {shape.batch_size} images x {shape.world_size} ranks"
+            f" x {shape.accumulation} micro-batches",
+            f"learning rate {self.peak_lr:.4g} = {self.base_lr:.4g} x {shape.global_batch} / 512,"
             f" {self.scheduler} after {self.warmup_updates} updates of warm-up",
-            f"{self.epochs} epochs x {self.updates_per_epoch} updates = {self.total_updates} updates;"
-            f" an epoch uses {self.samples_per_epoch} of {self.train_size} samples",
+            f"{self.epochs} epochs x {shape.updates} updates = {self.total_updates} updates;"
+            f" an epoch uses {shape.samples} of {shape.train_size} samples",
         ]
         if self.warmup_epochs >= self.epochs:
             lines.append("the whole run is warm-up: TRAIN.WARMUP_EPOCHS is not below TRAIN.EPOCHS")
         return lines
 
 
-def _split_batch(cfg: Any, world: int) -> tuple[int, int]:
-    """Images per micro-batch and micro-batches per update."""
+def _split_batch(cfg: CfgNode, world_size: int) -> tuple[int, int]:
+    """Returns images per micro-batch and micro-batches per update."""
     wanted = cfg.TRAIN.GLOBAL_BATCH_SIZE
     if not wanted:
         return cfg.DATA.BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS
-    if wanted % world:
-        raise PlanError(
-            f"a global batch of {wanted} does not divide among {world} processes: TRAIN.GLOBAL_BATCH_SIZE:"
-            " take a multiple"
+    if wanted % world_size:
+        raise ConfigError(
+            f"a global batch of {wanted} does not divide by {world_size} ranks: TRAIN.GLOBAL_BATCH_SIZE: set a multiple"
         )
-    share = wanted // world
-    batch = next(size for size in range(min(cfg.DATA.BATCH_SIZE, share), 0, -1) if share % size == 0)
-    return batch, share // batch
+    own = wanted // world_size
+    batch = next(size for size in range(min(cfg.DATA.BATCH_SIZE, own), 0, -1) if own % size == 0)
+    return batch, own // batch

@@ -1,4 +1,4 @@
-"""How a run is doing: interval means, speed, waiting for data, the remaining time."""
+"""How a run is doing: means per log interval, speed, time spent waiting for data, remaining time."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.distributed import World
-from utils.evaluation.metrics import finite
+from utils.evaluation.metrics import Mean, finite
 from utils.profiling import peak_memory
 from utils.training.journal import Journal
 from utils.training.loop import Update
@@ -25,18 +25,17 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Collects updates, and says every `print_freq` of them how training goes.
+    """Collects updates and reports every `print_freq` of them.
 
-    Losses stay on the device until a line is due; then all processes gather theirs. Every process must therefore call
-    `record` and `collect` alike.
+    Losses stay on the device until a report is due; then those of all ranks are gathered. Every rank must therefore
+    call `record` and `collect` alike.
     """
 
     def __init__(self, state: TrainState, plan: RunPlan, *, world: World, journal: Journal, print_freq: int):
         self._state, self._plan, self._world, self._journal = state, plan, world, journal
         self._print_freq = print_freq
-        self._pending: list[Tensor] = []
-        self._norms: list[float] = []
-        self._weights: list[int] = []
+        self._pending: list[tuple[Update, int]] = []  # with the weight of each update in the means
+        self._parts = [name.removeprefix("loss/") for name in state.means if name.startswith("loss/")]
         self._rate = 0.0
         self._started = self._interval_started = time.perf_counter()
         self._waited = 0.0
@@ -45,9 +44,9 @@ class Progress:
         self._bar: tqdm | None = None
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """Pass batches on, measuring how long they let us wait."""
+        """Passes batches on and measures the time spent waiting for them."""
         self._bar = self._new_bar()
-        now = time.perf_counter()  # since the last line there was an evaluation, or the start of the run
+        now = time.perf_counter()  # the time since the last report was an evaluation, or the start of the run
         self._started += now - self._interval_started
         self._interval_started = now
         iterator = iter(batches)
@@ -64,17 +63,16 @@ class Progress:
             self._bar.close()
 
     def record(self, update: Update) -> bool:
-        """Take in an update of the run; returns whether a log line is due (the same on every process)."""
-        self._pending.append(update.loss)
-        # weighted by its images, so that a small last update counts for less; a skipped one says nothing of the loss
-        self._weights.append(self._plan.update_size(self._state.step - 1) if update.applied else 0)
-        self._norms.append(update.grad_norm)
+        """Takes in an update; returns whether a report is due (the same on every rank)."""
+        state = self._state
+        # weighted by its samples, so that a small last update counts for less; a skipped one does not count
+        weight = self._plan.shape.update_size(state.step - 1) if update.applied else 0
+        self._pending.append((update, weight))
         self._rate = update.learning_rate
         self._updates += 1
         self._interval_updates += 1
         if self._bar is not None:
             self._bar.update()
-        state = self._state
         if not update.applied:
             log.warning(
                 "update %d skipped: its gradient is not finite (%d skipped so far)", state.update - 1, state.skipped
@@ -82,34 +80,44 @@ class Progress:
         return (state.step - 1) % self._print_freq == 0 or state.step == self._plan.updates_per_epoch
 
     def collect(self, wish: bool = False) -> bool:
-        """Bring the pending losses of all processes together into the means of the state.
+        """Adds the pending losses of all ranks to the means of the state.
 
-        Args: wish: anything the main process wants all of them to know. Returns: the main process's wish.
+        Args: wish: a flag that the main rank wants to share. Returns: the main rank's flag.
         """
-        device = self._world.device
-        flag = torch.tensor(float(wish), device=device)
-        rows = self._world.gather(torch.stack([*[loss.float() for loss in self._pending], flag]))
-        means = (rows[:, :-1].sum(0) / self._world.size).tolist()
-        for loss, norm, weight in zip(means, self._norms, self._weights, strict=True):
-            if weight:
-                self._state.means["loss"].add(loss, weight)
-                self._state.means["epoch_loss"].add(loss, weight)
-                self._state.means["grad_norm"].add(norm)
-        self._pending, self._norms, self._weights = [], [], []
+        values: list[Tensor] = [value.float() for update, _ in self._pending for value in update.losses.values()]
+        flag = torch.tensor(float(wish), device=self._world.device)
+        rows = self._world.gather(torch.stack([*values, flag]))
+        averages = iter((rows[:, :-1].sum(0) / self._world.size).tolist())
+        for update, weight in self._pending:
+            losses = {name: next(averages) for name in update.losses}
+            if not weight:
+                continue
+            for name, value in losses.items():
+                self._mean(name).add(value, weight)
+            self._state.means["epoch_loss"].add(losses["loss"], weight)
+            self._state.means["grad_norm"].add(update.grad_norm)
+        self._pending = []
         return bool(rows[0, -1])
 
+    def _mean(self, name: str) -> Mean:
+        if name != "loss" and name not in self._parts:
+            self._parts.append(name)
+        return self._state.means.setdefault(name if name == "loss" else f"loss/{name}", Mean())
+
     def report(self) -> None:
-        """Log line, metrics line and scalars of the interval; starts a new one. `collect` comes first."""
+        """Writes log line, metrics and scalars of the interval and starts a new one. `collect` comes first."""
         state, plan, now = self._state, self._plan, time.perf_counter()
         seconds = (now - self._interval_started) / max(1, self._interval_updates)
         average = (now - self._started) / max(1, self._updates)
         waiting = min(1.0, self._waited / max(1e-9, now - self._interval_started))
         speed = (state.samples - self._interval_samples) / max(1e-9, now - self._interval_started)
         loss, norm = state.means["loss"].value, state.means["grad_norm"].value
+        parts = {name: self._mean(name).value for name in self._parts}
+        shown = "".join(f"\t{name} {value:.4f}" for name, value in parts.items())
         log.info(
             f"Train: [{state.epoch}/{plan.epochs}][{state.step - 1}/{plan.updates_per_epoch}]"
             f"\teta {timedelta(seconds=int(average * (plan.total_updates - state.update)))} lr {self._rate:.6f}"
-            f"\ttime {seconds:.4f} ({average:.4f})\tloss {loss:.4f} ({state.means['epoch_loss'].value:.4f})"
+            f"\ttime {seconds:.4f} ({average:.4f})\tloss {loss:.4f} ({state.means['epoch_loss'].value:.4f}){shown}"
             f"\tgrad_norm {norm:.4f}\tmem {peak_memory(self._world.device)}MB"
             f"\t{speed:.0f} images/s, {waiting:.0%} waiting for data"
         )
@@ -123,17 +131,19 @@ class Progress:
             "loss": finite(loss),  # none if every update was skipped
             "grad_norm": finite(norm),
             "skipped": state.skipped,
+            **{name: finite(value) for name, value in parts.items()},
         }
-        scalars = {"train/loss": loss, "train/lr": self._rate, "train/grad_norm": norm}
-        self._journal.write(record, {**scalars, "speed/images_per_s": speed, "speed/waiting_for_data": waiting})
-        state.means["loss"].clear()
-        state.means["grad_norm"].clear()
+        scalars = {"loss": loss, "lr": self._rate, "grad_norm": norm, **parts}
+        speeds = {"speed/images_per_s": speed, "speed/waiting_for_data": waiting}
+        self._journal.write(record, {f"train/{name}": value for name, value in scalars.items()} | speeds)
+        for name in ("loss", "grad_norm", *(f"loss/{part}" for part in self._parts)):
+            state.means[name].clear()
         self._interval_started, self._waited, self._interval_updates = now, 0.0, 0
         self._interval_samples = state.samples
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave out of the speed what is no training, such as saving."""
+        """Excludes the block, such as saving, from the measured speed."""
         begun = time.perf_counter()
         yield
         paused = time.perf_counter() - begun

@@ -7,10 +7,10 @@ from utils.training.plan import RunPlan
 
 
 def learning_rate(update: int, plan: RunPlan) -> float:
-    """Learning rate of update 0, 1, ... of the whole run: linear warm-up, then the decay that the plan names.
+    """Returns the learning rate of update 0, 1, ... of the run: linear warm-up, then the decay of the plan.
 
-    The cosine is the paper's (section 4.1). It starts after the warm-up, or with `warmup_prefix` off at update 0
-    beneath it, as in released runs before October 2022.
+    The cosine is the paper's (section 4.1). It starts after the warm-up or, with `warmup_prefix` off, at update 0
+    underneath it, as in released runs before October 2022.
     """
     warmup = plan.warmup_updates
     if update < warmup:
@@ -25,7 +25,7 @@ def _cosine(update: int, plan: RunPlan) -> float:
 
 
 def _linear(update: int, plan: RunPlan) -> float:
-    """Falls to a hundredth of the peak, as the original's linear schedule."""
+    """Falls to a hundredth of the peak, like the original's linear schedule."""
     progress = (update - plan.warmup_updates) / max(1, plan.total_updates - plan.warmup_updates)
     return plan.peak_lr * (1 - 0.99 * min(1.0, progress))
 

@@ -1,105 +1,123 @@
 """Everything that a training run changes, in one object."""
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
+from yacs.config import CfgNode
 
 from utils.distributed import World
 from utils.evaluation.metrics import Mean
 from utils.precision import Precision
-from utils.training.optim import build_optimizer, describe_groups, parameter_groups
+from utils.training.optim import OptimizerOptions, build_optimizer, describe_groups, parameter_groups
+from utils.training.parallel import wrap
 from utils.training.plan import RunPlan
+
+_BASE_MEANS = ("epoch_loss", "loss", "grad_norm")
+_COUNTERS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples")
+
+
+class LoadWeights(Protocol):
+    """Copies weights into a model and returns a log line about it. Raises: CheckpointError."""
+
+    def __call__(self, model: nn.Module, contents: dict[str, Any], origin: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class StateOptions:
+    """The optimizer, and the exponential moving average of the weights (`ema_decay` None for none)."""
+
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    ema_decay: float | None = None
+    ema_warmup: bool = False
+
+    @staticmethod
+    def from_config(cfg: CfgNode) -> "StateOptions":
+        ema = cfg.TRAIN.EMA
+        decay = ema.DECAY if ema.ENABLE else None
+        return StateOptions(OptimizerOptions.from_config(cfg), decay, ema.WARMUP)
 
 
 class TrainState:
-    """Model, optimizer, averaged weights, scaler, counters.
+    """Model, optimizer, EMA weights, loss scaler, counters.
 
-    `model` is the bare model, `parallel` the same model as it trains (wrapped for several processes). Counters:
-    `epoch` and `step` (updates done in it) say where the data stands; `update` counts the updates of the whole run,
-    `skipped` those among them whose gradient was not finite, which move neither weights nor schedule.
+    `model` is the bare model, `wrapped` the same model as it trains. Counters: `epoch` and `step` (updates done in the
+    epoch) are the position in the data; `update` counts all updates of the run, `skipped` those among them whose
+    gradient was not finite, which advance neither weights nor schedule. `best_value` and `best_epoch` belong to the
+    metric that the objective calls best.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        wrapped: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        world: World,
         precision: Precision,
         ema: ModelEmaV3 | None = None,
     ):
-        self.model = model
-        self.parallel = world.wrap(model)
-        self.optimizer = optimizer
-        self.precision = precision
-        self.scaler = precision.scaler()
-        self.ema = ema
+        self.model, self.wrapped, self.optimizer = model, wrapped, optimizer
+        self.precision, self.scaler, self.ema = precision, precision.scaler(), ema
         self.epoch = 0
         self.step = 0
         self.update = 0
         self.skipped = 0
         self.skipped_in_row = 0
         self.samples = 0
-        self.best_top1 = -1.0
+        self.best_value: float | None = None
         self.best_epoch = -1
-        # means of the running epoch and log interval: saved, so that a resumed run logs the same numbers
-        self.means = {name: Mean() for name in ("epoch_loss", "loss", "grad_norm")}
+        # running means of the epoch and the log interval: saved, so that a resumed run logs the same numbers
+        self.means = {name: Mean() for name in _BASE_MEANS}
 
-    def begin(self, epoch: int, plan: RunPlan) -> None:
-        """Start at an epoch other than the first, as if those before had been trained."""
+    @staticmethod
+    def build(model: nn.Module, options: StateOptions, precision: Precision, world: World) -> "TrainState":
+        """Builds the state of an untrained run around a model that already has its initial weights.
+
+        The order matters: weights, wrapping, parameter groups, optimizer. Sharding replaces the parameters when the
+        model is wrapped, and the optimizer must hold those.
+        """
+        wrapped = wrap(model, world)
+        groups = parameter_groups(model, options.optimizer.weight_decay, options.optimizer.layer_decay)
+        optimizer = build_optimizer(groups, options.optimizer)
+        ema = None
+        if options.ema_decay is not None:
+            ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=options.ema_warmup)
+        return TrainState(model, wrapped, optimizer, precision=precision, ema=ema)
+
+    def start_at(self, epoch: int, plan: RunPlan) -> None:
+        """Starts at a later epoch, as if those before had been trained."""
         self.epoch, self.update = epoch, epoch * plan.updates_per_epoch
-        self.samples = epoch * plan.samples_per_epoch
+        self.samples = epoch * plan.shape.samples
 
-    def forget_best(self) -> None:
-        """Let the next evaluation be the best so far."""
-        self.best_top1, self.best_epoch = -1.0, -1
-
-    def average_from_here(self) -> None:
-        """Let the averaged weights start at the model's."""
-        if self.ema is None:
-            return
-        self.ema.set(self.model)
-        adopt = getattr(self.ema.module, "adopt_pretrained_windows", None)  # Swin V2: what no tensor tells
-        if adopt is not None:
-            adopt(self.model.pretrained_windows())  # type: ignore[operator]
+    def reset_best(self) -> None:
+        """Lets the next evaluation be the best so far."""
+        self.best_value, self.best_epoch = None, -1
 
     def describe(self) -> list[str]:
-        """Lines for the log."""
+        """Returns log lines."""
         size = self.checkpoint_bytes() / 2**20
-        average = "" if self.ema is None else f", weights averaged with decay {self.ema.decay}"
+        average = "" if self.ema is None else f", EMA of the weights with decay {self.ema.decay}"
         return [
             f"{type(self.optimizer).__name__}, {describe_groups(self.optimizer.param_groups)}",
             f"{self.precision}{average}; a checkpoint takes about {size:,.0f} MiB",
         ]
 
     def checkpoint_bytes(self) -> int:
-        """Size of a checkpoint: weights, averaged weights, the optimizer's moments."""
-        copies = 1 + (self.ema is not None) + (2 if isinstance(self.optimizer, torch.optim.AdamW) else 1)
+        """Returns the size of a checkpoint: weights, EMA weights, the optimizer's moments."""
+        copies = 1 + (self.ema is not None) + (1 if isinstance(self.optimizer, torch.optim.SGD) else 2)
         return copies * sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that count: the averaged ones where there are any."""
+        """The weights to evaluate: the EMA's if there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    _COUNTERS = (
-        "epoch",
-        "step",
-        "update",
-        "skipped",
-        "skipped_in_row",
-        "samples",
-        "best_top1",
-        "best_epoch",
-    )
-
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and primitives only."""
+        """Returns tensors and primitives only. Every rank must call it."""
         averaged = {} if self.ema is None else {"model_ema": self.ema.module.state_dict()}
-        windows = getattr(self.model, "pretrained_windows", None)  # Swin V2: what no tensor tells
+        windows = getattr(self.model, "pretrained_windows", None)  # Swin V2: not stored in any tensor
         return {
             "model": self.model.state_dict(),
             **averaged,
@@ -107,29 +125,38 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "optimizer_name": type(self.optimizer).__name__,
             "scaler": self.scaler.state_dict(),
-            "counters": {name: getattr(self, name) for name in self._COUNTERS},
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "best": {"value": self.best_value, "epoch": self.best_epoch},
             "means": {name: [mean.total, mean.weight] for name, mean in self.means.items()},
         }
 
-    def load_state_dict(self, saved: dict[str, Any], load_weights: Callable[[nn.Module, dict[str, Any]], str]) -> str:
-        """Go on from `saved`; returns what `load_weights` says of the model.
+    def load_state_dict(self, saved: dict[str, Any], load_weights: LoadWeights, origin: str) -> None:
+        """Restores everything but the model's weights, which are loaded before the model is wrapped.
 
         Raises: KeyError, RuntimeError or TypeError if the optimizer, the scaler or a counter does not fit.
         """
-        windows = {"pretrained_windows": saved.get("pretrained_windows")}
-        line = load_weights(self.model, {"model": saved["model"], **windows})
         if self.ema is not None:
-            load_weights(self.ema.module, {"model": saved.get("model_ema", saved["model"]), **windows})
+            windows = {"pretrained_windows": saved.get("pretrained_windows")}
+            load_weights(self.ema.module, {"model": saved.get("model_ema", saved["model"]), **windows}, origin)
         self._load_optimizer(saved)
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
-        for name in self._COUNTERS:
+        for name in _COUNTERS:
             setattr(self, name, saved["counters"][name])
-        self.means = {name: Mean(*saved["means"][name]) for name in self.means}
-        return line
+        self._load_best(saved)
+        self.means = {name: Mean(*mean) for name, mean in saved["means"].items()}
+
+    def _load_best(self, saved: dict[str, Any]) -> None:
+        counters = saved["counters"]
+        if "best_top1" in counters:  # before metrics had names
+            best = {"value": counters["best_top1"], "epoch": counters["best_epoch"]}
+        else:
+            best = saved["best"]
+        self.best_epoch = best["epoch"]
+        self.best_value = best["value"] if best["epoch"] >= 0 else None
 
     def _load_optimizer(self, saved: dict[str, Any]) -> None:
-        """Moments from the file; decay, betas and the rest stay as this run has them."""
+        """Takes the moments from the file; weight decay, betas and the rest stay as this run has them."""
         name, own = type(self.optimizer).__name__, self.optimizer.state_dict()
         if saved["optimizer_name"] != name:
             raise RuntimeError(f"its optimizer is {saved['optimizer_name']}, this run's {name}")
@@ -137,19 +164,3 @@ class TrainState:
         if sizes[0] != sizes[1]:
             raise RuntimeError(f"its parameter groups have {sizes[1]} tensors, this run's {sizes[0]}")
         self.optimizer.load_state_dict({**own, "state": saved["optimizer"]["state"]})
-
-
-def new_state(
-    model: nn.Module,
-    world: World,
-    precision: Precision,
-    *,
-    weight_decay: float,
-    layer_decay: float,
-    optimizer: dict[str, Any],
-    ema: dict[str, Any] | None,
-) -> TrainState:
-    """State of an untrained run. Args: optimizer: of build_optimizer; ema: of timm's ModelEmaV3, None for none."""
-    groups = parameter_groups(model, weight_decay, layer_decay)
-    average = None if ema is None else ModelEmaV3(model, **ema)
-    return TrainState(model, build_optimizer(groups, **optimizer), world=world, precision=precision, ema=average)

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-
 from data.errors import DataError
+
 from data.sources.open import open_sources
 from tests.conftest import ROOT, environment, run_program
 

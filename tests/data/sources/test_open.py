@@ -1,8 +1,8 @@
 """Image folders: class map, hidden and stray files, every refusal."""
 
 import pytest
-
 from data.errors import DataError
+
 from data.sources.digits import write_digits
 from data.sources.open import chosen_classes, open_sources
 

@@ -11,13 +11,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from data.errors import DataError
+from data.sources.archives import ZipStore
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.errors import DataError
 from data.pipeline.dataset import EvalSamples, collate
 from data.pipeline.transforms import EvalTransform
-from data.sources.archives import ZipStore
 from data.sources.folders import imagenet_synsets, validation_labels
 from data.sources.open import open_sources
 from tests.conftest import run_program

@@ -1,0 +1,103 @@
+"""How the value of a key is converted from YAML or the command line to its type."""
+
+import ast
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of values. `convert` raises TypeError, ValueError, SyntaxError or OverflowError for anything that is not
+    `wanted`."""
+
+    convert: Callable[[Any], Any]
+    wanted: str
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    if re.fullmatch(r"[+-]?\d+", str(value)):
+        if abs(int(value)) >= 2**63:
+            raise OverflowError
+        return int(value)
+    number = _to_float(value)
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
+def _to_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _to_bool(value: Any) -> bool:
+    if not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
+        raise TypeError
+    return str(value).lower() == "true"
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, bool | dict | list):
+        raise TypeError
+    return "" if value in (None, "None") else str(value)
+
+
+INT = Kind(_to_int, "a whole number")
+FLOAT = Kind(_to_float, "a number")
+BOOL = Kind(_to_bool, "true or false")
+TEXT = Kind(_to_text, "a text")
+
+
+def list_of(item: Kind) -> Kind:
+    """Returns the kind of lists of `item`, also written as text: "[2, 2, 6, 2]"."""
+
+    def convert(value: Any) -> list[Any]:
+        if isinstance(value, str):
+            value = ast.literal_eval(value)
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return [item.convert(v) for v in value]
+
+    return Kind(convert, "a list, as [2, 2, 6, 2]")
+
+
+def optional(kind: Kind) -> Kind:
+    """Returns `kind` with null as a further value."""
+    return Kind(lambda value: None if value in (None, "", "None", "null") else kind.convert(value), kind.wanted)
+
+
+def auto_or(kind: Kind) -> Kind:
+    """Returns `kind` with "auto" as a further value."""
+    return Kind(lambda value: AUTO if value == AUTO else kind.convert(value), f"auto or {kind.wanted}")
+
+
+def _to_size(value: Any) -> int | list[int]:
+    if isinstance(value, str) and value.strip()[:1] in ("[", "("):
+        value = ast.literal_eval(value)
+    if not isinstance(value, list | tuple):
+        return _to_int(value)
+    sides = [_to_int(side) for side in value]
+    if len(sides) != 2:
+        raise ValueError
+    return sides[0] if sides[0] == sides[1] else sides
+
+
+SIZE = Kind(_to_size, "a whole number, or height and width as [224, 288]")
+
+
+def kind_of(default: Any) -> Kind:
+    """Returns the kind of a default value."""
+    if isinstance(default, list):
+        return list_of(kind_of(default[0]))
+    return {bool: BOOL, int: INT, float: FLOAT, str: TEXT}[type(default)]

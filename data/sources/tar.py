@@ -1,0 +1,100 @@
+"""Images in tar shards: class folders, or WebDataset's pairs of image and label."""
+
+import posixpath
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.sources.archive import SharedFile, below_split, label_by_folder
+from data.sources.base import IndexedSource
+from data.sources.folders import is_image
+from data.sources.index import Index, Stamp, stamp, stored
+from data.sources.lists import safe_path
+from utils.errors import DataError
+
+
+class TarStore:
+    """train.tar and val.tar, or shards train-000.tar, ...: class folders inside, or WebDataset's x.jpg, x.cls."""
+
+    def __init__(self, root: Path):
+        self._root = root
+
+    def has(self, split: str) -> bool:
+        return bool(self._shards(split))
+
+    def class_names(self, split: str) -> list[str]:
+        return list(self.open(split).class_names)
+
+    def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
+        """Raises: DataError for missing or corrupt shards, or an image without a label."""
+        shards = self._shards(split)
+        if not shards:
+            raise DataError(f"no {split}.tar and no {split}*.tar: {self._root}: DATA.DATASET tar needs them")
+        key = f"tar\0{self._root.resolve()}\0{split}\0{classes}\0{chr(0).join(class_names or [])}"
+        index, names = stored(key, lambda: _index_tar(shards, split, class_names, classes))
+        return IndexedSource(index, names, TarStorage(shards))
+
+    def _shards(self, split: str) -> list[Path]:
+        return sorted(self._root.glob(f"{split}*.tar"))
+
+
+class TarStorage:
+    """Members of tar shards, by offset."""
+
+    def __init__(self, shards: Sequence[Path]):
+        self._folder, self._files = shards[0].parent, [SharedFile(shard) for shard in shards]
+
+    def read(self, index: Index, i: int) -> bytes:
+        shard, start, size = (int(index.columns[c][i]) for c in ("shard", "start", "size"))
+        data = self._files[shard].read(start, size)
+        if len(data) < size:
+            raise DataError(f"the archive is truncated within an image: {self.where(index.name(i))}: copy it again")
+        return data
+
+    def where(self, name: str) -> str:
+        return f"{self._folder}@/{name}"
+
+
+def _index_tar(
+    shards: Sequence[Path], split: str, class_names: Sequence[str] | None, classes: int
+) -> tuple[Index, list[str], list[Stamp]]:
+    images: list[tuple[str, int, int, int]] = []  # name, shard, start, size
+    labels: dict[tuple[int, str], int] = {}  # WebDataset: (shard, key) -> label
+    for shard, path in enumerate(shards):
+        try:
+            with tarfile.open(path, "r:") as file:
+                for member in file:
+                    name = posixpath.normpath(member.name)
+                    if member.isfile() and name.endswith(".cls"):
+                        text = file.extractfile(member)
+                        labels[shard, name.removesuffix(".cls")] = int(text.read()) if text else -1
+                    elif member.isfile() and is_image(name):
+                        images.append((safe_path(name, f"{path}@/{name}"), shard, member.offset_data, member.size))
+        except (OSError, tarfile.TarError, ValueError) as e:
+            raise DataError(f"not a readable tar archive ({e}): {path}: copy it again, uncompressed") from e
+    names = [name for name, *_ in images]
+    if labels:
+        numbers = [labels.get((shard, posixpath.splitext(name)[0]), -1) for name, shard, _, _ in images]
+        chosen = _numbered(numbers, names, classes, class_names, shards[0].parent)
+        names = [f"{shards[shard].name}/{name}" for name, shard, _, _ in images]  # keys may repeat
+    else:
+        names, numbers, chosen = label_by_folder(below_split(names, split), class_names, shards[0].parent)
+    index = Index.build(
+        names,
+        numbers,
+        shard=[shard for _, shard, _, _ in images],
+        start=[start for _, _, start, _ in images],
+        size=[size for _, _, _, size in images],
+    )
+    return index, chosen, [stamp(shards[0].parent), *map(stamp, shards)]
+
+
+def _numbered(
+    labels: Sequence[int], names: Sequence[str], classes: int, class_names: Sequence[str] | None, where: Path
+) -> list[str]:
+    """Returns class names for numeric labels. Raises: DataError for one out of range."""
+    chosen = list(class_names or [str(i) for i in range(classes or max(labels, default=0) + 1)])
+    bad = next((i for i, label in enumerate(labels) if not 0 <= label < len(chosen)), None)
+    if bad is not None:
+        raise DataError(f"no label from 0 to {len(chosen) - 1}: {where}@/{names[bad]}: its .cls must contain one")
+    return chosen

@@ -1,0 +1,59 @@
+"""How an epoch divides into updates and micro-batches, and the batch that the loader hands to the training loop."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EpochShape:
+    """The updates of an epoch.
+
+    `train_size` samples in the data set; `batch_size` samples per rank and micro-batch; `accumulation` micro-batches
+    per update; `world_size` ranks.
+
+    An epoch has `train_size // global_batch` updates. A remainder of at least a quarter of a global batch (or a data
+    set smaller than one) is one more, smaller update; a smaller remainder is dropped for that epoch. The rule depends
+    on the global batch only, so the schedule is the same for every split into ranks and micro-batches.
+    """
+
+    train_size: int
+    batch_size: int
+    accumulation: int
+    world_size: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per update over all ranks."""
+        return self.batch_size * self.accumulation * self.world_size
+
+    @property
+    def updates(self) -> int:
+        """Updates per epoch."""
+        whole, rest = divmod(self.train_size, self.global_batch)
+        return whole + (1 if whole == 0 or 4 * rest >= self.global_batch else 0)
+
+    @property
+    def samples(self) -> int:
+        """Samples that an epoch uses."""
+        return min(self.train_size, self.updates * self.global_batch)
+
+    def update_size(self, step: int) -> int:
+        """Returns the samples of update `step` of an epoch, over all ranks."""
+        return min(self.global_batch, self.train_size - step * self.global_batch)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of this rank, on its device.
+
+    images float32 (B, C, H, W); targets: what the objective compares with, int64 (B,) labels for classification, or
+    float32 (B, classes) for mixed samples. `weight` times the mean loss of the micro-batch, summed over micro-batches
+    and averaged over ranks, is the mean loss of the update.
+    """
+
+    images: Tensor
+    targets: Any
+    weight: float
+    ends_update: bool

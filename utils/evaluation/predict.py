@@ -1,0 +1,33 @@
+"""Predictions as a stream: one pass over a data set, consumed by whoever counts, reports or writes them."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from utils.precision import Precision
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (logits, targets) of each batch, in order, with the model in evaluation mode.
+
+    Consumes no random numbers, so training is unaffected; the mode of the model is restored at the end.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for images, targets in batches:
+            with precision.autocast():
+                logits = model(images)
+            yield logits, targets
+    finally:
+        model.train(was_training)
+
+
+def restrict(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Sets the logits (B, classes) of all classes but `allowed`, int64 (n,), to minus infinity."""
+    closed = torch.full_like(logits, float("-inf"))
+    return closed.index_copy(1, allowed, logits.index_select(1, allowed))

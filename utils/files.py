@@ -1,0 +1,64 @@
+"""Files, links and folders that appear whole or not at all."""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `target`, which replaces `target` when the block ends.
+
+    The block may create a file, a symbolic link or a folder there. A file is flushed to disk before the rename and its
+    folder after it, so that `target` survives a power failure. If the block or the rename fails, the temporary is
+    removed and `target` is untouched. The temporary keeps the suffix of `target` and is hidden.
+
+    Raises: OSError, also if `target` is a folder that is not empty.
+    """
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.tmp{target.suffix}")
+    try:
+        yield temporary
+        if temporary.is_file() and not temporary.is_symlink():
+            _flush(temporary)
+        os.replace(temporary, target)
+        _flush(target.parent)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what `atomic_path` leaves in `folder` when a process is killed."""
+    for path in folder.glob(".*.tmp*"):
+        _remove(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a text file atomically. Raises: OSError."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""How images are normalised and cropped for a model: what its weights were trained with."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from yacs.config import CfgNode
+
+Size = tuple[int, int]  # height, width in pixels
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CROP_PCT = 0.875  # 224 / 256, with which the paper's accuracies were measured
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """`mean` and `std` of each channel, of pixels between 0 and 1; `crop_pct`: side of the centre crop of evaluation
+    over the side the image is resized to; `interpolation`: the filter the model was trained with, "" if unknown."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    crop_pct: float = CROP_PCT
+    interpolation: str = ""
+
+    def configured(self, cfg: CfgNode, channels: int) -> "Preprocessing":
+        """Returns the preprocessing of a run: the keys that are set, else these values, for `channels` channels."""
+        auto = "auto"
+        return Preprocessing(
+            mean=_for_channels(self.mean if auto == cfg.DATA.MEAN else tuple(cfg.DATA.MEAN), channels),
+            std=_for_channels(self.std if auto == cfg.DATA.STD else tuple(cfg.DATA.STD), channels),
+            crop_pct=self.crop_pct if auto == cfg.TEST.CROP_PCT else cfg.TEST.CROP_PCT,
+            interpolation=cfg.DATA.INTERPOLATION,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns plain values, for a checkpoint."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    def __str__(self) -> str:
+        numbers = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        mean, std = numbers
+        return f"pixels normalised by mean {mean}, std {std}; {self.interpolation} resizing, crop {self.crop_pct:.4g}"
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Three values for another number of channels: their mean for one channel, repeated for more."""
+    if len(values) == channels:
+        return values
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return tuple(values[i % len(values)] for i in range(channels))
+
+
+def image_size(value: int | Sequence[int]) -> Size:
+    """Returns (height, width) of a configured size: one side of a square, or both sides."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,56 @@
+"""Image classification: smoothed cross-entropy, judged by top-1 accuracy."""
+
+from collections.abc import Iterable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.batches import Batch
+from utils.distributed import World
+from utils.evaluation.metrics import evaluate
+from utils.precision import Precision
+from utils.training.objective import Best, Evaluation
+
+
+class Classification:
+    """The objective of the Swin papers.
+
+    Args: classes: of the model; label_smoothing: for hard labels (arXiv 1512.00567), mixed ones are smoothed already;
+    val: batches (images, targets) of this rank's shard, None to train without validation.
+    """
+
+    best = Best("top1")
+
+    def __init__(
+        self,
+        classes: int,
+        label_smoothing: float,
+        *,
+        val: Iterable[tuple[Tensor, Tensor]] | None,
+        precision: Precision,
+        world: World,
+    ):
+        self._classes, self._smoothing, self._val = classes, label_smoothing, val
+        self._precision, self._world = precision, world
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Returns the mean cross-entropy in float32."""
+        with self._precision.autocast():
+            logits = model(batch.images)
+        return {"loss": classification_loss(logits, batch.targets, self._smoothing)}
+
+    def evaluate(self, model: nn.Module) -> Evaluation | None:
+        """Returns top-1, top-k and loss over the whole validation set."""
+        if self._val is None:
+            return None
+        result = evaluate(model, self._val, self._classes, self._precision, self._world)
+        scalars = {"loss": result.loss, "top1": result.top1, f"top{result.k}": result.topk}
+        return Evaluation(result.as_dict(), result.line(), scalars)
+
+
+def classification_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Returns the mean cross-entropy in float32.
+
+    Args: logits (B, classes); targets int64 (B,), smoothed by `smoothing`, or float32 (B, classes) of mixed samples.
+    """
+    return F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)

@@ -1,0 +1,150 @@
+"""Where a run starts: the newest checkpoint in its folder, --resume, --pretrained, or fresh weights."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+from yacs.config import CfgNode
+
+from utils.checkpoints.files import find_newest, list_checkpoints, read_checkpoint
+from utils.distributed import World
+from utils.errors import CheckpointError, ConfigError
+from utils.training import original
+from utils.training.plan import RunPlan
+from utils.training.provenance import Provenance
+from utils.training.run_folder import RunFolder
+from utils.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class Load(Protocol):
+    """Copies the weights of a file into a model and returns a log line. Raises: CheckpointError.
+
+    With `head_for`, the classes to train on, the head is re-initialised if the file's classes differ; otherwise the
+    file's head must fit.
+    """
+
+    def __call__(
+        self, model: nn.Module, contents: dict[str, Any], origin: str, head_for: Sequence[str] | None = None
+    ) -> str: ...
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """`auto_resume`: from the newest checkpoint in the folder; `resume`, `pretrained`: names of files, or empty;
+    `first_epoch` of a run without a checkpoint; `accept_changes` of the training samples."""
+
+    auto_resume: bool = True
+    resume: str = ""
+    pretrained: str = ""
+    first_epoch: int = 0
+    accept_changes: bool = False
+
+    @staticmethod
+    def from_config(cfg: CfgNode) -> "StartOptions":
+        return StartOptions(
+            auto_resume=cfg.TRAIN.AUTO_RESUME,
+            resume=cfg.MODEL.RESUME,
+            pretrained=cfg.MODEL.PRETRAINED,
+            first_epoch=cfg.TRAIN.START_EPOCH,
+            accept_changes=cfg.DATA.ACCEPT_CHANGES,
+        )
+
+
+@dataclass
+class Start:
+    """Where a run starts, and why. `training_state`: the contents hold one; `own`: from the run's own folder."""
+
+    options: StartOptions
+    provenance: Provenance
+    load: Load
+    reason: str
+    contents: dict[str, Any] = field(default_factory=dict)
+    origin: Path | None = None
+    training_state: bool = False
+    own: bool = False
+    loaded: str = ""
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Copies the weights into a model that is not yet wrapped. Raises: CheckpointError."""
+        if self.origin is None:
+            return
+        if not self.training_state:
+            pretrained = self.reason == "--pretrained"
+            head_for = self.provenance.class_names if pretrained else None
+            self.loaded = self.load(model, self.contents, str(self.origin), head_for)
+            return
+        weights = {"model": self.contents["model"], "pretrained_windows": self.contents.get("pretrained_windows")}
+        self.loaded = self.load(model, weights, str(self.origin))
+
+    def restore(self, state: TrainState, plan: RunPlan) -> None:
+        """Restores optimizer, counters and EMA, and logs in one line where the run starts.
+
+        Raises: CheckpointError if they do not fit.
+        """
+        if self.origin is None or not self.training_state:
+            state.start_at(self.options.first_epoch, plan)
+            afresh = "; optimizer, schedule and counters start afresh" if self.reason == "--resume" else ""
+            log.info("weights: %s (%s)%s", self.loaded or "fresh", self.reason, afresh)
+            return
+        try:
+            saved = self.contents
+            if original.is_original(saved):
+                saved = original.translate(saved, state, plan, self.origin)
+            state.load_state_dict(saved, self.load, str(self.origin))
+        except (KeyError, RuntimeError, TypeError, ValueError) as e:
+            raise CheckpointError(
+                f"the training state does not fit this run ({e}): {self.origin}: name another file"
+            ) from e
+        log.info("weights: %s (%s), at epoch %d, update %d", self.loaded, self.reason, state.epoch, state.update)
+        if not self.own:
+            state.reset_best()  # that checkpoint is not in this run's folder
+        if state.epoch >= plan.epochs:
+            log.info("nothing left to train: %d of %d epochs are done", state.epoch, plan.epochs)
+
+
+def find_start(
+    options: StartOptions,
+    folder: RunFolder,
+    provenance: Provenance,
+    world: World,
+    *,
+    load: Load,
+    fetch: Callable[[str], Path],
+) -> Start:
+    """Finds the newest intact checkpoint of this run, else the file `resume`, else `pretrained`, else nothing.
+
+    Args: fetch: turns the name of a file into a local path.
+    Raises: CheckpointError, ConfigError if the checkpoint belongs to another run.
+    """
+    found = _newest(options, folder) if world.is_main else None
+    own = world.broadcast(found[0] if found else None)
+    if own or options.resume:
+        origin = own or fetch(options.resume)
+        contents = found[1] if found else read_checkpoint(origin)
+        reason = "the newest checkpoint in the output folder" if own else "--resume"
+        training_state = original.is_original(contents) or {"model", "optimizer", "counters"} <= contents.keys()
+        if training_state:
+            provenance.check(contents, origin, options.accept_changes)
+        return Start(options, provenance, load, reason, contents, origin, training_state, own=bool(own))
+    if options.pretrained:
+        origin = fetch(options.pretrained)
+        return Start(options, provenance, load, "--pretrained", read_checkpoint(origin), origin)
+    return Start(options, provenance, load, "no checkpoint in the output folder, no --resume, no --pretrained")
+
+
+def _newest(options: StartOptions, folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    if options.auto_resume:
+        found = find_newest(folder.checkpoints)
+        path = None if found else original.newest_original(folder.path)
+        return found if path is None else (path, read_checkpoint(path))
+    if list_checkpoints(folder.checkpoints) or original.newest_original(folder.path):
+        raise ConfigError(
+            f"the output folder holds checkpoints that would be overwritten: {folder.path}:"
+            " set another --tag, or resume from them with TRAIN.AUTO_RESUME true"
+        )
+    return None

@@ -1,0 +1,93 @@
+"""The output folder of a run, output/<MODEL.NAME>/<TAG>/, which belongs to one configuration."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from utils.checkpoints.files import checkpoint_name, link_to, list_checkpoints, remove_leftovers
+from utils.distributed import World
+from utils.errors import ConfigError, ResourceError
+from utils.files import write_text
+from utils.terminal import log_to_file
+from utils.training.provenance import versions
+from utils.training.state import TrainState
+
+
+class RunFolder:
+    """Paths of a run. Only the main rank writes."""
+
+    def __init__(self, path: Path, world: World):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self._world = world
+
+    @staticmethod
+    def from_config(cfg: CfgNode, world: World) -> "RunFolder":
+        return RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world)
+
+    def claim(self, config: str, differences: Callable[[str], list[str]]) -> None:
+        """Makes the folder this run's, or checks that it is.
+
+        Args: config: the resolved configuration as YAML; differences: lines for the keys in which another one differs.
+        Raises: ConfigError if another configuration was trained here; ResourceError if it cannot be written.
+        """
+        trained = list_checkpoints(self.checkpoints) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+        if self.config.exists() and trained:
+            differing = differences(self.config.read_text(encoding="utf-8"))
+            if differing:
+                raise ConfigError(
+                    f"the output folder belongs to a run with another configuration: {self.path}:"
+                    f" {'; '.join(differing)}: restore the keys or set another --tag"
+                )
+        self._world.barrier()  # no rank reads what the next lines replace
+        if not self._world.is_main:
+            return
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.checkpoints)
+            if not trained:
+                write_text(self.config, config)
+            write_text(self.path / "env.json", json.dumps(_environment(self._world), indent=2) + "\n")
+            log_to_file(self.path / "log.txt")
+        except OSError as e:
+            raise ResourceError(f"cannot write the output folder ({e.strerror}): {self.path}: set OUTPUT") from e
+
+    def repair_links(self, state: TrainState) -> None:
+        """Points last.pth and best.pth at the right files if a save was interrupted between rename and links."""
+        best = self.checkpoints / checkpoint_name(state.best_epoch)
+        if best.exists():
+            link_to(self.checkpoints / "best.pth", best)
+        own = checkpoint_name(state.epoch, state.step) if state.step else checkpoint_name(state.epoch - 1)
+        if (self.checkpoints / own).exists():
+            link_to(self.checkpoints / "last.pth", self.checkpoints / own)
+
+
+def _environment(world: World) -> dict[str, Any]:
+    """Returns what the numbers of the run depend on besides its configuration."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        describe = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(describe, cwd=root, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # git is not installed
+        commit = None
+    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    return {
+        "command": [sys.executable, *sys.argv],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": commit,
+        "versions": versions(),
+        "host": platform.node(),
+        "machine": platform.platform(),
+        "device": gpu or f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "processes": world.size,
+    }
