@@ -5,7 +5,6 @@ import os
 import sys
 from functools import partial
 
-from torch import nn
 from yacs.config import CfgNode
 
 from configs.loading import config_differences, dump_config, load_config
@@ -13,7 +12,7 @@ from configs.options import parse_command_line
 from data.loaders import PipelineOptions, build_eval_loader, build_train_loader
 from data.pipeline.mixing import build_mixing
 from data.sources.open import SourceOptions, chosen_classes, open_sources, open_val
-from models.registry import ModelOptions, default_classes, model_from_config, model_options, preprocessing_of
+from models.registry import default_classes, model_options, new_model, preprocessing_of
 from models.weights.class_maps import known_classes, real_labels
 from models.weights.load import load_contents
 from models.weights.released import released_url
@@ -25,8 +24,7 @@ from utils.evaluation.reports import Evaluated, ReportOptions, assess, report
 from utils.interrupt import Interrupt
 from utils.precision import Precision
 from utils.preprocessing import image_size
-from utils.profiling import describe_model, measure_throughput
-from utils.seeding import seed_all
+from utils.profiling import measure_throughput
 from utils.terminal import log_lines, start_logging
 from utils.training.classification import Classification
 from utils.training.loop import train_epoch
@@ -51,7 +49,7 @@ def train_classifier(cfg: CfgNode, world: World) -> None:
     folder.claim(dump_config(cfg), partial(config_differences, cfg))
     provenance = Provenance(dump_config(cfg), plan.shape.global_batch, pipeline.preprocessing, *sources.identity())
 
-    model, precision = new_model(cfg, options, classes, world)
+    model, precision = new_model(cfg, options, classes, world.device), Precision.from_config(cfg, world.device)
     fetch = partial(local_file, world=world, released_url=released_url, sha256=cfg.MODEL.SHA256)
     start = find_start(StartOptions.from_config(cfg), folder, provenance, world, load=load_contents, fetch=fetch)
     start.load_weights(model)
@@ -76,13 +74,13 @@ def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
     """Evaluates the files that were named, and writes only the tables that were asked for."""
     options, reports = model_options(cfg), ReportOptions.from_config(cfg)
     pipeline = PipelineOptions.from_config(cfg, options.in_chans, preprocessing_of(options))
-    rows = []
+    precision, rows = Precision.from_config(cfg, world.device), []
     for name in reports.files:
         contents = read_checkpoint(local_file(name, world, released_url=released_url, sha256=cfg.MODEL.SHA256))
         val = open_val(SourceOptions.from_config(cfg), world, *known_classes(contents))
         samples = Evaluated(val.class_names, [val.label(i) for i in range(len(val))], val.name, pipeline.val.size)
         allowed, real = chosen_classes(reports.classes, val), real_labels(val.class_names) if reports.real else None
-        model, precision = new_model(cfg, options, len(val.class_names), world)
+        model = new_model(cfg, options, len(val.class_names), world.device)
         log_lines([f"weights: {load_contents(model, contents, name)}", str(pipeline.preprocessing)])
         batches = build_eval_loader(val, world, pipeline)
         rows.append((name, assess(model, batches, samples, allowed=allowed, precision=precision, world=world)))
@@ -91,16 +89,9 @@ def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
 
 def measure(cfg: CfgNode, world: World) -> None:
     """Measures images/s of the forward pass on random images with fresh weights; neither affects the speed."""
-    model, precision = new_model(cfg, model_options(cfg), default_classes(cfg), world)
-    log.info(measure_throughput(model, cfg.DATA.BATCH_SIZE, image_size(cfg.DATA.IMG_SIZE), precision).line())
-
-
-def new_model(cfg: CfgNode, options: ModelOptions, classes: int, world: World) -> tuple[nn.Module, Precision]:
-    """Returns the model of the configuration, initialised from the seed, and its precision."""
-    seed_all("model", cfg.SEED)
-    model = model_from_config(cfg, options, classes).to(world.device)
-    log.info(describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
-    return model, Precision.from_config(cfg, world.device)
+    model = new_model(cfg, model_options(cfg), default_classes(cfg), world.device)
+    precision, size = Precision.from_config(cfg, world.device), image_size(cfg.DATA.IMG_SIZE)
+    log.info(measure_throughput(model, cfg.DATA.BATCH_SIZE, size, precision).line())
 
 
 TASKS = {"classification": (train_classifier, evaluate_classifiers)}

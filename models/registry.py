@@ -1,9 +1,11 @@
 """The model families by the name that MODEL.TYPE has for them, and how a model is built from the configuration."""
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 from yacs.config import CfgNode
 
@@ -13,6 +15,10 @@ from models.swin_mlp import SwinMlp
 from models.swin_v2 import SwinTransformerV2
 from utils.errors import ConfigError, did_you_mean
 from utils.preprocessing import Preprocessing, Size, image_size
+from utils.profiling import describe_model
+from utils.seeding import seed_all
+
+log = logging.getLogger(__name__)
 
 MODELS: dict[str, type[SwinBackbone]] = {c.family: c for c in (SwinTransformer, SwinTransformerV2, SwinMlp)}
 TIMM = "timm"
@@ -95,10 +101,15 @@ def build_model(name: str, **arguments: Any) -> nn.Module:
     return build(_family(name).Options(**arguments))
 
 
-def model_from_config(cfg: CfgNode, options: ModelOptions, num_classes: int) -> nn.Module:
-    """Builds a model and prepares it for training as TRAIN says. Raises: ConfigError."""
-    model = build(options, num_classes)
+def new_model(cfg: CfgNode, options: ModelOptions, num_classes: int, device: torch.device) -> nn.Module:
+    """Builds the model of a run on its device, initialised from SEED and prepared as TRAIN says; logs what it costs.
+
+    Raises: ConfigError.
+    """
+    seed_all("model", cfg.SEED)
+    model = build(options, num_classes).to(device)
     prepare(model, checkpointing=cfg.TRAIN.USE_CHECKPOINT, freeze=cfg.TRAIN.FREEZE)
+    log.info(describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
     return model
 
 

@@ -1,10 +1,10 @@
-"""Speed beside the peers', in turn in one run: a table, and JSON for later.
+"""Measures speed side by side with peers, in turn in one run; prints a table and writes JSON.
 
     python scripts/benchmark.py data
 
 measures training input: images/s of this program's loader, of timm's create_loader with its prefetcher, and of
 torchvision's ImageFolder with timm's transform; the same files, augmentation, workers and device. Without --data-path
-the files are made from scikit-learn's two photographs, at ImageNet's size and quality (500x375, 95, about 110 kB).
+the files are generated from scikit-learn's two photographs, at ImageNet's size and quality (500x375, 95, about 110 kB).
 """
 
 import argparse
@@ -26,15 +26,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from configs.arguments import train_loader_arguments
 from configs.loading import load_config
-from data.loaders import Randomness, build_train_loader
-from data.sources.open import open_sources
+from data.loaders import PipelineOptions, build_train_loader
+from data.sources.open import SourceOptions, open_sources
 from utils.distributed import World
-from utils.errors import show_error
-from utils.seeding import derive, seed_all, seed_host
+from utils.errors import report_error
+from utils.preprocessing import Preprocessing
 from utils.training.plan import RunPlan
-from utils.training.session import versions
+from utils.training.provenance import versions
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "swin_tiny.yaml"
 CLASSES = 8  # of the files that are made
@@ -42,7 +41,7 @@ CLASSES = 8  # of the files that are made
 
 @dataclass(frozen=True)
 class Row:
-    """Images/s of one contender: median, slowest and fastest round; `ratio` to the faster peer of the same round."""
+    """Images/s of one contender: median, slowest and fastest round; `ratio` to the faster peer in the same round."""
 
     name: str
     median: float
@@ -55,9 +54,9 @@ class Row:
 
 
 def measure(contenders: dict[str, Callable[[], int]], rounds: int) -> list[Row]:
-    """Every contender once a round, in turn, after one round that does not count.
+    """Runs every contender once per round, in turn, after one warm-up round.
 
-    Args: contenders: each call does some work and returns its images; the first is compared with the others.
+    Args: contenders: each call processes some images and returns their number; the first is compared with the others.
     """
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
@@ -67,7 +66,7 @@ def measure(contenders: dict[str, Callable[[], int]], rounds: int) -> list[Row]:
             speed = images / (time.perf_counter() - begun)
             if number:
                 speeds[name].append(speed)
-            print(f"round {number} {name}: {speed:.1f} images/s{'' if number else ' (does not count)'}", flush=True)
+            print(f"round {number} {name}: {speed:.1f} images/s{'' if number else ' (warm-up)'}", flush=True)
     peers = list(contenders)[1:]
     best = [max(speeds[peer][i] for peer in peers) for i in range(rounds)]
     rows = []
@@ -79,7 +78,7 @@ def measure(contenders: dict[str, Callable[[], int]], rounds: int) -> list[Row]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """As Markdown."""
+    """Formats the rows as Markdown."""
     lines = ["| | images/s, median | slowest to fastest | to the faster peer, median | lowest to highest |"]
     lines += ["|---|---|---|---|---|"]
     for r in rows:
@@ -89,7 +88,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def surroundings() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Returns what the numbers depend on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu, "versions": versions()}
 
@@ -103,7 +102,7 @@ def _processor() -> str:
 
 
 def write_photographs(root: Path, count: int) -> None:
-    """`count` different JPEGs of 500x375 pixels, quality 95, in train/ and one of them a class in val/."""
+    """Writes `count` distinct JPEGs of 500x375 pixels, quality 95, to train/, and one per class to val/."""
     from sklearn.datasets import load_sample_images
 
     photographs = [Image.fromarray(photo) for photo in load_sample_images().images]
@@ -121,15 +120,13 @@ def write_photographs(root: Path, count: int) -> None:
 
 
 def loaders(root: Path, batch: int, workers: int, size: int, device: torch.device) -> dict[str, Callable[[], int]]:
-    """One epoch of each: this program, timm, torchvision."""
+    """Returns one epoch of each: this program, timm, torchvision."""
     settings = [("DATA.NUM_WORKERS", workers), ("DATA.IMG_SIZE", size), ("DATA.BATCH_SIZE", batch), ("AUG.MIXUP", 0)]
     cfg = load_config(RECIPE, [(*setting, "benchmark") for setting in [*settings, ("AUG.CUTMIX", 0)]])
-    source = open_sources("imagenet", str(root), training=True).train
     world = World(device=device)
+    source = open_sources(SourceOptions("imagenet", str(root)), world).train
     plan = RunPlan.from_config(cfg, 1, len(source))
-    ours = build_train_loader(
-        source, plan, world, Randomness(0, seed_all, seed_host, derive), **train_loader_arguments(cfg)
-    )
+    ours = build_train_loader(source, plan.shape, world, PipelineOptions.from_config(cfg, 3, Preprocessing()))
     epochs = iter(range(10**9))
 
     def one_of_ours() -> int:
@@ -191,7 +188,7 @@ def _peers(
 
 
 def benchmark_data(options: argparse.Namespace) -> dict[str, Any]:
-    """The subcommand `data`."""
+    """Runs the subcommand `data`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(prefix="benchmark_") as made:
         root = options.data_path or Path(made)
@@ -226,7 +223,7 @@ def main(argv: list[str]) -> int:
             options.json.touch()  # before anything is measured
         result = {**benchmark_data(options), **surroundings()}
     except (Exception, KeyboardInterrupt) as error:
-        return show_error(error, debug=False, aloud=True)
+        return report_error(error, debug=False, speak=True)
     print(f"\n{result['setting']}\n{result['processor']}, {result['cores']} cores, {result['versions']}\n")
     print(table(result["rows"]))
     if options.json:

@@ -1,15 +1,15 @@
-"""Converts Swin weights between the places where people have them, and checks the result.
+"""Converts Swin weights between the layouts of the libraries that use them, and verifies the result.
 
     python scripts/convert_checkpoint.py --cfg configs/swin_tiny.yaml IN.pth OUT.safetensors --to timm
 
-IN may be in any layout (original, timm, torchvision, transformers, mmdetection and its kin), and be a path, an address,
-hub:<released model> or hf:<repository>. What is written is in the layout --to, as .pth or .safetensors.
+IN may be in any layout (original, timm, torchvision, transformers, mmdetection and relatives), and be a path, a URL,
+hub:<released model> or hf:<repository>. OUT is written in the layout --to, as .pth or .safetensors.
 """
 
 import argparse
 import json
 import sys
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,119 +19,119 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from configs.arguments import model_arguments
 from configs.loading import load_config
-from models.backbone import SwinBackbone
-from models.errors import WeightsError
-from models.registry import build_model
-from models.swin_v2 import SwinTransformerV2
+from models.backbone import PyramidOptions, SwinBackbone
+from models.registry import build, model_options, preprocessing_of
+from models.swin import SwinOptions
+from models.swin_mlp import SwinMlpOptions
+from models.swin_v2 import SwinTransformerV2, SwinV2Options
 from models.weights.checks import misfits
 from models.weights.layouts import LAYOUTS, Layout, Weights
 from models.weights.load import Found, find_weights, load_weights
-from models.weights.released import weights_address
+from models.weights.released import released_url
 from scripts.peers import build_peer
 from utils.checkpoints.downloads import local_file
 from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.safe_load import NOTES
 from utils.distributed import World
-from utils.errors import ResourceError, show_error
+from utils.errors import CheckpointError, ConfigError, ResourceError, report_error
+from utils.files import atomic_path
+from utils.preprocessing import image_size
 
 
 def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
-    """Convert a file; returns lines that say what was read, written and checked.
+    """Converts a file; returns log lines: what was read, written and verified.
 
-    Names and forms change, values and types do not: nothing is fitted to another size. The file appears under its name
-    when it has passed its checks.
-    Args: to: a layout, or a library that shares one. Raises: ConfigError, CheckpointError, WeightsError.
+    Names and layout change, values and dtypes do not: nothing is resized. The file appears once it has been verified.
+    Args: to: a layout, or a library that shares one. Raises: ConfigError, CheckpointError, ResourceError.
     """
     cfg = load_config(cfg_path)
-    contents = read_checkpoint(local_file(source, World(), address=weights_address))
+    contents = read_checkpoint(local_file(source, World(), released_url=released_url))
     found = find_weights(contents, source)
-    arguments: dict[str, Any] = model_arguments(cfg, found.classes)
-    model = _model(cfg.MODEL.TYPE, arguments, found)
+    options = model_options(cfg)
+    if not isinstance(options, PyramidOptions):
+        raise ConfigError(f"a model of timm: {cfg_path}: only Swin models can be converted")
+    options = replace(options, num_classes=found.classes)
+    model = _model(options, found)
     lines = [f"read: {load_weights(model, found)}"]
-    layout = LAYOUTS[_layout_of(to, cfg.MODEL.TYPE)]
-    windows = model.pretrained_windows() if isinstance(model, SwinTransformerV2) else []
-    _refuse_what_is_lost(cfg.MODEL.TYPE, arguments, layout.name)
-    _refuse_lost_windows(model, layout, target)
+    layout = LAYOUTS[_layout_of(to, model.family)]
+    _check_layout(options, layout.name)
+    _check_windows(model, layout, target)
     stored = _stored(found.weights, model, layout)
-    notes = {"class_names": contents.get("class_names"), "pretrained_windows": _known_windows(model, found)}
+    pixels = preprocessing_of(options).configured(cfg, options.in_chans)
+    windows = _known_windows(model, found)
+    notes = {
+        "class_names": contents.get("class_names"),
+        "pretrained_windows": windows,
+        "preprocessing": pixels.as_dict(),
+    }
     notes = {key: value for key, value in notes.items() if value}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            unfinished = Path(folder, target.name)
-            told = _write(stored, notes, unfinished, layout.name)
-            again = find_weights(read_checkpoint(unfinished), "the written file")
-            _check_bits(found, again, model, _model(cfg.MODEL.TYPE, arguments, again))
-            compared = _compare(
-                layout.name, cfg.MODEL.TYPE, {**arguments, "pretrained_window_sizes": windows}, stored, model
-            )
-            unfinished.replace(target)
+        with atomic_path(target) as temporary:
+            dropped = _write(stored, notes, temporary, layout.name)
+            again = find_weights(read_checkpoint(temporary), "the written file")
+            _check_bits(found, again, model, _model(options, again))
+            compared = _compare(layout.name, options, stored, model)
     except (OSError, SafetensorError) as e:
         raise ResourceError(f"cannot write the file ({getattr(e, 'strerror', e)}): {target}: name another one") from e
-    lines.append(f"written: {len(stored)} tensors in the layout of {layout.name}{told}: {target}")
-    return [*lines, f"checked: the same bits when read back; {compared}"]
+    lines.append(f"written: {len(stored)} tensors in the layout of {layout.name}{dropped}: {target}")
+    return [*lines, f"verified: bit-identical when read back; {compared}"]
 
 
 def _known_windows(model: SwinBackbone, found: Found) -> list[int]:
-    """Windows of pre-training, where the file or the configuration tells them."""
+    """Returns the windows of pre-training, if the file or the configuration states them."""
     known = isinstance(model, SwinTransformerV2) and (found.windows or model.is_configured())
     return model.pretrained_windows() if isinstance(model, SwinTransformerV2) and known else []
 
 
-def _model(family: str, arguments: dict[str, Any], found: Found) -> SwinBackbone:
-    """Of the configuration. Raises: WeightsError if the file is of another size."""
-    model = build_model(family, **arguments).eval()
+def _model(options: PyramidOptions, found: Found) -> SwinBackbone:
+    """Builds the model of the configuration. Raises: CheckpointError if the file is of another size."""
+    model = build(options).eval()
     assert isinstance(model, SwinBackbone)
     wrong = misfits(found.weights, model.state_dict())
-    if wrong and found.family == family:
+    if wrong and found.family == model.family:
         shapes = f"{tuple(found.weights[wrong[0]].shape)} for {tuple(model.state_dict()[wrong[0]].shape)}"
-        raise WeightsError(
+        raise CheckpointError(
             f"the file is of another size than the configuration: {found.origin}: {wrong[0]} {shapes}:"
-            " converting fits nothing, use the --cfg it was made with"
+            " conversion resizes nothing, use the --cfg the weights were trained with"
         )
     return model
 
 
 def _layout_of(to: str, family: str) -> str:
-    """mmpretrain stores V1 as mmdetection does."""
+    """Returns the layout of a library; mmpretrain stores V1 like mmdetection."""
     shared = {"mmsegmentation": "mmdetection", "mmpretrain": "mmpretrain" if family == "swinv2" else "mmdetection"}
     return shared.get(to, to)
 
 
-def _refuse_what_is_lost(family: str, arguments: dict[str, Any], layout: str) -> None:
-    if family == "timm":
-        raise WeightsError("a model of timm: --cfg: only Swin models are converted")
-    if family == "swin_mlp" and layout != "original":
-        raise WeightsError(f"{layout} has no Swin-MLP: --to: only original can hold it")
-    if family == "swinv2" and layout == "mmdetection":
-        raise WeightsError("mmdetection and mmsegmentation have no Swin V2: --to: choose mmpretrain")
-    if arguments["ape"] and layout in ("timm", "torchvision"):
-        raise WeightsError(f"{layout} has no absolute position embedding: --to: choose another layout")
-    if arguments.get("qk_scale") and layout in ("timm", "torchvision", "transformers"):
-        raise WeightsError(f"{layout} has no QK_SCALE: --to: choose another layout")
+def _check_layout(options: PyramidOptions, layout: str) -> None:
+    """Raises: CheckpointError if the layout cannot represent the model."""
+    if isinstance(options, SwinMlpOptions) and layout != "original":
+        raise CheckpointError(f"{layout} has no Swin-MLP: --to: only original can represent it")
+    if isinstance(options, SwinV2Options) and layout == "mmdetection":
+        raise CheckpointError("mmdetection and mmsegmentation have no Swin V2: --to: choose mmpretrain")
+    if options.ape and layout in ("timm", "torchvision"):
+        raise CheckpointError(f"{layout} has no absolute position embedding: --to: choose another layout")
+    scaled = isinstance(options, SwinOptions) and options.qk_scale
+    if scaled and layout in ("timm", "torchvision", "transformers"):
+        raise CheckpointError(f"{layout} has no QK_SCALE: --to: choose another layout")
 
 
-def _refuse_lost_windows(model: SwinBackbone, layout: Layout, target: Path) -> None:
-    """Swin V2 trained in another window than the model's: no tensor but the table of coordinates tells."""
-    if _own_windows(model):
+def _check_windows(model: SwinBackbone, layout: Layout, target: Path) -> None:
+    """Raises: CheckpointError if a V2 was pre-trained in another window and the file could not say so."""
+    if not isinstance(model, SwinTransformerV2) or model.pretrained_windows() == model.windows():
         return
     if layout.name == "torchvision":
-        raise WeightsError("torchvision has no window of pre-training: --to: choose another layout")
+        raise CheckpointError("torchvision has no window of pre-training: --to: choose another layout")
     if layout.name == "transformers" and target.suffix == ".pth":
-        raise WeightsError(
-            f"a .pth file of transformers cannot tell the window of pre-training: {target}: name a .safetensors file"
+        raise CheckpointError(
+            f"a .pth file of transformers cannot store the window of pre-training: {target}: name a .safetensors file"
         )
 
 
-def _own_windows(model: SwinBackbone) -> bool:
-    """Whether it was trained in its own windows, as far as it has any."""
-    return not isinstance(model, SwinTransformerV2) or model.pretrained_windows() == model.windows()
-
-
 def _stored(weights: Weights, model: SwinBackbone, layout: Layout) -> Weights:
-    """What goes into the file: the weights, and the buffers that files of this layout hold."""
+    """Returns the contents of the file: the weights, and the buffers that files of this layout contain."""
     buffers = {name: value for name, value in model.named_buffers() if name.endswith(layout.stores or ("-",))}
     for name, value in buffers.items():
         if name.endswith("relative_coords_table"):
@@ -141,24 +141,25 @@ def _stored(weights: Weights, model: SwinBackbone, layout: Layout) -> Weights:
 
 
 def _write(weights: Weights, notes: dict[str, Any], target: Path, layout: str) -> str:
-    """Write weights and, where the format can hold them, class names and windows; returns what was left out.
+    """Writes weights and, if the format allows, notes; returns what was left out.
 
-    The original and those of mm wrap their weights; timm reads both ways, the others do not.
+    The original and the mm libraries wrap their weights; timm reads both forms, the others do not.
     """
     if target.suffix == ".safetensors":
         save_file(weights, target, metadata={"format": "pt", **({NOTES: json.dumps(notes)} if notes else {})})
         return ""
-    flat = layout in ("transformers", "torchvision") or (layout == "timm" and not notes)
+    needed = notes.keys() & {"class_names", "pretrained_windows"}
+    flat = layout in ("transformers", "torchvision") or (layout == "timm" and not needed)
     wrapper = "model" if layout == "original" else "state_dict"
     try:
         torch.save(weights if flat else {wrapper: weights, **notes}, target)
-    except RuntimeError as e:  # torch's way of saying that it cannot write
+    except RuntimeError as e:  # how torch reports that it cannot write
         raise OSError(None, str(e).splitlines()[0]) from e
-    return " (its class names do not fit into it)" if flat and "class_names" in notes else ""
+    return " (it cannot store the class names)" if flat and "class_names" in notes else ""
 
 
 def _check_bits(found: Found, again: Found, model: SwinBackbone, reloaded: SwinBackbone) -> None:
-    """The written file gives back the weights, and in the same configuration the same model."""
+    """Checks that the written file gives the same weights and, in the same configuration, the same model."""
     load_weights(reloaded, again)
     same = found.weights.keys() == again.weights.keys() and all(
         torch.equal(value, again.weights[name]) and value.dtype == again.weights[name].dtype
@@ -166,38 +167,36 @@ def _check_bits(found: Found, again: Found, model: SwinBackbone, reloaded: SwinB
     )
     buffers = zip(model.buffers(), reloaded.buffers(), strict=True)
     if not same or not all(torch.equal(one, other) for one, other in buffers):
-        raise WeightsError(
-            f"the written file does not give back the same bits: {found.origin}: this is a bug, report it"
-        )
+        raise CheckpointError(f"the written file differs when read back: {found.origin}: this is a bug, report it")
 
 
 @torch.no_grad()
-def _compare(layout: str, family: str, arguments: dict[str, Any], stored: Weights, model: SwinBackbone) -> str:
-    """Compare outputs with the library that the file is for, where that is installed."""
+def _compare(layout: str, options: PyramidOptions, stored: Weights, model: SwinBackbone) -> str:
+    """Compares outputs with the library the file is for, if it is installed."""
     if layout == "original":
         return "the layout is this program's own"
+    if isinstance(model, SwinTransformerV2) and isinstance(options, SwinV2Options):
+        options = replace(options, pretrained_window_sizes=tuple(model.pretrained_windows()))
     try:
-        peer = build_peer(
-            layout, family, arguments, {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
-        )
+        peer = build_peer(layout, options, {k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
     except (RuntimeError, ValueError, AssertionError) as e:
         reason = " ".join(str(e).split())[:200]
-        if not arguments["num_classes"]:
+        if not options.num_classes:
             return f"outputs not compared, {layout} has no model without a head"
-        raise WeightsError(f"{layout} cannot build this model ({reason}): --to: choose another layout") from e
+        raise CheckpointError(f"{layout} cannot build this model ({reason}): --to: choose another layout") from e
     if peer is None:
         return f"outputs not compared, {layout} is not installed"
-    images = torch.randn(1, arguments["in_chans"], arguments["img_size"], arguments["img_size"])
+    images = torch.randn(1, options.in_chans, *image_size(options.img_size))
     difference = (peer(images) - model(images)).abs().max().item()
     if not difference < 1e-3:
-        raise WeightsError(f"outputs differ by {difference:.2g} from {layout}'s: --to {layout}: do not use the file")
-    return f"{layout}'s output is equal to {difference:.2g}"
+        raise CheckpointError(f"outputs differ by {difference:.2g} from {layout}'s: --to {layout}: do not use the file")
+    return f"outputs equal {layout}'s to {difference:.2g}"
 
 
 def _output_file(name: str) -> Path:
     path = Path(name)
     if path.suffix not in (".pth", ".safetensors"):
-        raise argparse.ArgumentTypeError(f"{name}: a file's name that ends in .pth or .safetensors")
+        raise argparse.ArgumentTypeError(f"{name}: a file name ending in .pth or .safetensors")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{name}: this is a folder, name a file")
     return path
@@ -215,7 +214,7 @@ def main(argv: list[str]) -> int:
         for line in convert(options.cfg, options.source, options.target, options.to):
             print(line)
     except (Exception, KeyboardInterrupt) as error:
-        return show_error(error, options.debug, aloud=True)
+        return report_error(error, debug=options.debug, speak=True)
     return 0
 
 

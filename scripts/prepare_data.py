@@ -1,10 +1,10 @@
-"""Looks after a data set before a run: finds what is wrong with it, packs it, shows it.
+"""Prepares a data set before a run: checks it, packs it, shows it.
 
-python scripts/prepare_data.py check FOLDER            every file decoded, counts, classes, duplicates
-python scripts/prepare_data.py zip FOLDER TARGET       train.zip and val.zip with their maps, for --zip
-python scripts/prepare_data.py resize FOLDER TARGET    a copy with smaller images
-python scripts/prepare_data.py val-folders FOLDER      flat ImageNet validation images into class folders
-python scripts/prepare_data.py show FOLDER SHEET.png   training images after augmentation, with their labels
+python scripts/prepare_data.py check FOLDER            decode every file; counts, classes, duplicates
+python scripts/prepare_data.py zip FOLDER TARGET       write train.zip and val.zip with their maps, for --zip
+python scripts/prepare_data.py resize FOLDER TARGET    copy with smaller images
+python scripts/prepare_data.py val-folders FOLDER      move flat ImageNet validation images into class folders
+python scripts/prepare_data.py show FOLDER SHEET.png   draw augmented training images with their labels
 """
 
 import argparse
@@ -15,20 +15,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from configs.arguments import train_loader_arguments
 from configs.loading import load_config
+from data.pipeline.transforms import TrainTransformOptions
 from data.tools.checking import check_folder
 from data.tools.contact_sheet import draw_sheet
 from data.tools.packing import pack, resize_copy, sort_validation
-from utils.errors import show_error
-from utils.seeding import seed_host
+from utils.errors import report_error
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "swin_tiny.yaml"
-FOUND = 3  # exit code of a check that found something
+FOUND = 3  # exit code of a check with findings
 
 
 def check(options: argparse.Namespace) -> int:
-    """Print what was found; 3 if that is anything."""
+    """Prints facts and findings; returns 3 if there are findings."""
     report = check_folder(options.folder, options.workers)
     print(*report.facts, sep="\n")
     print(*(f"found: {finding}" for finding in report.findings), sep="\n" if report.findings else "")
@@ -45,7 +44,7 @@ def zip_(options: argparse.Namespace) -> int:
 
 def resize(options: argparse.Namespace) -> int:
     copied, smaller = resize_copy(options.folder, options.target, options.short_side, options.quality, options.workers)
-    print(f"{options.target}: {copied:,} images, {smaller:,} of them made smaller")
+    print(f"{options.target}: {copied:,} images, {smaller:,} of them resized")
     return 0
 
 
@@ -56,8 +55,8 @@ def val_folders(options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     cfg = load_config(options.cfg)
-    transform = train_loader_arguments(cfg)["transform"]
-    drawn = draw_sheet(options.folder, options.sheet, max(1, options.count), transform, seed_host, options.seed)
+    transform = TrainTransformOptions.from_config(cfg, channels=3)
+    drawn = draw_sheet(options.folder, options.sheet, max(1, options.count), transform, options.seed)
     print(f"{options.sheet}: {drawn} training images as {options.cfg} augments them")
     return 0
 
@@ -74,7 +73,7 @@ def main(argv: list[str]) -> int:
     ):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
-        command.add_argument("folder", type=Path, help="holds train/ and val/")
+        command.add_argument("folder", type=Path, help="contains train/ and val/")
         if target:
             command.add_argument(target, type=Path)
         if name in ("check", "resize"):
@@ -88,11 +87,11 @@ def main(argv: list[str]) -> int:
             command.add_argument("--seed", type=int, default=0, help="default %(default)s")
     options = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain any bytes
     try:
         return options.function(options)
     except (Exception, KeyboardInterrupt) as error:
-        return show_error(error, debug=False, aloud=True)
+        return report_error(error, debug=False, speak=True)
 
 
 if __name__ == "__main__":

@@ -190,8 +190,8 @@ def check_resources(options: LoaderOptions, size: Size, channels: int, local_siz
 def _process_context() -> BaseContext:
     """Forks workers from a server process with a single thread.
 
-    Forked from the training process, a worker is occasionally created while a thread of gloo or nccl holds a lock of the
-    interpreter; the child inherits the lock but not the thread, and waits forever.
+    Forked from the training process, a worker is occasionally created while a thread of gloo or nccl holds a lock of
+    the interpreter; the child inherits the lock but not the thread, and waits forever.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
