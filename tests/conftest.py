@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+
+from tests.builders import write_photos
 
 # bit-equality is promised on CPUs, and two processes do not fit on one GPU
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -76,24 +77,6 @@ def accuracy(out: str) -> tuple[int, int]:
     """Correct and counted samples of the last evaluation in a log."""
     correct, count = re.findall(r"\* Acc@1 .*\((\d+) of (\d+)\)", out)[-1]
     return int(correct), int(count)
-
-
-def write_photos(root: Path, classes: int, train: int, val: int, size: int = 96) -> Path:
-    """train/ and val/ with `classes` folders of JPEG crops of scikit-learn's two photographs."""
-    from sklearn.datasets import load_sample_images
-
-    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    number = 0
-    for part, count in (("train", train), ("val", val)):
-        for label in range(classes):
-            folder = root / part / f"class_{label}"
-            folder.mkdir(parents=True)
-            for i in range(count):
-                number += 1
-                left, top = 37 * number % (640 - size), 23 * number % (427 - size)
-                crop = photos[label % 2].crop((left, top, left + size, top + size))
-                crop.save(folder / f"photo_{i}.jpg", quality=92)
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ import torch
 
 from data.pipeline.samplers import epoch_order
 from data.sources.open import open_sources
-from tests.conftest import ROOT, accuracy, command, environment, run_program, write_photos
+from tests.builders import write_photos
+from tests.conftest import ROOT, accuracy, command, environment, run_program
 from utils.seeding import derive
 
 # float32, and nothing drawn by process or micro-batch: mixing and stochastic depth off

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 import torch
 
-from tests.conftest import ROOT, accuracy, command, environment, run_program, write_photos
+from tests.builders import write_photos
+from tests.conftest import ROOT, accuracy, command, environment, run_program
 
 SWIN_TINY = ROOT / "configs/swin_tiny.yaml"
 

@@ -21,7 +21,8 @@ from data.pipeline.device import Finish, Pixels
 from data.pipeline.transforms import EvalTransform
 from models.registry import build_model
 from models.weights.class_maps import rows_of_1k
-from tests.conftest import ROOT, accuracy, run_program, write_photos
+from tests.builders import write_photos
+from tests.conftest import ROOT, accuracy, run_program
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
 FINETUNE = ROOT / "configs/swin/swin_tiny_patch4_window7_224_22kto1k_finetune.yaml"

@@ -12,7 +12,8 @@ from configs.loading import load_config
 from data.pipeline.decoding import decode
 from data.sources.open import open_sources
 from scripts.prepare_data import main
-from tests.conftest import run_program, write_photos
+from tests.builders import write_photos
+from tests.conftest import run_program
 from tests.data.pipeline.test_transforms import malformed_exif
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()

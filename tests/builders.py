@@ -1,0 +1,185 @@
+"""What several test files build: small models, plans, states, batches, loaders, image folders."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from data.loaders import PipelineOptions
+from data.pipeline.transforms import EvalTransformOptions, TrainTransformOptions
+from data.pipeline.workers import LoaderOptions
+from data.sources.base import Source
+from data.sources.open import SourceOptions, Sources, open_sources
+from models.registry import build_model
+from models.weights.layouts import DERIVED
+from models.weights.load import find_weights, load_weights
+from utils.batches import Batch, EpochShape
+from utils.distributed import World
+from utils.interrupt import Interrupt
+from utils.precision import Precision
+from utils.preprocessing import Preprocessing
+from utils.training.classification import Classification
+from utils.training.optim import OptimizerOptions
+from utils.training.plan import RunPlan
+from utils.training.provenance import Provenance
+from utils.training.run_folder import RunFolder
+from utils.training.session import Session, SessionOptions
+from utils.training.state import StateOptions, TrainState
+
+# a Swin of two stages that runs in a moment
+SMALL: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 2,
+    "embed_dim": 8,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+    "window_size": 4,
+}
+# the published sizes
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+CPU = torch.device("cpu")
+FLOAT32 = Precision("cpu", torch.float32)
+
+
+def small(family: str = "swin", **more: Any) -> Any:
+    """A small model of five classes, initialised from seed 0, without stochastic depth."""
+    torch.manual_seed(0)
+    return build_model(family, **{**SMALL, "num_classes": 5, "drop_path_rate": 0.0, **more})
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Gives a model weights large enough that every part of it affects the output."""
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        if "bias_table" in name:
+            torch.nn.init.normal_(p, std=0.5)
+        elif p.ndim == 1:
+            torch.nn.init.normal_(p, mean=float("norm" in name and "weight" in name), std=0.1)
+    return model.eval()
+
+
+def take(model: Any, peer: nn.Module) -> Any:
+    """Loads a peer's weights through the layouts, and checks that they convert back bit for bit."""
+    found = find_weights(peer.state_dict(), "peer")
+    load_weights(model, found)
+    back = found.layout.from_original(model.state_dict())
+    theirs = {name: value for name, value in peer.state_dict().items() if name.rsplit(".", 1)[-1] not in DERIVED}
+    assert back.keys() == theirs.keys() and all(torch.equal(back[name], value) for name, value in theirs.items())
+    return model
+
+
+def shape(train_size: int = 40, batch_size: int = 4, accumulation: int = 1, world_size: int = 1) -> EpochShape:
+    return EpochShape(train_size, batch_size, accumulation, world_size)
+
+
+def plan(epoch_shape: EpochShape | None = None, **more: Any) -> RunPlan:
+    """Two epochs of ten updates of four samples, the first one warm-up."""
+    fields: dict[str, Any] = {
+        "shape": epoch_shape or shape(),
+        "epochs": 2,
+        "warmup_epochs": 1,
+        "base_lr": 0.1,
+        "peak_lr": 1e-3,
+        "warmup_lr": 1e-6,
+        "min_lr": 1e-5,
+        "scheduler": "cosine",
+        "warmup_prefix": True,
+        "decay_epochs": 1,
+        "decay_rate": 0.1,
+        "milestones": (),
+        "gamma": 0.1,
+        "clip_grad": 5.0,
+        "max_skipped": 3,
+    }
+    return RunPlan(**{**fields, **more})
+
+
+def train_state(
+    model: nn.Module,
+    precision: Precision = FLOAT32,
+    ema_decay: float | None = None,
+    optimizer: OptimizerOptions | None = None,
+) -> TrainState:
+    options = StateOptions(optimizer or OptimizerOptions(), ema_decay)
+    return TrainState.build(model, options, precision, World())
+
+
+def objective(
+    classes: int = 5, smoothing: float = 0.1, precision: Precision = FLOAT32, val: Any = None
+) -> Classification:
+    return Classification(classes, smoothing, val=val, precision=precision, world=World())
+
+
+def batches(count: int, size: int = 4, classes: int = 5, pixels: int = 32) -> list[Batch]:
+    """Random images with labels, one micro-batch per update."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, size, 3, pixels, pixels, generator=generator)
+    targets = torch.randint(classes, (count, size), generator=generator)
+    return [Batch(i, t, 1.0, True) for i, t in zip(images, targets, strict=True)]
+
+
+def eval_batches(work: list[Batch]) -> list[tuple[Tensor, Tensor]]:
+    return [(batch.images, batch.targets) for batch in work]
+
+
+def provenance(**more: Any) -> Provenance:
+    return Provenance(**{"config": "TAG: x\n", "global_batch": 4, **more})
+
+
+def session(folder: Path, state: TrainState, run_plan: RunPlan, **options: Any) -> Session:
+    """A session that owns `folder`."""
+    run_folder = RunFolder(folder, World())
+    run_folder.claim("TAG: x\n", lambda text: [])
+    chosen = SessionOptions(**{"print_freq": 5, "keep": 0, "best": Classification.best, **options})
+    return Session(state, run_plan, run_folder, World(), options=chosen, provenance=provenance(), interrupt=Interrupt())
+
+
+# what the loaders' tests compare: no randomness but the order, or everything on
+PLAIN = TrainTransformOptions(
+    size=(32, 32), auto_augment="none", color_jitter=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0, re_prob=0.0
+)
+AUGMENTED = replace(
+    PLAIN, auto_augment="rand-m9-mstd0.5-inc1", scale=(0.1, 1.0), ratio=(0.75, 1.33), hflip=0.5, re_prob=0.5
+)
+
+
+def pipeline(
+    train: TrainTransformOptions = AUGMENTED, val: EvalTransformOptions | None = None, seed: int = 7, **loader: Any
+) -> PipelineOptions:
+    """Args: loader: fields of LoaderOptions; a batch of 4, no workers."""
+    options = LoaderOptions(**{"batch_size": 4, **loader})
+    return PipelineOptions(seed, options, train, val or EvalTransformOptions(size=(32, 32)), Preprocessing())
+
+
+def open_folder(root: Path, **more: Any) -> Sources:
+    return open_sources(SourceOptions(**{"dataset": "imagenet", "path": str(root), **more}), World())
+
+
+def labels_of(source: Source) -> list[int]:
+    return [source.label(i) for i in range(len(source))]
+
+
+def write_photos(root: Path, classes: int, train: int, val: int, size: int = 96) -> Path:
+    """Writes train/ and val/ with `classes` folders of JPEG crops of scikit-learn's two photographs."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    number = 0
+    for split, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / split / f"class_{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                number += 1
+                left, top = 37 * number % (640 - size), 23 * number % (427 - size)
+                crop = photos[label % 2].crop((left, top, left + size, top + size))
+                crop.save(folder / f"photo_{i}.jpg", quality=92)
+    return root
