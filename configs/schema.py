@@ -126,7 +126,7 @@ SCHEMA: dict[str, Any] = {
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
         "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),
         "INTERPOLATION": Key(
-            "bicubic", "resizing filter", one_of("bicubic", "bilinear", "lanczos", "hamming", "nearest", "random")
+            "bicubic", "resizing filter", one_of("bicubic", "bilinear", "lanczos", "hamming", "random")
         ),
         "MEAN": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", numbers, auto_or(list_of(FLOAT))),
         "STD": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", positives, auto_or(list_of(FLOAT))),

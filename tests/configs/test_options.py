@@ -2,10 +2,11 @@
 
 import pytest
 
-from configs.loading import ConfigError, load_config
+from configs.loading import load_config
 from configs.options import OPTIONS, parse_command_line
 from configs.schema import KEYS
 from tests.conftest import ROOT
+from utils.errors import ConfigError
 
 CFG = str(ROOT / "configs" / "swin_tiny.yaml")
 
@@ -59,9 +60,10 @@ def test_zero_counts_as_given():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--acumulation-steps", "4"], "unknown option --acumulation-steps, did you mean --accumulation-steps?"),
-        (["--batch", "4"], "did you mean --batch-size?"),
-        (["--opts", "TAG"], "TAG has no partner"),
+        (["--acumulation-steps", "4"], "unknown option --acumulation-steps: did you mean --accumulation-steps?"),
+        (["--bach-size", "4"], "did you mean --batch-size?"),
+        (["--o", "x"], "ambiguous option"),
+        (["--opts", "TAG"], "TAG has no value"),
         (["--batch-size"], "expected one argument"),
         (["stray"], "unknown option stray"),
     ],
@@ -70,6 +72,11 @@ def test_fault_01_mistyped_options(argv, message):
     with pytest.raises(ConfigError) as caught:
         parse(*argv)
     assert message in str(caught.value)
+
+
+def test_unambiguous_abbreviations_work_as_in_the_original():
+    cfg = parse("--batch", "4", "--acc", "2")
+    assert (cfg.DATA.BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS) == (4, 2)
 
 
 def test_cfg_is_required():
