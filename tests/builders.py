@@ -12,7 +12,7 @@ from data.loaders import PipelineOptions
 from data.pipeline.transforms import EvalTransformOptions, TrainTransformOptions
 from data.pipeline.workers import LoaderOptions
 from data.sources.base import Source
-from data.sources.open import SourceOptions, Sources, open_sources
+from data.sources.open import SourceOptions, Sources, open_sources, open_val
 from models.registry import build_model
 from models.weights.layouts import DERIVED
 from models.weights.load import find_weights, load_weights
@@ -159,8 +159,9 @@ def pipeline(
     return PipelineOptions(seed, options, train, val or EvalTransformOptions(size=(32, 32)), Preprocessing())
 
 
-def open_folder(root: Path, **more: Any) -> Sources:
-    return open_sources(SourceOptions(**{"dataset": "imagenet", "path": str(root), **more}), World())
+def open_folder(root: object, **more: Any) -> Sources:
+    """Opens both splits of an image folder."""
+    return open_data("imagenet", root, **more)
 
 
 def labels_of(source: Source) -> list[int]:
@@ -183,3 +184,15 @@ def write_photos(root: Path, classes: int, train: int, val: int, size: int = 96)
                 crop = photos[label % 2].crop((left, top, left + size, top + size))
                 crop.save(folder / f"photo_{i}.jpg", quality=92)
     return root
+
+
+def open_data(dataset: str, path: object, **more: Any) -> Sources:
+    """Opens both splits of a data set. Args: more: fields of SourceOptions."""
+    return open_sources(SourceOptions(dataset, str(path), **more), World())
+
+
+def open_validation(
+    path: object, dataset: str = "imagenet", names: Any = None, likely: Any = None, **more: Any
+) -> Source:
+    """Opens the validation split of an image folder alone, as an evaluation does."""
+    return open_val(SourceOptions("imagenet", str(path), **more), World(), names, likely)

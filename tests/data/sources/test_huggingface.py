@@ -6,15 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from data.errors import DataError
 
-from data.sources.open import open_sources
+from tests.builders import open_data, open_folder
 from tests.conftest import ROOT, environment, run_program
+from utils.errors import DataError
 
 HASHES = """
 import hashlib, pickle, sys
-from data.sources.open import open_sources
-sources = open_sources("timm:hfds/" + sys.argv[1], "", training=True)
+from tests.builders import open_data
+sources = open_data("timm:hfds/" + sys.argv[1], "")
 for source in (sources.train, pickle.loads(pickle.dumps(sources.val))):
     for i in range(len(source)):
         print(source.label(i), hashlib.sha256(source.read(i)).hexdigest())
@@ -36,7 +36,7 @@ def test_samples_of_hugging_face_are_those_of_the_folder(hub, photos):
         [sys.executable, "-c", HASHES, folder], cwd=ROOT, env=environment(**env), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    sources = open_sources("imagenet", str(photos), training=True)
+    sources = open_folder(photos)
     expected = [
         f"{source.label(i)} {hashlib.sha256(source.read(i)).hexdigest()}"
         for source in (sources.train, sources.val)
@@ -63,7 +63,7 @@ def test_a_data_set_of_hugging_face_trains_and_is_evaluated(hub, tiny_yaml, tmp_
     ("name", "message"),
     [
         ("timm:wds/a", "DATA.DATASET tar"),
-        ("timm:tfds/cifar10", "are streams"),
+        ("timm:tfds/cifar10", "are streams without indices"),
         ("timm:hfids/a", "use hfds/"),
         ("timm:", "no reader for ''"),
         ("timm:torch/cifar10", "no reader for 'torch/cifar10'"),
@@ -71,4 +71,4 @@ def test_a_data_set_of_hugging_face_trains_and_is_evaluated(hub, tiny_yaml, tmp_
 )
 def test_streams_and_unknown_readers_are_refused(name, message):
     with pytest.raises(DataError, match=message):
-        open_sources(name, "", training=True)
+        open_data(name, "")

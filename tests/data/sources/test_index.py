@@ -7,7 +7,7 @@ import pytest
 
 from data.sources import index
 from data.sources.index import Index, stamp, stored
-from data.sources.open import open_sources
+from tests.builders import open_folder
 
 
 def test_samples_are_sorted_by_label_then_name():
@@ -62,25 +62,25 @@ def test_a_stored_index_is_made_again_when_its_data_change(tmp_path, cache):
 
 
 def test_a_folder_is_walked_once(own_photos, cache, monkeypatch):
-    first = open_sources("imagenet", str(own_photos), training=True).identity()
+    first = open_folder(own_photos).identity()
     with monkeypatch.context() as patch:
         patch.setattr("data.sources.folders.images_below", None)  # would fail if it were called
-        assert open_sources("imagenet", str(own_photos), training=True).identity() == first
+        assert open_folder(own_photos).identity() == first
     (own_photos / "train/class_1/photo_3.jpg").unlink()
-    counts = open_sources("imagenet", str(own_photos), training=True).identity()["data_counts"]
-    assert counts == [12, 11, 12]
+    counts = open_folder(own_photos).identity()[1]
+    assert counts == (12, 11, 12)
 
 
 def test_without_a_place_to_store_it_works_and_says_so(own_photos, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
-        assert len(open_sources("imagenet", str(own_photos), training=True).train) == 36
-    assert "the list of samples cannot be kept" in caplog.text
+        assert len(open_folder(own_photos).train) == 36
+    assert "cannot cache the list of samples" in caplog.text
 
 
 def test_another_process_gets_the_place_not_the_arrays(own_photos, cache):
-    source = open_sources("imagenet", str(own_photos), training=True).train
+    source = open_folder(own_photos).train
     sent = pickle.dumps(source)
     assert len(sent) < 1000
     assert [pickle.loads(sent).name(i) for i in range(36)] == [source.name(i) for i in range(36)]

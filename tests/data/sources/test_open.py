@@ -1,14 +1,13 @@
 """Image folders: class map, hidden and stray files, every refusal."""
 
+import shutil
+
 import pytest
-from data.errors import DataError
 
 from data.sources.digits import write_digits
-from data.sources.open import chosen_classes, open_sources
-
-
-def open_folder(path, **more):
-    return open_sources("imagenet", str(path), **{"zipped": False, "training": True, **more})
+from data.sources.open import chosen_classes
+from tests.builders import open_data, open_folder, open_validation
+from utils.errors import DataError
 
 
 def test_labels_follow_the_sorted_class_folders(photos):
@@ -65,13 +64,11 @@ def test_a_link_that_leads_back_up_multiplies_nothing(own_photos):
 
 
 def test_evaluation_needs_no_training_folder(own_photos):
-    import shutil
-
     shutil.rmtree(own_photos / "train")
     names = ["class_0", "other", "class_1", "class_2"]
-    sources = open_folder(own_photos, training=False, class_names=names)
-    assert {sources.val.label(i) for i in range(len(sources.val))} == {0, 2, 3}
-    assert open_folder(own_photos, training=False).class_names == ("class_0", "class_1", "class_2")
+    val = open_validation(own_photos, names=names)
+    assert {val.label(i) for i in range(len(val))} == {0, 2, 3}
+    assert open_validation(own_photos).class_names == ("class_0", "class_1", "class_2")
     with pytest.raises(DataError, match="no folder train/"):
         open_folder(own_photos)
 
@@ -81,7 +78,7 @@ def test_evaluation_needs_no_training_folder(own_photos):
     [
         ({"path": ""}, "quickstart.sh"),
         ({"path": "/nowhere"}, "no folder train/ in /nowhere"),
-        ({"dataset": "cifar"}, "no data set is called 'cifar'"),
+        ({"dataset": "cifar"}, "unknown data set 'cifar'"),
         ({"zipped": True}, "no archive train.zip"),
         ({"dataset": "tar"}, "no train.tar"),
         ({"dataset": "list"}, "no list of images: x/train_map.txt"),
@@ -89,7 +86,7 @@ def test_evaluation_needs_no_training_folder(own_photos):
 )
 def test_what_is_missing_is_said(arguments, message):
     with pytest.raises(DataError) as caught:
-        open_sources(**{"dataset": "imagenet", "path": "x", "zipped": False, "training": True, **arguments})
+        open_data(**{"dataset": "imagenet", "path": "x", **arguments})
     assert message in str(caught.value)
 
 
@@ -97,6 +94,28 @@ def test_the_number_of_classes_can_be_demanded(photos):
     assert len(open_folder(photos, classes=3).class_names) == 3
     with pytest.raises(DataError, match="has 3 classes, not 1000: MODEL.NUM_CLASSES"):
         open_folder(photos, classes=1000)
+
+
+def test_more_classes_than_the_data_are_the_models_own(photos):
+    """A head of ten outputs, trained on data that had the first three classes."""
+    val = open_validation(photos, classes=10)
+    assert val.class_names[:4] == ("class_0", "class_1", "class_2", "class 3") and len(val.class_names) == 10
+    assert {val.label(i) for i in range(len(val))} == {0, 1, 2}
+
+
+def test_training_without_validation_data(own_photos):
+    shutil.rmtree(own_photos / "val")
+    sources = open_folder(own_photos, validate=False)
+    assert sources.val is None and sources.describe() == "36 training samples, 3 classes"
+    with pytest.raises(DataError, match="no folder val/ .*TEST.VALIDATE false"):
+        open_folder(own_photos)
+
+
+def test_files_that_are_ignored_are_named(own_photos, caplog):
+    (own_photos / "train/class_0/notes.txt").write_text("x")
+    (own_photos / "train/class_0/photo_0.jpg").rename(own_photos / "train/class_0/photo_0.avif")
+    assert len(open_folder(own_photos).train) == 36
+    assert "1 files without an image extension are ignored" in caplog.text and "notes.txt" in caplog.text
 
 
 def test_a_file_that_vanished_is_named(own_photos):
@@ -107,15 +126,15 @@ def test_a_file_that_vanished_is_named(own_photos):
 
 
 def test_fingerprint_changes_with_the_files(own_photos):
-    before = open_folder(own_photos).identity()["data_fingerprint"]
-    assert before == open_folder(own_photos).identity()["data_fingerprint"]
+    before = open_folder(own_photos).identity()[2]
+    assert before == open_folder(own_photos).identity()[2]
     (own_photos / "train" / "class_0" / "photo_0.jpg").rename(own_photos / "train" / "class_0" / "photo_x.jpg")
-    assert before != open_folder(own_photos).identity()["data_fingerprint"]
+    assert before != open_folder(own_photos).identity()[2]
 
 
 def test_digits_are_written_once_with_a_fixed_split(tmp_path):
     root = write_digits(tmp_path / "digits")
-    sources = open_sources("digits", str(root), zipped=False, training=True)
+    sources = open_data("digits", root)
     assert (len(sources.train), len(sources.val)) == (1437, 360)
     assert sources.class_names == tuple("0123456789")
     counts = [sum(sources.val.label(i) == c for i in range(360)) for c in range(10)]
@@ -127,11 +146,11 @@ def test_digits_are_written_once_with_a_fixed_split(tmp_path):
 
 def test_a_folder_with_some_of_the_digits_is_taken_as_it_is(tmp_path):
     digits = write_digits(tmp_path / "digits")
-    for part in ("train", "val"):
-        (tmp_path / "some" / part).mkdir(parents=True)
+    for split in ("train", "val"):
+        (tmp_path / "some" / split).mkdir(parents=True)
         for name in "03":
-            (tmp_path / "some" / part / name).symlink_to(digits / part / name)
-    sources = open_sources("digits", str(tmp_path / "some"), zipped=False, training=True)
+            (tmp_path / "some" / split / name).symlink_to(digits / split / name)
+    sources = open_data("digits", tmp_path / "some")
     assert sources.class_names == ("0", "3") and len(list((tmp_path / "some").iterdir())) == 2
 
 
@@ -142,30 +161,27 @@ def test_digits_do_not_overwrite_another_folder(tmp_path):
 
 
 def test_the_class_map_of_an_evaluation(own_photos, tmp_path):
-    import shutil
-
     usual = ["class_2", "other", "class_0", "class_1"]
-    names = {"training": False, "usual_names": usual}
     own = ("class_0", "class_1", "class_2")
-    assert open_folder(own_photos, **names).class_names == tuple(usual)
-    assert open_folder(own_photos, **names, classes=3).class_names == own
-    for part in ("train", "val"):
-        (own_photos / part / "class_0").rename(own_photos / part / "mine")
+    assert open_validation(own_photos, likely=usual).class_names == tuple(usual)
+    assert open_validation(own_photos, likely=usual, classes=3).class_names == own
+    for split in ("train", "val"):
+        (own_photos / split / "class_0").rename(own_photos / split / "mine")
     (own_photos / "train" / "more").mkdir()
     copy = own_photos / "train/more/a.jpg"
     shutil.copy(next((own_photos / "train/mine").iterdir()), copy)
-    assert open_folder(own_photos, **names).class_names == ("class_1", "class_2", "mine", "more")  # train's
+    assert open_validation(own_photos, likely=usual).class_names == ("class_1", "class_2", "mine", "more")  # train's
     shutil.rmtree(own_photos / "train")
-    assert open_folder(own_photos, **names).class_names == ("class_1", "class_2", "mine")
+    assert open_validation(own_photos, likely=usual).class_names == ("class_1", "class_2", "mine")
 
 
 def test_chosen_classes(photos, own_photos, tmp_path):
-    source = open_folder(photos, training=False).val
+    source = open_validation(photos)
     assert chosen_classes("", source) == [] and chosen_classes("present", source) == [0, 1, 2]
     (tmp_path / "names.txt").write_text("class_2\n\nclass_0\nclass_1\n")
     assert chosen_classes(str(tmp_path / "names.txt"), source) == [0, 1, 2]
     (tmp_path / "names.txt").write_text("class_2\n")
-    with pytest.raises(DataError, match="classes beyond those chosen"):
+    with pytest.raises(DataError, match="classes beyond those selected"):
         chosen_classes(str(tmp_path / "names.txt"), source)
     (tmp_path / "names.txt").write_text("class_9\n")
     with pytest.raises(DataError, match="no such classes: .*class_9"):

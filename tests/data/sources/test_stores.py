@@ -11,37 +11,37 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from data.errors import DataError
-from data.sources.archives import ZipStore
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from data.pipeline.dataset import EvalSamples, collate
-from data.pipeline.transforms import EvalTransform
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions
 from data.sources.folders import imagenet_synsets, validation_labels
-from data.sources.open import open_sources
+from data.sources.zip import ZipStore
+from tests.builders import open_data, open_folder, open_validation
 from tests.conftest import run_program
+from utils.errors import DataError
 
-PARTS = ("train", "val")
+SPLITS = ("train", "val")
 
 
-def files(root, part):
-    """(path below the part's folder, label) of each image, in the order of labels and names."""
-    classes = sorted(p.name for p in (root / part).iterdir())
-    return [(f"{c}/{p.name}", label) for label, c in enumerate(classes) for p in sorted((root / part / c).iterdir())]
+def files(root, split):
+    """(path below the split's folder, label) of each image, in the order of labels and names."""
+    classes = sorted(p.name for p in (root / split).iterdir())
+    return [(f"{c}/{p.name}", label) for label, c in enumerate(classes) for p in sorted((root / split / c).iterdir())]
 
 
 def write_lists(root, target, below=""):
-    for part in PARTS:
-        lines = [f"{below and part + '/'}{name}\t{label}\n" for name, label in files(root, part)]
-        (target / f"{part}_map.txt").write_text("".join(reversed(lines)))
+    for split in SPLITS:
+        lines = [f"{below and split + '/'}{name}\t{label}\n" for name, label in files(root, split)]
+        (target / f"{split}_map.txt").write_text("".join(reversed(lines)))
 
 
 def write_zips(root, target, compression=zipfile.ZIP_STORED, prefix=True):
-    for part in PARTS:
-        with zipfile.ZipFile(target / f"{part}.zip", "w", compression) as archive:
-            for name, _ in files(root, part):
-                archive.write(root / part / name, f"{part}/{name}" if prefix else name)
+    for split in SPLITS:
+        with zipfile.ZipFile(target / f"{split}.zip", "w", compression) as archive:
+            for name, _ in files(root, split):
+                archive.write(root / split / name, f"{split}/{name}" if prefix else name)
 
 
 def as_folder(root, target):
@@ -60,34 +60,34 @@ def as_zip_with_map(root, target):
 
 
 def as_list(root, target):
-    for part in PARTS:
-        shutil.copytree(root / part, target / part)
-    write_lists(root, target, below="part")
+    for split in SPLITS:
+        shutil.copytree(root / split, target / split)
+    write_lists(root, target, below="split")
     return "list", target, False
 
 
 def as_22k_list(root, target):
-    for part in PARTS:
-        shutil.copytree(root / part, target / part)
-        entries = [[f"{part}/{name}", label] for name, label in files(root, part)]
-        (target / f"ILSVRC2011fall_whole_map_{part}.txt").write_text(json.dumps(entries))
+    for split in SPLITS:
+        shutil.copytree(root / split, target / split)
+        entries = [[f"{split}/{name}", label] for name, label in files(root, split)]
+        (target / f"ILSVRC2011fall_whole_map_{split}.txt").write_text(json.dumps(entries))
     return "imagenet22K", target, False
 
 
 def as_tar(root, target):
-    for part in PARTS:
-        with tarfile.open(target / f"{part}.tar", "w") as archive:
-            archive.add(root / part, arcname=part)
+    for split in SPLITS:
+        with tarfile.open(target / f"{split}.tar", "w") as archive:
+            archive.add(root / split, arcname=split)
     return "tar", target, False
 
 
 def as_shards(root, target):
-    for part in PARTS:
+    for split in SPLITS:
         for shard in range(2):
-            with tarfile.open(target / f"{part}-{shard:03}.tar", "w") as archive:
-                for i, (name, label) in enumerate(files(root, part)):
+            with tarfile.open(target / f"{split}-{shard:03}.tar", "w") as archive:
+                for i, (name, label) in enumerate(files(root, split)):
                     if (i < 6) == (shard == 0):
-                        archive.add(root / part / name, arcname=f"{i:05}.jpg")
+                        archive.add(root / split / name, arcname=f"{i:05}.jpg")
                         info = tarfile.TarInfo(f"{i:05}.cls")
                         info.size = len(str(label))
                         archive.addfile(info, io.BytesIO(str(label).encode()))
@@ -99,16 +99,16 @@ KINDS = [as_folder, as_zip, as_zip_with_map, as_list, as_22k_list, as_tar, as_sh
 
 def opened(kind, photos, tmp_path):
     dataset, path, zipped = kind(photos, tmp_path)
-    return open_sources(dataset, str(path), zipped=zipped, training=True, cache=zipped)
+    return open_data(dataset, path, zipped=zipped, cache=zipped)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_storage_gives_the_same_samples(photos, tmp_path, kind):
     sources = opened(kind, photos, tmp_path)
-    for part, source in (("train", sources.train), ("val", sources.val)):
-        expected = files(photos, part)
+    for split, source in (("train", sources.train), ("val", sources.val)):
+        expected = files(photos, split)
         assert [source.label(i) for i in range(len(source))] == [label for _, label in expected]
-        assert [source.read(i) for i in range(len(source))] == [(photos / part / n).read_bytes() for n, _ in expected]
+        assert [source.read(i) for i in range(len(source))] == [(photos / split / n).read_bytes() for n, _ in expected]
         assert source.counts() == [len(expected) // 3] * 3
     if kind is not as_shards:
         assert sources.class_names == ("class_0", "class_1", "class_2")
@@ -116,7 +116,7 @@ def test_every_storage_gives_the_same_samples(photos, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", [as_zip, as_zip_with_map])
 def test_a_run_may_go_on_from_the_archive(photos, tmp_path, kind):
-    folder, archive = open_sources("imagenet", str(photos), training=True), opened(kind, photos, tmp_path)
+    folder, archive = open_folder(photos), opened(kind, photos, tmp_path)
     assert folder.identity() == archive.identity()
 
 
@@ -125,7 +125,7 @@ def test_a_run_may_go_on_from_the_archive(photos, tmp_path, kind):
 def test_fault_48_processes_share_a_storage_opened_before(photos, tmp_path, kind, method):
     source = opened(kind, photos, tmp_path).val
     source.read(0)  # opens the archive in this process
-    samples = EvalSamples(source, EvalTransform(32, interpolation="bicubic", crop=True), on_bad="error")
+    samples = EvalSamples(source, EvalTransform(EvalTransformOptions(size=(32, 32))), on_bad="error")
     keys = [(epoch, i) for epoch in range(5) for i in range(len(source))]
 
     def load(workers):
@@ -149,19 +149,19 @@ def test_flat_validation_images_are_labelled_by_name(photos, tmp_path):
     (tmp_path / "val").mkdir()
     for name in names:
         shutil.copy(photos / "val/class_0/photo_0.jpg", tmp_path / "val" / name)
-    val = open_sources("imagenet", str(tmp_path), training=False).val
+    val = open_validation(tmp_path)
     assert [val.label(i) for i in range(2)] == [13, 970] and val.class_names == tuple(synsets)
     for label in (13, 970):
         shutil.copytree(photos / "train/class_0", tmp_path / "train" / synsets[label])
-    val = open_sources("imagenet", str(tmp_path), training=True).val
+    val = open_folder(tmp_path).val
     assert sorted(val.label(i) for i in range(2)) == [0, 1] and len(val.class_names) == 2
     shutil.copy(photos / "val/class_0/photo_0.jpg", tmp_path / "val/holiday.jpg")
     with pytest.raises(DataError, match=r"no class folders, and 1 of its images are not ImageNet's.*holiday\.jpg"):
-        open_sources("imagenet", str(tmp_path), training=False)
+        open_validation(tmp_path)
 
 
 def test_synthetic_images_differ_and_repeat():
-    sources = open_sources("synthetic", "", training=True, classes=10)
+    sources = open_data("synthetic", "", classes=10)
     assert sources.train.read(0) == sources.train.read(0) != sources.train.read(1) != sources.val.read(1)
     image = Image.open(io.BytesIO(sources.val.read(3)))
     assert image.size == (256, 256) and np.asarray(image).std() > 60
@@ -181,9 +181,9 @@ def test_fault_45_odd_lists_are_read_right(photos, tmp_path, text):
     for name in ("a b/x.jpg", "c/y.jpg"):
         (tmp_path / name).parent.mkdir()
         shutil.copy(photos / "train/class_0/photo_0.jpg", tmp_path / name)
-    for part in PARTS:
-        (tmp_path / f"{part}_map.txt").write_bytes(text)
-    sources = open_sources("list", str(tmp_path), training=True)
+    for split in SPLITS:
+        (tmp_path / f"{split}_map.txt").write_bytes(text)
+    sources = open_data("list", str(tmp_path))
     assert sources.class_names == ("a b", "c") and [sources.train.label(i) for i in (0, 1)] == [0, 1]
     assert sources.train.read(0)[:2] == b"\xff\xd8"
 
@@ -191,7 +191,7 @@ def test_fault_45_odd_lists_are_read_right(photos, tmp_path, text):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("a/x.jpg\t0\na/y.jpg\t7\n", r"label 7 is none of 0 to 2: .*train_map\.txt:2"),
+        ("a/x.jpg\t0\na/y.jpg\t7\n", r"label 7 is not in 0 to 2: .*train_map\.txt:2"),
         ("a/x.jpg\t-1\n", r"label -1 .*:1"),
         ("a/x.jpg\tdog\n", r"the line is .*dog.*:1: it must be 'path<TAB>label'"),
         ("a/x.jpg\n", r":1: it must be"),
@@ -203,7 +203,7 @@ def test_fault_45_odd_lists_are_read_right(photos, tmp_path, text):
 def test_fault_45_malformed_lists_are_refused_with_the_line(tmp_path, lines, message):
     (tmp_path / "train_map.txt").write_text(lines)
     with pytest.raises(DataError, match=message):
-        open_sources("list", str(tmp_path), training=True, classes=3)
+        open_data("list", str(tmp_path), classes=3)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd.jpg", "../x.jpg", "a/../../x.jpg", "C:\\x.jpg", "a\\..\\..\\x.jpg"])
@@ -213,33 +213,49 @@ def test_fault_46_paths_out_of_the_root_are_refused(photos, tmp_path, name, zipp
         write_zips(photos, tmp_path)
     (tmp_path / "train_map.txt").write_text(f"{name}\t0\n")
     with pytest.raises(DataError, match=r"leads out of the data folder: .*train_map\.txt:1"):
-        open_sources("imagenet" if zipped else "list", str(tmp_path), zipped=zipped, training=True)
+        open_data("imagenet" if zipped else "list", tmp_path, zipped=zipped)
 
 
 def test_fault_46_a_link_out_of_the_root_is_never_opened(photos, tmp_path):
     data = tmp_path / "data"
-    data.mkdir()
-    os.mkfifo(tmp_path / "trap")  # to open it would wait for ever
-    (data / "x.jpg").symlink_to("../trap")
-    for part in PARTS:
-        (data / f"{part}_map.txt").write_text("x.jpg\t0\n")
-    source = open_sources("list", str(data), training=True).train
+    (data / "a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "trap")  # opening it would wait forever
+    (data / "a/x.jpg").symlink_to("../../trap")
+    for split in SPLITS:
+        (data / f"{split}_map.txt").write_text("a/x.jpg\t0\n")
+    source = open_data("list", str(data)).train
     with pytest.raises(DataError, match=r"a link leads out of the data folder: .*x\.jpg"):
         source.read(0)
+
+
+def test_a_link_in_the_data_folder_itself_is_followed(photos, tmp_path):
+    """As ImageNet-22K is usually laid out: fall11_whole is a link to another disk."""
+    elsewhere, data = tmp_path / "disk", tmp_path / "data"
+    shutil.copytree(photos / "train", elsewhere)
+    (elsewhere / "class_0/link.jpg").symlink_to("../class_1/photo_1.jpg")
+    data.mkdir()
+    (data / "fall11_whole").symlink_to(elsewhere)
+    entries = [["fall11_whole/class_0/photo_0.jpg", 0], ["fall11_whole/class_0/link.jpg", 0]]
+    for split in SPLITS:
+        (data / f"ILSVRC2011fall_whole_map_{split}.txt").write_text(json.dumps(entries))
+    source = open_data("imagenet22K", str(data)).train
+    assert {source.read(i) for i in range(2)} == {
+        (elsewhere / name).read_bytes() for name in ("class_0/photo_0.jpg", "class_1/photo_1.jpg")
+    }
 
 
 def test_fault_47_damaged_archives_are_refused(photos, tmp_path):
     write_zips(photos, tmp_path)
     archive = tmp_path / "train.zip"
-    source = open_sources("imagenet", str(tmp_path), zipped=True, training=True).train
+    source = open_folder(tmp_path, zipped=True).train
     data = bytearray(archive.read_bytes())
     data[200] ^= 1  # in the first member
     archive.write_bytes(data)
-    with pytest.raises(DataError, match=r"its checksum is wrong\): .*train\.zip@/class_0/photo_0\.jpg"):
+    with pytest.raises(DataError, match=r"its checksum differs\): .*train\.zip@/class_0/photo_0\.jpg"):
         source.read(0)
     archive.write_bytes(data[:5000])
     with pytest.raises(DataError, match=r"not a readable zip archive .*train\.zip"):
-        open_sources("imagenet", str(tmp_path), zipped=True, training=True)
+        open_folder(tmp_path, zipped=True)
 
 
 def test_fault_47_members_that_are_missing_or_secret(photos, tmp_path):
@@ -256,12 +272,12 @@ def test_fault_47_members_that_are_missing_or_secret(photos, tmp_path):
 
 
 def test_fault_47_zip64_is_read(photos, tmp_path):
-    for part in PARTS:
-        with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
-            for name, _ in files(photos, part):
-                with archive.open(f"{part}/{name}", "w", force_zip64=True) as member:
-                    member.write((photos / part / name).read_bytes())
-    source = open_sources("imagenet", str(tmp_path), zipped=True, training=True).train
+    for split in SPLITS:
+        with zipfile.ZipFile(tmp_path / f"{split}.zip", "w") as archive:
+            for name, _ in files(photos, split):
+                with archive.open(f"{split}/{name}", "w", force_zip64=True) as member:
+                    member.write((photos / split / name).read_bytes())
+    source = open_folder(tmp_path, zipped=True).train
     assert source.read(5) == (photos / "train/class_0" / sorted(os.listdir(photos / "train/class_0"))[5]).read_bytes()
 
 
@@ -281,7 +297,7 @@ def test_fault_51_a_read_error_that_goes_away_is_waited_for(photos, monkeypatch,
     import builtins
     import errno
 
-    source = open_sources("imagenet", str(photos), training=True).train
+    source = open_folder(photos).train
     monkeypatch.setattr("data.sources.base.PAUSES", (0.0, 0.0))
     real, left = builtins.open, [failures]
 
