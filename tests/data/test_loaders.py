@@ -7,61 +7,36 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from data.errors import DataError, LoaderError
 from PIL import Image
 
-from data.loaders import Randomness, build_eval_loader, build_train_loader
+from data.loaders import build_eval_loader, build_train_loader
+from data.pipeline.mixing import MixingOptions, build_mixing
+from data.pipeline.transforms import EvalTransformOptions
 from data.sources.base import IndexedSource
 from data.sources.index import Index, stored
-from data.sources.open import open_sources
+from tests.builders import AUGMENTED, PLAIN, open_folder, pipeline, shape
 from tests.conftest import ROOT
-from tests.data.pipeline.test_transforms import PLAIN
 from utils.distributed import World
-from utils.seeding import derive, seed_all, seed_host
-from utils.training.plan import RunPlan
+from utils.errors import DataError, ResourceError
+from utils.preprocessing import Preprocessing
 
-AUGMENTED = {
-    **PLAIN,
-    "auto_augment": "rand-m9-mstd0.5-inc1",
-    "crop": {"scale": (0.1, 1.0), "ratio": (0.75, 1.33), "hflip": 0.5},
-    "erase": {"re_prob": 0.5, "re_mode": "pixel", "re_count": 1},
-}
-MIXING = {
-    "mixup": 0.8,
-    "cutmix": 1.0,
-    "minmax": None,
-    "label_smoothing": 0.1,
-    "when": {"prob": 1.0, "switch_prob": 0.5, "mode": "batch"},
-}
-NO_MIXING = {**MIXING, "mixup": 0.0, "cutmix": 0.0}
+MIXING = MixingOptions(0.8, 1.0, None, prob=1.0, switch_prob=0.5, mode="batch", label_smoothing=0.1)
 
 
-def plan(size, world=1, batch_size=4, accumulation=1):
-    fields = dict.fromkeys(RunPlan.__dataclass_fields__, 0)
-    return RunPlan(
-        **{**fields, "world": world, "batch_size": batch_size, "accumulation": accumulation, "train_size": size}
-    )
+def train_loader(photos, *rank, **options):
+    return loader_of(open_folder(photos).train, *rank, **options)
 
 
-def train_loader(photos, *place, **options):
-    return loader_of(open_sources("imagenet", str(photos), zipped=False, training=True).train, *place, **options)
-
-
-def loader_of(source, rank=0, world=1, workers=0, mixing=MIXING, working=None, transform=AUGMENTED, **split):
-    return build_train_loader(
-        source,
-        plan(len(source), world, **split),
-        World(rank, world),
-        Randomness(7, seed_all, seed_host, derive),
-        transform=transform,
-        channels=3,
-        mixing=mixing,
-        settings={"workers": workers, "pin_memory": True, **(working or {})},
-    )
+def loader_of(source, rank=0, world=1, mixing=MIXING, transform=AUGMENTED, batch_size=4, accumulation=1, **loader):
+    options = pipeline(transform, batch_size=batch_size, pin_memory=True, **loader)
+    epoch_shape = shape(len(source), batch_size, accumulation, world)
+    mixed = build_mixing(len(source.class_names), mixing)
+    return build_train_loader(source, epoch_shape, World(rank, world), options, mixed)
 
 
 def assert_equal(a, b):
@@ -79,7 +54,7 @@ def test_fault_52_batches_are_the_same_for_every_number_of_workers(photos, worke
 
 
 def test_fault_52_augmentations_differ_between_epochs_and_samples(photos):
-    loader = train_loader(photos, mixing=NO_MIXING, batch_size=36)
+    loader = train_loader(photos, mixing=None, batch_size=36)
     (first,), (second,) = loader.epoch(0), loader.epoch(1)
     images = torch.cat([first.images, second.images]).flatten(1)
     assert len(images.unique(dim=0)) == 72
@@ -91,9 +66,9 @@ def test_an_epoch_can_be_entered_at_any_update(photos):
     assert_equal(whole[4:], list(loader.epoch(3, first_update=2)))
 
 
-def test_two_processes_see_what_one_sees(photos):
-    alone = list(train_loader(photos, mixing=NO_MIXING, batch_size=8).epoch(0))
-    ranks = [list(train_loader(photos, rank, 2, mixing=NO_MIXING).epoch(0)) for rank in range(2)]
+def test_two_ranks_see_what_one_sees(photos):
+    alone = list(train_loader(photos, mixing=None, batch_size=8).epoch(0))
+    ranks = [list(train_loader(photos, rank, 2, mixing=None).epoch(0)) for rank in range(2)]
     for whole, first, second in zip(alone, *ranks, strict=True):
         assert torch.equal(whole.images, torch.cat([first.images, second.images]))
         assert torch.equal(whole.targets, torch.cat([first.targets, second.targets]))
@@ -107,24 +82,19 @@ def test_neither_loader_leaves_its_mark_on_the_generators_of_another(photos):
         for i, _ in enumerate(loader.epoch(0)):
             drawn.append(torch.rand(1).item())
             if evaluate and i == 2:
-                source = open_sources("imagenet", str(photos), zipped=False, training=True).val
+                source = open_folder(photos).val
                 assert len(list(eval_loader(source))) == 4
     assert drawn[: len(drawn) // 2] == drawn[len(drawn) // 2 :]
 
 
-def eval_loader(source, rank=0, world=1, workers=0, batch_size=4, channels=3, upright=False, working=None):
-    return build_eval_loader(
-        source,
-        World(rank, world),
-        transform={"size": 32, "interpolation": "bicubic", "crop": True, "upright": upright},
-        channels=channels,
-        batch_size=batch_size,
-        settings={"workers": workers, "pin_memory": False, **(working or {})},
-    )
+def eval_loader(source, rank=0, world=1, channels=3, **loader):
+    own = Preprocessing() if channels == 3 else Preprocessing((0.5,) * channels, (0.5,) * channels)
+    options = pipeline(val=EvalTransformOptions(size=(32, 32), channels=channels), **loader)
+    return build_eval_loader(source, World(rank, world), replace(options, preprocessing=own))
 
 
 def test_evaluation_draws_no_random_number(photos):
-    source = open_sources("imagenet", str(photos), zipped=False, training=True).val
+    source = open_folder(photos).val
     torch.manual_seed(0)
     before = torch.get_rng_state()
     batches = list(eval_loader(source, workers=1))
@@ -133,12 +103,9 @@ def test_evaluation_draws_no_random_number(photos):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_images_take_the_models_number_of_channels(photos, channels):
-    source = open_sources("imagenet", str(photos), zipped=False, training=True).val
-    (colour, _), (images, _) = (next(iter(eval_loader(source, channels=c))) for c in (3, channels))
-    assert images.shape[1] == channels
-    expected = colour.mean(1) if channels == 1 else colour[:, 0]
-    torch.testing.assert_close(images[:, channels - 1 if channels == 4 else 0], expected)
+def test_images_have_the_channels_of_the_model(photos, channels):
+    images, _ = next(iter(eval_loader(open_folder(photos).val, channels=channels)))
+    assert images.shape == (4, channels, 32, 32)
 
 
 class ParentOfWorker:
@@ -178,27 +145,24 @@ def test_fault_38_a_bad_image_ends_the_epoch_with_its_path(own_photos, workers):
     assert str(bad) in str(caught.value) and "Traceback" not in str(caught.value)
 
 
-SKIP = {"on_bad": "skip"}
-
-
 @pytest.mark.parametrize("damage", [b"", b"text", None])
 def test_fault_38_another_sample_with_its_own_label_stands_in(own_photos, caplog, damage):
     """Every image of the epoch is one that can be read, with that image's label; the same for any number of workers."""
     files = sorted((own_photos / "train" / "class_1").iterdir())[:3]
     for file in files:
         file.write_bytes(file.read_bytes()[:700] if damage is None else damage)
-    source = open_sources("imagenet", str(own_photos), training=True).train
-    flat = {**AUGMENTED, "auto_augment": "none", "erase": {**AUGMENTED["erase"], "re_prob": 0.0}}
-    loaders = [
-        loader_of(source, workers=n, mixing=NO_MIXING, working=SKIP, batch_size=36, transform=flat) for n in (0, 2)
-    ]
+    source = open_folder(own_photos).train
+    flat = replace(AUGMENTED, auto_augment="none", re_prob=0.0)
+    loaders = [loader_of(source, workers=n, mixing=None, on_bad="skip", batch_size=36, transform=flat) for n in (0, 2)]
     (alone,), (others,) = (loader.epoch(0) for loader in loaders)
     assert torch.equal(alone.images, others.images) and torch.equal(alone.targets, others.targets)
     assert torch.bincount(alone.targets).tolist() != [12, 12, 12] and len(alone.targets) == 36
-    assert "number 3 of at most 10" in caplog.text and all(str(file) in caplog.text for file in files)
+    assert "skipped, 3 of at most 10 training samples" in caplog.text and all(
+        str(file) in caplog.text for file in files
+    )
     caplog.clear()
     list(loaders[0].epoch(1))
-    assert "left out" not in caplog.text  # each is listed once
+    assert "skipped" not in caplog.text  # each is listed once
 
 
 def test_fault_38_a_label_goes_with_its_own_image(tmp_path):
@@ -210,15 +174,15 @@ def test_fault_38_a_label_goes_with_its_own_image(tmp_path):
             for number in range(8):
                 Image.new("RGB", (40, 40), colour).save(folder / f"{number}.png")
             (folder / "3.png").write_bytes(b"no image")
-    sources = open_sources("imagenet", str(tmp_path), training=True)
-    plain = {**AUGMENTED, "auto_augment": "none", "erase": {**AUGMENTED["erase"], "re_prob": 0.0}}
+    sources = open_folder(tmp_path)
+    plain = replace(AUGMENTED, auto_augment="none", re_prob=0.0)
     seen = 0
     for epoch in range(4):
-        for batch in loader_of(sources.train, mixing=NO_MIXING, working=SKIP, transform=plain).epoch(epoch):
+        for batch in loader_of(sources.train, mixing=None, on_bad="skip", transform=plain).epoch(epoch):
             assert torch.equal(batch.images.mean((2, 3)).argmax(1), batch.targets)
             seen += len(batch.targets)
     assert seen == 4 * 24
-    images, targets = zip(*eval_loader(sources.val, working=SKIP), strict=True)
+    images, targets = zip(*eval_loader(sources.val, on_bad="skip"), strict=True)
     images, targets = torch.cat(images), torch.cat(targets)
     assert (targets == -1).sum() == 3 and len(targets) == 24
     assert torch.equal(images[targets >= 0].mean((2, 3)).argmax(1), targets[targets >= 0])
@@ -228,19 +192,19 @@ def test_fault_38_names_that_are_no_text_are_listed(own_photos, caplog):
     bad = os.fsencode(own_photos / "train/class_1") + b"/caf\xe9.jpg"
     with open(bad, "wb") as file:
         file.write(b"no image")
-    list(train_loader(own_photos, working=SKIP).epoch(0))
+    list(train_loader(own_photos, on_bad="skip").epoch(0))
     assert "caf\\udce9.jpg" in caplog.text
 
 
 def test_fault_38_what_may_be_left_out_is_bounded(own_photos):
     for file in sorted((own_photos / "train" / "class_1").iterdir())[:11]:
         file.write_bytes(b"")
-    with pytest.raises(DataError, match="more than 10 samples of this process cannot be read"):
-        list(train_loader(own_photos, working=SKIP).epoch(0))
+    with pytest.raises(DataError, match="more than 10 training samples cannot be read"):
+        list(train_loader(own_photos, on_bad="skip").epoch(0))
     for file in (own_photos / "train").rglob("*.jpg"):
         file.write_bytes(b"")
-    with pytest.raises(DataError, match="nor can 20 others be read"):
-        list(train_loader(own_photos, working=SKIP).epoch(0))
+    with pytest.raises(DataError, match="20 samples that could replace it cannot be read either"):
+        list(train_loader(own_photos, on_bad="skip").epoch(0))
 
 
 class Troubled:
@@ -278,16 +242,16 @@ def sleep():
 
 
 def test_fault_30_a_killed_loader_process_is_named():
-    loader = loader_of(Troubled(die), workers=2, mixing=NO_MIXING, batch_size=4)
+    loader = loader_of(Troubled(die), workers=2, mixing=None, batch_size=4)
     begun = time.monotonic()
-    with pytest.raises(LoaderError, match=r"a loader process died: process \d+: .*DATA.NUM_WORKERS") as caught:
+    with pytest.raises(ResourceError, match=r"a loader worker died: process \d+: .*DATA.NUM_WORKERS") as caught:
         list(loader.epoch(0))
     assert caught.value.exit_code == 7 and time.monotonic() - begun < 30
 
 
 def test_fault_30_a_stuck_loader_process_names_its_file():
-    loader = loader_of(Troubled(sleep), workers=2, mixing=NO_MIXING, batch_size=4, working={"timeout": 8})
-    with pytest.raises(DataError, match=r"no batch for 8 seconds, .* stuck: train/5.png: .*DATA.TIMEOUT") as caught:
+    loader = loader_of(Troubled(sleep), workers=2, mixing=None, batch_size=4, timeout=8)
+    with pytest.raises(DataError, match=r"no batch for 8 seconds, .* hangs: train/5.png: .*DATA.TIMEOUT") as caught:
         list(loader.epoch(0))
     assert caught.value.exit_code == 3
 
@@ -296,7 +260,7 @@ def test_fault_53_too_little_shared_memory_is_refused(photos, monkeypatch):
     room = os.statvfs("/")
     small = os.statvfs_result((*room[:1], 4096, 1000, 10, 10, *room[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: small)
-    with pytest.raises(LoaderError, match=r"/dev/shm has 0 MiB left, 4 loader processes need .*DATA.NUM_WORKERS"):
+    with pytest.raises(ResourceError, match=r"/dev/shm has 0 MiB left, 4 loader workers need .*DATA.NUM_WORKERS"):
         train_loader(photos, workers=4, batch_size=12)
     assert len(list(train_loader(photos, workers=0).epoch(0))) == 9
 
@@ -304,19 +268,20 @@ def test_fault_53_too_little_shared_memory_is_refused(photos, monkeypatch):
 def test_fault_53_few_file_descriptors():
     """A hard limit of 64 is refused, a soft one is raised."""
     script = (
-        "import resource, sys; from data.workers import check_room; soft, hard = map(int, sys.argv[1:]);"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)); check_room(2, 4, 32, 1);"
+        "import resource, sys; from data.pipeline.workers import LoaderOptions, check_resources;"
+        "soft, hard = map(int, sys.argv[1:]); resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard));"
+        "check_resources(LoaderOptions(4, workers=2), (32, 32), 3, 1);"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
     run = [sys.executable, "-c", script]
     done = subprocess.run([*run, "64", "64"], cwd=ROOT, capture_output=True, text=True)
-    assert "64 open files are allowed, 2 loader processes need 176: DATA.NUM_WORKERS" in done.stderr
+    assert "64 open files are allowed, 2 loader workers need 176: DATA.NUM_WORKERS" in done.stderr
     done = subprocess.run([*run, "64", "1000"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "176", done.stderr
 
 
 def test_fault_53_descriptors_and_processes_stay_as_many(photos):
-    loader, source = train_loader(photos, workers=2), open_sources("imagenet", str(photos), training=True).val
+    loader, source = train_loader(photos, workers=2), open_folder(photos).val
     counts = []
     for epoch in range(10):
         list(loader.epoch(epoch))
@@ -333,8 +298,8 @@ class ManyPaths:
         Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
         self._image = buffer.getvalue()
 
-    def read(self, index, number):
-        assert index.name(number)  # as a storage of files would ask for it
+    def read(self, index, i):
+        assert index.name(i)  # as a storage of files does
         return self._image
 
     def where(self, name):
@@ -342,7 +307,7 @@ class ManyPaths:
 
 
 def memory():
-    """Kilobytes of this process and those below it, shared pages counted once."""
+    """Kilobytes of this process and its descendants, shared pages counted once."""
     own, total = os.getpid(), 0
     parents = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -360,16 +325,16 @@ def memory():
 
 
 def grown(samples):
-    """Share by which memory grows from a fifth of that many samples to the last, of a million paths, 4 workers."""
+    """Relative growth of memory from a fifth of the samples to the last, with a million paths and 4 workers."""
 
     def build():
         names = [f"n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(1_000_000)]
         return Index.build(names, [0] * len(names)), None, []
 
     index, _ = stored("million", build)
-    small = {**PLAIN, "size": 8}
+    small = replace(PLAIN, size=(8, 8))
     loader = loader_of(
-        IndexedSource(index, ["any"], ManyPaths()), workers=4, mixing=NO_MIXING, batch_size=500, transform=small
+        IndexedSource(index, ["any"], ManyPaths()), workers=4, mixing=None, batch_size=500, transform=small
     )
     first = 0
     for number, _ in enumerate(loader.epoch(0), start=1):

@@ -2,6 +2,7 @@
 
 import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,18 +14,12 @@ from timm.data.auto_augment import AugmentOp
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from data.errors import DataError
 from data.pipeline.array_ops import OPERATIONS
 from data.pipeline.decoding import decode, decode_jpeg, jpeg_size
-from data.pipeline.transforms import TrainTransform, resize
+from data.pipeline.transforms import TrainTransform, TrainTransformOptions, resize
+from utils.errors import DataError
 
-RECIPE = {
-    "interpolation": "bicubic",
-    "auto_augment": "rand-m9-mstd0.5-inc1",
-    "crop": {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5},
-    "color_jitter": 0.4,
-    "erase": {"re_prob": 0.25, "re_mode": "pixel", "re_count": 1},
-}
+RECIPE = TrainTransformOptions()  # the paper's
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]
 
 
@@ -114,9 +109,9 @@ def test_20000_draws_equal_those_of_timms_own_pipeline(monkeypatch):
     ramp = np.tile(np.arange(250, dtype=np.uint8)[None, :, None], (188, 1, 3))
     image, data = Image.fromarray(ramp), jpeg(Image.fromarray(ramp))
     draws = Draws(monkeypatch)
-    policy = {key: RECIPE[key] for key in ("interpolation", "auto_augment")}
+    policy = {"interpolation": RECIPE.interpolation, "auto_augment": RECIPE.auto_augment}
     own = create_transform(8, is_training=True, **policy, re_prob=0.0).transforms[:3]
-    ours = TrainTransform(8, **RECIPE)
+    ours = TrainTransform(replace(RECIPE, size=(8, 8)))
     draws.take_over(own[2])
     draws.take_over(ours._steps[1])
     steps = ours._steps
@@ -139,7 +134,7 @@ def test_20000_draws_equal_those_of_timms_own_pipeline(monkeypatch):
 @pytest.mark.parametrize("count", [1, 3])
 def test_erased_boxes_are_those_of_timm(count):
     erasing = RandomErasing(0.5, mode="const", max_count=count, device="cpu")
-    transform = TrainTransform(32, **{**RECIPE, "erase": {"re_prob": 0.5, "re_mode": "pixel", "re_count": count}})
+    transform = TrainTransform(replace(RECIPE, size=(32, 32), re_prob=0.5, re_count=count))
     erased = 0
     for number in range(500):
         seed(number)
@@ -155,7 +150,7 @@ def test_erased_boxes_are_those_of_timm(count):
 
 def test_whole_samples_are_within_a_level_of_pillows():
     """Mean absolute difference of pixels over 300 samples of the recipe: 0.3 of 255 levels."""
-    fast, slow = (TrainTransform(224, **RECIPE, decoder=decoder) for decoder in ("auto", "pillow"))
+    fast, slow = (TrainTransform(replace(RECIPE, decoder=decoder)) for decoder in ("auto", "pillow"))
     photos = [jpeg(photo.crop((60, 20, 560, 395))) for photo in PHOTOS]
     means = []
     for number in range(300):
@@ -173,7 +168,7 @@ def test_whole_samples_are_within_a_level_of_pillows():
 def test_resizing_is_within_a_level_of_pillows(mode, box):
     crop = PHOTOS[0].crop(box)
     expected = crop.resize((224, 224), getattr(Image.Resampling, mode.upper()))
-    apart = distance(resize(np.asarray(crop), 224, mode), expected)
+    apart = distance(resize(np.asarray(crop), (224, 224), mode), expected)
     assert apart.max() <= 1 and apart.mean() < 0.02
 
 
@@ -190,8 +185,8 @@ def test_decoded_pixels_are_pillows_own(mode, options):
 def test_large_crops_are_decoded_smaller():
     """A photograph of 2560 x 1708: a crop that holds enough pixels even at half the sides is not decoded in full."""
     large = jpeg(PHOTOS[0].resize((2560, 1708), Image.Resampling.BICUBIC))
-    plain = {**RECIPE, "auto_augment": "none", "color_jitter": 0.0, "crop": {**RECIPE["crop"], "scale": (0.5, 1.0)}}
-    fast, slow = (TrainTransform(224, **plain, decoder=decoder) for decoder in ("auto", "pillow"))
+    plain = replace(RECIPE, auto_augment="none", color_jitter=0.0, scale=(0.5, 1.0))
+    fast, slow = (TrainTransform(replace(plain, decoder=decoder)) for decoder in ("auto", "pillow"))
     means = []
     for number in range(10):
         samples = []
@@ -210,7 +205,7 @@ def test_other_images_and_damaged_ones_go_to_pillow():
     assert jpeg_size(jpeg(PHOTOS[0].convert("CMYK"))) is None
     with pytest.raises(DataError, match="not a readable image .*: x.jpg"):
         decode_jpeg(data[:-600], "x.jpg", 48, 64)
-    transform = TrainTransform(32, **RECIPE)
+    transform = TrainTransform(replace(RECIPE, size=(32, 32)))
     for number in range(5):
         seed(number)
         assert transform(buffer.getvalue(), "a.png").pixels.shape == (3, 32, 32)

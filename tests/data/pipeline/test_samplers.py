@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from data.pipeline.samplers import EpochShape, EvalSampler, TrainSampler, epoch_order, micro_batches
+from data.pipeline.samplers import EvalSampler, TrainSampler, epoch_order, micro_batches
+from utils.batches import EpochShape
 
 
-def work(size, world, accumulation, global_batch=8, updates=None, first=0):
-    whole, rest = divmod(size, global_batch)
-    updates = updates if updates is not None else whole + bool(rest)
-    shape = EpochShape(size, global_batch, updates, accumulation, world, seed=0)
+def work(size, world, accumulation, global_batch=8, first=0):
+    shape = EpochShape(size, global_batch // (world * accumulation), accumulation, world)
     order = epoch_order(size, 5)
     return [list(micro_batches(order, shape, rank, first)) for rank in range(world)]
 
@@ -34,25 +33,26 @@ def test_an_update_has_the_same_samples_for_every_split(world, accumulation):
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_weights_make_the_mean_over_the_update(world, accumulation):
-    """With loss i for sample i, weighted means averaged over processes give the mean of the update's samples."""
+    """With loss i for sample i, weighted means averaged over ranks give the mean of the update's samples."""
     batch = world * accumulation * 2
-    ranks = work(batch * 2 + 3, world, accumulation, global_batch=batch)
-    assert len({len(r) for r in ranks}) == 1  # every process takes every step
-    order = epoch_order(batch * 2 + 3, 5)
+    size = 2 * batch + batch // 4 + 1
+    ranks = work(size, world, accumulation, global_batch=batch)
+    assert len({len(r) for r in ranks}) == 1  # every rank takes every step
+    order = epoch_order(size, 5)
     for update in range(3):
         total = sum(m.weight * sum(m.samples) / len(m.samples) for r in ranks for m in r if m.update == update)
         assert total / world == pytest.approx(order[update * batch : (update + 1) * batch].double().mean().item())
 
 
-def test_a_process_without_a_share_keeps_in_step_with_weight_zero():
-    ranks = work(9, 4, 1)
+def test_a_rank_without_samples_keeps_in_step_with_weight_zero():
+    ranks = work(5, 4, 1, global_batch=4)
     assert [r[1].weight for r in ranks] == [4, 0, 0, 0]
     assert all(len(r[1].samples) == 1 and r[1].ends_update for r in ranks)
 
 
 def test_fault_37_a_group_that_accumulation_leaves_over_is_used():
     (rank,) = work(5 * 4, 1, 2)  # five batches of 4, two to an update
-    assert [(m.update, m.number, m.ends_update, m.weight) for m in rank] == [
+    assert [(m.update, m.index, m.ends_update, m.weight) for m in rank] == [
         (0, 0, False, 0.5),
         (0, 1, True, 0.5),
         (1, 0, False, 0.5),
@@ -66,7 +66,7 @@ def test_an_epoch_goes_on_at_any_update():
 
 
 def test_the_epoch_travels_with_every_sample():
-    sampler = TrainSampler(EpochShape(10, 4, 2, 2, 1, 0), rank=0, derive_seed=lambda epoch: epoch)
+    sampler = TrainSampler(EpochShape(8, 2, 2, 1), rank=0, epoch_seed=lambda epoch: epoch)
     plan = sampler.start(3, first_update=1)
     batches = list(sampler)
     assert len(sampler) == len(plan) == 2
@@ -74,8 +74,8 @@ def test_the_epoch_travels_with_every_sample():
 
 
 @pytest.mark.parametrize(("size", "world", "batch"), [(65, 2, 7), (7, 3, 64), (2, 3, 1), (65, 1, 65)])
-def test_fault_29_evaluation_shares_hold_every_sample_once(size, world, batch):
-    shares = [EvalSampler(size, batch, rank, world) for rank in range(world)]
-    seen = [sample for share in shares for batch_ in share for _, sample in batch_]
+def test_fault_29_evaluation_shards_hold_every_sample_once(size, world, batch):
+    shards = [EvalSampler(size, batch, rank, world) for rank in range(world)]
+    seen = [sample for shard in shards for batch_ in shard for _, sample in batch_]
     assert sorted(seen) == list(range(size))
-    assert all(len(list(share)) == len(share) for share in shares)
+    assert all(len(list(shard)) == len(shard) for shard in shards)

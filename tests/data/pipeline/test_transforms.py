@@ -3,27 +3,22 @@
 import contextlib
 import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, _RAND_TRANSFORMS, AugmentOp
 from torchvision import transforms
 
-from data.errors import DataError
-from data.pipeline.decoding import decode
-from data.pipeline.device import Finish, Pixels
-from data.pipeline.transforms import EvalTransform, TrainTransform, cut_long_side
-
-PLAIN = {
-    "size": 32,
-    "interpolation": "bicubic",
-    "auto_augment": "none",
-    "color_jitter": 0.0,
-    "crop": {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0},
-    "erase": {"re_prob": 0.0, "re_mode": "pixel", "re_count": 1},
-}
+from data.pipeline.decoding import decode, decode_bands
+from data.pipeline.device import Normalize, Pixels
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, crop_long_side
+from tests.builders import AUGMENTED, PLAIN
+from utils.errors import ConfigError, DataError
+from utils.preprocessing import Preprocessing
 
 
 def photo(size=(96, 96)):
@@ -71,10 +66,10 @@ def test_fault_38_damage_inside_a_jpeg_is_refused_not_filled_with_grey(damage):
         "a gap": data[:half] + data[half + 4000 :],
     }[damage]
     for upright in (False, True):
-        with pytest.raises(DataError, match="truncated or damaged.*: x.jpg"):
+        with pytest.raises(DataError, match="truncated or corrupt.*: x.jpg"):
             decode(bad, "x.jpg", upright)
-    with pytest.raises(DataError, match="truncated or damaged.*: x.jpg"):
-        TrainTransform(**PLAIN)(bad, "x.jpg")
+    with pytest.raises(DataError, match="truncated or corrupt.*: x.jpg"):
+        TrainTransform(PLAIN)(bad, "x.jpg")
 
 
 def malformed_exif(orientation):
@@ -92,15 +87,19 @@ def test_malformed_metadata_are_no_traceback():
         decode(buffer.getvalue(), "a", upright=True)
 
 
+def evaluating(side, **more):
+    return EvalTransform(EvalTransformOptions(size=(side, side), **more))
+
+
 def finished(prepared):
     """As the model gets it: float32 (3, size, size)."""
     boxes = torch.tensor([(0, *box) for box in prepared.boxes], dtype=torch.int64).view(-1, 6)
-    return Finish(3, torch.device("cpu"))(Pixels(torch.from_numpy(prepared.pixels)[None], boxes))[0]
+    return Normalize(Preprocessing(), torch.device("cpu"))(Pixels(torch.from_numpy(prepared.pixels)[None], boxes))[0]
 
 
 def test_evaluation_resizes_by_256_over_224_and_crops():
     image = photo((120, 90))
-    out = finished(EvalTransform(56, interpolation="bicubic", crop=True)(encoded(image), "a"))
+    out = finished(evaluating(56)(encoded(image), "a"))
     resized = image.resize((64, int(64 * 120 / 90)), Image.Resampling.BICUBIC)
     expected = transforms.functional.to_tensor(np.asarray(resized)[14 : 14 + 56, 4 : 4 + 56].copy())
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -109,21 +108,20 @@ def test_evaluation_resizes_by_256_over_224_and_crops():
 
 def test_evaluation_without_crop_squashes():
     image = photo((120, 90))
-    pixels = EvalTransform(48, interpolation="bicubic", crop=False)(encoded(image), "a").pixels
+    pixels = evaluating(48, crop=False)(encoded(image), "a").pixels
     assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC)))
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pillow"])
 def test_training_without_augmentation_is_a_resize(decoder):
     data = encoded(photo())
-    out = TrainTransform(**PLAIN, decoder=decoder)(data, "a").pixels
-    expected = EvalTransform(32, interpolation="bicubic", crop=False)(data, "a").pixels
+    out = TrainTransform(replace(PLAIN, decoder=decoder))(data, "a").pixels
+    expected = evaluating(32, crop=False)(data, "a").pixels
     assert abs(out.astype(int) - expected).max() <= (decoder == "auto")
 
 
 def test_training_draws_from_the_global_generators_only():
-    erase = {"re_prob": 1.0, "re_mode": "pixel", "re_count": 1}
-    transform = TrainTransform(**{**PLAIN, "auto_augment": "rand-m9-mstd0.5-inc1", "erase": erase})
+    transform = TrainTransform(replace(PLAIN, auto_augment="rand-m9-mstd0.5-inc1", re_prob=1.0))
 
     def draw(seed):
         seed_everything(seed)
@@ -139,13 +137,13 @@ def seed_everything(seed):
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original", "augmix-m5-w4-d2", "none"])
 def test_policies_of_timm(policy):
     for decoder in ("auto", "pillow"):
-        transform = TrainTransform(**{**PLAIN, "auto_augment": policy, "color_jitter": 0.4}, decoder=decoder)
+        transform = TrainTransform(replace(PLAIN, auto_augment=policy, color_jitter=0.4, decoder=decoder))
         assert transform(encoded(photo()), "a").pixels.shape == (3, 32, 32)
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(DataError, match="AUG.AUTO_AUGMENT"):
-        TrainTransform(**{**PLAIN, "auto_augment": "nonsense"})
+    with pytest.raises(ConfigError, match="AUG.AUTO_AUGMENT"):
+        TrainTransform(replace(PLAIN, auto_augment="nonsense"))
 
 
 @pytest.mark.parametrize("name", sorted({*_RAND_TRANSFORMS, *_RAND_INCREASING_TRANSFORMS}))
@@ -248,12 +246,12 @@ def test_fault_41_a_decompression_bomb_is_refused_before_it_takes_memory():
 @pytest.mark.parametrize("crop", [True, False])
 def test_fault_42_odd_sizes_are_evaluated_and_trained_on(size, crop):
     data = encoded(Image.new("RGB", size, (10, 20, 30)))
-    pixels = EvalTransform(224, interpolation="bicubic", crop=crop)(data, "a").pixels
+    pixels = evaluating(224, crop=crop)(data, "a").pixels
     colour = np.array([10, 20, 30])[:, None, None]
     assert pixels.shape == (3, 224, 224) and (pixels == colour).all()
-    cut = {**PLAIN, "crop": {"scale": (0.08, 1.0), "ratio": (0.75, 1.33), "hflip": 0.5}}
+    cropped = replace(PLAIN, scale=(0.08, 1.0), ratio=(0.75, 1.33), hflip=0.5)
     for decoder in ("auto", "pillow"):
-        transform = TrainTransform(**cut, decoder=decoder)
+        transform = TrainTransform(replace(cropped, decoder=decoder))
         for seed in range(10):
             seed_everything(seed)
             assert (transform(data, "a").pixels == colour).all()
@@ -262,5 +260,87 @@ def test_fault_42_odd_sizes_are_evaluated_and_trained_on(size, crop):
 def test_usual_images_are_not_cut():
     for size in ((500, 375), (1000, 100)):
         image = Image.new("RGB", size)
-        assert cut_long_side(image) is image
-    assert cut_long_side(Image.new("RGB", (1, 5000))).size == (1, 10)
+        assert crop_long_side(image) is image
+    assert crop_long_side(Image.new("RGB", (1, 5000))).size == (1, 10)
+
+
+@pytest.mark.parametrize(("pct", "resized"), [(1.0, 56), (0.9, 62), (0.875, 64)])
+def test_evaluation_resizes_by_the_crop_percentage(pct, resized):
+    image = photo((120, 90))
+    pixels = evaluating(56, crop_pct=pct)(encoded(image), "a").pixels
+    whole = np.asarray(image.resize((resized, int(resized * 120 / 90)), Image.Resampling.BICUBIC))
+    top, left = round((whole.shape[0] - 56) / 2), round((resized - 56) / 2)
+    assert np.array_equal(pixels.transpose(1, 2, 0), whole[top : top + 56, left : left + 56])
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_images_of_two_sides(crop):
+    data = encoded(photo((120, 90)))
+    assert EvalTransform(EvalTransformOptions(size=(40, 56), crop=crop))(data, "a").pixels.shape == (3, 40, 56)
+    for decoder in ("auto", "pillow"):
+        prepared = TrainTransform(replace(AUGMENTED, size=(40, 56), re_prob=1.0, decoder=decoder))(data, "a")
+        assert prepared.pixels.shape == (3, 40, 56)
+        assert all(box.top + box.height <= 40 and box.left + box.width <= 56 for box in prepared.boxes)
+
+
+@pytest.mark.parametrize("name", ["hamming", "lanczos", "bilinear", "random"])
+def test_interpolations_of_the_original(name):
+    data = encoded(photo())
+    wanted = "bilinear" if name == "random" else name  # random is for training only
+    expected = photo().resize((32, 32), getattr(Image.Resampling, wanted.upper()))
+    pixels = evaluating(32, crop=False, interpolation=name)(data, "a").pixels
+    assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(expected))
+    trained = TrainTransform(replace(PLAIN, interpolation=name))(data, "a").pixels
+    if name in ("hamming", "lanczos"):
+        assert np.array_equal(trained, pixels)
+
+
+def test_grey_images_keep_their_values_for_a_model_of_one_channel():
+    ramp = np.linspace(0, 255, 32 * 32).astype(np.uint8).reshape(32, 32)
+    grey = encoded(Image.fromarray(ramp))
+    deep = encoded(Image.fromarray(ramp.astype(np.uint16) * 257))
+    for data in (grey, deep):
+        for decoder in ("auto", "pillow"):
+            one = TrainTransform(replace(PLAIN, channels=1, decoder=decoder))(data, "a").pixels
+            assert one.shape == (1, 32, 32) and np.array_equal(one[0], ramp)
+        pixels = EvalTransform(EvalTransformOptions(size=(32, 32), crop=False, channels=1))(data, "a").pixels
+        assert np.array_equal(pixels[0], ramp)
+    augmented = TrainTransform(replace(AUGMENTED, channels=1))(grey, "a")
+    assert augmented.pixels.shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("planar", [True, False])
+@pytest.mark.parametrize("channels", [2, 5, 12])
+def test_tiffs_of_many_bands_are_read_as_they_are(dtype, planar, channels):
+    bands = np.random.default_rng(0).integers(0, 256, (32, 32, channels)).astype(dtype)
+    stored = bands * np.array(257 if dtype == np.uint16 else 1, dtype)
+    buffer = io.BytesIO()
+    if planar:
+        tifffile.imwrite(buffer, np.moveaxis(stored, -1, 0), photometric="minisblack", planarconfig="separate")
+    else:
+        tifffile.imwrite(buffer, stored, photometric="minisblack", planarconfig="contig")
+    data = buffer.getvalue()
+    options = replace(PLAIN, channels=channels)
+    assert np.array_equal(TrainTransform(options)(data, "a").pixels, np.moveaxis(bands, -1, 0))
+    mirrored = TrainTransform(replace(options, hflip=1.0))(data, "a").pixels
+    assert np.array_equal(mirrored, np.moveaxis(bands[:, ::-1], -1, 0))
+    pixels = EvalTransform(EvalTransformOptions(size=(32, 32), crop=False, channels=channels))(data, "a").pixels
+    assert np.array_equal(pixels, np.moveaxis(bands, -1, 0))
+    with pytest.raises(DataError, match=f"an image of {channels} channels: x.tif: IN_CHANS is 4"):
+        TrainTransform(replace(PLAIN, channels=4))(data, "x.tif") if channels > 2 else decode_bands(data, "x.tif", 4)
+
+
+def test_alpha_is_a_channel_where_the_model_has_four():
+    image = photo((32, 32)).convert("RGBA")
+    image.putalpha(77)
+    pixels = TrainTransform(replace(PLAIN, channels=4))(encoded(image), "a").pixels
+    assert np.array_equal(pixels, np.moveaxis(np.asarray(image), -1, 0)) and (pixels[3] == 77).all()
+    three = photo((32, 32))
+    repeated = TrainTransform(replace(PLAIN, channels=4))(encoded(three), "a").pixels
+    assert np.array_equal(repeated, np.moveaxis(np.asarray(three), -1, 0)[[0, 1, 2, 0]])
+
+
+def test_colour_augmentation_of_other_channels_is_refused():
+    with pytest.raises(ConfigError, match="colour augmentation of 5 channels: AUG.AUTO_AUGMENT"):
+        TrainTransform(replace(AUGMENTED, channels=5))
