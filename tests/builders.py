@@ -134,12 +134,21 @@ def provenance(**more: Any) -> Provenance:
     return Provenance(**{"config": "TAG: x\n", "global_batch": 4, **more})
 
 
-def session(folder: Path, state: TrainState, run_plan: RunPlan, **options: Any) -> Session:
+def session(folder: Path, state: TrainState, run_plan: RunPlan, global_batch: int = 4, **options: Any) -> Session:
     """A session that owns `folder`."""
     run_folder = RunFolder(folder, World())
     run_folder.claim("TAG: x\n", lambda text: [])
+    origin = provenance(global_batch=global_batch)
     chosen = SessionOptions(**{"print_freq": 5, "keep": 0, "best": Classification.best, **options})
-    return Session(state, run_plan, run_folder, World(), options=chosen, provenance=provenance(), interrupt=Interrupt())
+    return Session(
+        state,
+        run_plan,
+        run_folder,
+        World(),
+        options=chosen,
+        provenance=provenance(global_batch=global_batch),
+        interrupt=Interrupt(),
+    )
 
 
 # what the loaders' tests compare: no randomness but the order, or everything on

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from data.pipeline.samplers import epoch_order
-from data.sources.open import open_sources
-from tests.builders import write_photos
+from tests.builders import open_folder, write_photos
 from tests.conftest import ROOT, accuracy, command, environment, run_program
-from utils.seeding import derive
+from utils.seeding import derive_seed
 
 # float32, and nothing drawn by process or micro-batch: mixing and stochastic depth off
 EXACT = ["--disable_amp", "--opts", "MODEL.DROP_PATH_RATE", 0, "AUG.MIXUP", 0, "AUG.CUTMIX", 0, "TRAIN.EPOCHS", 1]
@@ -66,7 +65,6 @@ def test_fault_32_five_updates_are_the_same(one_process, tiny_yaml, photos, tmp_
 COUNTING = """
 import sys
 from data.loaders import build_eval_loader
-from data.sources.open import open_sources
 from models.registry import build_model
 from utils.distributed import join_world
 from utils.training.loop import evaluate
@@ -81,10 +79,8 @@ model = build_model("swin", img_size=32, patch_size=2, embed_dim=16, depths=(2, 
 for p in model.parameters():
     torch.nn.init.normal_(p, std=0.3)
 for batch in (1, 7, 64):
-    transform = {"size": 32, "interpolation": "bicubic", "crop": True}
-    loader = build_eval_loader(source, world, transform=transform, channels=3, batch_size=batch,
-                               settings={"workers": 0, "pin_memory": False})
-    result = evaluate(model, loader, 7, choose_precision(world.device, False, "auto"), world)
+    loader = build_eval_loader(source, world, pipeline(batch_size=batch))
+    result = evaluate(model, loader, 7, FLOAT32, world)
     if world.is_main:
         print("result", result.correct1, result.correctk, result.count, f"{result.loss:.5f}")
 world.leave()
@@ -148,8 +144,8 @@ def test_fault_59_batch_1_and_stochastic_depth_on_two_processes(tiny_yaml, photo
 @pytest.mark.parametrize("bad", [0, 1])
 def test_fault_28_bad_data_of_one_process_end_all_with_one_line_and_the_same_code(tiny_yaml, own_photos, tmp_path, bad):
     """Two processes as a cluster starts them; an unreadable image for each in turn, in the first update."""
-    sources = open_sources("imagenet", str(own_photos), training=True)
-    own = epoch_order(36, derive("order", 0, 0))[:8].tensor_split(2)[bad]  # of the first update: 2 x 4 images
+    sources = open_folder(own_photos)
+    own = epoch_order(36, derive_seed("order", 0, 0))[:8].tensor_split(2)[bad]  # of the first update: 2 x 4 images
     file = Path(sources.train.name(int(own[0])))
     file.write_bytes(b"no image")
     with socket.socket() as free:

@@ -120,7 +120,7 @@ def test_pretrained_weights_with_other_classes_get_a_fresh_head(trained, tiny_ya
         *("--opts", "TRAIN.EPOCHS", 1),
     )
     assert done.code == 0, done.err
-    assert ("fresh head for 3 classes" in done.out) == (weights == "plain")
+    assert ("head re-initialised to zero for 3 classes" in done.out) == (weights == "plain")
     assert "(--pretrained)" in done.out
 
 
@@ -172,7 +172,7 @@ def test_fault_10_resume_of_another_model_is_refused(trained, tiny_yaml, photos,
         state = torch.load(path, weights_only=True)["model"]
         path = tmp_path / "weights.pth"
         torch.save({"model": state}, path)
-        message = "give it to --pretrained"
+        message = "26 missing"
     done = run_program(
         *("--cfg", tiny_yaml, "--data-path", data, "--output", tmp_path, "--resume", path),
         *("--opts", "TRAIN.EPOCHS", 2, *more),
@@ -230,7 +230,7 @@ def test_fault_49_three_samples_train(tiny_yaml, tmp_path):
 def test_fault_49_fewer_samples_than_processes_are_refused(tiny_yaml, tmp_path):
     photos = write_photos(tmp_path / "photos", classes=1, train=1, val=1)
     done = run_program("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, processes=2)
-    assert done.code != 0 and "1 training samples for 2 processes" in done.error
+    assert done.code != 0 and "1 training samples for 2 ranks" in done.error
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from configs.arguments import model_arguments
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
-from configs.arguments import model_arguments
 from configs.loading import load_config
 from data.pipeline.device import Finish, Pixels
 from data.pipeline.transforms import EvalTransform

@@ -15,12 +15,12 @@ def network():
 
 def test_parameters_and_multiply_adds():
     assert count_parameters(network()) == (3 * 16 + 1) * 8 + (128 + 1) * 10
-    assert count_flops(network(), 16) == 16 * 8 * 48 + 128 * 10
-    assert describe_model(network(), 16) == "Sequential: 1,682 parameters, 0.00 GFLOPs at 16x16"
+    assert count_flops(network(), (16, 16)) == 16 * 8 * 48 + 128 * 10
+    assert describe_model(network(), (16, 16)) == "Sequential: 1,682 parameters, 0.00 GFLOPs at 16x16"
 
 
 def test_throughput_is_a_median_between_its_extremes():
-    result = measure_throughput(network(), 4, 16, choose_precision(CPU, False, "auto"), seconds=0.1)
+    result = measure_throughput(network(), 4, (16, 16), choose_precision(CPU, False, "auto"), seconds=0.1)
     assert 0 < result.slowest <= result.median <= result.fastest and result.rounds >= 3
     assert "batch 4 at 16x16, float32, peak memory" in result.line()
     assert peak_memory(CPU) > 50

@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from models.weights.released import weights_address
+from models.weights.released import released_url
 from tests.conftest import ROOT
 from utils.checkpoints.downloads import local_file
 from utils.distributed import World
@@ -67,7 +67,7 @@ def site(tmp_path):
 
 
 def get(name, sha256="", **more):
-    return local_file(name, World(), address=more.get("address", weights_address), sha256=sha256)
+    return local_file(name, World(), released_url=more.get("released", released_url), sha256=sha256)
 
 
 SHA256 = hashlib.sha256(b"weights" * 1000).hexdigest()
@@ -87,7 +87,7 @@ def test_an_address_is_fetched_once_and_its_checksum_logged(site, hub, caplog):
     assert path.read_bytes() == b"weights" * 1000 and path.parent == hub
     assert SHA256 in caplog.text
     assert get(f"{site}/w.pth") == path and Quiet.served == ["/w.pth"]
-    assert get("hub:some_model", address=lambda name: f"{site}/w.pth") == path
+    assert get("hub:some_model", released=lambda name: f"{site}/w.pth") == path
     assert [p.name for p in hub.iterdir()] == [path.name]
 
 
@@ -114,9 +114,9 @@ def test_fault_57_a_truncated_download_is_refused_and_not_kept(hub):
 
 
 def test_what_cannot_be_reached_is_said(site, hub):
-    with pytest.raises(CheckpointError, match="cannot fetch the weights"):
+    with pytest.raises(CheckpointError, match="cannot download the weights"):
         get(f"{site}/gone.pth")
-    with pytest.raises(CheckpointError, match="cannot fetch the weights"):
+    with pytest.raises(CheckpointError, match="cannot download the weights"):
         get("http://127.0.0.1:9/w.pth")
     assert list(hub.iterdir()) == []
 
@@ -163,8 +163,8 @@ def test_a_repository_of_hugging_face_is_asked_for_its_usual_files(tmp_path):
     assert path.name == "pytorch_model.bin" and path.read_bytes() == b"weights" * 1000 and tmp_path in path.parents
     assert "/owner/model/resolve/main/model.safetensors" in [path for _, path in Repository.asked]
     assert "holds no weights by a usual name: hf:owner/other: add /file" in fetch("hf:owner/other").stderr
-    assert "cannot fetch the weights (RepositoryNotFoundError): hf:none/model" in fetch("hf:none/model").stderr
-    assert "cannot fetch the weights (HFValidationError): hf:--" in fetch("hf:--").stderr
+    assert "cannot download the weights (RepositoryNotFoundError): hf:none/model" in fetch("hf:none/model").stderr
+    assert "cannot download the weights (HFValidationError): hf:--" in fetch("hf:--").stderr
     server.shutdown()
     server.server_close()
     assert "cannot reach Hugging Face: hf:owner/more" in fetch("hf:owner/more").stderr

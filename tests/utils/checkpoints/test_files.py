@@ -11,8 +11,8 @@ import torch
 from utils.checkpoints.files import (
     checkpoint_name,
     find_newest,
+    link_to,
     list_checkpoints,
-    point_to,
     read_checkpoint,
     remove_leftovers,
     remove_old,
@@ -58,7 +58,7 @@ def test_fault_18_foreign_files_are_ignored(tmp_path):
 def test_links_point_at_a_file_beside_them(tmp_path):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     for target in (first, second):
-        point_to(tmp_path / "last.pth", target)
+        link_to(tmp_path / "last.pth", target)
         assert (tmp_path / "last.pth").readlink().name == target.name
     assert torch.equal(read_checkpoint(tmp_path / "last.pth")["model"]["a"], torch.full((999,), 2.0))
 
@@ -67,7 +67,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     for epoch in range(6):
         path = save(tmp_path, epoch)
         if epoch == 1:
-            point_to(tmp_path / "best.pth", path)
+            link_to(tmp_path / "best.pth", path)
     remove_old(tmp_path, keep=0)
     assert len(list_checkpoints(tmp_path)) == 6
     remove_old(tmp_path, keep=2)
@@ -82,7 +82,7 @@ def test_fault_13_a_truncated_newest_is_passed_over(tmp_path, caplog, share):
     found = find_newest(tmp_path)
     assert found is not None and found[0] == good
     assert len(caplog.records) == 1 and "ckpt_epoch_2.pth" in caplog.text
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="corrupt"):
         read_checkpoint(bad)
     bad.with_name(bad.name + ".sha256").unlink()
     with pytest.raises(CheckpointError, match=r"ckpt_epoch_2\.pth"):
@@ -100,14 +100,15 @@ def test_fault_14_a_flipped_bit_is_noticed(tmp_path):
 
 def test_a_run_whose_checkpoints_are_all_bad_does_not_start_over(tmp_path):
     save(tmp_path, 1).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no good checkpoint among 1"):
+    with pytest.raises(CheckpointError, match="none of 1 checkpoints is intact"):
         find_newest(tmp_path)
     assert find_newest(tmp_path / "empty") is None
 
 
 def test_leftovers_of_an_interrupted_save_are_removed(tmp_path):
     path = save(tmp_path, 1)
-    (tmp_path / "ckpt_epoch_2.pth.tmp").write_bytes(b"half")
+    (tmp_path / ".ckpt_epoch_2.0a1b2c3d.tmp.pth").write_bytes(b"half")
+    (tmp_path / "ckpt_epoch_2.pth.tmp").write_bytes(b"half")  # of earlier versions
     (tmp_path / "ckpt_epoch_2.pth.sha256").write_text("x")
     remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, path.name + ".sha256"]

@@ -1,12 +1,21 @@
 """Every parameter in exactly one group, with the decay and the rate it must have."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from configs.schema import KEYS
 from models.registry import build_model
-from utils.training.optim import build_optimizer, describe_groups, parameter_groups, set_learning_rate
-
-SMALL = {"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+from tests.builders import SMALL
+from utils.training.optim import (
+    OPTIMIZERS,
+    OptimizerOptions,
+    build_optimizer,
+    describe_groups,
+    parameter_groups,
+    set_learning_rate,
+)
 
 
 @pytest.fixture
@@ -51,13 +60,24 @@ def test_frozen_parameters_are_in_no_group(model):
 
 
 def test_optimizers_and_their_rates(model):
-    arguments = {"eps": 1e-7, "betas": [0.8, 0.9], "momentum": 0.7}
-    adamw = build_optimizer(parameter_groups(model, 0.05, 0.5), name="adamw", **arguments)
+    options = OptimizerOptions("adamw", eps=1e-7, betas=(0.8, 0.9), momentum=0.7)
+    adamw = build_optimizer(parameter_groups(model, 0.05, 0.5), options)
     assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["betas"] == (0.8, 0.9)
     assert adamw.defaults["eps"] == 1e-7
     set_learning_rate(adamw, 2.0)
     assert all(g["lr"] == 2.0 * g["lr_scale"] for g in adamw.param_groups)
-    sgd = build_optimizer(parameter_groups(model, 0.05, 1.0), name="sgd", **arguments)
+    sgd = build_optimizer(parameter_groups(model, 0.05, 1.0), replace(options, name="sgd"))
     assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.7 and sgd.defaults["nesterov"]
-    with pytest.raises(ValueError, match="adamw, sgd"):
-        build_optimizer([], name="lion", **arguments)
+    for name in ("fused_adam", "fused_lamb"):
+        other = build_optimizer(parameter_groups(model, 0.05, 1.0), replace(options, name=name))
+        set_learning_rate(other, 0.1)
+        model(torch.randn(1, 3, 32, 32)).sum().backward()
+        before = model.head.weight.detach().clone()
+        other.step()
+        assert not torch.equal(before, model.head.weight) and model.head.weight.isfinite().all()
+        assert isinstance(other, torch.optim.AdamW) == (name == "fused_adam")
+
+
+def test_every_configured_name_can_be_built():
+    assert all(KEYS["TRAIN.OPTIMIZER.NAME"].check(name) is None for name in OPTIMIZERS)
+    assert KEYS["TRAIN.OPTIMIZER.NAME"].check("lion")

@@ -4,7 +4,7 @@ import pytest
 
 from configs.loading import load_config
 from tests.conftest import ROOT
-from utils.errors import PlanError
+from utils.errors import ConfigError
 from utils.training.plan import RunPlan
 from utils.training.schedule import learning_rate
 
@@ -114,16 +114,16 @@ def test_a_run_within_the_warm_up_never_decays():
     [(1_281_167, 1024, 1251), (40, 8, 5), (41, 8, 5), (42, 8, 6), (3, 8, 1), (1, 8, 1), (7, 3, 3)],
 )
 def test_updates_of_an_epoch(size, batch, updates):
-    """A rest of a quarter of a global batch or more is an update of its own; less waits for another permutation."""
+    """A remainder of at least a quarter of a global batch is an update of its own; a smaller one is dropped."""
     assert plan(1, size, DATA__BATCH_SIZE=batch).updates_per_epoch == updates
 
 
 @pytest.mark.parametrize(("world", "batch", "accumulation"), [(1, 16, 1), (2, 8, 1), (1, 4, 4), (4, 2, 2)])
 def test_fault_32_the_schedule_depends_on_the_global_batch_alone(world, batch, accumulation):
     recipe = plan(world, 52, DATA__BATCH_SIZE=batch, TRAIN__ACCUMULATION_STEPS=accumulation)
-    assert (recipe.global_batch, recipe.updates_per_epoch) == (16, 4)
+    assert (recipe.shape.global_batch, recipe.updates_per_epoch) == (16, 4)
     assert recipe.peak_lr == 5e-4 * 16 / 512
-    assert [recipe.update_size(i) for i in range(4)] == [16, 16, 16, 4]
+    assert [recipe.shape.update_size(i) for i in range(4)] == [16, 16, 16, 4]
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_fault_32_the_schedule_depends_on_the_global_batch_alone(world, batch, a
 )
 def test_a_global_batch_sets_the_accumulation(world, limit, split):
     recipe = plan(world, DATA__BATCH_SIZE=limit, TRAIN__GLOBAL_BATCH_SIZE=1024)
-    assert (recipe.batch_size, recipe.accumulation) == split
-    assert recipe.global_batch == 1024 and recipe.updates_per_epoch == 1251
+    assert (recipe.shape.batch_size, recipe.shape.accumulation) == split
+    assert recipe.shape.global_batch == 1024 and recipe.updates_per_epoch == 1251
 
 
 def test_what_cannot_be_planned_is_refused():
-    with pytest.raises(PlanError, match="does not divide among 3 processes"):
+    with pytest.raises(ConfigError, match="does not divide by 3 ranks"):
         plan(3, TRAIN__GLOBAL_BATCH_SIZE=1024)
-    with pytest.raises(PlanError, match="3 training samples for 4 processes"):
+    with pytest.raises(ConfigError, match="3 training samples for 4 ranks"):
         plan(4, 3)
