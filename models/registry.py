@@ -89,7 +89,7 @@ def build(options: ModelOptions, num_classes: int | None = None) -> nn.Module:
     return model(options)
 
 
-def build_model(name: str, **arguments: Any) -> nn.Module:
+def build_model(name: str, /, **arguments: Any) -> nn.Module:
     """Builds a newly initialised model of a family: `build_model("swin", num_classes=10)`.
 
     Args: name: a MODEL.TYPE; arguments: fields of the family's options, or of `TimmOptions` for "timm".

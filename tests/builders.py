@@ -146,7 +146,7 @@ def session(folder: Path, state: TrainState, run_plan: RunPlan, global_batch: in
         run_folder,
         World(),
         options=chosen,
-        provenance=provenance(global_batch=global_batch),
+        provenance=origin,
         interrupt=Interrupt(),
     )
 

@@ -65,17 +65,14 @@ def test_fault_32_five_updates_are_the_same(one_process, tiny_yaml, photos, tmp_
 COUNTING = """
 import sys
 from data.loaders import build_eval_loader
-from models.registry import build_model
+from tests.builders import FLOAT32, open_folder, pipeline, small
 from utils.distributed import join_world
-from utils.training.loop import evaluate
-from utils.precision import choose_precision
+from utils.evaluation.metrics import evaluate
 import torch
 
 world = join_world()
-source = open_sources("imagenet", sys.argv[1], zipped=False, training=True).val
-torch.manual_seed(0)
-model = build_model("swin", img_size=32, patch_size=2, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4,
-                    num_classes=7)
+source = open_folder(sys.argv[1]).val
+model = small(num_classes=7)
 for p in model.parameters():
     torch.nn.init.normal_(p, std=0.3)
 for batch in (1, 7, 64):

@@ -185,6 +185,65 @@ def test_resume_from_another_folder_keeps_this_runs_settings(tiny_yaml, photos, 
     assert finished.code == 0 and "nothing left to train" in finished.out
 
 
+def as_original(ours: dict, epoch: int) -> dict:
+    """A checkpoint of ours in the original's form: moments in its order of groups, no counters."""
+    names = [name for name in ours["model"] if "index" not in name]
+    decayed = [n for n in names if ours["model"][n].ndim > 1 and "bias_table" not in n]
+    order = decayed + [n for n in names if n not in decayed]
+    kept, moved = ours["optimizer"]["param_groups"]  # timm puts those without decay first
+    assert kept["weight_decay"] == 0.0 and moved["weight_decay"] > 0
+    index = {}  # in our groups, parameters keep the order of the model
+    for group, members in ((kept, [n for n in names if n not in decayed]), (moved, decayed)):
+        index |= dict(zip(members, group["params"], strict=True))
+    state = {i: ours["optimizer"]["state"][index[name]] for i, name in enumerate(order)}
+    groups = [{"params": list(range(len(decayed)))}, {"params": list(range(len(decayed), len(order)))}]
+    return {
+        "model": ours["model"],
+        "optimizer": {"state": state, "param_groups": groups},
+        "lr_scheduler": {},
+        "max_accuracy": 12.0,
+        "scaler": {
+            "scale": 4.0,
+            "growth_factor": 2.0,
+            "backoff_factor": 0.5,
+            "growth_interval": 9,
+            "_growth_tracker": 0,
+        },
+        "epoch": epoch,
+        "config": {"TAG": "default"},
+    }
+
+
+@pytest.mark.parametrize("way", ["--resume", "auto-resume"])
+def test_a_training_run_of_the_original_continues_bit_equal(tiny_yaml, photos, tmp_path, way):
+    """Stopped after epoch 0 and given the original's form, it ends like the run that was not stopped."""
+    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.KEEP_CHECKPOINTS", 0]
+    assert run_program(*args).code == 0
+    first = torch.load(tmp_path / "tiny/default/checkpoints/ckpt_epoch_0.pth", weights_only=True)
+    folder = tmp_path / "tiny/again"
+    folder.mkdir()
+    path = folder / "ckpt_epoch_0.pth"
+    torch.save(as_original(first, 0), path)
+    resumed = run_program(*args[:6], "--tag", "again", *(["--resume", path] if way == "--resume" else []))
+    assert resumed.code == 0, resumed.err
+    assert "at epoch 1, update 9" in resumed.out and "Train: [0/2]" not in resumed.out
+    one, other = (
+        torch.load(tmp_path / f"tiny/{tag}/checkpoints/last.pth", weights_only=True) for tag in ("default", "again")
+    )
+    assert_same(one["model"], other["model"])
+    assert_same(one["optimizer"], other["optimizer"])
+
+
+def test_resume_from_weights_alone_says_what_starts_afresh(tiny_yaml, photos, tmp_path):
+    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.EPOCHS", 1]
+    assert run_program(*args).code == 0
+    weights = tmp_path / "weights.pth"
+    torch.save({"model": state(tmp_path)["model"]}, weights)
+    done = run_program(*args[:6], "--tag", "weights", "--resume", weights, *args[6:])
+    assert done.code == 0, done.err
+    assert "(--resume); optimizer, schedule and counters start afresh" in done.out
+
+
 def test_fault_50_changed_training_samples_are_noticed(tiny_yaml, own_photos, tmp_path):
     args = ["--cfg", tiny_yaml, "--data-path", own_photos, "--output", tmp_path, "--opts"]
     assert run_program(*args, "TRAIN.EPOCHS", 1).code == 0

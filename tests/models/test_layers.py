@@ -1,13 +1,14 @@
-"""Patches, merging and stochastic depth by value."""
+"""Patches, merging, the MLP and stochastic depth, by value."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from models.layers import PatchEmbed, add_branch, gather_patches
+from models.layers import Mlp, PatchEmbed, PatchMerging, PostNormMerging, add_branch, gather_patches
 
 
-def test_gathered_neighbours_come_down_the_first_column_then_the_second():
+def test_neighbours_are_gathered_down_the_first_column_then_the_second():
     x = torch.arange(8.0).view(1, 2, 4, 1)
     assert gather_patches(x)[0, 0].tolist() == [[0, 4, 1, 5], [2, 6, 3, 7]]
 
@@ -18,11 +19,31 @@ def test_odd_maps_are_padded_with_zeros():
     assert merged[0, 1, 1].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
-def test_patches_beyond_the_last_whole_one_are_left_out():
+def test_merging_normalises_before_the_reduction_in_v1_and_after_it_in_v2():
+    x = torch.randn(2, 4, 6, 5)
+    before, after = PatchMerging(5), PostNormMerging(5)
+    gathered = gather_patches(x)
+    assert before(x).shape == after(x).shape == (2, 2, 3, 10)
+    torch.testing.assert_close(before(x), F.layer_norm(gathered, (20,)) @ before.reduction.weight.T)
+    torch.testing.assert_close(after(x), F.layer_norm(gathered @ after.reduction.weight.T, (10,)))
+
+
+def test_pixels_beyond_the_last_whole_patch_are_dropped():
     embed = PatchEmbed(4, 3, 8)
     assert embed(torch.randn(1, 3, 333, 257)).shape == (1, 83, 64, 8)
     with pytest.raises(ValueError, match="smaller than a patch"):
         embed(torch.randn(1, 3, 3, 8))
+
+
+def test_the_mlp_drops_out_after_both_linear_layers():
+    x = torch.randn(4, 6)
+    mlp = Mlp(6, 24, dropout=0.5)
+    torch.testing.assert_close(mlp.eval()(x), mlp.fc2(F.gelu(mlp.fc1(x))))
+    torch.manual_seed(0)
+    hidden = F.dropout(F.gelu(mlp.fc1(x)), 0.5)
+    expected = F.dropout(mlp.fc2(hidden), 0.5)
+    torch.manual_seed(0)
+    torch.testing.assert_close(mlp.train()(x), expected)
 
 
 def test_without_stochastic_depth_a_branch_is_added():
@@ -45,9 +66,10 @@ def test_a_dropped_branch_still_takes_part_in_the_backward_pass():
     branch = nn.Linear(4, 4)
     torch.manual_seed(0)
     x = torch.randn(1, 4)
-    while True:
+    for _ in range(100):
         out = add_branch(x, branch, 0.999)
         if torch.equal(out, x):
             break
+    assert torch.equal(out, x)
     out.sum().backward()
     assert branch.weight.grad is not None and torch.equal(branch.weight.grad, torch.zeros(4, 4))

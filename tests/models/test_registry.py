@@ -1,140 +1,162 @@
-"""Every family of the registry keeps the common promises."""
+"""Models by name and from the configuration."""
+
+from dataclasses import asdict
 
 import pytest
 import torch
-from timm.models import group_parameters
 
-from models.errors import ModelError
-from models.registry import MODELS, build_model, prepare
-from utils.errors import PlanError
+from configs.loading import load_config
+from models.registry import (
+    MODELS,
+    TimmOptions,
+    build,
+    build_model,
+    default_classes,
+    model_options,
+    new_model,
+    prepare,
+    preprocessing_of,
+)
+from models.swin import SwinOptions
+from models.swin_v2 import SwinV2Options
+from tests.builders import CPU, SMALL, small
+from tests.conftest import ROOT
+from utils.errors import ConfigError
+from utils.preprocessing import Preprocessing
 from utils.profiling import describe_model
 
-SMALL = {"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+
+def configured(recipe="swin_tiny.yaml", **overrides):
+    """Args: overrides: KEY__NAME=value for KEY.NAME."""
+    given = [(key.replace("__", "."), value, "test") for key, value in overrides.items()]
+    return load_config(ROOT / "configs" / recipe, given)
 
 
-@pytest.fixture(params=sorted(MODELS))
-def family(request):
-    return request.param
-
-
-def small(family, **more):
+@pytest.mark.parametrize("family", sorted(MODELS))
+def test_a_family_is_built_from_keywords_or_from_its_options(family):
+    by_name = small(family)
     torch.manual_seed(0)
-    return build_model(family, **{**SMALL, "num_classes": 5, **more})
+    built = build(MODELS[family].Options(**SMALL, drop_path_rate=0.0), num_classes=5)
+    assert type(by_name) is type(built) is MODELS[family] and built.options.num_classes == 5
+    assert by_name.options == built.options
+    assert all(torch.equal(a, b) for a, b in zip(by_name.parameters(), built.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("size", [(32, 32), (32, 48), (18, 30), (6, 6), (45, 33)])
-def test_logits_are_finite_at_any_size(family, size):
-    logits = small(family)(torch.randn(2, 3, *size))
-    assert logits.shape == (2, 5) and logits.isfinite().all()
+def test_lists_are_taken_as_sequences_too():
+    assert small(depths=[1, 1], num_heads=[2, 4]).options == small(depths=(1, 1), num_heads=(2, 4)).options
 
 
-@pytest.mark.parametrize("more", [{}, {"ape": True, "drop_path_rate": 0.9}, {"patch_norm": False, "drop_rate": 0.1}])
-def test_every_parameter_gets_a_gradient(family, more):
-    model = small(family, **more)
-    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
-
-
-def test_activation_checkpointing_changes_nothing(family):
-    gradients = []
-    for recompute in (False, True):
-        model = small(family, drop_path_rate=0.3, drop_rate=0.1)
-        model.set_grad_checkpointing(recompute)
-        torch.manual_seed(1)
-        model(torch.randn(4, 3, 32, 32)).square().sum().backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        assert torch.equal(plain, recomputed)
-
-
-def test_head_can_be_replaced(family):
-    model = small(family)
-    model.reset_classifier(7)
-    assert model.get_classifier().out_features == model.num_classes == 7
-    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 7)
-    model.reset_classifier(0)
-    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 16)
-    features = model.forward_features(torch.randn(1, 3, 32, 32))
-    assert model.forward_head(features, pre_logits=True).shape == (1, 16)
-
-
-def test_pyramid(family):
-    model = small(family).eval()
-    last, maps = model.forward_intermediates(torch.randn(1, 3, 32, 48), norm=True)
-    assert [tuple(m.shape) for m in maps] == [(1, 8, 16, 24), (1, 16, 8, 12)]
-    assert torch.equal(last.permute(0, 3, 1, 2), maps[-1])
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [(8, 2), (16, 4)]
-    assert len(model.forward_intermediates(torch.randn(1, 3, 32, 32), indices=[-1])[1]) == 1
-    with pytest.raises(ValueError, match="stage indices"):
-        model.forward_intermediates(torch.randn(1, 3, 32, 32), indices=[2])
-
-
-def test_derived_tensors_are_not_saved(family):
-    model = small(family, ape=True)
-    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
-
-
-def test_position_tables_are_named_for_no_weight_decay(family):
-    names = small(family, ape=True).no_weight_decay()
-    assert "absolute_pos_embed" in names
-    if family == "swin":
-        assert "layers.1.blocks.0.attn.relative_position_bias_table" in names and len(names) == 5
-
-
-def test_layers_for_layer_decay(family):
-    model = small(family, ape=True)
-    layer = group_parameters(model, model.group_matcher(), reverse=True)
-    assert set(layer) == {name for name, _ in model.named_parameters()}
-    assert layer["patch_embed.proj.weight"] == layer["absolute_pos_embed"] == 0
-    assert layer["layers.0.blocks.1.norm1.weight"] == layer["layers.0.downsample.norm.weight"] == 2
-    assert layer["layers.1.blocks.0.norm1.weight"] == 3
-    assert layer["norm.weight"] == layer["head.bias"] == 5
-    assert set(group_parameters(model, model.group_matcher(coarse=True), reverse=True).values()) == {0, 1, 2, 3}
-
-
-def test_frozen_parts_get_no_gradient_and_run_as_in_evaluation(family):
-    for stages, trained in ((0, {"layers", "norm", "head"}), (1, {"layers", "norm", "head"}), (None, {"head"})):
-        model = small(family, ape=True, drop_path_rate=0.5)
-        model.freeze(stages)
-        model.train()
-        model(torch.randn(2, 3, 32, 32)).sum().backward()
-        moved = {n for n, p in model.named_parameters() if p.grad is not None}
-        assert {n.split(".")[0] for n in moved} == trained
-        assert any(n.startswith("layers.0") for n in moved) == (stages == 0)
-        assert model.stages()[0].training == (stages == 0) and model.head.training
-    with pytest.raises(ModelError, match="has 2 stages, not 3"):
-        small(family).freeze(3)
-
-
-def test_models_of_timm_are_built_by_name():
-    model = build_model("timm", model_name="vit_tiny_patch16_224", img_size=64, num_classes=3, drop_path_rate=0.1)
-    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3)
-    with pytest.raises(ModelError, match="did you mean resnet50"):
-        build_model("timm", model_name="resnet500", img_size=224)
-    with pytest.raises(ModelError, match="only Swin models can be frozen"):
-        prepare(model, checkpointing=True, freeze="all")
-
-
-def test_unknown_family_names_the_nearest():
-    with pytest.raises(ModelError, match="did you mean swin"):
+def test_unknown_families_name_the_nearest():
+    with pytest.raises(ConfigError, match=r"unknown model family 'swinn': MODEL\.TYPE: did you mean swin"):
         build_model("swinn")
+    with pytest.raises(ConfigError, match="did you mean swinv2"):
+        model_options(configured(MODEL__TYPE="swin_v2"))
+    with pytest.raises(ConfigError, match="Swin-MoE is not available.*swin, swinv2, swin_mlp, timm"):
+        model_options(configured(MODEL__TYPE="swin_moe"))
 
 
-def test_heads_must_divide_the_channels():
-    with pytest.raises(ModelError, match="3 heads do not divide"):
-        build_model("swin", **{**SMALL, "num_heads": (3, 4)})
-    with pytest.raises(ModelError, match="differ in length"):
-        build_model("swin", **{**SMALL, "num_heads": (2, 4, 8)})
+def test_the_options_are_those_of_the_section_of_the_family():
+    options = model_options(
+        configured(
+            "swinv2_tiny.yaml",
+            DATA__IMG_SIZE=[192, 256],
+            MODEL__NUM_CLASSES=11,
+            MODEL__DROP_RATE=0.1,
+            MODEL__SWINV2__QKV_BIAS=False,
+            MODEL__SWINV2__PRETRAINED_WINDOW_SIZES=[4, 4, 4, 4],
+            MODEL__SWIN__EMBED_DIM=7,
+        )
+    )
+    assert options == SwinV2Options(
+        img_size=(192, 256),
+        num_classes=11,
+        window_size=options.window_size,
+        drop_rate=0.1,
+        drop_path_rate=options.drop_path_rate,
+        qkv_bias=False,
+        pretrained_window_sizes=(4, 4, 4, 4),
+    )
+    scaled = model_options(configured(MODEL__SWIN__QK_SCALE=0.5, MODEL__SWIN__APE=True, MODEL__SWIN__PATCH_NORM=False))
+    assert isinstance(scaled, SwinOptions) and scaled.embed_dim == 96
+    assert (scaled.qk_scale, scaled.ape, scaled.patch_norm) == (0.5, True, False)
 
 
-def test_a_timm_model_without_stochastic_depth_says_so():
-    arguments = {"model_name": "vgg11", "img_size": 32, "num_classes": 2}
-    with pytest.raises(ModelError, match=r"no stochastic depth: MODEL\.DROP_PATH_RATE"):
-        build_model("timm", **arguments, drop_path_rate=0.1)
-    assert build_model("timm", **arguments, drop_path_rate=0.0).num_classes == 2
+def test_without_data_the_classes_are_those_configured_or_of_the_data_set():
+    assert default_classes(configured()) == 1000
+    assert default_classes(configured(DATA__DATASET="imagenet22K")) == 21841
+    assert default_classes(configured(DATA__DATASET="imagenet22K", MODEL__NUM_CLASSES=7)) == 7
 
 
-def test_images_that_a_model_of_timm_cannot_take_are_said():
-    model = build_model("timm", model_name="convnext_atto", img_size=32, num_classes=2)
-    with pytest.raises(PlanError, match=r"takes no images of 1x1 .*TEST\.IMG_SIZE"):
-        describe_model(model, 1)
+def test_the_model_of_a_run_is_prepared_as_configured_and_depends_on_the_seed_only(tiny_yaml, caplog):
+    def built(**overrides):
+        given = [(key.replace("__", "."), value, "test") for key, value in overrides.items()]
+        cfg = load_config(tiny_yaml, given)
+        with caplog.at_level("INFO"):
+            return new_model(cfg, model_options(cfg), 3, CPU)
+
+    one = built(TRAIN__FREEZE="1", TRAIN__USE_CHECKPOINT=True)
+    torch.rand(5)
+    same, other = built(), built(SEED=1)
+    assert one.num_classes == 3 and all(stage.grad_checkpointing for stage in one.stages())
+    assert not any(p.requires_grad for p in one.stages()[0].parameters())
+    assert all(p.requires_grad for p in one.stages()[1].parameters())
+    assert torch.equal(one.head.weight, same.head.weight) and not torch.equal(one.head.weight, other.head.weight)
+    assert not any(stage.grad_checkpointing for stage in same.stages())
+    assert caplog.messages[0].startswith("SwinTransformer: ") and "at 32x32" in caplog.messages[0]
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return build_model("timm", name="vit_tiny_patch16_224", img_size=(64, 32), num_classes=3, drop_path_rate=0.1)
+
+
+def test_models_of_timm_are_built_by_name(vit):
+    assert vit(torch.randn(1, 3, 64, 32)).shape == (1, 3)
+    assert build_model("timm", model_name="resnet10t", in_chans=4).conv1[0].in_channels == 4
+    cfg = configured(MODEL__TYPE="timm", MODEL__TIMM__NAME="resnet500")
+    with pytest.raises(ConfigError, match=r"MODEL\.TIMM\.NAME: did you mean resnet50"):
+        model_options(cfg)
+
+
+def test_only_swin_models_can_be_frozen(vit):
+    prepare(vit, checkpointing=True)
+    assert vit.grad_checkpointing
+    with pytest.raises(ConfigError, match="only Swin models can be frozen"):
+        prepare(vit, freeze="all")
+
+
+def test_a_timm_model_of_a_fixed_size_takes_that_of_the_task():
+    timm = {"MODEL__TYPE": "timm", "DATA__IMG_SIZE": 64, "TEST__IMG_SIZE": [96, 32]}
+    fixed = {**timm, "MODEL__TIMM__NAME": "vit_tiny_patch16_224"}
+    assert model_options(configured(**fixed, EVAL_MODE=True, MODEL__RESUME="w.pth")).img_size == (96, 32)
+    with pytest.raises(ConfigError, match=r"images of a single size: TEST\.IMG_SIZE"):
+        model_options(configured(**fixed))
+    free = model_options(configured(**timm, MODEL__TIMM__NAME="resnet10t", MODEL__DROP_PATH_RATE=0.3))
+    assert asdict(free) == {
+        "name": "resnet10t",
+        "img_size": (64, 64),
+        "num_classes": 0,
+        "in_chans": 3,
+        "drop_rate": 0.0,
+        "drop_path_rate": 0.3,
+    }
+
+
+def test_a_timm_model_without_stochastic_depth_is_named():
+    options = TimmOptions(name="vgg11", img_size=(32, 32), num_classes=2, drop_path_rate=0.1)
+    with torch.device("meta"):  # 133 million parameters
+        with pytest.raises(ConfigError, match=r"no stochastic depth: MODEL\.DROP_PATH_RATE"):
+            build(options)
+        assert build_model("timm", name="vgg11", num_classes=2).num_classes == 2
+
+
+def test_images_that_a_timm_model_cannot_take_are_refused():
+    model = build_model("timm", name="convnext_atto", num_classes=2)
+    with pytest.raises(ConfigError, match=r"takes no images of 1x1 .*TEST\.IMG_SIZE"):
+        describe_model(model, (1, 1))
+
+
+def test_preprocessing_is_the_papers_or_that_of_the_timm_model():
+    assert preprocessing_of(SwinOptions()) == Preprocessing(interpolation="bicubic")
+    half, one = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    assert preprocessing_of(TimmOptions(name="vit_tiny_patch16_224")) == Preprocessing(half, one, 0.9, "bicubic")
