@@ -177,7 +177,7 @@ def _timm_steps(options: TrainTransformOptions, policy: str | None) -> tuple[lis
             options.size,
             interpolation=options.interpolation,
             auto_augment=policy,
-            color_jitter=options.color_jitter if options.channels in (1, 3) else None,
+            color_jitter=options.color_jitter if options.channels in (1, 3) else None,  # type: ignore[arg-type]
             separate=True,
             scale=options.scale,
             ratio=options.ratio,

@@ -1,9 +1,9 @@
-"""The window grid against hand-counted examples, and attention against sums written out."""
+"""The window grid against examples counted by hand, and attention against sums written out."""
 
 import pytest
 import torch
 
-from models.window_attention import WindowGrid, attend, relative_position_index, split_heads
+from models.window_attention import WindowGrid, attend, in_windows, relative_position_index, split_heads
 
 
 def test_unshifted_windows_are_the_blocks_of_the_map():
@@ -32,7 +32,7 @@ def test_mask_separates_what_the_shift_brought_together():
 
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (8, 8), (13, 20), (3, 5), (1, 1), (7, 10)])
 @pytest.mark.parametrize("shift", [0, 3])
-def test_merge_undoes_split(height, width, shift):
+def test_merge_inverts_split(height, width, shift):
     grid = WindowGrid.of(height, width, 7, shift)
     x = torch.randn(2, height, width, 3)
     windows = grid.split(x)
@@ -46,13 +46,23 @@ def test_a_side_that_one_window_covers_is_not_shifted():
     assert (wide.shift_h, wide.shift_w) == (0, 3)
 
 
-def test_a_mask_made_in_inference_mode_serves_in_training():
+def test_a_mask_created_in_inference_mode_can_be_used_in_training():
     grid = WindowGrid.of(10, 12, 5, 2)
     with torch.inference_mode():
         grid.mask(torch.device("cpu"))
     mask = grid.mask(torch.device("cpu"))
     x = torch.zeros(1, requires_grad=True)
     (x * mask).sum().backward()
+
+
+def test_attention_is_applied_to_the_windows_with_their_mask():
+    x = torch.randn(2, 6, 9, 3)
+
+    def negated(windows, mask):
+        assert windows.shape == (2, 6, 16, 3) and mask.shape == (6, 16, 16)
+        return -windows
+
+    assert torch.equal(in_windows(x, 4, 2, negated), -x)
 
 
 def test_relative_position_index_counts_offsets():

@@ -98,7 +98,7 @@ def poison(batch):
     return Batch(batch.images * math.nan, batch.targets, 1.0, True)
 
 
-def test_an_update_without_a_finite_gradient_moves_nothing():
+def test_fault_34_an_update_without_a_finite_gradient_moves_nothing():
     work = batches(3)
     clean, dirty = train_state(small(), ema_decay=0.9), train_state(small(), ema_decay=0.9)
     run(clean, [work[0], work[2]])
@@ -113,13 +113,13 @@ def test_an_update_without_a_finite_gradient_moves_nothing():
             assert torch.equal(x, y)
 
 
-def test_too_many_bad_updates_in_a_row_end_the_run():
+def test_fault_35_too_many_skipped_updates_end_the_run():
     work = [poison(b) for b in batches(5)]
     with pytest.raises(NumericsError, match="3 consecutive updates.*learning rate"):
         run(train_state(small()), work)
 
 
-def test_float16_overflow_is_skipped_and_the_scale_falls():
+def test_fault_36_float16_overflow_is_skipped_and_the_scale_falls():
     run_state = train_state(small(), precision=choose_precision(CPU, True, "float16"))
     run_state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     updates = run(run_state, batches(2))

@@ -1,0 +1,68 @@
+"""torch.hub's entry points: every released model by its name.
+
+    model = torch.hub.load(REPOSITORY, "swin_tiny_patch4_window7_224", pretrained=True)
+
+REPOSITORY is this repository on GitHub ("owner/name"), or the path of a checkout with `source="local"`. torch.hub puts
+the repository on the import path while it builds the model, so this works from any working directory, unless the program
+has already imported other packages called configs, models, data or utils.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from configs.loading import load_config
+from models.registry import MODELS, build, model_options
+from models.weights.load import load_contents
+from models.weights.released import released_models, released_url
+from utils.checkpoints.downloads import local_file
+from utils.checkpoints.files import read_checkpoint
+from utils.distributed import World
+from utils.errors import ConfigError, did_you_mean
+
+dependencies = ["torch", "torchvision", "timm", "yacs", "yaml", "safetensors"]
+
+
+def _entry_point(recipe: str) -> Callable[..., nn.Module]:
+    def entry_point(pretrained: bool | str = False, **options: Any) -> nn.Module:
+        config = next(Path(__file__).parent.glob(f"configs/*/{recipe}.yaml"))
+        return _build(config, recipe, pretrained, options)
+
+    entry_point.__name__ = recipe
+    entry_point.__doc__ = f"""Builds {recipe} in evaluation mode.
+
+    Args: pretrained: True for the released weights, or a file, a URL, "hf:<repository>"; options: fields of the
+    family's options, such as num_classes (the head is then zero), img_size, drop_path_rate.
+    Raises: ConfigError, CheckpointError.
+    """
+    return entry_point
+
+
+def _build(config: Path, recipe: str, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
+    row = next(row for row in released_models() if row["config"] == recipe)
+    cfg = load_config(config)
+    own = model_options(cfg)
+    known = [field.name for field in fields(MODELS[cfg.MODEL.TYPE].Options)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r}: {recipe}: {did_you_mean(unknown[0], known)}")
+    arguments = {name: getattr(own, name) for name in known} | {"num_classes": row["classes"]} | options
+    model = build(type(own)(**arguments))
+    if pretrained:
+        name = f"hub:{recipe}" if pretrained is True else str(pretrained)
+        contents = read_checkpoint(local_file(name, World(), released_url=released_url))
+        load_contents(model, contents, name, head_for=() if "num_classes" in options else None)
+    return model.eval()
+
+
+def __dir__() -> list[str]:
+    return [row["config"] for row in released_models()]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __dir__():
+        raise AttributeError(name)
+    return _entry_point(name)

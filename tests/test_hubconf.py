@@ -1,0 +1,42 @@
+"""torch.hub builds every released model, from any working directory."""
+
+import subprocess
+import sys
+
+import torch
+
+from tests.builders import small
+from tests.conftest import RELEASED, ROOT
+
+SCRIPT = """
+import sys, torch
+repository, file = sys.argv[1:]
+model = torch.hub.load(repository, "swin_tiny_patch4_window7_224", source="local", num_classes=3)
+print(sum(p.numel() for p in model.parameters()), tuple(model(torch.zeros(1, 3, 64, 64)).shape))
+small = {"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+model = torch.hub.load(
+    repository, "swin_tiny_patch4_window7_224", source="local", pretrained=file, num_classes=7, drop_path_rate=0.0, **small
+)
+print(model.head.weight.abs().sum().item(), model.training, model.layers[0].blocks[0].attn.qkv.weight.sum().item())
+try:
+    torch.hub.load(repository, "swin_tiny_patch4_window7_224", source="local", num_clases=3)
+except Exception as error:
+    print(type(error).__name__, error)
+sys.path.insert(0, repository)
+import hubconf
+print(len([name for name in dir(hubconf) if callable(getattr(hubconf, name))]))
+"""
+
+
+def test_models_by_their_released_names(tmp_path):
+    peer = small()
+    torch.save({"model": peer.state_dict()}, tmp_path / "small.pth")
+    run = [sys.executable, "-c", SCRIPT, ROOT, tmp_path / "small.pth"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second, third, count = done.stdout.splitlines()
+    parameters, shape = first.split(" ", 1)
+    assert int(count) == len(RELEASED) == 31 and shape == "(1, 3)"
+    assert int(parameters) == 28_288_354 - 997 * 769  # Swin-T with a head for three classes
+    assert second == f"0.0 False {peer.layers[0].blocks[0].attn.qkv.weight.sum().item()}"
+    assert third.startswith("ConfigError") and "did you mean num_classes?" in third
