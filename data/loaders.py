@@ -1,5 +1,6 @@
 """Batches for training and evaluation, on the device; order and augmentation depend on counters only."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from utils.batches import Batch, EpochShape
 from utils.distributed import World
 from utils.preprocessing import Preprocessing
 from utils.seeding import derive_seed, seed_all
+
+log = logging.getLogger(__name__)
 
 # maps (images, labels) of a micro-batch to (images, targets): mixing, masking
 BatchTransform = Callable[[Tensor, Tensor], tuple[Tensor, Any]]
@@ -38,6 +41,12 @@ class PipelineOptions:
     def from_config(cfg: CfgNode, channels: int, own: Preprocessing) -> "PipelineOptions":
         """Args: channels of the model's images; own: the preprocessing its published weights expect."""
         preprocessing = own.configured(cfg, channels)
+        if own.interpolation not in ("", preprocessing.interpolation):
+            log.warning(
+                "the model's published weights expect %s resizing, DATA.INTERPOLATION is %s",
+                own.interpolation,
+                preprocessing.interpolation,
+            )
         return PipelineOptions(
             seed=cfg.SEED,
             loader=LoaderOptions.from_config(cfg),

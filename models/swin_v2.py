@@ -97,7 +97,7 @@ class CosineWindowAttention(nn.Module):
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         query, key, value = split_heads(F.linear(windows, self.qkv.weight, bias), self.heads)
         # float32: half precision loses the squares of the norm, and the scale multiplies the cosines by up to 100
-        with torch.autocast(windows.device.type, enabled=False):
+        with torch.autocast(windows.device.type.replace("meta", "cpu"), enabled=False):  # autocast knows no meta device
             query, key = (F.normalize(t.float(), dim=-1) for t in (query, key))
             scores = query @ key.transpose(-2, -1)
             scores = scores * self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp()

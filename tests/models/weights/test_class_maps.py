@@ -47,10 +47,10 @@ def test_keys_that_are_no_names_and_heads_that_are_no_matrices_are_ignored():
 def test_real_labels_are_in_the_label_order_of_the_model():
     published = RealLabelsImagenet([""] * 50_000).real_labels
     assert real_labels(SYNSETS) == published
-    first = "ILSVRC2012_val_00000001.JPEG"
-    assert [SYNSETS[label] for label in published[first]] == ["n01751748"]  # a sea snake
-    own = real_labels(["n01751748", SYNSETS[970]])
-    assert own[first] == [0] and own["ILSVRC2012_val_00000003.JPEG"] == [-1] * len(published["ILSVRC2012_val_00000003.JPEG"])
+    cradle_or_teddy, soup_bowl = (f"ILSVRC2012_val_{i:08d}.JPEG" for i in (5, 4))
+    assert published[cradle_or_teddy] == [516, 850] and published[soup_bowl] == [809]
+    own = real_labels([SYNSETS[850], SYNSETS[809]])
+    assert own[cradle_or_teddy] == [-1, 0] and own[soup_bowl] == [1] and own["ILSVRC2012_val_00000001.JPEG"] == []
 
 
 def test_real_labels_of_other_classes_are_refused():
