@@ -3,8 +3,8 @@
     model = torch.hub.load(REPOSITORY, "swin_tiny_patch4_window7_224", pretrained=True)
 
 REPOSITORY is this repository on GitHub ("owner/name"), or the path of a checkout with `source="local"`. torch.hub puts
-the repository on the import path while it builds the model, so this works from any working directory, unless the program
-has already imported other packages called configs, models, data or utils.
+the repository on the import path while it builds the model, so this works from any working directory, unless the
+program has already imported other packages called configs, models, data or utils.
 """
 
 from collections.abc import Callable

@@ -98,15 +98,15 @@ def positive_list(value: list[int]) -> str | None:
 
 
 def pyramid(**more: Key) -> dict[str, Any]:
-    """The keys that every Swin family has (defaults: Swin-T)."""
+    """Returns the keys of every Swin family (defaults: Swin-T)."""
     keys = {
         "PATCH_SIZE": Key(4, "side of a patch, pixels", at_least(1)),
         "IN_CHANS": Key(3, "channels of an image", at_least(1)),
         "EMBED_DIM": Key(96, "channels of the first stage", at_least(1)),
-        "DEPTHS": Key([2, 2, 6, 2], "blocks of each stage", positive_list),
-        "NUM_HEADS": Key([3, 6, 12, 24], "attention heads of each stage", positive_list),
+        "DEPTHS": Key([2, 2, 6, 2], "blocks per stage", positive_list),
+        "NUM_HEADS": Key([3, 6, 12, 24], "attention heads per stage", positive_list),
         "WINDOW_SIZE": Key(7, "side of a window, tokens", at_least(1)),
-        "MLP_RATIO": Key(4.0, "hidden width of an MLP over its input", above(0)),
+        "MLP_RATIO": Key(4.0, "hidden width of an MLP, relative to its input", above(0)),
         "APE": Key(False, "absolute position embedding (paper, table 4: no gain)"),
         "PATCH_NORM": Key(True, "norm after the patch embedding"),
     }
@@ -114,15 +114,15 @@ def pyramid(**more: Key) -> dict[str, Any]:
 
 
 QKV_BIAS = Key(True, "bias on query, key and value")
-QK_SCALE = Key(None, "factor on the scores; null: 1 / sqrt(channels per head)", above(0), optional(FLOAT))
-PRETRAINED_WINDOWS = Key([0, 0, 0, 0], "window sizes the weights were trained with; 0: the file's own")
+QK_SCALE = Key(None, "factor on the attention scores; null: 1 / sqrt(channels per head)", above(0), optional(FLOAT))
+PRETRAINED_WINDOWS = Key([0, 0, 0, 0], "windows of pre-training, per stage; 0: as the file says")
 
 SCHEMA: dict[str, Any] = {
     "TASK": Key(AUTO, "new: what is trained; auto: by the keys", one_of(AUTO, "classification", "simmim")),
-    "BASE": Key([""], "YAML files that this one builds on, relative to it", free=True),
+    "BASE": Key([""], "YAML files to inherit from, relative to this one", free=True),
     "DATA": {
-        "BATCH_SIZE": Key(128, "images per process and micro-batch", at_least(1), free=True),
-        "DATA_PATH": Key("", "folder that holds train and val", free=True),
+        "BATCH_SIZE": Key(128, "images per rank and micro-batch", at_least(1), free=True),
+        "DATA_PATH": Key("", "folder that contains train and val", free=True),
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
         "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),
         "INTERPOLATION": Key(
@@ -132,35 +132,37 @@ SCHEMA: dict[str, Any] = {
         "STD": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", positives, auto_or(list_of(FLOAT))),
         "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders", free=True),
         "CACHE_MODE": Key(
-            "part", "archives into memory first: part, full: yes; no", one_of("part", "full", "no"), free=True
+            "part", "read archives into memory first: part or full; no", one_of("part", "full", "no"), free=True
         ),
         "ACCEPT_CHANGES": Key(False, "new: resume although the training samples changed", free=True),
-        "PIN_MEMORY": Key(True, "page-locked batches for faster copies to a GPU", free=True),
-        "NUM_WORKERS": Key(8, "loader processes per process; 0: none", at_least(0), free=True),
-        "EXIF": Key("ignore", "new: orientation: ignore (as published numbers did), apply", one_of("ignore", "apply")),
+        "PIN_MEMORY": Key(True, "page-locked batches, for faster copies to a GPU", free=True),
+        "NUM_WORKERS": Key(8, "loader workers per rank; 0: none", at_least(0), free=True),
+        "EXIF": Key(
+            "ignore", "new: orientation: ignore, as for the published numbers; apply", one_of("ignore", "apply")
+        ),
         "ON_BAD_IMAGE": Key(
-            "error", "new: unreadable images end the run, or are left out", one_of("error", "skip"), free=True
+            "error", "new: unreadable images end the run (error) or are skipped", one_of("error", "skip"), free=True
         ),
-        "DECODER": Key("auto", "new: of training images; pillow: slower, as timm's pixels", one_of("auto", "pillow")),
-        "TIMEOUT": Key(
-            300.0, "new: seconds without a batch after which the run ends; 0: never", at_least(0), free=True
+        "DECODER": Key(
+            "auto", "new: of training images; pillow: slower, timm's exact pixels", one_of("auto", "pillow")
         ),
+        "TIMEOUT": Key(300.0, "new: seconds without a batch that end the run; 0: never", at_least(0), free=True),
         "MASK_PATCH_SIZE": Key(32, "SimMIM: side of a masked patch, pixels", at_least(1), task="simmim"),
         "MASK_RATIO": Key(0.6, "SimMIM: fraction of the image that is masked", within(0, 1), task="simmim"),
     },
     "MODEL": {
         "TYPE": Key("swin", "model family"),
-        "NAME": Key("swin_tiny_patch4_window7_224", "names the output folder"),
+        "NAME": Key("swin_tiny_patch4_window7_224", "name of the output folder"),
         "PRETRAINED": Key("", "weights to start from"),
         "RESUME": Key(
-            "", "checkpoint to go on from, or to evaluate; in evaluation several, with commas between", free=True
+            "", "checkpoint to resume, or to evaluate; in evaluation several, separated by commas", free=True
         ),
-        "SHA256": Key("", "new: what a file of PRETRAINED or RESUME must have", hexadecimal, free=True),
+        "SHA256": Key("", "new: expected digest of the file of PRETRAINED or RESUME", hexadecimal, free=True),
         "NUM_CLASSES": Key(
-            0, "0: as many as the data (or the evaluated weights) have; original: 1000", at_least(0), free=True
+            0, "0: those of the data, or of the evaluated weights (original: 1000)", at_least(0), free=True
         ),
         "DROP_RATE": Key(0.0, "dropout", below_one),
-        "DROP_PATH_RATE": Key(0.1, "stochastic depth of the last block", below_one),
+        "DROP_PATH_RATE": Key(0.1, "stochastic depth rate of the last block", below_one),
         "LABEL_SMOOTHING": Key(0.1, "label smoothing", below_one),
         "SWIN": pyramid(QKV_BIAS=QKV_BIAS, QK_SCALE=QK_SCALE),
         "SWINV2": pyramid(QKV_BIAS=QKV_BIAS, PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS),
@@ -169,23 +171,23 @@ SCHEMA: dict[str, Any] = {
             QKV_BIAS=QKV_BIAS,
             QK_SCALE=QK_SCALE,
             MLP_FC2_BIAS=Key(True, "bias on the second layer of an MLP"),
-            INIT_STD=Key(0.02, "standard deviation of fresh weights", above(0)),
+            INIT_STD=Key(0.02, "standard deviation of initial weights", above(0)),
             PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS,
-            MOE_BLOCKS=Key([[-1], [-1], [-1], [-1]], "blocks with experts, by stage; -1: none"),
-            NUM_LOCAL_EXPERTS=Key(1, "experts per process; negative: processes per expert"),
-            TOP_VALUE=Key(1, "experts a token is sent to", at_least(1)),
-            CAPACITY_FACTOR=Key(1.25, "room of an expert over its fair share"),
+            MOE_BLOCKS=Key([[-1], [-1], [-1], [-1]], "blocks with experts, per stage; -1: none"),
+            NUM_LOCAL_EXPERTS=Key(1, "experts per rank; negative: ranks per expert"),
+            TOP_VALUE=Key(1, "experts per token", at_least(1)),
+            CAPACITY_FACTOR=Key(1.25, "capacity of an expert, relative to an even distribution"),
             COSINE_ROUTER=Key(False, "route by cosine similarity"),
-            NORMALIZE_GATE=Key(False, "gates sum to 1"),
+            NORMALIZE_GATE=Key(False, "normalise the gates to sum to 1"),
             USE_BPR=Key(True, "batch prioritised routing"),
             IS_GSHARD_LOSS=Key(False, "GShard's balance loss instead of the load-importance loss"),
             GATE_NOISE=Key(1.0, "noise on the gates", at_least(0)),
             COSINE_ROUTER_DIM=Key(256, "channels of the cosine router", at_least(1)),
-            COSINE_ROUTER_INIT_T=Key(0.5, "first temperature of the cosine router"),
+            COSINE_ROUTER_INIT_T=Key(0.5, "initial temperature of the cosine router"),
             MOE_DROP=Key(0.0, "dropout of the experts", below_one),
             AUX_LOSS_WEIGHT=Key(0.01, "weight of the balance loss", at_least(0)),
         ),
-        "TIMM": {"NAME": Key("", "new: TYPE timm: name of the model in timm")},
+        "TIMM": {"NAME": Key("", "new: with TYPE timm: name of the model in timm")},
         "SIMMIM": {
             "NORM_TARGET": {
                 "ENABLE": Key(False, "normalise the target by its neighbourhood", task="simmim"),
@@ -195,96 +197,94 @@ SCHEMA: dict[str, Any] = {
     },
     "TRAIN": {
         "START_EPOCH": Key(0, "first epoch of a run without a checkpoint", at_least(0)),
-        "EPOCHS": Key(300, "epochs, warm-up included", at_least(1)),
+        "EPOCHS": Key(300, "epochs, including warm-up", at_least(1)),
         "WARMUP_EPOCHS": Key(20, "epochs of linear warm-up", at_least(0)),
-        "WEIGHT_DECAY": Key(0.05, "on matrices; never on norms, biases, position tables", at_least(0)),
+        "WEIGHT_DECAY": Key(0.05, "of matrices; never of norms, biases, position tables", at_least(0)),
         "BASE_LR": Key(5e-4, "peak learning rate per 512 images of global batch", at_least(0)),
         "WARMUP_LR": Key(5e-7, "learning rate at the start of the warm-up, per 512 images", at_least(0)),
         "MIN_LR": Key(5e-6, "learning rate at the end of the cosine, per 512 images", at_least(0)),
         "CLIP_GRAD": Key(5.0, "largest gradient norm; 0: no clipping", at_least(0)),
-        "AUTO_RESUME": Key(True, "go on from the newest checkpoint in the output folder", free=True),
+        "AUTO_RESUME": Key(True, "resume from the newest checkpoint in the output folder", free=True),
         "ACCUMULATION_STEPS": Key(1, "micro-batches per update", at_least(1), free=True),
-        "USE_CHECKPOINT": Key(False, "recompute activations: less memory, a third more time", free=True),
-        "LAYER_DECAY": Key(1.0, "factor on the learning rate for each layer below the head", within(0, 1)),
+        "USE_CHECKPOINT": Key(False, "activation checkpointing: less memory, a third more time", free=True),
+        "LAYER_DECAY": Key(1.0, "learning-rate factor per layer below the head", within(0, 1)),
         "LR_SCHEDULER": {
             "NAME": Key("cosine", "decay after the warm-up", one_of("cosine", "linear", "step", "multistep")),
-            "DECAY_EPOCHS": Key(30, "step: epochs between two decays", at_least(1)),
-            "DECAY_RATE": Key(0.1, "step: factor of a decay", above(0)),
-            "WARMUP_PREFIX": Key(True, "cosine: starts after the warm-up, not beneath it"),
-            "GAMMA": Key(0.1, "multistep: factor of a decay", above(0)),
+            "DECAY_EPOCHS": Key(30, "step: epochs between decays", at_least(1)),
+            "DECAY_RATE": Key(0.1, "step: decay factor", above(0)),
+            "WARMUP_PREFIX": Key(True, "cosine: starts after the warm-up, not underneath it"),
+            "GAMMA": Key(0.1, "multistep: decay factor", above(0)),
             "MULTISTEPS": Key([], "multistep: epochs of the decays", kind=list_of(INT)),
         },
         "OPTIMIZER": {
             "NAME": Key("adamw", "optimizer", one_of("adamw", "sgd", "fused_adam", "fused_lamb")),
             "EPS": Key(1e-8, "adamw: epsilon", above(0)),
-            "BETAS": Key([0.9, 0.999], "adamw: decay of the two moments", two_below_one),
+            "BETAS": Key([0.9, 0.999], "adamw: decay rates of the moments", two_below_one),
             "MOMENTUM": Key(0.9, "sgd: momentum", below_one),
         },
-        "MOE": {"SAVE_MASTER": Key(False, "only the first process saves the experts")},
+        "MOE": {"SAVE_MASTER": Key(False, "only rank 0 saves the experts")},
         # new here
         "GLOBAL_BATCH_SIZE": Key(
-            0, "images per update over all processes; sets the accumulation; 0: off", at_least(0), free=True
+            0, "images per update over all ranks; sets the accumulation; 0: off", at_least(0), free=True
         ),
-        "SAVE_EVERY_UPDATES": Key(
-            0, "also save inside an epoch, every so many updates; 0: off", at_least(0), free=True
-        ),
-        "SAVE_EVERY_MINUTES": Key(
-            0.0, "also save inside an epoch, every so many minutes; 0: off", at_least(0), free=True
-        ),
-        "KEEP_CHECKPOINTS": Key(3, "newest checkpoints to keep, the best one besides; 0: all", at_least(0), free=True),
+        "SAVE_EVERY_UPDATES": Key(0, "also save within an epoch, every N updates; 0: off", at_least(0), free=True),
+        "SAVE_EVERY_MINUTES": Key(0.0, "also save within an epoch, every N minutes; 0: off", at_least(0), free=True),
+        "KEEP_CHECKPOINTS": Key(3, "newest checkpoints to keep, besides the best; 0: all", at_least(0), free=True),
         "MAX_SKIPPED_UPDATES": Key(
-            50, "updates in a row without a finite gradient that end the run", at_least(1), free=True
+            50, "consecutive updates without a finite gradient that end the run", at_least(1), free=True
         ),
-        "FREEZE": Key(
-            "none", "not trained: none, N (patch embedding and first N stages), all (all but the head)", frozen
-        ),
+        "FREEZE": Key("none", "frozen: none, N (patch embedding and first N stages), all (all but the head)", frozen),
         "EMA": {
-            "ENABLE": Key(False, "evaluate an exponential moving average of the weights (paper: none)"),
-            "DECAY": Key(0.9999, "share of the old average kept at an update", below_one),
-            "WARMUP": Key(False, "let the decay grow to its value over the first updates"),
+            "ENABLE": Key(False, "train and evaluate an exponential moving average of the weights"),
+            "DECAY": Key(0.9999, "weight of the old average in an update", below_one),
+            "WARMUP": Key(False, "increase the decay to its value over the first updates"),
         },
     },
     "AUG": {
         "COLOR_JITTER": Key(0.4, "strength; only without AUTO_AUGMENT", at_least(0)),
         "AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; none: off", policy),
         "REPROB": Key(0.25, "probability of random erasing", within(0, 1)),
-        "REMODE": Key("pixel", "what is put there", one_of("pixel", "rand", "const")),
-        "RECOUNT": Key(1, "erased rectangles at most", at_least(1)),
+        "REMODE": Key(
+            "pixel",
+            "content of erased rectangles: normal noise, one colour, the mean",
+            one_of("pixel", "rand", "const"),
+        ),
+        "RECOUNT": Key(1, "maximum number of erased rectangles", at_least(1)),
         "MIXUP": Key(0.8, "alpha of mixup; 0: off", at_least(0)),
-        "CUTMIX": Key(1.0, "alpha of cutmix; 0: off", at_least(0)),
-        "CUTMIX_MINMAX": Key(None, "range of the box's side over the image's", pair(1), optional(list_of(FLOAT))),
-        "MIXUP_PROB": Key(1.0, "share of batches that are mixed", within(0, 1)),
-        "MIXUP_SWITCH_PROB": Key(0.5, "share of mixed batches that get cutmix", within(0, 1)),
-        "MIXUP_MODE": Key("batch", "one draw for each", one_of("batch", "pair", "elem")),
-        # new here: data that must not be mirrored, or that loses its meaning in a small crop
-        "SCALE": Key([0.08, 1.0], "area of the random crop over the image's", pair(1)),
-        "RATIO": Key([0.75, 4 / 3], "width over height of the random crop", pair(100)),
+        "CUTMIX": Key(1.0, "alpha of CutMix; 0: off", at_least(0)),
+        "CUTMIX_MINMAX": Key(None, "range of the box's side, relative to the image", pair(1), optional(list_of(FLOAT))),
+        "MIXUP_PROB": Key(1.0, "fraction of batches that are mixed", within(0, 1)),
+        "MIXUP_SWITCH_PROB": Key(0.5, "fraction of mixed batches that use CutMix", within(0, 1)),
+        "MIXUP_MODE": Key("batch", "one draw per batch, pair or element", one_of("batch", "pair", "elem")),
+        # new here: for data that must not be mirrored or cropped tightly
+        "SCALE": Key([0.08, 1.0], "area of the random crop, relative to the image", pair(1)),
+        "RATIO": Key([0.75, 4 / 3], "aspect ratio of the random crop", pair(100)),
         "HFLIP": Key(0.5, "probability of mirroring", within(0, 1)),
     },
     "TEST": {
-        "CROP": Key(True, "short side to 256/224 of the size, then centre crop; false: squash to the square"),
+        "CROP": Key(True, "resize the short side and crop the centre; false: squash the image"),
         # new here
-        "IMG_SIZE": Key(0, "size of the input in evaluation, as DATA.IMG_SIZE; 0: that", sides(0), SIZE),
+        "IMG_SIZE": Key(0, "size of the input in evaluation; 0: DATA.IMG_SIZE", sides(0), SIZE),
         "CROP_PCT": Key(AUTO, "centre crop over resized side; auto: the model's, 0.875", crop_share, auto_or(FLOAT)),
         "VALIDATE": Key(True, "evaluate after every epoch; false: train without validation data"),
-        "REAL": Key(False, "evaluation also against the ImageNet-ReaL labels", free=True),
+        "REAL": Key(False, "also evaluate against the labels of ImageNet-ReaL", free=True),
         "CLASSES": Key(
-            "", "classes that may win: a file with a name a line, present (those in val/), or empty: all", free=True
+            "", "classes that may win: a file with one name per line, present (those in val/); empty: all", free=True
         ),
-        "PER_CLASS": Key("", "CSV to write with the accuracy of each class", free=True),
-        "RESULTS": Key("", "CSV to write with a row for each evaluated file", free=True),
+        "PER_CLASS": Key("", "CSV file to write: accuracy per class", free=True),
+        "RESULTS": Key("", "CSV file to write: one row per evaluated file", free=True),
         "SEQUENTIAL": Key(False, "no longer used", deprecated=True),
         "SHUFFLE": Key(False, "no longer used", deprecated=True),
     },
     "AMP_ENABLE": Key(True, "mixed precision"),
     "AMP_DTYPE": Key("auto", "new: its type", one_of("auto", "bfloat16", "float16")),
-    "OUTPUT": Key("output", "folder of all runs; a run's is OUTPUT/MODEL.NAME/TAG", free=True),
-    "TAG": Key("default", "names the run"),
-    "SAVE_FREQ": Key(1, "epochs between two checkpoints", at_least(1), free=True),
-    "PRINT_FREQ": Key(10, "updates between two log lines", at_least(1), free=True),
-    "SEED": Key(0, "all randomness derives from it", at_least(0)),
-    "EVAL_MODE": Key(False, "evaluate and end", free=True),
-    "THROUGHPUT_MODE": Key(False, "measure images/s and end", free=True),
+    "OUTPUT": Key("output", "folder of all runs; a run writes to OUTPUT/MODEL.NAME/TAG", free=True),
+    "TAG": Key("default", "name of the run"),
+    "SAVE_FREQ": Key(1, "epochs between checkpoints", at_least(1), free=True),
+    "PRINT_FREQ": Key(10, "updates between log lines", at_least(1), free=True),
+    "SEED": Key(0, "seed from which all randomness is derived", at_least(0)),
+    "EVAL_MODE": Key(False, "evaluate and exit", free=True),
+    "THROUGHPUT_MODE": Key(False, "measure images/s and exit", free=True),
     "AMP_OPT_LEVEL": Key("", "no longer used; O0 turns AMP_ENABLE off", deprecated=True),
     "ENABLE_AMP": Key(False, "no longer used", deprecated=True),
     "FUSED_WINDOW_PROCESS": Key(False, "no longer used", deprecated=True),

@@ -72,7 +72,7 @@ def model_options(cfg: CfgNode) -> ModelOptions:
 
 
 def default_classes(cfg: CfgNode) -> int:
-    """Returns the number of classes where there are no data to tell it."""
+    """Returns the number of classes for a run without data."""
     return cfg.MODEL.NUM_CLASSES or CLASSES.get(cfg.DATA.DATASET, 1000)
 
 

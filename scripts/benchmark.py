@@ -36,7 +36,7 @@ from utils.training.plan import RunPlan
 from utils.training.provenance import versions
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "swin_tiny.yaml"
-CLASSES = 8  # of the files that are made
+CLASSES = 8  # of the generated files
 
 
 @dataclass(frozen=True)

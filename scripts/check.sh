@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint and types.
+# Checks format, lint and types.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained Swin: sets up, trains on real handwritten digits, evaluates. Needs no data and no GPU.
+# From a fresh clone to a trained Swin: sets up, trains on real handwritten digits, evaluates. Needs neither data nor GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
@@ -14,7 +14,7 @@ echo "Evaluating $run/checkpoints/best.pth"
 
 cat <<TEXT
 
-Trained and evaluated. The run lies in $run:
+Trained and evaluated. The run is in $run:
   checkpoint    $run/checkpoints/best.pth
   log           $run/log.txt
   TensorBoard   $run/tensorboard      (.venv/bin/tensorboard --logdir output)

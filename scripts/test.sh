@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Sets up on first use, then runs all tests; arguments go to pytest: bash scripts/test.sh tests/models -k swin
+# Sets up on first use, then runs all tests; --fast: only those under two seconds. Other arguments go to pytest:
+# bash scripts/test.sh tests/models -k swin
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh requirements-optional.txt
-export OMP_NUM_THREADS=1  # two files of tests run at a time
-exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+export OMP_NUM_THREADS=1  # two test processes run at a time
+exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"

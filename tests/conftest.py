@@ -1,5 +1,6 @@
-"""What the tests share: real photographs as image folders, and the program run as its users run it."""
+"""Fixtures, and the program run as its users run it."""
 
+import inspect
 import json
 import os
 import re
@@ -15,9 +16,9 @@ import torch
 
 from tests.builders import write_photos
 
-# bit-equality is promised on CPUs, and two processes do not fit on one GPU
+# bit-equality is promised on CPUs, and two ranks do not fit on one GPU
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-# lists of samples that tests leave behind do not go to the user's own
+# indices cached by tests must not end up in the user's cache
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swin_tests_")
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = json.loads((ROOT / "models" / "weights" / "released.json").read_text())["models"]
@@ -31,6 +32,25 @@ def pytest_configure() -> None:
     torch.set_num_threads(2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only tests that take less than two seconds")
+
+
+# what a test that starts a process of its own calls or asks for
+_STARTS = re.compile(r"\b(run_program|Popen|subprocess\.run|run_until_killed|trained|one_process|hub)\(?\b")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks tests that start the program; --fast leaves them out, with those marked `seconds` or `slow`."""
+    for item in items:
+        if isinstance(item, pytest.Function) and _STARTS.search(inspect.getsource(item.function)):
+            item.add_marker("starts")
+    if config.getoption("--fast"):
+        chosen = [item for item in items if not any(item.get_closest_marker(m) for m in ("starts", "seconds", "slow"))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
 @dataclass(frozen=True)
 class Finished:
     """A finished run of the program."""
@@ -41,14 +61,14 @@ class Finished:
 
     @property
     def error(self) -> str:
-        """The one error line; fails if there are none or several."""
+        """The only error line; fails if there is none, or several."""
         lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, self.err
         return lines[0]
 
 
 def command(*arguments: object, processes: int = 0, program: Path = ROOT / "main.py") -> list[str]:
-    """`python main.py ...`, or torchrun with that many processes."""
+    """Returns `python main.py ...`, or torchrun with `processes`."""
     head = [sys.executable]
     if processes:
         head += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -56,12 +76,12 @@ def command(*arguments: object, processes: int = 0, program: Path = ROOT / "main
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread a process, so that two of them do not fight for the cores and sums are the same."""
+    """Returns an environment with one thread per process: two do not compete for cores, and sums are the same."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
 
 
 def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, **env: str) -> Finished:
-    """Run the program to its end."""
+    """Runs the program to its end."""
     done = subprocess.run(
         command(*arguments, processes=processes),
         cwd=cwd,
@@ -74,20 +94,20 @@ def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, **env:
 
 
 def accuracy(out: str) -> tuple[int, int]:
-    """Correct and counted samples of the last evaluation in a log."""
+    """Returns correct and counted samples of the last evaluation in a log."""
     correct, count = re.findall(r"\* Acc@1 .*\((\d+) of (\d+)\)", out)[-1]
     return int(correct), int(count)
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes, 12 training and 5 validation photographs each; do not change."""
+    """Three classes with 12 training and 5 validation photographs each; read only."""
     return write_photos(tmp_path_factory.mktemp("photos"), classes=3, train=12, val=5)
 
 
 @pytest.fixture
 def own_photos(photos: Path, tmp_path: Path) -> Path:
-    """A copy of `photos` to be damaged."""
+    """A copy of `photos` that a test may change."""
     return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 

@@ -20,7 +20,7 @@ class MicroBatch:
     """What one rank computes before the next synchronisation; `index` of the micro-batch in its update.
 
     `weight` is that of `utils.batches.Batch`. It is 0 for a rank without samples in a small last update: it repeats one
-    sample to keep in step.
+    sample to stay synchronised.
     """
 
     update: int

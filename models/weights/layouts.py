@@ -1,6 +1,6 @@
-"""Names and tensors of Swin weights in the other places where people have them, both ways, without loss.
+"""Translates Swin weights between the layouts of other libraries and the original's, in both directions, without loss.
 
-The original's names are the program's own. A layout is a table of renamings plus what it stores in another form.
+The original's names are the program's own. A layout is a table of renamings plus the tensors it stores in another form.
 Sources: the published files, and timm 1.0, torchvision 0.29, transformers 5, mmdetection 3 and mmpretrain 1.
 """
 
@@ -13,21 +13,20 @@ from torch import Tensor
 
 Weights = dict[str, Tensor]
 
-# computed from the configuration, though files hold them
+# derived from the configuration, although files contain them
 DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "k_bias")
-# before these stands no prefix of a layout
+# names that never take the prefix of a layout
 CLASSIFIERS = ("head.", "classifier.")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of storing a Swin.
+    """How one library stores a Swin.
 
-    `names`: pairs of templates, the original's first; {i} is a stage, {j} a block, {2i+1} an index computed from it.
-    The first pair that matches the beginning of a name wins; names without a pair are the same in both.
-    `encode` and `decode` change tensors, under the original's names: to this layout's form, and back. `prefix` stands
-    before all names but the classifier's; `find_weights` takes it off before `to_original`. `stores`: which of the
-    DERIVED it keeps in its files.
+    `names`: pairs of templates, the original's first; {i} is a stage, {j} a block, {2i+1} an index computed from the
+    stage. The first pair that matches the beginning of a name applies; other names are the same in both. `encode` and
+    `decode` transform tensors, under the original's names, to this layout's form and back. `prefix` precedes all names
+    but the classifier's; `find_weights` strips it before `to_original`. `stores`: the DERIVED tensors in its files.
     """
 
     name: str
@@ -39,26 +38,24 @@ class Layout:
     stores: tuple[str, ...] = ()
 
     def to_original(self, weights: Mapping[str, Tensor]) -> Weights:
-        """Weights of this layout under the original's names."""
+        """Translates weights of this layout to the original's names."""
         return self.decode({_rename(k, [(b, a) for a, b in self.names]): v for k, v in weights.items()})
 
     def from_original(self, weights: Mapping[str, Tensor]) -> Weights:
-        """The inverse of `to_original`, with this layout's prefix."""
+        """Inverts `to_original`, with this layout's prefix."""
         prefix = self.prefix_v2 if any(name.endswith(".logit_scale") for name in weights) else self.prefix
         return {k if k.startswith(CLASSIFIERS) else prefix + k: v for k, v in self._bare(weights).items()}
 
     def shapes_of(self, weights: Mapping[str, Tensor]) -> Weights:
-        """What weights of the original's names are in this layout, without prefix; tensors without values."""
+        """Translates names and shapes to this layout, without prefix; the tensors are on the meta device."""
         return self._bare({name: value.to("meta") for name, value in weights.items()})
 
     def _bare(self, weights: Mapping[str, Tensor]) -> Weights:
         return {_rename(k, self.names): v for k, v in self.encode(dict(weights)).items()}
 
     def extras(self, names: Collection[str]) -> list[str]:
-        """Names that belong to a model of this layout, but not to a classifier.
-
-        The token that stands for masked patches; the norms that detectors put on the maps of the other stages.
-        """
+        """Returns names that belong to a model of this layout, but not to a classifier: the mask token, and the norms
+        that detectors apply to the maps of the other stages."""
         stages = [int(m[1]) for name in names if (m := re.match(r"stages\.(\d+)\.", name))]
         pattern = re.compile(r"(embeddings\.)?mask_token$|hidden_states_norms\.|norm(\d+)\.")
         found = [(name, m) for name in names if (m := pattern.match(name))]
@@ -66,7 +63,7 @@ class Layout:
 
 
 def recognise(names: Collection[str]) -> Layout:
-    """The layout that a file's names (without wrappers' prefixes) belong to."""
+    """Returns the layout that a file's names (without prefixes of wrappers) belong to."""
     joined = "\n".join(names)
     for sign, layout in _SIGNS.items():
         if re.search(sign, joined, re.MULTILINE):
@@ -95,7 +92,7 @@ def _pattern(template: str) -> str:
 
 
 def _solve(template: str, found: tuple[str, ...]) -> dict[str, int] | None:
-    """The stage and block that give the found indices; None if there are none."""
+    """Solves for the stage and block that give the indices found; None if there is no solution."""
     numbers = {}
     for (factor, letter, offset), text in zip(_INDEX.findall(template), found, strict=True):
         value, rest = divmod(int(text) - int(offset or 0), int(factor or 1))
@@ -118,7 +115,7 @@ def _each_attention(weights: Weights, leaf: str) -> list[str]:
 
 
 def _split_qkv(weights: Weights) -> Weights:
-    """One matrix for each of query, key and value, as transformers stores them."""
+    """Splits into one matrix each for query, key and value, as in transformers."""
     for attention in _each_attention(weights, ".qkv.weight"):
         parts = zip(("query", "key", "value"), weights.pop(f"{attention}.qkv.weight").chunk(3), strict=True)
         weights |= {f"{attention}.{part}.weight": value.clone() for part, value in parts}
@@ -135,21 +132,21 @@ def _join_qkv(weights: Weights) -> Weights:
     for attention in _each_attention(weights, ".query.weight"):
         _join(weights, attention, "weight", "qkv.weight")
         _join(weights, attention, "bias", "qkv.bias")
-        for letter, part in (("q", "query"), ("v", "value")):  # V2 has none on the keys
+        for letter, part in (("q", "query"), ("v", "value")):  # V2 has no bias on the keys
             if f"{attention}.{part}.bias" in weights:
                 weights[f"{attention}.{letter}_bias"] = weights.pop(f"{attention}.{part}.bias")
     return weights
 
 
 def _join(weights: Weights, attention: str, leaf: str, joined: str) -> None:
-    """Three tensors made one, if all are there: what is missing is found when names are compared."""
+    """Concatenates three tensors if all are present; missing ones are reported when names are compared."""
     names = [f"{attention}.{part}.{leaf}" for part in ("query", "key", "value")]
     if all(name in weights for name in names):
         weights[f"{attention}.{joined}"] = torch.cat([weights.pop(name) for name in names])
 
 
 def _join_v2_bias(weights: Weights) -> Weights:
-    """torchvision's V2 has one bias for all three; that on the keys is zero. It stores its indices flat."""
+    """Joins the biases as in torchvision's V2: one for all three, zero on the keys. Its indices are flat."""
     for attention in _each_attention(weights, ".q_bias"):
         query, value = weights.pop(f"{attention}.q_bias"), weights.pop(f"{attention}.v_bias", None)
         value = torch.zeros_like(query) if value is None else value
@@ -168,7 +165,7 @@ def _split_v2_bias(weights: Weights) -> Weights:
 
 
 def _to_mmdetection(weights: Weights) -> Weights:
-    """The four merged patches channel by channel and along the rows, as torch's Unfold gives them; norms by stage."""
+    """Reorders the four merged patches as torch's Unfold does, channel by channel and row by row; norms by stage."""
     last = _last_stage(weights)
     weights = {re.sub(r"^norm\.", f"norm{last}.", name): value for name, value in weights.items()}
     return _reorder_merging(weights, lambda w: w.view(*w.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :].transpose(-1, -2))
@@ -191,7 +188,7 @@ def _reorder_merging(weights: Weights, reorder: Callable[[Tensor], Tensor]) -> W
         matrix = weights[f"{merging}.downsample.reduction.weight"]
         for name in (f"{merging}.downsample.{leaf}" for leaf in ("reduction.weight", "norm.weight", "norm.bias")):
             value = weights.get(name)
-            if value is not None and value.shape[-1] == matrix.shape[-1]:  # V2's norm comes after the reduction
+            if value is not None and value.shape[-1] == matrix.shape[-1]:  # V2's norm follows the reduction
                 weights[name] = reorder(value).reshape(value.shape)
     return weights
 
@@ -249,7 +246,7 @@ LAYOUTS: dict[str, Layout] = {
             "swinv2.",
         ),
         Layout(
-            "mmdetection",  # also mmsegmentation, and V1 of mmpretrain
+            "mmdetection",  # also mmsegmentation, and V1 in mmpretrain
             (*_MM_NAMES, ("layers.{i}.downsample", "stages.{i}.downsample")),
             _to_mmdetection,
             _from_mmdetection,
@@ -257,7 +254,7 @@ LAYOUTS: dict[str, Layout] = {
             stores=("relative_position_index",),
         ),
         Layout(
-            "mmpretrain",  # V2, merging at the beginning of the next stage
+            "mmpretrain",  # V2; the merging is at the start of the next stage
             (*_MM_NAMES, ("layers.{i}.downsample", "stages.{i+1}.downsample")),
             _to_mmdetection,
             _from_mmdetection,

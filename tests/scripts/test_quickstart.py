@@ -1,4 +1,4 @@
-"""The quickstart's promise: a small Swin learns the real digits."""
+"""The quickstart: a small Swin learns to read real digits."""
 
 import pytest
 

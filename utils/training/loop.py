@@ -16,8 +16,8 @@ from utils.training.state import TrainState
 
 
 class Update(NamedTuple):
-    """What one update did. `losses`: this rank's share of the mean losses by name, scalars on the device; `applied`:
-    the gradient was finite and the weights were updated."""
+    """What one update did. `losses`: this rank's contribution to the mean losses, by name, scalars on the device;
+    `applied`: the gradient was finite and the weights were updated."""
 
     losses: dict[str, Tensor]
     learning_rate: float

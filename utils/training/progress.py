@@ -82,7 +82,7 @@ class Progress:
     def collect(self, wish: bool = False) -> bool:
         """Adds the pending losses of all ranks to the means of the state.
 
-        Args: wish: a flag that the main rank wants to share. Returns: the main rank's flag.
+        Args: wish: a flag; the main rank's is broadcast. Returns: the main rank's flag.
         """
         values: list[Tensor] = [value.float() for update, _ in self._pending for value in update.losses.values()]
         flag = torch.tensor(float(wish), device=self._world.device)

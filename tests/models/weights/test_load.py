@@ -61,7 +61,7 @@ def test_what_transformers_stores_beside_a_classifier_is_ignored(model, weights)
     stored = LAYOUTS["transformers"].from_original(weights)
     stored |= {"swin.embeddings.mask_token": torch.zeros(1, 1, 8), "hidden_states_norms.stage1.weight": torch.ones(8)}
     line = load_contents(model, stored, "x")
-    assert "2 ignored (embeddings.mask_token, hidden_states_norms.stage1.weight)" in line
+    assert "2 ignored (hidden_states_norms.stage1.weight, embeddings.mask_token)" in line
 
 
 def test_a_22k_head_without_its_bias_and_a_head_without_its_weight_are_named(model, weights):
