@@ -242,9 +242,8 @@ class EvalTransform:
         steps: list[Callable[[Any], Any]] = [transforms.Resize(options.size, mode)]
         if options.crop:
             height, width = (int(side / options.crop_pct) for side in options.size)
-            # a square keeps the aspect ratio of the image, two sides are resized to exactly
-            to = height if height == width else (height, width)
-            steps = [crop_long_side, transforms.Resize(to, mode), transforms.CenterCrop(options.size)]
+            covering = transforms.Resize(height, mode) if height == width else _Cover(height, width, mode)
+            steps = [crop_long_side, covering, transforms.CenterCrop(options.size)]
         self._resize = transforms.Compose(steps)
 
     def __call__(self, data: bytes, name: str) -> Prepared:
@@ -263,6 +262,18 @@ def crop_long_side(image: Image.Image) -> Image.Image:
     most = LONGEST * min(width, height)
     left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
     return image.crop((left, top, width - left, height - top)) if left or top else image
+
+
+class _Cover:
+    """Resizes an image, keeping its aspect ratio, to the smallest size that covers height x width."""
+
+    def __init__(self, height: int, width: int, mode: InterpolationMode):
+        self._height, self._width, self._mode = height, width, mode
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        scale = max(self._height / image.height, self._width / image.width)
+        size = [max(self._height, round(image.height * scale)), max(self._width, round(image.width * scale))]
+        return transforms.functional.resize(image, size, self._mode)
 
 
 class _Recorder:

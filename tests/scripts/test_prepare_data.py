@@ -1,4 +1,4 @@
-"""prepare_data.py finds what is planted, packs without loss, and leaves nothing half done."""
+"""prepare_data.py finds planted faults, packs without loss, and leaves nothing half done."""
 
 import shutil
 import zipfile
@@ -7,20 +7,16 @@ import numpy as np
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from configs.arguments import source_arguments
-from configs.loading import load_config
 from data.pipeline.decoding import decode
-from data.sources.open import open_sources
 from scripts.prepare_data import main
-from tests.builders import write_photos
+from tests.builders import open_folder, write_photos
 from tests.conftest import run_program
-from tests.data.pipeline.test_transforms import malformed_exif
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
 
 
 def found(capsys, folder):
-    """Exit code, and the lines of the findings."""
+    """Returns the exit code, the findings, and all output."""
     code = main(["check", str(folder), "--workers", "2"])
     out = capsys.readouterr().out
     return code, [line.removeprefix("found: ") for line in out.splitlines() if line.startswith("found: ")], out
@@ -29,11 +25,11 @@ def found(capsys, folder):
 def test_a_clean_folder_has_no_findings(photos, capsys):
     code, findings, out = found(capsys, photos)
     assert (code, findings) == (0, [])
-    assert "train: 36 images, 3 classes, 12 to 12 in a class" in out and "51 different files" in out
+    assert "train: 36 images, 3 classes, 12 to 12 in a class" in out and "51 distinct files" in out
 
 
 def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
-    """One line for each, and no other."""
+    """Each in a line of its own, and no other."""
     train, val = own_photos / "train", own_photos / "val"
     planted = {
         "truncated": train / "class_0/photo_0.jpg",
@@ -43,11 +39,11 @@ def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
         "same image in train and val": val / "class_2/copied.jpg",
         "same image in two classes": train / "class_2/from_1.jpg",
         "no images for class class_9": train / "class_9",
-        "names hardly differ": train / "Class_1",
-        "no images by their ending": train / "class_2/notes.txt",
-        "links lead nowhere": train / "class_2/gone.jpg",
-        "beside the class folders": val / "lost.jpg",
-        "in val, not in train": val / "class_7",
+        "names that hardly differ": train / "Class_1",
+        "without an image extension": train / "class_2/notes.txt",
+        "broken links": train / "class_2/gone.jpg",
+        "outside the class folders": val / "lost.jpg",
+        "in val but not in train": val / "class_7",
     }
     whole = planted["truncated"].read_bytes()
     planted["truncated"].write_bytes(whole[:-600])
@@ -57,12 +53,12 @@ def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
     shutil.copy(train / "class_2/photo_5.jpg", planted["same image in train and val"])
     shutil.copy(train / "class_1/photo_5.jpg", planted["same image in two classes"])
     planted["no images for class class_9"].mkdir()
-    planted["names hardly differ"].mkdir()
-    planted["no images by their ending"].write_text("who, when")
-    planted["links lead nowhere"].symlink_to(own_photos / "nowhere.jpg")
-    Image.new("RGB", (8, 8), "red").save(planted["beside the class folders"])
-    planted["in val, not in train"].mkdir()
-    Image.new("RGB", (8, 8), "blue").save(planted["in val, not in train"] / "a.png")
+    planted["names that hardly differ"].mkdir()
+    planted["without an image extension"].write_text("who, when")
+    planted["broken links"].symlink_to(own_photos / "nowhere.jpg")
+    Image.new("RGB", (8, 8), "red").save(planted["outside the class folders"])
+    planted["in val but not in train"].mkdir()
+    Image.new("RGB", (8, 8), "blue").save(planted["in val but not in train"] / "a.png")
     for place in (train / "Class_1", val / "Class_1"):
         place.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), "green" if "train" in str(place) else "gray").save(place / "a.png")
@@ -73,7 +69,7 @@ def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
         hits = [line for line in findings if text in line]
         assert hits, (text, findings)
         assert any(str(path) in line or path.name in line for line in hits), (text, hits)
-    # Class_1 lies in both halves; the link to nowhere also is an image that cannot be read
+    # Class_1 is in both splits; the broken link is also an image that cannot be read
     assert len(findings) == len(planted) + 2, findings
 
 
@@ -91,25 +87,18 @@ def test_numbers_that_sort_as_text_and_wrong_counts_of_imagenet(tmp_path, capsys
     (tmp_path / "imagenet/val").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "imagenet/val/ILSVRC2012_val_00000001.JPEG")
     code, findings, out = found(capsys, tmp_path / "imagenet")
-    assert code == 3 and "ImageNet-1K has 1,281,167 images in train, here are 1,000" in findings[0]
-    assert "50,000 images in val, here are 1" in findings[1] and len(findings) == 2
-    assert "in the order of the synsets" in out
+    assert code == 3 and "ImageNet-1K has 1,281,167 images in train, this has 1,000" in findings[0]
+    assert "50,000 images in val, this has 1" in findings[1] and len(findings) == 2
+    assert "labels are in synset order" in out
 
 
 def samples(path, **options):
-    cfg = load_config_with(path, **options)
-    sources = open_sources(**source_arguments(cfg))
+    """Returns labels and bytes of all samples of both splits, and the identity of the data."""
+    sources = open_folder(path, **options)
     return [[(s.label(i), s.read(i)) for i in range(len(s))] for s in (sources.train, sources.val)], sources.identity()
 
 
-def load_config_with(path, zipped=False):
-    from tests.conftest import ROOT
-
-    overrides = [("DATA.DATA_PATH", str(path), "test"), ("DATA.ZIP_MODE", zipped, "test")]
-    return load_config(ROOT / "configs/swin_tiny.yaml", overrides)
-
-
-def test_archives_hold_the_same_samples(photos, tmp_path, capsys):
+def test_archives_contain_the_same_samples(photos, tmp_path, capsys):
     assert main(["zip", str(photos), str(tmp_path / "zips")]) == 0
     assert "36 images, read back and compared" in capsys.readouterr().out
     assert samples(photos) == samples(tmp_path / "zips", zipped=True)
@@ -123,23 +112,23 @@ def test_archives_hold_the_same_samples(photos, tmp_path, capsys):
         assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
-def test_a_resized_copy_is_one_option_away(photos, tmp_path, capsys, tiny_yaml):
-    for _ in range(2):  # the second time all is there
+def test_the_program_trains_on_a_resized_copy(photos, tmp_path, capsys, tiny_yaml):
+    for count in (51, 0):  # the second time nothing is left to do
         assert main(["resize", str(photos), str(tmp_path / "small"), "--short-side", "48", "--workers", "2"]) == 0
-    assert "51 images, 51 of them made smaller" in capsys.readouterr().out
+        assert f"51 images, {count} of them resized" in capsys.readouterr().out
     originals = sorted(p.relative_to(photos) for p in photos.rglob("*.jpg"))
     assert sorted(p.relative_to(tmp_path / "small") for p in (tmp_path / "small").rglob("*.jpg")) == originals
     for name in originals[:3]:
         expected = Image.open(photos / name).resize((48, 48), Image.Resampling.BICUBIC)
         copy = Image.open(tmp_path / "small" / name)
         assert copy.format == "JPEG" and abs(np.asarray(copy).astype(int) - np.asarray(expected)).mean() < 3
-    for data in (photos, tmp_path / "small"):
-        arguments = ["--cfg", tiny_yaml, "--data-path", data, "--output", tmp_path / "out", "--tag", data.name]
-        done = run_program(*arguments, "--opts", "TRAIN.EPOCHS", 1)
-        assert done.code == 0, done.err
+    arguments = ["--cfg", tiny_yaml, "--data-path", tmp_path / "small", "--output", tmp_path / "out"]
+    done = run_program(*arguments, "--opts", "TRAIN.EPOCHS", 1)
+    assert done.code == 0, done.err
+    assert "data: 36 training and 15 validation samples, 3 classes" in done.out
 
 
-def test_small_images_are_copied_as_they_are_and_orientation_stays(tmp_path):
+def test_small_images_are_copied_unchanged_and_the_orientation_is_kept(tmp_path):
     tags = Image.Exif()
     tags[0x0112] = 6
     for part in ("train", "val"):
@@ -155,8 +144,15 @@ def test_small_images_are_copied_as_they_are_and_orientation_stays(tmp_path):
     assert Image.open(folder / "large.png").format == "PNG"
 
 
-def test_the_copy_of_every_format_can_be_read_and_its_settings_stay(tmp_path, capsys):
-    """TIFFs keep the places of their pixels in their metadata; malformed metadata end in no traceback."""
+def malformed_exif(orientation):
+    """The image's width (tag 0x100) as text: Pillow reads it, and cannot write it."""
+    tags = Image.Exif()
+    tags[0x010F], tags[0x0112] = "wide", orientation
+    return tags.tobytes().replace(b"\x0f\x01", b"\x00\x01").replace(b"\x01\x0f", b"\x01\x00")
+
+
+def test_copies_of_every_format_can_be_read_and_have_one_setting(tmp_path, capsys):
+    """TIFFs store the positions of their pixels in their metadata; malformed metadata cause no traceback."""
     folder = tmp_path / "data/train/a"
     folder.mkdir(parents=True)
     for kind, mode in (
@@ -170,14 +166,14 @@ def test_the_copy_of_every_format_can_be_read_and_its_settings_stay(tmp_path, ca
         Image.new(mode, (90, 60)).save(folder / f"image.{kind}")
     Image.new("RGB", (90, 60)).save(folder / "odd.jpg", exif=malformed_exif(8))
     call = ["resize", str(tmp_path / "data"), str(tmp_path / "to"), "--workers", "1", "--short-side"]
-    assert main([*call, "30"]) == 0 and "7 of them made smaller" in capsys.readouterr().out
+    assert main([*call, "30"]) == 0 and "7 of them resized" in capsys.readouterr().out
     for file in (tmp_path / "to/train/a").iterdir():
         assert decode(file.read_bytes(), str(file)).size == (45, 30)
     assert main([*call, "20"]) == 3 and "a copy with short side 30" in capsys.readouterr().err
     assert main([*call, "0"]) == 3 and "short side 0" in capsys.readouterr().err
 
 
-def test_nested_images_are_not_packed_under_other_classes(tmp_path, capsys):
+def test_nested_images_are_refused_when_packing(tmp_path, capsys):
     photos = write_photos(tmp_path / "photos", classes=2, train=2, val=1)
     (photos / "train/class_0/deeper").mkdir()
     (photos / "train/class_0/photo_0.jpg").rename(photos / "train/class_0/deeper/photo_0.jpg")
@@ -185,12 +181,12 @@ def test_nested_images_are_not_packed_under_other_classes(tmp_path, capsys):
     assert "deeper/photo_0.jpg" in capsys.readouterr().err and list((tmp_path / "zips").iterdir()) == []
 
 
-def test_a_bad_image_ends_the_copy_with_its_path(own_photos, tmp_path, capsys):
+def test_a_bad_image_ends_the_copy_and_is_named(own_photos, tmp_path, capsys):
     (own_photos / "val/class_1/photo_0.jpg").write_bytes(b"")
     assert main(["resize", str(own_photos), str(tmp_path / "to"), "--workers", "1"]) == 3
     assert "class_1/photo_0.jpg" in capsys.readouterr().err
     assert main(["resize", str(own_photos), str(own_photos)]) == 3
-    assert "would lie among the originals" in capsys.readouterr().err
+    assert "the copy would be inside the original" in capsys.readouterr().err
 
 
 def test_flat_validation_images_are_sorted_or_left_alone(tmp_path, capsys):
