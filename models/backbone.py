@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -66,39 +66,43 @@ class PyramidOptions:
             )
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> Any:
+    def from_config(cls, cfg: CfgNode) -> Self:
         """Returns the options of this family, with `num_classes` of MODEL.NUM_CLASSES. Raises: ConfigError."""
-        options = cls(**cls.configured(cfg))
-        patch = options.patch_size
-        if 0 < min(image_size(cfg.TEST.IMG_SIZE)) < patch:
-            raise ConfigError(f"TEST.IMG_SIZE is smaller than a patch: MODEL.{cls.SECTION}.PATCH_SIZE {patch}")
-        height, width = (side // patch for side in image_size(options.img_size))
-        if options.window_size > min(height, width):  # later stages may be smaller: their window is their map
-            raise ConfigError(
-                f"a window of {options.window_size} does not fit: MODEL.{cls.SECTION}.WINDOW_SIZE: the first stage has"
-                f" {height}x{width} tokens, set at most {min(height, width)} or increase DATA.IMG_SIZE"
-            )
+        own = cfg.MODEL[cls.SECTION]
+        options = cls(
+            img_size=image_size(cfg.DATA.IMG_SIZE),
+            patch_size=own.PATCH_SIZE,
+            in_chans=own.IN_CHANS,
+            num_classes=cfg.MODEL.NUM_CLASSES,
+            embed_dim=own.EMBED_DIM,
+            depths=tuple(own.DEPTHS),
+            num_heads=tuple(own.NUM_HEADS),
+            window_size=own.WINDOW_SIZE,
+            mlp_ratio=own.MLP_RATIO,
+            drop_rate=cfg.MODEL.DROP_RATE,
+            drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
+            ape=own.APE,
+            patch_norm=own.PATCH_NORM,
+        ).with_own_keys(own)
+        options.check_sizes(image_size(cfg.TEST.IMG_SIZE))
         return options
 
-    @classmethod
-    def configured(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Returns the arguments of the family from its section; a family with more keys extends it."""
-        own = cfg.MODEL[cls.SECTION]
-        return {
-            "img_size": image_size(cfg.DATA.IMG_SIZE),
-            "patch_size": own.PATCH_SIZE,
-            "in_chans": own.IN_CHANS,
-            "num_classes": cfg.MODEL.NUM_CLASSES,
-            "embed_dim": own.EMBED_DIM,
-            "depths": tuple(own.DEPTHS),
-            "num_heads": tuple(own.NUM_HEADS),
-            "window_size": own.WINDOW_SIZE,
-            "mlp_ratio": own.MLP_RATIO,
-            "drop_rate": cfg.MODEL.DROP_RATE,
-            "drop_path_rate": cfg.MODEL.DROP_PATH_RATE,
-            "ape": own.APE,
-            "patch_norm": own.PATCH_NORM,
-        }
+    def with_own_keys(self, section: CfgNode) -> Self:
+        """Returns the options with the keys of `section` that only this family has."""
+        return self
+
+    def check_sizes(self, test_size: Size) -> None:
+        """Raises: ConfigError if the images of evaluation (0 for those of training) or the window do not fit."""
+        if 0 < min(test_size) < self.patch_size:
+            raise ConfigError(
+                f"TEST.IMG_SIZE is smaller than a patch: MODEL.{self.SECTION}.PATCH_SIZE {self.patch_size}"
+            )
+        height, width = (side // self.patch_size for side in image_size(self.img_size))
+        if self.window_size > min(height, width):  # later stages may be smaller: their window is their map
+            raise ConfigError(
+                f"a window of {self.window_size} does not fit: MODEL.{self.SECTION}.WINDOW_SIZE: the first stage has"
+                f" {height}x{width} tokens, set at most {min(height, width)} or increase DATA.IMG_SIZE"
+            )
 
 
 class Stage(nn.Module):

@@ -1,8 +1,8 @@
 """Swin Transformer V1: "Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,8 @@ class SwinOptions(PyramidOptions):
     qkv_bias: bool = True
     qk_scale: float | None = None
 
-    @classmethod
-    def configured(cls, cfg: CfgNode) -> dict[str, Any]:
-        own = cfg.MODEL[cls.SECTION]
-        return {**super().configured(cfg), "qkv_bias": own.QKV_BIAS, "qk_scale": own.QK_SCALE}
+    def with_own_keys(self, section: CfgNode) -> Self:
+        return replace(self, qkv_bias=section.QKV_BIAS, qk_scale=section.QK_SCALE)
 
 
 class WindowAttention(nn.Module):

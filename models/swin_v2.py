@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,9 @@ class SwinV2Options(PyramidOptions):
     qkv_bias: bool = True
     pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)
 
-    @classmethod
-    def configured(cls, cfg: CfgNode) -> dict[str, Any]:
-        own = cfg.MODEL[cls.SECTION]
-        windows = tuple(own.PRETRAINED_WINDOW_SIZES)
-        return {**super().configured(cfg), "qkv_bias": own.QKV_BIAS, "pretrained_window_sizes": windows}
+    def with_own_keys(self, section: CfgNode) -> Self:
+        windows = tuple(section.PRETRAINED_WINDOW_SIZES)
+        return replace(self, qkv_bias=section.QKV_BIAS, pretrained_window_sizes=windows)
 
 
 def log_coordinates(window: int, pretrained_window: int) -> Tensor:

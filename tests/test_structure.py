@@ -15,8 +15,6 @@ ENTRY_POINTS = [
     *sorted((ROOT / "scripts").rglob("*.py")),
 ]
 SOURCES = [*ENTRY_POINTS, *FILES]
-# rooms of the third layer: none of them imports another, except evaluation, which training builds on
-ROOMS = ("models", "data", "utils.evaluation", "utils.training", "configs")
 
 
 def imports(path: Path) -> set[str]:
@@ -48,7 +46,7 @@ ALLOWED = {
     "configs": {"ground", "configs"},
     "models": {"ground", "utils.checkpoints", "models"},
     "data": {"ground", "utils.checkpoints", "data"},
-    "utils.evaluation": {"ground", "utils.checkpoints", "utils.evaluation", "utils.training"},
+    "utils.evaluation": {"ground", "utils.checkpoints", "utils.evaluation"},
     "utils.training": {"ground", "utils.checkpoints", "utils.evaluation", "utils.training"},
 }
 
@@ -94,3 +92,20 @@ def test_importing_does_nothing(path):
 
 def test_no_module_has_a_catch_all_name():
     assert not {"utils", "helpers", "common", "misc"} & {p.stem for p in SOURCES}
+
+
+LIBRARY = [p for p in [*FILES, *sorted((ROOT / "scripts").rglob("*.py"))] if p.stem != "__init__"]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name)
+def test_every_library_file_has_a_test_file_of_its_name(path):
+    relative = path.relative_to(ROOT)
+    assert (ROOT / "tests" / relative.parent / f"test_{relative.name}").is_file()
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.relative_to(ROOT).parts[0] != "configs"], ids=name)
+def test_what_reads_the_configuration_returns_typed_values(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and any(a.arg in ("cfg", "section") for a in node.args.args):
+            returned = ast.unparse(node.returns) if node.returns else ""
+            assert returned and "Any" not in returned and not returned.startswith(("dict", "list[dict")), node.name

@@ -1,10 +1,10 @@
 """Where a run starts: the newest checkpoint in its folder, --resume, --pretrained, or fresh weights."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 from yacs.config import CfgNode
@@ -16,21 +16,9 @@ from utils.training import original
 from utils.training.plan import RunPlan
 from utils.training.provenance import Provenance
 from utils.training.run_folder import RunFolder
-from utils.training.state import TrainState
+from utils.training.state import Load, TrainState
 
 log = logging.getLogger(__name__)
-
-
-class Load(Protocol):
-    """Copies the weights of a file into a model and returns a log line. Raises: CheckpointError.
-
-    With `head_for`, the classes to train on, the head is re-initialised if the file's classes differ; otherwise the
-    file's head must fit.
-    """
-
-    def __call__(
-        self, model: nn.Module, contents: dict[str, Any], origin: str, head_for: Sequence[str] | None = None
-    ) -> str: ...
 
 
 @dataclass(frozen=True)

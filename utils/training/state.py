@@ -1,5 +1,6 @@
 """Everything that a training run changes, in one object."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,10 +20,16 @@ _BASE_MEANS = ("epoch_loss", "loss", "grad_norm")
 _COUNTERS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples")
 
 
-class LoadWeights(Protocol):
-    """Copies weights into a model and returns a log line about it. Raises: CheckpointError."""
+class Load(Protocol):
+    """Copies the weights of a file into a model and returns a log line. Raises: CheckpointError.
 
-    def __call__(self, model: nn.Module, contents: dict[str, Any], origin: str) -> str: ...
+    With `head_for`, the classes to train on, the head is re-initialised if the file's classes differ; otherwise the
+    file's head must fit.
+    """
+
+    def __call__(
+        self, model: nn.Module, contents: dict[str, Any], origin: str, head_for: Sequence[str] | None = None
+    ) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -130,14 +137,14 @@ class TrainState:
             "means": {name: [mean.total, mean.weight] for name, mean in self.means.items()},
         }
 
-    def load_state_dict(self, saved: dict[str, Any], load_weights: LoadWeights, origin: str) -> None:
+    def load_state_dict(self, saved: dict[str, Any], load: Load, origin: str) -> None:
         """Restores everything but the model's weights, which are loaded before the model is wrapped.
 
         Raises: KeyError, RuntimeError or TypeError if the optimizer, the scaler or a counter does not fit.
         """
         if self.ema is not None:
             windows = {"pretrained_windows": saved.get("pretrained_windows")}
-            load_weights(self.ema.module, {"model": saved.get("model_ema", saved["model"]), **windows}, origin)
+            load(self.ema.module, {"model": saved.get("model_ema", saved["model"]), **windows}, origin)
         self._load_optimizer(saved)
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
