@@ -294,7 +294,7 @@ SCHEMA: dict[str, Any] = {
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"A": {"B": leaf}} -> {"A.B": leaf}, in order."""
+    """Flattens {"A": {"B": leaf}} to {"A.B": leaf}, in order."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):

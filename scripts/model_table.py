@@ -10,7 +10,7 @@ HEAD = "| recipe | pixels | window | parameters | GFLOPs | top-1 | top-5 | weigh
 
 
 def table() -> str:
-    """Markdown table, a row for every released recipe."""
+    """Returns a Markdown table with one row per released recipe."""
     rows = []
     for row in sorted(released_models(), key=lambda r: (("swin", "swinv2", "swin_mlp").index(r["type"]), r["params"])):
         top1, top5 = row.get("imagenet1k_top1", ""), row.get("imagenet1k_top5", "")

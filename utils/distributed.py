@@ -94,7 +94,7 @@ class World:
         return self.store.add(topic, 1 if self.store.add(f"{topic}/{digest}", 1) == 1 else 0)
 
     def end_together(self, code: int) -> int:
-        """After an error: ends all ranks with the code of the rank that failed first, and returns it."""
+        """Ends all ranks after an error, with the code of the rank that failed first; returns it."""
         return code if self.watchdog is None else self.watchdog.raise_alarm(code)
 
     def leave(self) -> None:

@@ -6,9 +6,12 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from utils.errors import ConfigError
+
 Size = tuple[int, int]  # height, width in pixels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+AUTO = "auto"
 CROP_PCT = 0.875  # 224 / 256, with which the paper's accuracies were measured
 
 
@@ -42,8 +45,15 @@ class Preprocessing:
         return f"pixels normalised by mean {mean}, std {std}; {self.interpolation} resizing, crop {self.crop_pct:.4g}"
 
 
-def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Three values for another number of channels: their mean for one channel, repeated for more."""
+def _per_channel(key: str, given: str | list[float], own: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Returns the values that a key gives, or a model's own: their mean for one channel, repeated for more."""
+    if given != AUTO:
+        if len(given) != channels:
+            raise ConfigError(
+                f"{key} has {len(given)} numbers, the model {channels} channels: {key}: give one for each"
+            )
+        return tuple(float(value) for value in given)
+    values = own
     if len(values) == channels:
         return values
     if channels == 1:

@@ -90,7 +90,7 @@ def _fetch(url: str, file: BinaryIO) -> None:
 
 
 def _from_hugging_face(name: str) -> Path:
-    """`owner/repository`, or `owner/repository/file`; without a file, the usual names of weights are tried."""
+    """Downloads `owner/repository/file`; without a file, tries the usual names of weights."""
     try:
         from huggingface_hub import errors as hub
         from huggingface_hub import hf_hub_download
