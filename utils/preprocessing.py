@@ -11,7 +11,6 @@ from utils.errors import ConfigError
 Size = tuple[int, int]  # height, width in pixels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-AUTO = "auto"
 CROP_PCT = 0.875  # 224 / 256, with which the paper's accuracies were measured
 
 
@@ -26,12 +25,14 @@ class Preprocessing:
     interpolation: str = ""
 
     def configured(self, cfg: CfgNode, channels: int) -> "Preprocessing":
-        """Returns the preprocessing of a run: the keys that are set, else these values, for `channels` channels."""
-        auto = "auto"
+        """Returns the preprocessing of a run: the keys that are set, else these values, for `channels` channels.
+
+        Raises: ConfigError if a key does not have one number per channel.
+        """
         return Preprocessing(
-            mean=_for_channels(self.mean if auto == cfg.DATA.MEAN else tuple(cfg.DATA.MEAN), channels),
-            std=_for_channels(self.std if auto == cfg.DATA.STD else tuple(cfg.DATA.STD), channels),
-            crop_pct=self.crop_pct if auto == cfg.TEST.CROP_PCT else cfg.TEST.CROP_PCT,
+            mean=_per_channel("DATA.MEAN", cfg.DATA.MEAN, self.mean, channels),
+            std=_per_channel("DATA.STD", cfg.DATA.STD, self.std, channels),
+            crop_pct=self.crop_pct if isinstance(cfg.TEST.CROP_PCT, str) else cfg.TEST.CROP_PCT,
             interpolation=cfg.DATA.INTERPOLATION,
         )
 
@@ -47,18 +48,13 @@ class Preprocessing:
 
 def _per_channel(key: str, given: str | list[float], own: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Returns the values that a key gives, or a model's own: their mean for one channel, repeated for more."""
-    if given != AUTO:
+    if not isinstance(given, str):  # not "auto"
         if len(given) != channels:
-            raise ConfigError(
-                f"{key} has {len(given)} numbers, the model {channels} channels: {key}: give one for each"
-            )
-        return tuple(float(value) for value in given)
-    values = own
-    if len(values) == channels:
-        return values
-    if channels == 1:
-        return (sum(values) / len(values),)
-    return tuple(values[i % len(values)] for i in range(channels))
+            raise ConfigError(f"{key} has {len(given)} numbers for {channels} channels: {key}: set one per channel")
+        return tuple(given)
+    if len(own) == channels:
+        return own
+    return (sum(own) / len(own),) if channels == 1 else tuple(own[i % len(own)] for i in range(channels))
 
 
 def image_size(value: int | Sequence[int]) -> Size:
