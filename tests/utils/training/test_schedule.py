@@ -4,7 +4,6 @@ import pytest
 
 from configs.loading import load_config
 from tests.conftest import ROOT
-from utils.errors import ConfigError
 from utils.training.plan import RunPlan
 from utils.training.schedule import learning_rate
 
@@ -124,19 +123,3 @@ def test_fault_32_the_schedule_depends_on_the_global_batch_alone(world, batch, a
     assert (recipe.shape.global_batch, recipe.updates_per_epoch) == (16, 4)
     assert recipe.peak_lr == 5e-4 * 16 / 512
     assert [recipe.shape.update_size(i) for i in range(4)] == [16, 16, 16, 4]
-
-
-@pytest.mark.parametrize(
-    ("world", "limit", "split"), [(1, 128, (128, 8)), (8, 128, (128, 1)), (64, 128, (16, 1)), (2, 100, (64, 8))]
-)
-def test_a_global_batch_sets_the_accumulation(world, limit, split):
-    recipe = plan(world, DATA__BATCH_SIZE=limit, TRAIN__GLOBAL_BATCH_SIZE=1024)
-    assert (recipe.shape.batch_size, recipe.shape.accumulation) == split
-    assert recipe.shape.global_batch == 1024 and recipe.updates_per_epoch == 1251
-
-
-def test_what_cannot_be_planned_is_refused():
-    with pytest.raises(ConfigError, match="does not divide by 3 ranks"):
-        plan(3, TRAIN__GLOBAL_BATCH_SIZE=1024)
-    with pytest.raises(ConfigError, match="3 training samples for 4 ranks"):
-        plan(4, 3)

@@ -80,9 +80,3 @@ def test_values_that_are_not_finite_are_written_as_null(tmp_path):
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line, parse_constant=pytest.fail)
     assert record["loss"] is None and record["train_loss"] is None
-
-
-def test_lines_beyond_the_checkpoint_are_taken_back(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"update": 1}\n{"update": 2}\n{"update": 3}\n{"upd')
-    Journal(tmp_path, 2).close()
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n{"update": 2}\n'

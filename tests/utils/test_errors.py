@@ -1,0 +1,98 @@
+"""How errors are worded and reported."""
+
+import logging
+
+import pytest
+
+from utils import errors
+from utils.errors import (
+    EXIT_CODES,
+    ConfigError,
+    DataError,
+    DistributedError,
+    RunError,
+    did_you_mean,
+    listing,
+    one_line,
+    report_error,
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [([], ""), (["a"], "a"), (["a", "b", "c"], "a, b, c"), (["a", "b", "c", "d"], "a, b, c, ...")],
+)
+def test_a_listing_ends_with_an_ellipsis_if_there_are_more(names, text):
+    assert listing(iter(names), 3) == text
+
+
+KNOWN = ["TRAIN.EPOCHS", "DATA.BATCH_SIZE", "TAG"]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("TRAIN.EPOHCS", "did you mean TRAIN.EPOCHS?"),
+        ("train.epochs", "did you mean TRAIN.EPOCHS?"),
+        ("TRAIN.BATCH_SIZE", "did you mean DATA.BATCH_SIZE?"),  # the right name in another group
+        ("tga", "did you mean TAG?"),
+        ("xyz", "choose one of TRAIN.EPOCHS, DATA.BATCH_SIZE, TAG"),
+    ],
+)
+def test_the_closest_name_is_proposed(name, answer):
+    assert did_you_mean(name, KNOWN) == answer
+    assert did_you_mean(name, KNOWN, "see the list") == (answer if answer.startswith("did") else "see the list")
+
+
+def test_fault_56_control_characters_are_escaped():
+    assert one_line(DataError("bad \x1b[31mname\x07:\n  a\tb")) == r"bad \x1b[31mname\x07: a b"
+    assert one_line(DataError("caf\x9b é")) == r"caf\x9b é"
+    assert one_line(ValueError()) == "ValueError"
+
+
+def test_every_class_has_its_own_documented_exit_code():
+    classes = [
+        c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, RunError) and c is not RunError
+    ]
+    codes = [c.exit_code for c in classes]
+    assert len(classes) == 6 and sorted(codes) == [2, 3, 4, 5, 6, 7] and set(codes) <= EXIT_CODES.keys()
+    assert RunError.exit_code == 1 and 1 not in EXIT_CODES  # a bug of the program
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("no such key: X"), 2, "error: no such key: X"),
+        (KeyboardInterrupt(), 130, "error: interrupted: run the same command again to resume from the last checkpoint"),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(capsys, error, code, line):
+    assert report_error(error, debug=False, speak=True) == code
+    captured = capsys.readouterr()
+    assert captured.err == line + "\n" and captured.out == ""
+
+
+@pytest.mark.parametrize(("error", "debug"), [(ConfigError("x"), True), (ZeroDivisionError("x"), False)])
+def test_bugs_and_debugging_show_a_traceback(capsys, error, debug):
+    try:
+        raise error
+    except Exception as raised:
+        code = report_error(raised, debug=debug, speak=True)
+    assert code == getattr(error, "exit_code", 1)
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.endswith("error: x\n")
+
+
+def test_one_rank_speaks_for_all_unless_the_error_is_its_own(capsys):
+    assert report_error(DataError("x"), debug=True, speak=False) == 3
+    assert capsys.readouterr().err == ""
+    assert report_error(DistributedError("no GPU"), debug=False, speak=False) == 5
+    assert capsys.readouterr().err == "error: no GPU\n"
+
+
+def test_the_log_file_gets_the_line_too(tmp_path, capsys, monkeypatch):
+    handler = logging.FileHandler(tmp_path / "log.txt")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    report_error(DataError("bad image"), debug=False, speak=True)
+    handler.close()
+    assert (tmp_path / "log.txt").read_text() == "error: bad image\n"

@@ -1,0 +1,36 @@
+"""What follows from configuration, ranks and data."""
+
+import pytest
+
+from configs.loading import load_config
+from tests.conftest import ROOT
+from utils.errors import ConfigError
+from utils.training.plan import RunPlan
+
+
+def plan(world=8, train_size=1_281_167, **keys):
+    overrides = [(k.replace("__", "."), v, "test") for k, v in keys.items()]
+    return RunPlan.from_config(load_config(ROOT / "configs/swin_tiny.yaml", overrides), world, train_size)
+
+
+def test_the_recipe_of_the_paper():
+    recipe = plan()
+    assert (recipe.updates_per_epoch, recipe.total_updates, recipe.warmup_updates) == (1251, 375_300, 25_020)
+    lines = recipe.describe()
+    assert lines[0] == "global batch 1024 = 128 images x 8 ranks x 1 micro-batches"
+    assert lines[1].startswith("learning rate 0.001 = 0.0005 x 1024 / 512, cosine after 25020 updates of warm-up")
+
+
+@pytest.mark.parametrize(
+    ("world", "limit", "split"), [(1, 128, (128, 8)), (8, 128, (128, 1)), (64, 128, (16, 1)), (2, 100, (64, 8))]
+)
+def test_a_global_batch_sets_the_accumulation(world, limit, split):
+    recipe = plan(world, DATA__BATCH_SIZE=limit, TRAIN__GLOBAL_BATCH_SIZE=1024)
+    assert (recipe.shape.batch_size, recipe.shape.accumulation) == split and recipe.peak_lr == 1e-3
+
+
+def test_what_cannot_be_planned_is_refused():
+    with pytest.raises(ConfigError, match="does not divide by 3 ranks"):
+        plan(3, TRAIN__GLOBAL_BATCH_SIZE=1024)
+    with pytest.raises(ConfigError, match="3 training samples for 4 ranks"):
+        plan(4, 3)
