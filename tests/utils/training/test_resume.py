@@ -34,7 +34,7 @@ def begin(folder, **options):
         provenance(),
         World(),
         load=load_contents,
-        fetch=lambda n: n,
+        fetch=Path,
     )
     model = small()
     start.load_weights(model)
