@@ -5,17 +5,17 @@ import sys
 
 import torch
 
-from tests.builders import small
+from tests.builders import SMALL, small
 from tests.conftest import RELEASED, ROOT
 
 SCRIPT = """
-import sys, torch
-repository, file = sys.argv[1:]
+import ast, sys, torch
+repository, file, small = sys.argv[1:]
 model = torch.hub.load(repository, "swin_tiny_patch4_window7_224", source="local", num_classes=3)
 print(sum(p.numel() for p in model.parameters()), tuple(model(torch.zeros(1, 3, 64, 64)).shape))
-small = {"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+small = ast.literal_eval(small)
 model = torch.hub.load(
-    repository, "swin_tiny_patch4_window7_224", source="local", pretrained=file, num_classes=7, drop_path_rate=0.0, **small
+    repository, "swin_tiny_patch4_window7_224", source="local", pretrained=file, num_classes=7, **small
 )
 print(model.head.weight.abs().sum().item(), model.training, model.layers[0].blocks[0].attn.qkv.weight.sum().item())
 try:
@@ -31,7 +31,7 @@ print(len([name for name in dir(hubconf) if callable(getattr(hubconf, name))]))
 def test_models_by_their_released_names(tmp_path):
     peer = small()
     torch.save({"model": peer.state_dict()}, tmp_path / "small.pth")
-    run = [sys.executable, "-c", SCRIPT, ROOT, tmp_path / "small.pth"]
+    run = [sys.executable, "-c", SCRIPT, ROOT, tmp_path / "small.pth", repr({**SMALL, "drop_path_rate": 0.0})]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second, third, count = done.stdout.splitlines()
