@@ -3,10 +3,10 @@
 import re
 
 from tests.conftest import ROOT
-from tests.test_docs import tests_of_faults
+from tests.test_docs import all_fault_tests
 
 if __name__ == "__main__":
-    path, names = ROOT / "docs/faults.md", sorted(tests_of_faults())
+    path, names = ROOT / "docs/faults.md", sorted(all_fault_tests())
     lines = path.read_text().splitlines()
     for i, line in enumerate(lines):
         row = re.match(r"\| (\d+) \|", line)

@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 ROWS = re.findall(r"^\| (\d+) \|.*\| ([^|]*) \|$", (ROOT / "docs/faults.md").read_text(), re.MULTILINE)
 
 
-def tests_of_faults() -> set[str]:
+def all_fault_tests() -> set[str]:
     files = (ROOT / "tests").rglob("test_*.py")
     return {name for file in files for name in re.findall(r"^def (test_fault_\d+_\w+)", file.read_text(), re.MULTILINE)}
 
@@ -15,7 +15,7 @@ def tests_of_faults() -> set[str]:
 def test_the_table_of_faults_lists_every_test_in_its_row():
     assert [int(number) for number, _ in ROWS] == list(range(1, 61))
     listed = {name: int(number) for number, cell in ROWS for name in re.findall(r"`(\w+)`", cell)}
-    assert set(listed) == tests_of_faults(), "run: python -m tests.list_faults"
+    assert set(listed) == all_fault_tests(), "run: python -m tests.list_faults"
     assert all(name.startswith(f"test_fault_{number:02d}_") for name, number in listed.items())
 
 

@@ -1,4 +1,4 @@
-"""Foreign weights through the program: evaluated, fine-tuned, reported."""
+"""Weights from elsewhere through the program: evaluated, fine-tuned, reported."""
 
 import csv
 import hashlib
@@ -11,26 +11,31 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from configs.arguments import model_arguments
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from configs.loading import load_config
-from data.pipeline.device import Finish, Pixels
-from data.pipeline.transforms import EvalTransform
-from models.registry import build_model
+from data.pipeline.device import Normalize, Pixels
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions
+from main import evaluate_classifiers
+from models.registry import build, build_model, model_options
 from models.weights.class_maps import rows_of_1k
-from tests.builders import write_photos
+from tests.builders import CPU, small, write_photos
 from tests.conftest import ROOT, accuracy, run_program
+from utils.distributed import World
+from utils.errors import CheckpointError
+from utils.preprocessing import Preprocessing, image_size
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
+SWIN_TINY = ROOT / "configs/swin_tiny.yaml"
 FINETUNE = ROOT / "configs/swin/swin_tiny_patch4_window7_224_22kto1k_finetune.yaml"
+NARROW = ("MODEL.SWIN.EMBED_DIM", 24)  # a quarter of Swin-T's
 
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    """Three of ImageNet's classes, labels 850, 3 and 700, with five photographs each in val/ and one in train/."""
+    """Three of ImageNet's classes, labels 850, 3 and 700, five photographs of each in val/ and one in train/."""
     root = write_photos(tmp_path_factory.mktemp("imagenet"), classes=3, train=1, val=5, size=64)
     for part in ("train", "val"):
         for i, label in enumerate((850, 3, 700)):
@@ -40,25 +45,23 @@ def imagenet(tmp_path_factory):
     return root
 
 
-def by_hand(model, root, size, crop=True):
-    """Correct answers and mean loss over val/, image by image."""
-    transform, correct, losses = EvalTransform(size, interpolation="bicubic", crop=crop), 0, []
-    finish = Finish(3, torch.device("cpu"))
+def by_hand(model, root, size, crop=True, names=SYNSETS):
+    """Returns correct answers and mean loss over val/, without the program's loaders and metrics."""
+    transform = EvalTransform(EvalTransformOptions(size=image_size(size), crop=crop))
+    files = sorted((root / "val").rglob("*.*"))
+    pixels = torch.stack([torch.from_numpy(transform(file.read_bytes(), str(file)).pixels) for file in files])
+    labels = torch.tensor([names.index(file.parent.name) for file in files])
+    images = Normalize(Preprocessing(), CPU)(Pixels(pixels, torch.zeros(0, 6, dtype=torch.int64)))
     with torch.no_grad():
-        for file in sorted((root / "val").rglob("*.JPEG")):
-            label = SYNSETS.index(file.parent.name)
-            pixels = torch.from_numpy(transform(file.read_bytes(), str(file)).pixels)
-            logits = model(finish(Pixels(pixels[None], torch.zeros(0, 6, dtype=torch.int64))))[0]
-            correct += int(logits.argmax()) == label
-            losses.append(F.cross_entropy(logits, torch.tensor(label)).item())
-    return correct, sum(losses) / len(losses)
+        logits = model(images)
+    return int((logits.argmax(1) == labels).sum()), F.cross_entropy(logits, labels).item()
 
 
-def random_weights(path, cfg_path, classes, size):
-    """A model with weights large enough to tell images apart, saved as the original would."""
-    cfg = load_config(cfg_path, [("DATA.IMG_SIZE", size, "test")])
+def random_weights(path, cfg_path, classes, *overrides):
+    """Saves a model with weights large enough to tell images apart, as the original would; returns the model."""
+    cfg = load_config(cfg_path, [(*override, "test") for override in overrides])
     torch.manual_seed(0)
-    model = build_model(cfg.MODEL.TYPE, **model_arguments(cfg, classes)).eval()
+    model = build(model_options(cfg), classes).eval()
     for name, p in model.named_parameters():
         if p.ndim == 1 and "norm" in name:
             torch.nn.init.normal_(p, mean=float("weight" in name), std=0.2)
@@ -66,20 +69,29 @@ def random_weights(path, cfg_path, classes, size):
     return model
 
 
-@pytest.mark.slow
-def test_a_22k_file_is_evaluated_and_fine_tuned_with_the_mapped_head(imagenet, tmp_path):
-    """The first evaluation of a run that does not move (learning rate 0) is that of the head mapped by hand."""
-    source = random_weights(tmp_path / "22k.pth", FINETUNE, 21841, 56)
-    head = torch.nn.Linear(768, 1000)
+def evaluate(cfg, weights, data, results, *overrides):
+    """Evaluates in this process; returns the rows of TEST.RESULTS."""
+    given = {"MODEL.RESUME": str(weights), "DATA.DATA_PATH": str(data), "TEST.RESULTS": str(results)}
+    given |= {"EVAL_MODE": True, "AMP_ENABLE": False, "DATA.NUM_WORKERS": 0, **dict(overrides)}
+    evaluate_classifiers(load_config(cfg, [(key, value, "test") for key, value in given.items()]), World())
+    return list(csv.DictReader(results.open()))
+
+
+@pytest.mark.seconds
+def test_a_22k_file_is_evaluated_and_fine_tuned_with_the_mapped_head(imagenet, tmp_path, caplog):
+    """With learning rate 0, the evaluation after an epoch is that of the head mapped by hand."""
+    sizes = (("DATA.IMG_SIZE", 56), NARROW)
+    source = random_weights(tmp_path / "22k.pth", FINETUNE, 21841, *sizes)
+    head = torch.nn.Linear(source.num_features, 1000)
     rows = torch.tensor(rows_of_1k())
     head.weight.data, head.bias.data = source.head.weight.data[rows], source.head.bias.data[rows]
     source.head = head
     correct, loss = by_hand(source, imagenet, 56)
 
-    common = ["--cfg", FINETUNE, "--disable_amp", "--opts", "DATA.IMG_SIZE", 56, "DATA.NUM_WORKERS", 1]
-    done = run_program(*common, "--eval", "--resume", tmp_path / "22k.pth", "--data-path", imagenet)
-    assert done.code == 0, done.err
-    assert "head mapped from 22K to 1K classes" in done.out and accuracy(done.out) == (correct, 15)
+    with caplog.at_level("INFO"):
+        (row,) = evaluate(FINETUNE, tmp_path / "22k.pth", imagenet, tmp_path / "r.csv", *sizes)
+    assert "head mapped from 22K to 1K classes" in caplog.text
+    assert row["top1"] == f"{100 * correct / 15:.3f}" and float(row["loss"]) == pytest.approx(loss, rel=1e-4)
 
     data = tmp_path / "data"
     (data / "val").parent.mkdir()
@@ -89,7 +101,9 @@ def test_a_22k_file_is_evaluated_and_fine_tuned_with_the_mapped_head(imagenet, t
         Image.new("RGB", (8, 8), (len(synset), 99, 7)).save(data / "train" / synset / "a.png")
     still = ["TRAIN.BASE_LR", 0, "TRAIN.WARMUP_LR", 0, "TRAIN.MIN_LR", 0, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
     done = run_program(
-        *(*common, *still, "--pretrained", tmp_path / "22k.pth", "--data-path", data, "--output", tmp_path / "out"),
+        *("--cfg", FINETUNE, "--disable_amp", "--pretrained", tmp_path / "22k.pth"),
+        *("--data-path", data, "--output", tmp_path / "out", "--opts", "DATA.NUM_WORKERS", 0, *still),
+        *(part for override in sizes for part in override),
         processes=2,
     )
     assert done.code == 0, done.err
@@ -99,13 +113,13 @@ def test_a_22k_file_is_evaluated_and_fine_tuned_with_the_mapped_head(imagenet, t
 
 
 def test_a_released_v2_file_is_evaluated_as_the_readme_says(imagenet, tmp_path):
-    cfg = ROOT / "configs/swinv2_tiny.yaml"
-    model = random_weights(tmp_path / "v2.pth", cfg, 1000, 256)
+    cfg, narrow = ROOT / "configs/swinv2_tiny.yaml", ("MODEL.SWINV2.EMBED_DIM", 24)
+    model = random_weights(tmp_path / "v2.pth", cfg, 1000, narrow)
     correct, _ = by_hand(model, imagenet, 256)
     tables = ["TEST.RESULTS", tmp_path / "r.csv", "TEST.PER_CLASS", tmp_path / "c.csv", "TEST.REAL", True]
     done = run_program(
         *("--eval", "--cfg", cfg, "--resume", f"{tmp_path / 'v2.pth'},{tmp_path / 'v2.pth'}", "--data-path", imagenet),
-        *("--disable_amp", "--opts", "DATA.NUM_WORKERS", 0, "DATA.BATCH_SIZE", 8, *tables),
+        *("--disable_amp", "--opts", "DATA.NUM_WORKERS", 0, "DATA.BATCH_SIZE", 8, *tables, *narrow),
     )
     assert done.code == 0, done.err
     assert accuracy(done.out) == (correct, 15) and done.out.count(" * Acc@1") == 2 and "ReaL Acc@1" in done.out
@@ -115,31 +129,36 @@ def test_a_released_v2_file_is_evaluated_as_the_readme_says(imagenet, tmp_path):
 
 @pytest.fixture(scope="module")
 def small_recipe(tmp_path_factory):
-    """A small Swin for images of 64 pixels, with random weights of 1000 classes."""
+    """A recipe of a small Swin for images of 64 pixels, with random weights of 1000 classes, and the model."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "small.yaml").write_text(
-        "DATA: {IMG_SIZE: 64, NUM_WORKERS: 0}\nMODEL: {SWIN: {PATCH_SIZE: 2, EMBED_DIM: 16, DEPTHS: [2, 2],"
+        "DATA: {IMG_SIZE: 64, NUM_WORKERS: 0}\nMODEL: {SWIN: {PATCH_SIZE: 4, EMBED_DIM: 16, DEPTHS: [2, 2],"
         " NUM_HEADS: [2, 4], WINDOW_SIZE: 8}}\n"
     )
-    model = random_weights(folder / "w.pth", folder / "small.yaml", 1000, 64)
+    model = random_weights(folder / "w.pth", folder / "small.yaml", 1000)
     return folder / "small.yaml", folder / "w.pth", model
 
 
 def test_other_test_sizes_and_crops_are_those_by_hand(imagenet, small_recipe, tmp_path):
     cfg, weights, model = small_recipe
     losses = set()
-    for size, crop in ((64, True), (96, True), (50, True), (64, False)):
-        options = ["TEST.IMG_SIZE", size, "TEST.CROP", crop, "TEST.RESULTS", tmp_path / "r.csv"]
-        done = run_program(
-            "--eval", "--cfg", cfg, "--resume", weights, "--data-path", imagenet, "--disable_amp", "--opts", *options
-        )
-        assert done.code == 0, done.err
-        row = next(csv.DictReader((tmp_path / "r.csv").open()))
+    for size, crop in ((64, True), (96, True), (50, True), ([48, 80], True), (64, False), ([48, 80], False)):
+        test = (("TEST.IMG_SIZE", size), ("TEST.CROP", crop))
+        (row,) = evaluate(cfg, weights, imagenet, tmp_path / "r.csv", *test)
         correct, loss = by_hand(model, imagenet, size, crop)
-        assert accuracy(done.out) == (correct, 15) and row["size"] == str(size)
+        assert row["samples"] == "15" and row["top1"] == f"{100 * correct / 15:.3f}"
+        assert row["size"] == ("48x80" if isinstance(size, list) else str(size))
         assert float(row["loss"]) == pytest.approx(loss, abs=1e-5)
         losses.add(row["loss"])
-    assert len(losses) == 4
+    assert len(losses) == 6
+
+
+def test_a_head_of_1000_classes_evaluates_other_data_with_its_first_outputs(photos, small_recipe, tmp_path):
+    """As the original does: it always builds 1000 outputs, and labels the folders from 0."""
+    cfg, weights, model = small_recipe
+    (row,) = evaluate(cfg, weights, photos, tmp_path / "r.csv")
+    correct, loss = by_hand(lambda images: model(images)[:, :3], photos, 64, names=["class_0", "class_1", "class_2"])
+    assert row["top1"] == f"{100 * correct / 15:.3f}" and float(row["loss"]) == pytest.approx(loss, abs=1e-5)
 
 
 def test_a_bad_file_after_a_good_one_loses_no_results(imagenet, small_recipe, tmp_path):
@@ -152,7 +171,17 @@ def test_a_bad_file_after_a_good_one_loses_no_results(imagenet, small_recipe, tm
     assert [row["name"] for row in csv.DictReader((tmp_path / "r.csv").open())] == [str(weights)]
 
 
-def test_weights_behind_an_address_are_fetched_by_one_process(imagenet, small_recipe, tmp_path):
+def test_a_file_of_another_family_and_an_unknown_released_name_are_refused(imagenet, small_recipe, tmp_path):
+    cfg, _, _ = small_recipe
+    torch.save(small("swinv2", num_classes=1000).state_dict(), tmp_path / "v2.pth")
+    with pytest.raises(CheckpointError, match=r"contains a Swin V2, the model is a Swin V1: .*v2\.pth: .*swinv2"):
+        evaluate(cfg, tmp_path / "v2.pth", imagenet, tmp_path / "r.csv")
+    with pytest.raises(CheckpointError, match="hub:swin_tiny_window7: did you mean swin_tiny"):
+        evaluate(cfg, "hub:swin_tiny_window7", imagenet, tmp_path / "r.csv")
+    assert not (tmp_path / "r.csv").exists()
+
+
+def test_weights_behind_a_url_are_downloaded_by_one_process(imagenet, small_recipe, tmp_path):
     cfg, weights, model = small_recipe
     asked = []
 
@@ -181,67 +210,43 @@ def test_weights_behind_an_address_are_fetched_by_one_process(imagenet, small_re
     ]
 
 
-def test_a_safetensors_file_of_timm_with_some_classes(imagenet, tmp_path):
-    """Only the classes that val/ holds may win: the best of them by hand."""
+def test_a_safetensors_file_of_timm_with_some_classes(imagenet, tmp_path, caplog):
+    """Only the classes that val/ contains may win: the best of them by hand."""
     torch.manual_seed(0)
-    peer = timm.create_model("swin_tiny_patch4_window7_224").eval()
+    peer = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=NARROW[1]).eval()
     save_file(peer.state_dict(), tmp_path / "timm.safetensors")
-    present = [3, 700, 850]
+    present = torch.tensor([3, 700, 850])
 
-    class Only(torch.nn.Module):
-        def forward(self, images):
-            logits = peer(images)
-            return torch.full_like(logits, -1e9).index_copy(1, torch.tensor(present), logits[:, present])
+    def restricted(images):
+        logits = peer(images)
+        return torch.full_like(logits, -1e9).index_copy(1, present, logits[:, present])
 
-    done = run_program(
-        *("--eval", "--cfg", ROOT / "configs/swin_tiny.yaml", "--resume", tmp_path / "timm.safetensors"),
-        *("--data-path", imagenet, "--disable_amp", "--opts", "TEST.CLASSES", "present", "DATA.NUM_WORKERS", 0),
-    )
-    assert done.code == 0, done.err
-    correct, loss = by_hand(Only(), imagenet, 224)
-    assert "timm layout" in done.out and accuracy(done.out) == (correct, 15)
-    assert f"loss {loss:.3f}" in done.out or f"loss {loss:.4f}" in done.out
+    chosen = (NARROW, ("TEST.CLASSES", "present"))
+    with caplog.at_level("INFO"):
+        (row,) = evaluate(SWIN_TINY, tmp_path / "timm.safetensors", imagenet, tmp_path / "r.csv", *chosen)
+    correct, loss = by_hand(restricted, imagenet, 224)
+    assert "timm layout" in caplog.text and row["top1"] == f"{100 * correct / 15:.3f}"
+    assert float(row["loss"]) == pytest.approx(loss, abs=2e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_weights_of_colour_images_fit_other_channels(tiny_yaml, photos, tmp_path, channels):
-    cfg = load_config(tiny_yaml)
-    torch.save(build_model("swin", **model_arguments(cfg, 3)).state_dict(), tmp_path / "w.pth")
-    common = ["--cfg", tiny_yaml, "--data-path", photos, "--opts", "MODEL.SWIN.IN_CHANS", channels]
+def test_weights_for_colour_images_fit_other_channels(tiny_yaml, photos, tmp_path, channels):
+    torch.save(build(model_options(load_config(tiny_yaml)), 3).state_dict(), tmp_path / "w.pth")
+    plain = ["AUG.AUTO_AUGMENT", "none", "AUG.COLOR_JITTER", 0] if channels == 4 else []
+    common = ["--cfg", tiny_yaml, "--data-path", photos, "--opts", "MODEL.SWIN.IN_CHANS", channels, *plain]
     done = run_program(*common, "TRAIN.EPOCHS", 1, "--pretrained", tmp_path / "w.pth", "--output", tmp_path)
     assert done.code == 0, done.err
-    assert f"filters of 3 input channels made {channels}" in done.out
-    trained = accuracy(done.out)
-    done = run_program(*common, "--eval", "--resume", tmp_path / "tiny/default/checkpoints/last.pth")
-    assert done.code == 0 and accuracy(done.out) == trained
-
-
-def test_a_file_of_another_family_is_named(imagenet, tmp_path):
-    random_weights(tmp_path / "v2.pth", ROOT / "configs/swinv2_tiny.yaml", 1000, 256)
-    arguments = ["--eval", "--resume", tmp_path / "v2.pth", "--data-path", imagenet]
-    done = run_program("--cfg", ROOT / "configs/swin_tiny.yaml", *arguments)
-    assert done.code == 4 and "holds Swin V2, the model is Swin V1" in done.error and "swinv2" in done.error
-
-
-def test_a_released_name_that_does_not_exist_is_refused_with_the_nearest(imagenet):
-    done = run_program(
-        *(
-            "--eval",
-            "--cfg",
-            ROOT / "configs/swin_tiny.yaml",
-            "--resume",
-            "hub:swin_tiny_window7",
-            "--data-path",
-            imagenet,
-        )
-    )
-    assert done.code == 4 and "did you mean swin_tiny" in done.error
+    assert f"filters for 3 input channels adapted to {channels}" in done.out
+    last = tmp_path / "tiny/default/checkpoints/last.pth"
+    same = (("MODEL.SWIN.IN_CHANS", channels), ("AMP_ENABLE", True))
+    (row,) = evaluate(tiny_yaml, last, photos, tmp_path / "r.csv", *same)
+    correct, count = accuracy(done.out)
+    assert row["top1"] == f"{100 * correct / count:.3f}" and row["samples"] == str(count)
 
 
 @pytest.mark.parametrize("freeze", ["1", "all"])
 def test_frozen_parts_do_not_move(tiny_yaml, photos, tmp_path, freeze):
-    cfg = load_config(tiny_yaml)
-    model = build_model("swin", **model_arguments(cfg, 3))
+    model = build(model_options(load_config(tiny_yaml)), 3)
     torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
     done = run_program(
         *("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--pretrained", tmp_path / "w.pth"),
@@ -255,15 +260,14 @@ def test_frozen_parts_do_not_move(tiny_yaml, photos, tmp_path, freeze):
     assert any(name.startswith("layers.1") for name in moved) == (freeze == "1")
 
 
-def test_a_timm_transformer_at_another_test_size(tiny_yaml, photos, tmp_path):
-    model = build_model("timm", model_name="vit_tiny_patch16_224", img_size=32, num_classes=3)
-    torch.save(model.state_dict(), tmp_path / "w.pth")
-    common = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TEST.IMG_SIZE", 64]
-    common += ["MODEL.TYPE", "timm", "MODEL.TIMM.NAME", "vit_tiny_patch16_224"]
-    done = run_program(*common, "--eval", "--resume", tmp_path / "w.pth")
-    assert done.code == 0 and "resized by timm" in done.out, done.err
-    done = run_program(*common)
-    assert done.code == 2 and "one size only: TEST.IMG_SIZE" in done.error
+def test_a_timm_transformer_is_evaluated_at_another_size(tiny_yaml, photos, tmp_path, caplog):
+    """Its position embedding is resized; training with another test size: tests/models/test_registry.py."""
+    name = "vit_tiny_patch16_224"
+    torch.save(build_model("timm", name=name, img_size=(32, 32), num_classes=3).state_dict(), tmp_path / "w.pth")
+    timm_model = (("MODEL.TYPE", "timm"), ("MODEL.TIMM.NAME", name), ("TEST.IMG_SIZE", 64))
+    with caplog.at_level("INFO"):
+        (row,) = evaluate(tiny_yaml, tmp_path / "w.pth", photos, tmp_path / "r.csv", *timm_model)
+    assert "resized by timm" in caplog.text and (row["size"], row["samples"]) == ("64", "15")
 
 
 def test_peers_of_timm_train_in_the_same_loop(tiny_yaml, photos, tmp_path):

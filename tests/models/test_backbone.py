@@ -92,15 +92,15 @@ def test_layers_for_layer_decay(family):
 
 
 @pytest.mark.parametrize(
-    ("stages", "trained"), [(0, {"layers", "norm", "head"}), (1, {"layers", "norm", "head"}), (None, {"head"})]
+    ("stages", "parts"), [(0, {"layers", "norm", "head"}), (1, {"layers", "norm", "head"}), (None, {"head"})]
 )
-def test_frozen_parts_get_no_gradient_and_run_as_in_evaluation(family, stages, trained):
+def test_frozen_parts_get_no_gradient_and_run_as_in_evaluation(family, stages, parts):
     model = small(family, ape=True, drop_path_rate=0.5)
     model.freeze(stages)
     model.train()
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
-    assert {n.split(".")[0] for n in with_gradient} == trained
+    assert {n.split(".")[0] for n in with_gradient} == parts
     assert any(n.startswith("layers.0") for n in with_gradient) == (stages == 0)
     assert model.stages()[0].training == (stages == 0) and model.head.training
 

@@ -9,21 +9,21 @@ from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSw
 from models.swin import SwinOptions, SwinTransformer
 from models.weights.layouts import LAYOUTS
 from tests.builders import SIZES, randomize, small, take
+from tests.models.conftest import fill, uninitialized
 
 # four stages of the published depth, an eighth of the width
 NARROW = {"embed_dim": 12, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8)}
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(("pixels", "window"), [(224, 7), (384, 12)])
 @pytest.mark.parametrize("size", SIZES)
 def test_logits_equal_timm(size, pixels, window):
     """At the published sizes; torchvision's and transformers' are compared in tests/scripts/test_peers.py."""
-    trained = f"window{window}_{pixels}" if size in ("base", "large") else "window7_224"
-    name = f"swin_{size}_patch4_{trained}"
-    peer = randomize(timm.create_model(name, img_size=pixels, window_size=window, num_classes=100))
+    name = f"swin_{size}_patch4_window7_224"
+    peer = fill(uninitialized(lambda: timm.create_model(name, img_size=pixels, window_size=window, num_classes=100)))
     options = SwinOptions(img_size=pixels, window_size=window, num_classes=100, **SIZES[size])
-    ours = take(SwinTransformer(options).eval(), peer)
+    ours = take(uninitialized(lambda: SwinTransformer(options)), peer)
     images = torch.randn(1, 3, pixels, pixels)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), peer(images), atol=1e-5, rtol=1e-5)

@@ -21,9 +21,7 @@ def mixed_by_hand(block, x):
     out = torch.zeros_like(x)
     for row in range(height):
         for col in range(width):
-            top, left = (
-                (at - s) // m * m + s if s else at // m * m for at, s in zip((row, col), shift, strict=True)
-            )
+            top, left = ((at - s) // m * m + s if s else at // m * m for at, s in zip((row, col), shift, strict=True))
             place = (row - top) * m + col - left
             for head in range(heads):
                 part = slice(head * per_head, (head + 1) * per_head)

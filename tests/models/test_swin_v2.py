@@ -14,6 +14,7 @@ from models.swin_v2 import MAX_SCALE, CosineWindowAttention, SwinTransformerV2, 
 from models.weights.load import find_weights, load_weights
 from tests.builders import SIZES, randomize, small, take, train_state
 from tests.conftest import RELEASED, ROOT
+from tests.models.conftest import fill, uninitialized
 
 
 def randomize_scales(model):
@@ -25,7 +26,7 @@ def randomize_scales(model):
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("size", "name", "pixels", "window", "pretrained"),
     [
@@ -45,12 +46,12 @@ def randomize_scales(model):
 )
 def test_logits_equal_timm(size, name, pixels, window, pretrained):
     """At the published sizes; torchvision's and transformers' are compared in tests/scripts/test_peers.py."""
-    peer = randomize_scales(timm.create_model(f"swinv2_{size}_{name}", num_classes=100))
+    peer = fill(uninitialized(lambda: timm.create_model(f"swinv2_{size}_{name}", num_classes=100)))
     windows = (pretrained, pretrained, pretrained, pretrained // 2)
     options = SwinV2Options(
         img_size=pixels, window_size=window, pretrained_window_sizes=windows, num_classes=100, **SIZES[size]
     )
-    ours = take(SwinTransformerV2(options).eval(), peer)
+    ours = take(uninitialized(lambda: SwinTransformerV2(options)), randomize_scales(peer))
     images = torch.randn(1, 3, pixels, pixels)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), peer(images), atol=1e-4, rtol=1e-4)

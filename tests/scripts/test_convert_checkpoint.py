@@ -142,7 +142,7 @@ def test_a_model_that_a_layout_cannot_represent_is_refused(tmp_path, family, cha
 
 
 def test_a_recipe_of_a_timm_model_is_refused(tmp_path):
-    cfg, _ = write(tmp_path, "swin")
+    write(tmp_path, "swin")
     (tmp_path / "timm.yaml").write_text("MODEL: {TYPE: timm, TIMM: {NAME: resnet10t}}")
     with pytest.raises(ConfigError, match="only Swin models can be converted"):
         convert(str(tmp_path / "timm.yaml"), str(tmp_path / "in.pth"), tmp_path / "out.pth", "timm")

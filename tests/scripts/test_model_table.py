@@ -10,7 +10,9 @@ def test_every_released_recipe_has_a_row():
     assert len(re.findall(r"^\| swin", table(), re.MULTILINE)) == 31 and len(lines) == 33
     assert {line.count("|") for line in lines} == {9}
     tiny = next(line for line in lines if line.startswith("| swin_tiny_patch4_window7_224 |"))
-    assert tiny.startswith("| swin_tiny_patch4_window7_224 | 224 | 7 | 28,288,354 | 4.5 | 81.2 | 95.5 | [file](https://")
+    assert tiny.startswith(
+        "| swin_tiny_patch4_window7_224 | 224 | 7 | 28,288,354 | 4.5 | 81.2 | 95.5 | [file](https://"
+    )
 
 
 def test_rows_are_sorted_by_family_then_size():

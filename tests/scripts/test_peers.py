@@ -33,7 +33,7 @@ def equal(model, peer, images, tolerance=1e-5):
 @pytest.mark.parametrize("layout", PEERS)
 @pytest.mark.parametrize("family", ["swin", "swinv2"])
 def test_every_option_reaches_the_peer(family, layout):
-    """Whatever the layout can represent; a peer of other sizes would not take the weights, of others not answer alike."""
+    """All that the layout can represent: a peer with other options rejects the weights or computes something else."""
     more = {"mlp_ratio": 2.0, "img_size": (64, 32)}
     if layout != "torchvision":  # it has none of these
         more |= {"in_chans": 4, "qkv_bias": False}
@@ -71,7 +71,7 @@ REAL = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 @pytest.mark.parametrize(("layout", "name"), [(layout, name) for layout, names in REAL.items() for name in names])
 def test_published_sizes_give_the_peers_outputs(layout, name):
     """float32 logits equal to 1e-5 (V2: 1e-4), with weights that went through the layout; timm's: tests/models."""

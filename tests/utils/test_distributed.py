@@ -69,7 +69,8 @@ found = {
     "claims": [world.claim("a"), world.claim("b")],
 }
 world.barrier()
-found["counts"] = [world.count_distinct("bad", item) for item in ("both", f"of {world.rank}")]
+for item in ("both", f"of {world.rank}"):
+    world.count_distinct("bad", item)
 world.barrier()
 found["count"] = world.count_distinct("bad", "both")
 with world.local_main_first():
@@ -123,7 +124,6 @@ def test_each_topic_is_claimed_by_one_rank(found):
 
 def test_an_item_of_both_ranks_counts_once(found):
     assert [rank["count"] for rank in found] == [3, 3]  # the common one, and one of each
-    assert sorted(max(rank["counts"]) for rank in found) in ([2, 3], [3, 3])
 
 
 def test_the_first_rank_of_a_machine_goes_first(two_ranks):

@@ -2,8 +2,10 @@
 
 import logging
 import re
+from functools import partial
 
 import pytest
+from termcolor import colored
 
 from utils.terminal import EVERY_RANK, log_lines, log_to_file, start_logging
 
@@ -50,7 +52,7 @@ def test_a_file_is_appended_to(tmp_path):
 
 
 def test_colours_are_for_the_terminal_alone(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("utils.terminal.colored", partial(colored, force_color=True))
     start_logging(is_main=True)
     log_to_file(tmp_path / "log.txt")
     log.warning("careful")

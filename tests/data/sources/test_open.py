@@ -1,73 +1,127 @@
-"""Image folders: class map, hidden and stray files, every refusal."""
+"""Opening a data set: the same samples from every storage, one class map for both splits, every refusal."""
 
+import logging
+import multiprocessing
 import shutil
+from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from data.sources.digits import write_digits
-from data.sources.open import chosen_classes
-from tests.builders import open_data, open_folder, open_validation
+from configs.loading import load_config
+from configs.options import parse_command_line
+from data.loaders import build_train_loader
+from data.sources.open import SourceOptions, chosen_classes, open_sources
+from tests.builders import AUGMENTED, labels_of, open_data, open_folder, open_validation, pipeline, shape
+from tests.conftest import ROOT
+from tests.data.sources.storages import (
+    KINDS,
+    as_22k_list,
+    as_folder,
+    as_shards,
+    as_tar,
+    as_zip,
+    as_zip_with_map,
+    files,
+    opened,
+)
+from utils.distributed import World
 from utils.errors import DataError
 
 
-def test_labels_follow_the_sorted_class_folders(photos):
-    sources = open_folder(photos)
-    assert sources.class_names == ("class_0", "class_1", "class_2")
-    assert [sources.train.label(i) for i in (0, 11, 12, 35)] == [0, 0, 1, 2]
-    assert sources.train.name(12).endswith("train/class_1/photo_0.jpg")
-    assert sources.train.read(0)[:2] == b"\xff\xd8"
-    assert (len(sources.train), len(sources.val)) == (36, 15)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_storage_gives_the_same_samples(photos, tmp_path, kind):
+    sources = opened(kind, photos, tmp_path)
+    for split, source in (("train", sources.train), ("val", sources.val)):
+        expected = files(photos, split)
+        assert labels_of(source) == [label for _, label in expected]
+        assert [source.read(i) for i in range(len(source))] == [(photos / split / n).read_bytes() for n, _ in expected]
+        assert source.counts() == [len(expected) // 3] * 3
+    if kind is not as_shards:
+        assert sources.class_names == ("class_0", "class_1", "class_2")
 
 
-def test_fault_43_hidden_and_stray_files_are_passed_over(own_photos):
-    (own_photos / "train" / ".ipynb_checkpoints").mkdir()
-    (own_photos / "train" / ".ipynb_checkpoints" / "x.jpg").write_bytes(b"")
-    (own_photos / "train" / "class_0" / "notes.txt").write_text("x")
-    (own_photos / "train" / "class_0" / "._photo_0.jpg").write_bytes(b"x")
-    (own_photos / "train" / "readme.md").write_text("x")
-    assert len(open_folder(own_photos).train) == 36
+@pytest.mark.parametrize("kind", [as_zip, as_zip_with_map])
+def test_a_run_may_be_resumed_from_the_archive_of_its_folder(photos, tmp_path, kind):
+    assert open_folder(photos).identity() == opened(kind, photos, tmp_path).identity()
 
 
-def test_fault_43_an_empty_class_is_refused_by_name(own_photos):
-    (own_photos / "train" / "class_9").mkdir()
-    with pytest.raises(DataError, match="no images for class class_9"):
-        open_folder(own_photos)
+class Reads:
+    """Bytes and label of every sample of several sources, five times over."""
+
+    def __init__(self, sources):
+        self.samples = [(source, i) for source in sources for i in range(len(source))] * 5
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, number):
+        source, i = self.samples[number]
+        return source.read(i), source.label(i)
 
 
-def test_fault_44_strange_validation_classes_are_named(own_photos):
-    (own_photos / "val" / "class_1").rename(own_photos / "val" / "klass_1")
-    with pytest.raises(DataError, match="1 classes of .*val are not among the 3 of training: klass_1"):
-        open_folder(own_photos)
+@pytest.fixture
+def used(photos, tmp_path):
+    """Validation splits of three storages, from which this process has already read."""
+    sources = [opened(kind, photos, tmp_path / kind.__name__).val for kind in (as_folder, as_zip, as_tar)]
+    for source in sources:
+        source.read(0)  # opens the archive
+    return sources
 
 
-def test_fault_44_a_class_absent_from_validation_shifts_nothing(own_photos):
-    for file in (own_photos / "val" / "class_0").iterdir():
-        file.unlink()
-    (own_photos / "val" / "class_0").rmdir()
-    sources = open_folder(own_photos)
-    assert {sources.val.label(i) for i in range(len(sources.val))} == {1, 2}
-    assert sources.val.class_names == sources.train.class_names
+def images_and_labels(photos):
+    return [((photos / "val" / name).read_bytes(), label) for name, label in files(photos, "val")]
 
 
-def test_images_may_lie_deeper(own_photos):
-    deeper = own_photos / "train" / "class_0" / "a" / "b"
-    deeper.mkdir(parents=True)
-    (own_photos / "train" / "class_0" / "photo_0.jpg").rename(deeper / "photo_0.jpg")
-    assert len(open_folder(own_photos).train) == 36
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_fault_48_forked_workers_share_storages_opened_before(photos, used, workers):
+    context = multiprocessing.get_context("fork")
+    loader = DataLoader(Reads(used), 4, num_workers=workers, multiprocessing_context=context, collate_fn=list)
+    assert [sample for batch in loader for sample in batch] == images_and_labels(photos) * 3 * 5
 
 
-def test_a_link_that_leads_back_up_multiplies_nothing(own_photos):
-    (own_photos / "train" / "class_0" / "loop").symlink_to(own_photos / "train" / "class_0")
-    (own_photos / "train" / "class_1" / "up").symlink_to("..")
-    sources = open_folder(own_photos)
-    assert sum(sources.train.label(i) == 0 for i in range(len(sources.train))) == 12
+def test_fault_48_spawned_processes_share_storages_opened_before(photos, used):
+    expected = [image for image, _ in images_and_labels(photos)]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for source in used:
+            assert pool.map(source.read, list(range(len(source))) * 5, chunksize=4) == expected * 5
+
+
+def options_of(*arguments):
+    """What the command line of the original selects."""
+    parsed = parse_command_line(["--cfg", str(ROOT / "configs/swin_tiny.yaml"), *map(str, arguments)])
+    return SourceOptions.from_config(load_config(parsed.cfg, parsed.overrides))
+
+
+@pytest.mark.parametrize("kind", [as_zip, as_22k_list])
+def test_a_run_trains_on_the_same_batches_from_archives_and_lists(photos, tmp_path, kind):
+    """By the options of the command line; the augmentation depends on the index of a sample, not on its storage."""
+    dataset, path, zipped = kind(photos, tmp_path)
+    if zipped:
+        options = options_of("--data-path", path, "--zip", "--cache-mode", "full")
+        assert options == SourceOptions("imagenet", str(path), zipped=True, cache=True)
+    else:
+        options = options_of("--data-path", path, "--opts", "DATA.DATASET", dataset, "MODEL.NUM_CLASSES", 21841)
+        assert (options.classes, options.zipped) == (21841, False)
+    sources = open_sources(options, World())
+    assert ("21,841 classes" in sources.describe()) == (not zipped)
+    flat = replace(AUGMENTED, auto_augment="none")
+    loaders = [
+        build_train_loader(source, shape(36), World(), pipeline(flat))
+        for source in (sources.train, open_folder(photos).train)
+    ]
+    batches = list(zip(*(loader.epoch(0) for loader in loaders), strict=True))
+    assert len(batches) == 9
+    for ours, theirs in batches:
+        assert torch.equal(ours.images, theirs.images) and torch.equal(ours.targets, theirs.targets)
 
 
 def test_evaluation_needs_no_training_folder(own_photos):
     shutil.rmtree(own_photos / "train")
     names = ["class_0", "other", "class_1", "class_2"]
-    val = open_validation(own_photos, names=names)
-    assert {val.label(i) for i in range(len(val))} == {0, 2, 3}
+    assert set(labels_of(open_validation(own_photos, names=names))) == {0, 2, 3}
     assert open_validation(own_photos).class_names == ("class_0", "class_1", "class_2")
     with pytest.raises(DataError, match="no folder train/"):
         open_folder(own_photos)
@@ -79,12 +133,13 @@ def test_evaluation_needs_no_training_folder(own_photos):
         ({"path": ""}, "quickstart.sh"),
         ({"path": "/nowhere"}, "no folder train/ in /nowhere"),
         ({"dataset": "cifar"}, "unknown data set 'cifar'"),
+        ({"dataset": "imagnet"}, "did you mean imagenet?"),
         ({"zipped": True}, "no archive train.zip"),
         ({"dataset": "tar"}, "no train.tar"),
         ({"dataset": "list"}, "no list of images: x/train_map.txt"),
     ],
 )
-def test_what_is_missing_is_said(arguments, message):
+def test_what_is_missing_is_named(arguments, message):
     with pytest.raises(DataError) as caught:
         open_data(**{"dataset": "imagenet", "path": "x", **arguments})
     assert message in str(caught.value)
@@ -96,11 +151,11 @@ def test_the_number_of_classes_can_be_demanded(photos):
         open_folder(photos, classes=1000)
 
 
-def test_more_classes_than_the_data_are_the_models_own(photos):
+def test_more_classes_than_the_data_has_are_the_models_own(photos):
     """A head of ten outputs, trained on data that had the first three classes."""
     val = open_validation(photos, classes=10)
     assert val.class_names[:4] == ("class_0", "class_1", "class_2", "class 3") and len(val.class_names) == 10
-    assert {val.label(i) for i in range(len(val))} == {0, 1, 2}
+    assert set(labels_of(val)) == {0, 1, 2}
 
 
 def test_training_without_validation_data(own_photos):
@@ -111,56 +166,17 @@ def test_training_without_validation_data(own_photos):
         open_folder(own_photos)
 
 
-def test_files_that_are_ignored_are_named(own_photos, caplog):
-    (own_photos / "train/class_0/notes.txt").write_text("x")
-    (own_photos / "train/class_0/photo_0.jpg").rename(own_photos / "train/class_0/photo_0.avif")
-    assert len(open_folder(own_photos).train) == 36
-    assert "1 files without an image extension are ignored" in caplog.text and "notes.txt" in caplog.text
+def test_what_was_opened_is_logged(photos, caplog):
+    with caplog.at_level(logging.INFO):
+        open_folder(photos)
+        open_validation(photos)
+    assert [record.getMessage() for record in caplog.records] == [
+        "data: 36 training and 15 validation samples, 3 classes",
+        "data: 15 validation samples, 3 classes",
+    ]
 
 
-def test_a_file_that_vanished_is_named(own_photos):
-    source = open_folder(own_photos).train
-    (own_photos / "train" / "class_0" / "photo_0.jpg").unlink()
-    with pytest.raises(DataError, match=r"No such file.*class_0/photo_0\.jpg"):
-        source.read(0)
-
-
-def test_fingerprint_changes_with_the_files(own_photos):
-    before = open_folder(own_photos).identity()[2]
-    assert before == open_folder(own_photos).identity()[2]
-    (own_photos / "train" / "class_0" / "photo_0.jpg").rename(own_photos / "train" / "class_0" / "photo_x.jpg")
-    assert before != open_folder(own_photos).identity()[2]
-
-
-def test_digits_are_written_once_with_a_fixed_split(tmp_path):
-    root = write_digits(tmp_path / "digits")
-    sources = open_data("digits", root)
-    assert (len(sources.train), len(sources.val)) == (1437, 360)
-    assert sources.class_names == tuple("0123456789")
-    counts = [sum(sources.val.label(i) == c for i in range(360)) for c in range(10)]
-    assert min(counts) >= 35 and max(counts) <= 37  # stratified
-    stamp = (root / "train").stat().st_mtime_ns
-    assert write_digits(root) == root and (root / "train").stat().st_mtime_ns == stamp
-    assert [p.name for p in tmp_path.iterdir()] == ["digits"]
-
-
-def test_a_folder_with_some_of_the_digits_is_taken_as_it_is(tmp_path):
-    digits = write_digits(tmp_path / "digits")
-    for split in ("train", "val"):
-        (tmp_path / "some" / split).mkdir(parents=True)
-        for name in "03":
-            (tmp_path / "some" / split / name).symlink_to(digits / split / name)
-    sources = open_data("digits", tmp_path / "some")
-    assert sources.class_names == ("0", "3") and len(list((tmp_path / "some").iterdir())) == 2
-
-
-def test_digits_do_not_overwrite_another_folder(tmp_path):
-    (tmp_path / "x").mkdir()
-    with pytest.raises(DataError, match="not the digits"):
-        write_digits(tmp_path / "x")
-
-
-def test_the_class_map_of_an_evaluation(own_photos, tmp_path):
+def test_the_class_map_of_an_evaluation(own_photos):
     usual = ["class_2", "other", "class_0", "class_1"]
     own = ("class_0", "class_1", "class_2")
     assert open_validation(own_photos, likely=usual).class_names == tuple(usual)
@@ -175,7 +191,7 @@ def test_the_class_map_of_an_evaluation(own_photos, tmp_path):
     assert open_validation(own_photos, likely=usual).class_names == ("class_1", "class_2", "mine")
 
 
-def test_chosen_classes(photos, own_photos, tmp_path):
+def test_chosen_classes(photos, tmp_path):
     source = open_validation(photos)
     assert chosen_classes("", source) == [] and chosen_classes("present", source) == [0, 1, 2]
     (tmp_path / "names.txt").write_text("class_2\n\nclass_0\nclass_1\n")

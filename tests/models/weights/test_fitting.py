@@ -51,9 +51,7 @@ def test_other_input_channels(channels):
     source, model = filled(), small(in_chans=channels)
     line = load_contents(model, source.state_dict(), "x")
     assert (f"filters for 3 input channels adapted to {channels}" in line) == (channels != 3)
-    assert torch.equal(
-        model.patch_embed.proj.weight, adapt_input_channels(source.patch_embed.proj.weight, channels)
-    )
+    assert torch.equal(model.patch_embed.proj.weight, adapt_input_channels(source.patch_embed.proj.weight, channels))
 
 
 def test_what_cannot_be_fitted_is_left_for_the_checks():

@@ -184,7 +184,7 @@ def test_ema_weights_take_precedence_over_raw_ones(model, weights):
         assert torch.equal(model.norm.weight, averaged["norm.weight"])
 
 
-@pytest.mark.parametrize(("kind", "message"), [(torch.complex64, "is complex"), (torch.int32, r"integer weight \(int32")])
+@pytest.mark.parametrize(("kind", "message"), [(torch.complex64, "is complex"), (torch.int32, "an integer weight")])
 @pytest.mark.parametrize("family", ["swin", "timm"])
 def test_weights_that_are_no_floating_point_numbers_are_refused(kind, message, family):
     model = small() if family == "swin" else build_model("timm", name="resnet10t", num_classes=4)

@@ -107,7 +107,7 @@ def test_fault_57_an_altered_file_of_the_cache_is_fetched_again(site, hub):
 
 def test_fault_57_a_truncated_download_is_refused_and_not_kept(hub):
     server, address = serve(CutShort)
-    with pytest.raises(CheckpointError, match="ended after 400 of 1,000 bytes|cannot fetch"):
+    with pytest.raises(CheckpointError, match="ended after 400 of 1,000 bytes|cannot download"):
         get(f"{address}/w.pth")
     server.shutdown()
     assert list(hub.iterdir()) == []
@@ -151,7 +151,7 @@ def test_a_repository_of_hugging_face_is_asked_for_its_usual_files(tmp_path):
     """In a process of its own: the package reads its address when it is imported."""
     server, address = serve(Repository)
     Repository.asked.clear()
-    script = "from tests.utils.test_downloads import get; import sys; print(get(sys.argv[1]))"
+    script = "from tests.utils.checkpoints.test_downloads import get; import sys; print(get(sys.argv[1]))"
 
     def fetch(name, **env):
         own = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", **env}
@@ -162,7 +162,7 @@ def test_a_repository_of_hugging_face_is_asked_for_its_usual_files(tmp_path):
     path = Path(done.stdout.strip())
     assert path.name == "pytorch_model.bin" and path.read_bytes() == b"weights" * 1000 and tmp_path in path.parents
     assert "/owner/model/resolve/main/model.safetensors" in [path for _, path in Repository.asked]
-    assert "holds no weights by a usual name: hf:owner/other: add /file" in fetch("hf:owner/other").stderr
+    assert "has no weights under a usual name: hf:owner/other: append /file" in fetch("hf:owner/other").stderr
     assert "cannot download the weights (RepositoryNotFoundError): hf:none/model" in fetch("hf:none/model").stderr
     assert "cannot download the weights (HFValidationError): hf:--" in fetch("hf:--").stderr
     server.shutdown()

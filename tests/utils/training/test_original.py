@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tests.builders import batches, objective, plan, small, train_state
+from tests.builders import CPU, batches, objective, plan, shape, small, train_state
 from utils.errors import CheckpointError
+from utils.precision import choose_precision
 from utils.training.loop import train_epoch
 from utils.training.original import is_original, newest_original, translate
 
@@ -69,3 +70,28 @@ def test_what_is_an_original_checkpoint_and_which_is_the_newest(tmp_path):
     for name in ("ckpt_epoch_9.pth", "ckpt_epoch_10.pth", "ckpt_epoch_11.pth.tmp", "best.pth"):
         (tmp_path / name).touch()
     assert newest_original(tmp_path).name == "ckpt_epoch_10.pth"
+
+
+def test_names_of_wrapped_models_and_steps_that_are_plain_numbers(tmp_path):
+    """As DistributedDataParallel and earlier versions of torch leave them; buffers have no moments."""
+    contents, _ = original()
+    state = train_state(small(ape=True))
+    expected = translate(contents, state, plan(), tmp_path)["optimizer"]["state"]
+    buffers = {"layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
+    contents["model"] = {f"module.{name}": value for name, value in {**buffers, **contents["model"]}.items()}
+    for values in contents["optimizer"]["state"].values():
+        values["step"] = int(values["step"])
+    found = translate(contents, state, plan(), tmp_path)["optimizer"]["state"]
+    assert expected.keys() == found.keys()
+    for index, values in expected.items():
+        assert all(torch.equal(value, found[index][kind]) for kind, value in values.items())
+
+
+def test_the_position_follows_from_the_epoch_and_the_scaler_is_kept_for_float16(tmp_path):
+    contents, _ = original()
+    contents |= {"epoch": 6, "scaler": {"scale": 4.0}}
+    saved = translate(contents, train_state(small(ape=True)), plan(shape(43)), tmp_path)
+    assert (saved["counters"]["epoch"], saved["counters"]["update"], saved["counters"]["samples"]) == (7, 77, 301)
+    assert saved["best"] == {"value": None, "epoch": -1} and saved["scaler"] is None
+    half = train_state(small(ape=True), choose_precision(CPU, True, "float16"))
+    assert translate(contents, half, plan(), tmp_path)["scaler"] == {"scale": 4.0}

@@ -34,3 +34,25 @@ def test_what_cannot_be_planned_is_refused():
         plan(3, TRAIN__GLOBAL_BATCH_SIZE=1024)
     with pytest.raises(ConfigError, match="3 training samples for 4 ranks"):
         plan(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "updates"),
+    [(1_281_167, 1024, 1251), (40, 8, 5), (41, 8, 5), (42, 8, 6), (3, 8, 1), (1, 8, 1), (7, 3, 3)],
+)
+def test_updates_of_an_epoch(size, batch, updates):
+    """A remainder of at least a quarter of a global batch is an update of its own; a smaller one is dropped."""
+    assert plan(1, size, DATA__BATCH_SIZE=batch).updates_per_epoch == updates
+
+
+@pytest.mark.parametrize(("world", "batch", "accumulation"), [(1, 16, 1), (2, 8, 1), (1, 4, 4), (4, 2, 2)])
+def test_fault_32_the_schedule_depends_on_the_global_batch_alone(world, batch, accumulation):
+    recipe = plan(world, 52, DATA__BATCH_SIZE=batch, TRAIN__ACCUMULATION_STEPS=accumulation)
+    assert (recipe.shape.global_batch, recipe.updates_per_epoch) == (16, 4)
+    assert recipe.peak_lr == 5e-4 * 16 / 512
+    assert [recipe.shape.update_size(i) for i in range(4)] == [16, 16, 16, 4]
+
+
+def test_a_run_within_the_warm_up_is_pointed_out():
+    assert "the whole run is warm-up" in plan(1, 512, TRAIN__EPOCHS=20).describe()[-1]
+    assert "the whole run is warm-up" not in plan(1, 512, TRAIN__EPOCHS=21).describe()[-1]

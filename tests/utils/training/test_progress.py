@@ -1,12 +1,16 @@
 """Means of named losses over a log interval."""
 
+import logging
+
 import pytest
 import torch
 
-from tests.builders import plan, shape, small, train_state
+from tests.builders import batches, objective, plan, session, shape, small, train_state
 from utils.distributed import World
+from utils.training import progress as progress_module
+from utils.training import session as session_module
 from utils.training.journal import Journal
-from utils.training.loop import Update
+from utils.training.loop import Update, train_epoch
 from utils.training.progress import Progress
 
 
@@ -68,3 +72,78 @@ def test_skipped_updates_do_not_count_and_small_ones_count_less(written):
     assert run.collect(wish=True) is True
     run.report()
     assert written[0][0]["loss"] == pytest.approx((3 * 4 * 1.0 + 2 * 4.0) / 14)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_means_and_speed_count_images_and_leave_saving_out(tmp_path, monkeypatch, every):
+    """A clock that moves one second an update and a hundred for a save; ten updates of four images, the last of two."""
+    now, reported = [0.0], []
+    save, write = session_module.save_checkpoint, Journal.write
+
+    def tick(seconds, result=None):
+        now[0] += seconds
+        return result
+
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(session_module, "save_checkpoint", lambda *a: tick(100, save(*a)))
+    monkeypatch.setattr(Journal, "write", lambda self, r, s: (reported.append(s), write(self, r, s))[1])
+    run_state, run_plan = train_state(small()), plan(shape(38))
+    run_session = session(tmp_path, run_state, run_plan, save_updates=every)
+    losses = []
+
+    def after(update):
+        losses.append(update.losses["loss"].item())
+        tick(1)
+        run_session.after_update(update)
+
+    train_epoch(run_state, run_session.watch(batches(10)), objective(), run_plan, after)
+    assert [s["speed/images_per_s"] for s in reported] == pytest.approx([4, 4, (3 * 4 + 2) / 4])
+    assert [s["speed/waiting_for_data"] for s in reported] == [0, 0, 0]
+    weights = [4] * 9 + [2]
+    mean = sum(x * w for x, w in zip(losses, weights, strict=True)) / sum(weights)
+    assert run_state.means["epoch_loss"].value == pytest.approx(mean)
+    assert reported[2]["train/loss"] == pytest.approx(
+        sum(x * w for x, w in zip(losses[6:], weights[6:], strict=True)) / 14
+    )
+
+
+def test_the_log_line_names_every_part(written, caplog):
+    state = train_state(small())
+    state.step = 1
+    run = progress(state)
+    run.record(update(3.0, 2.5))
+    run.collect()
+    with caplog.at_level(logging.INFO):
+        run.report()
+    assert "lr 0.100000" in caplog.text and "loss 3.0000 (3.0000)\tpart 2.5000\tgrad_norm 2.0000" in caplog.text
+
+
+def test_an_interval_of_skipped_updates_has_no_loss(written, caplog):
+    state = train_state(small())
+    state.step = state.update = state.skipped = 1
+    run = progress(state)
+    run.record(Update({"loss": torch.tensor(float("nan"))}, 0.1, float("inf"), False))
+    assert "update 0 skipped: its gradient is not finite (1 skipped so far)" in caplog.text
+    run.collect()
+    run.report()
+    record = written[0][0]
+    assert (record["loss"], record["grad_norm"], record["skipped"]) == (None, None, 1)
+
+
+def test_parts_survive_a_round_trip_through_a_checkpoint(written):
+    """Nothing was recorded since the checkpoint: the names of the parts come from it."""
+    state = train_state(small())
+    state.step = 1
+    run = progress(state)
+    run.record(update(1.0, 0.5))
+    run.collect()
+    other = train_state(small())
+    other.load_state_dict(state.state_dict(), lambda *_: "", "test")
+    progress(other).report()
+    assert (written[0][0]["loss"], written[0][0]["part"]) == (1.0, 0.5)
+
+
+def test_batches_are_passed_on_and_the_wish_of_the_main_rank_comes_back():
+    run = progress(train_state(small()))
+    assert list(run.watch(iter([1, 2, 3]))) == [1, 2, 3]
+    assert [run.collect(wish) for wish in (True, False)] == [True, False]

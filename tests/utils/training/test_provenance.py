@@ -1,5 +1,6 @@
 """What a checkpoint must share with the run that resumes it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,21 @@ def test_fault_50_changed_samples_are_refused_or_accepted(counts, message, caplo
         OWN.check(saved, HERE, accept_changes=False)
     OWN.check(saved, HERE, accept_changes=True)
     assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "difference"),
+    [
+        (["a"], "has 1 classes, the data 2; class 1 is none in the checkpoint and b in the data"),
+        (["a", "b", "c"], "has 3 classes, the data 2; class 2 is c in the checkpoint and none in the data"),
+    ],
+)
+def test_another_number_of_classes_is_refused(names, difference):
+    with pytest.raises(CheckpointError) as caught:
+        OWN.check({"class_names": names}, HERE, accept_changes=True)
+    assert difference in str(caught.value) and "ckpt.pth: to fine-tune on other classes" in str(caught.value)
+
+
+def test_the_values_survive_json():
+    assert json.loads(json.dumps(OWN.as_dict())) == OWN.as_dict()
+    assert provenance().as_dict()["preprocessing"] is None

@@ -1,12 +1,16 @@
 """Where a run starts: its own checkpoint, --resume, --pretrained, or fresh weights."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from configs.loading import load_config
 from models.weights.load import load_contents
 from tests.builders import plan, provenance, small, train_state
+from tests.conftest import ROOT
 from utils.checkpoints.files import save_checkpoint
 from utils.distributed import World
 from utils.errors import CheckpointError, ConfigError
@@ -79,3 +83,83 @@ def test_a_finished_run_has_nothing_left(tmp_path, caplog):
     with caplog.at_level("INFO"):
         begin(tmp_path)
     assert "nothing left to train: 2 of 2 epochs are done" in caplog.text
+
+
+@dataclass(frozen=True)
+class OtherRank(World):
+    """A rank that is told `value` by the main rank."""
+
+    rank: int = 1
+    value: Any = None
+
+    def broadcast(self, value):
+        assert value is None  # it does not look for itself
+        return self.value
+
+
+def found(folder, world=None, own=None, load=load_contents, **options):
+    where = RunFolder(folder, World())
+    return find_start(StartOptions(**options), where, own or provenance(), world or World(), load=load, fetch=Path)
+
+
+def test_other_ranks_read_the_path_that_the_main_rank_found(tmp_path):
+    path = save_checkpoint(tmp_path / "run/checkpoints", "ckpt_epoch_0.pth", contents(3.0))
+    resume = write(tmp_path / "r.pth", 1.0)
+    start = found(tmp_path / "run", OtherRank(value=path), resume=resume)
+    assert (start.origin, start.own) == (path, True)
+    assert torch.equal(start.contents["model"]["head.bias"], torch.full((5,), 3.0))
+    assert found(tmp_path / "run", OtherRank(value=None), resume=resume).reason == "--resume"
+
+
+def test_the_best_of_another_folder_is_forgotten(tmp_path):
+    saved = contents(1.0)
+    saved["best"] = {"value": 50.0, "epoch": 0}
+    torch.save(saved, tmp_path / "r.pth")
+    save_checkpoint(tmp_path / "own/checkpoints", "ckpt_epoch_0.pth", saved)
+    for folder, best in (("own", 50.0), ("other", None)):
+        start = found(tmp_path / folder, resume=str(tmp_path / "r.pth"))
+        state = train_state(small())
+        start.restore(state, plan())
+        assert (state.best_value, state.update) == (best, 10)
+
+
+def test_only_pretrained_weights_may_get_another_head(tmp_path):
+    weights, state = str(tmp_path / "w.pth"), write(tmp_path / "s.pth", 1.0)
+    torch.save({"model": small().state_dict()}, weights)
+    own = provenance(class_names=("a", "b"))
+    asked = []
+
+    def load(model, contents, origin, head_for=None):
+        asked.append((Path(origin).name, head_for))
+        return ""
+
+    for options in ({"pretrained": weights}, {"resume": weights}, {"pretrained": state}):
+        found(tmp_path / "run", own=own, load=load, **options).load_weights(small())
+    found(tmp_path / "run", load=load, resume=state).load_weights(small())
+    assert asked == [("w.pth", ("a", "b")), ("w.pth", None), ("s.pth", ("a", "b")), ("s.pth", None)]
+
+
+def test_fault_10_a_checkpoint_of_another_run_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "checkpoints", "ckpt_epoch_0.pth", contents(3.0))
+    with pytest.raises(CheckpointError, match="class 0 is none in the checkpoint and c in the data"):
+        found(tmp_path, own=provenance(class_names=("c",)))
+    with pytest.raises(ConfigError, match="global batch of 4, now it is 8"):
+        found(tmp_path, own=provenance(global_batch=8))
+
+
+def test_a_run_of_the_original_in_the_folder_is_resumed_and_not_overwritten(tmp_path):
+    model = small()
+    optimizer = torch.optim.AdamW([{"params": []}, {"params": list(model.parameters())}])
+    theirs = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "lr_scheduler": {}, "epoch": 0}
+    torch.save(theirs, tmp_path / "ckpt_epoch_0.pth")
+    start = found(tmp_path)
+    assert start.own and start.training_state and start.origin == tmp_path / "ckpt_epoch_0.pth"
+    with pytest.raises(ConfigError, match="would be overwritten"):
+        found(tmp_path, auto_resume=False)
+
+
+def test_options_come_from_the_configuration():
+    given = {"TRAIN.AUTO_RESUME": False, "MODEL.RESUME": "r", "MODEL.PRETRAINED": "p", "TRAIN.START_EPOCH": 3}
+    overrides = [(name, value, "test") for name, value in {**given, "DATA.ACCEPT_CHANGES": True}.items()]
+    cfg = load_config(ROOT / "configs/swin_tiny.yaml", overrides)
+    assert StartOptions.from_config(cfg) == StartOptions(False, "r", "p", 3, True)

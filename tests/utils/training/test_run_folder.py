@@ -1,14 +1,29 @@
 """The output folder belongs to one configuration."""
 
 import json
+import logging
 
 import pytest
 
+from configs.loading import load_config
 from tests.builders import small, train_state
+from tests.conftest import ROOT
 from utils.checkpoints.files import save_checkpoint
 from utils.distributed import World
 from utils.errors import ConfigError, ResourceError
 from utils.training.run_folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The log files of claimed folders are closed afterwards."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in root.handlers:
+        if handler not in before:
+            handler.close()
+    root.handlers = before
 
 
 def same(text):
@@ -54,3 +69,42 @@ def test_links_are_repaired_after_an_interrupted_save(tmp_path):
     folder.repair_links(state)
     assert (folder.checkpoints / "best.pth").readlink().name == "ckpt_epoch_1.pth"
     assert (folder.checkpoints / "last.pth").readlink().name == "ckpt_epoch_2.pth"
+
+
+def test_fault_08_metrics_alone_count_as_trained(tmp_path):
+    folder = RunFolder(tmp_path, World())
+    folder.claim("TAG: x\n", same)
+    folder.metrics.write_text("{}\n")
+    with pytest.raises(ConfigError, match="another configuration"):
+        folder.claim("TAG: y\n", lambda text: ["TAG was x, now y"])
+    folder.claim("TAG: x\nPRINT_FREQ: 1\n", same)
+    assert folder.config.read_text() == "TAG: x\n"  # the one it was trained with is kept
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_the_log_is_started(tmp_path):
+    folder = RunFolder(tmp_path, World())
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / ".ckpt_epoch_0.0a1b2c3d.tmp.pth").touch()
+    folder.claim("TAG: x\n", same)
+    assert list(folder.checkpoints.iterdir()) == []
+    logging.getLogger().warning("hello")
+    assert "hello" in (folder.path / "log.txt").read_text()
+
+
+def test_within_an_epoch_the_last_checkpoint_is_that_of_the_step(tmp_path):
+    folder, state = RunFolder(tmp_path, World()), train_state(small())
+    folder.checkpoints.mkdir()
+    folder.repair_links(state)
+    assert list(folder.checkpoints.iterdir()) == []  # nothing was saved yet
+    for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2_step_4.pth"):
+        save_checkpoint(folder.checkpoints, name, {"model": {}})
+    (folder.checkpoints / "last.pth").symlink_to("ckpt_epoch_1.pth")
+    state.epoch, state.step = 2, 4
+    folder.repair_links(state)
+    assert (folder.checkpoints / "last.pth").readlink().name == "ckpt_epoch_2_step_4.pth"
+    assert not (folder.checkpoints / "best.pth").is_symlink()
+
+
+def test_the_path_follows_from_output_name_and_tag():
+    cfg = load_config(ROOT / "configs/swin_tiny.yaml", [("OUTPUT", "out", "x"), ("TAG", "t/1", "x")])
+    assert str(RunFolder.from_config(cfg, World()).path) == f"out/{cfg.MODEL.NAME}/t/1"

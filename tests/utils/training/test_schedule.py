@@ -1,10 +1,12 @@
-"""Learning rates: a real run's, hand-computed ones, and how an epoch is cut into updates."""
+"""Learning rates: a real run's, timm's, and hand-computed ones."""
+
+from dataclasses import replace
 
 import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
 
-from configs.loading import load_config
-from tests.conftest import ROOT
-from utils.training.plan import RunPlan
+from tests.utils.training.test_plan import plan
 from utils.training.schedule import learning_rate
 
 # learning rates that a public log of a Swin-T run printed: epoch, then update in the epoch -> rate in units of 1e-6
@@ -38,11 +40,6 @@ REAL_RUN = {
 }
 
 
-def plan(world=8, train_size=1_281_167, **keys):
-    overrides = [(k.replace("__", "."), v, "test") for k, v in keys.items()]
-    return RunPlan.from_config(load_config(ROOT / "configs/swin_tiny.yaml", overrides), world, train_size)
-
-
 def test_the_thirty_rates_of_a_real_run():
     recipe = plan()
     assert (recipe.updates_per_epoch, recipe.peak_lr, recipe.warmup_lr) == (1251, 1e-3, 1e-6)
@@ -55,11 +52,8 @@ def test_the_thirty_rates_of_a_real_run():
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_cosine_equals_timm(prefix):
-    import torch
-    from timm.scheduler import CosineLRScheduler
-
     recipe = plan(1, 1000, DATA__BATCH_SIZE=100, TRAIN__EPOCHS=10, TRAIN__LR_SCHEDULER__WARMUP_PREFIX=prefix)
-    recipe = RunPlan(**{**recipe.__dict__, "warmup_epochs": 2})
+    recipe = replace(recipe, warmup_epochs=2)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.peak_lr)
     peer = CosineLRScheduler(
         optimizer,
@@ -106,20 +100,3 @@ def test_a_run_within_the_warm_up_never_decays():
         [short.warmup_lr, short.warmup_lr + (short.peak_lr - short.warmup_lr) * 7 / 80]
     )
     assert "the whole run is warm-up" in short.describe()[-1]
-
-
-@pytest.mark.parametrize(
-    ("size", "batch", "updates"),
-    [(1_281_167, 1024, 1251), (40, 8, 5), (41, 8, 5), (42, 8, 6), (3, 8, 1), (1, 8, 1), (7, 3, 3)],
-)
-def test_updates_of_an_epoch(size, batch, updates):
-    """A remainder of at least a quarter of a global batch is an update of its own; a smaller one is dropped."""
-    assert plan(1, size, DATA__BATCH_SIZE=batch).updates_per_epoch == updates
-
-
-@pytest.mark.parametrize(("world", "batch", "accumulation"), [(1, 16, 1), (2, 8, 1), (1, 4, 4), (4, 2, 2)])
-def test_fault_32_the_schedule_depends_on_the_global_batch_alone(world, batch, accumulation):
-    recipe = plan(world, 52, DATA__BATCH_SIZE=batch, TRAIN__ACCUMULATION_STEPS=accumulation)
-    assert (recipe.shape.global_batch, recipe.updates_per_epoch) == (16, 4)
-    assert recipe.peak_lr == 5e-4 * 16 / 512
-    assert [recipe.shape.update_size(i) for i in range(4)] == [16, 16, 16, 4]

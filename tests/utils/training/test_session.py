@@ -1,4 +1,4 @@
-"""Saving by time, and speeds that leave saving out."""
+"""When checkpoints are saved, and what is recorded at the end of an epoch."""
 
 import json
 
@@ -6,9 +6,6 @@ import pytest
 
 from tests.builders import batches, objective, plan, session, shape, small, train_state
 from utils.evaluation.metrics import Accuracy
-from utils.training import progress as progress_module
-from utils.training import session as session_module
-from utils.training.journal import Journal
 from utils.training.loop import train_epoch
 from utils.training.objective import Evaluation
 
@@ -26,39 +23,6 @@ def test_saving_by_time_does_not_wait_for_log_lines(tmp_path):
     run_state, run_plan = train_state(small()), plan(shape(80))
     train(session(tmp_path, run_state, run_plan, print_freq=100, save_minutes=1e-9), run_state, run_plan, 19)
     assert (tmp_path / "checkpoints/ckpt_epoch_0_step_10.pth").exists()
-
-
-@pytest.mark.parametrize("every", [0, 1])
-def test_means_and_speed_count_images_and_leave_saving_out(tmp_path, monkeypatch, every):
-    """A clock that moves one second an update and a hundred for a save; ten updates of four images, the last of two."""
-    now, reported = [0.0], []
-    save, write = session_module.save_checkpoint, Journal.write
-
-    def tick(seconds, result=None):
-        now[0] += seconds
-        return result
-
-    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(session_module, "save_checkpoint", lambda *a: tick(100, save(*a)))
-    monkeypatch.setattr(Journal, "write", lambda self, r, s: (reported.append(s), write(self, r, s))[1])
-    run_state, run_plan = train_state(small()), plan(shape(38))
-    run_session = session(tmp_path, run_state, run_plan, save_updates=every)
-    losses = []
-
-    def after(update):
-        losses.append(update.losses["loss"].item())
-        tick(1)
-        run_session.after_update(update)
-
-    train_epoch(run_state, run_session.watch(batches(10)), objective(), run_plan, after)
-    assert [s["speed/images_per_s"] for s in reported] == pytest.approx([4, 4, (3 * 4 + 2) / 4])
-    assert [s["speed/waiting_for_data"] for s in reported] == [0, 0, 0]
-    weights = [4] * 9 + [2]
-    mean = sum(x * w for x, w in zip(losses, weights, strict=True)) / sum(weights)
-    assert run_state.means["epoch_loss"].value == pytest.approx(mean)
-    assert reported[2]["train/loss"] == pytest.approx(
-        sum(x * w for x, w in zip(losses[6:], weights[6:], strict=True)) / 14
-    )
 
 
 def test_saved_epochs(tmp_path):

@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from models.weights.load import load_contents
-from tests.builders import batches, objective, plan, shape, small, train_state
+from tests.builders import CPU, batches, objective, plan, shape, small, train_state
+from utils.evaluation.metrics import Mean
+from utils.precision import choose_precision
 from utils.training.loop import train_epoch
-from utils.training.optim import OptimizerOptions
+from utils.training.optim import OptimizerOptions, set_learning_rate
 
 
 def trained(ema=0.9):
@@ -16,6 +19,14 @@ def trained(ema=0.9):
     train_epoch(state, batches(3), objective(), plan(), lambda update: None)
     state.best_value, state.best_epoch = 42.0, 0
     return state
+
+
+def step(state):
+    """One update of a linear layer, at a fixed rate."""
+    state.model(torch.tensor([[1.0, -2.0]])).square().sum().backward()
+    set_learning_rate(state.optimizer, 0.01)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
 
 
 def restored(saved, **more):
@@ -66,3 +77,84 @@ def test_starting_later_counts_what_was_left_out():
     state = train_state(small())
     state.start_at(2, plan(shape(42, batch_size=8)))
     assert (state.epoch, state.update, state.samples) == (2, 12, 84)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sgd",
+        "fused_adam",
+        pytest.param(
+            "fused_lamb",
+            marks=pytest.mark.xfail(strict=True, reason="timm's Lamb counts its steps in the groups, not in the state"),
+        ),
+    ],
+)
+def test_every_optimizer_trains_on_with_the_same_bits(name):
+    options = {"optimizer": OptimizerOptions(name)}
+    one = train_state(nn.Linear(2, 2), **options)
+    step(one)
+    other = train_state(copy.deepcopy(one.model), **options)
+    other.load_state_dict(copy.deepcopy(one.state_dict()), load_contents, "x")
+    for state in (one, other):
+        step(state)
+    assert torch.equal(one.model.weight, other.model.weight)
+
+
+def test_the_scaler_of_float16_is_restored():
+    half = choose_precision(CPU, True, "float16")
+    state = train_state(nn.Linear(1, 1), half)
+    state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": 1024.0, "_growth_tracker": 7})
+    saved, other = state.state_dict(), train_state(nn.Linear(1, 1), half)
+    other.load_state_dict(saved, load_contents, "x")
+    assert other.scaler.state_dict() == saved["scaler"] and other.scaler.get_scale() == 1024.0
+
+
+def test_without_saved_averages_they_start_at_the_weights():
+    saved = trained(ema=None).state_dict()
+    assert "model_ema" not in saved
+    state = restored(saved, ema_decay=0.9)
+    assert state.evaluated is not state.model
+    pairs = zip(state.evaluated.parameters(), state.model.parameters(), strict=True)
+    assert all(torch.equal(average, weight) for average, weight in pairs)
+
+
+def test_means_and_counters_are_restored():
+    one = trained()
+    one.means["loss/part"] = Mean(3.0, 2.0)
+    one.skipped, one.skipped_in_row = 5, 1
+    saved = one.state_dict()
+    other = restored(copy.deepcopy(saved), ema_decay=0.9)
+    found = other.state_dict()
+    assert all(found[key] == saved[key] for key in ("counters", "means", "best", "scaler", "optimizer_name"))
+    assert other.means["loss/part"].value == 1.5
+    other.reset_best()
+    assert (other.best_value, other.best_epoch) == (None, -1)
+
+
+def test_the_optimizer_holds_what_wrapping_made_of_the_loaded_weights(monkeypatch):
+    """Sharding replaces the parameters when the model is wrapped."""
+
+    def shard(model, world):
+        model.weight = nn.Parameter(model.weight.detach().clone())
+        return nn.Sequential(model)
+
+    monkeypatch.setattr("utils.training.state.wrap", shard)
+    model = nn.Linear(2, 1, bias=False)
+    nn.init.constant_(model.weight, 7.0)  # the loaded weights
+    before = model.weight
+    state = train_state(model, ema_decay=0.9)
+    assert state.wrapped[0] is state.model is model and model.weight is not before
+    assert [p for group in state.optimizer.param_groups for p in group["params"]] == [model.weight]
+    assert (model.weight == 7).all() and (state.evaluated.weight == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "ema", "copies"), [("adamw", None, 3), ("adamw", 0.9, 4), ("sgd", None, 2), ("sgd", 0.9, 3)]
+)
+def test_the_size_of_a_checkpoint_counts_its_copies(name, ema, copies):
+    state = train_state(nn.Linear(10, 10), ema_decay=ema, optimizer=OptimizerOptions(name))
+    assert state.checkpoint_bytes() == copies * 110 * 4
+    lines = state.describe()
+    assert "weight decay on 1 tensors (100 parameters), none on 1 tensors (10 parameters)" in lines[0]
+    assert ("EMA of the weights with decay 0.9" in lines[1]) == (ema is not None)

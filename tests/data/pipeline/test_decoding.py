@@ -1,0 +1,231 @@
+"""Decoding: every kind of image by value, and every damage by name."""
+
+import contextlib
+import io
+import resource
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size
+from utils.errors import DataError
+
+PHOTO = Image.fromarray(load_sample_images().images[1])
+
+
+def noise(size=(96, 96)):
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tiff(channels, dtype=np.uint8, planar=False):
+    """A TIFF of 32 x 32 pixels, and its bands in 8 bits (32, 32, channels)."""
+    bands = np.random.default_rng(0).integers(0, 256, (32, 32, channels)).astype(dtype)
+    stored = bands * np.array(257 if dtype == np.uint16 else 1, dtype)
+    buffer = io.BytesIO()
+    if planar:
+        tifffile.imwrite(buffer, np.moveaxis(stored, -1, 0), photometric="minisblack", planarconfig="separate")
+    else:
+        tifffile.imwrite(buffer, stored, photometric="minisblack", planarconfig="contig")
+    return buffer.getvalue(), bands
+
+
+def test_decode_gives_rgb():
+    image = noise()
+    assert np.array_equal(np.asarray(decode(encoded(image), "a.png")), np.asarray(image))
+    assert decode(encoded(image.convert("L")), "a.png").mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_fault_39_sixteen_bits_are_scaled_not_clipped(kind):
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    pixels = np.asarray(decode(encoded(Image.fromarray(ramp), kind), "a"))
+    np.testing.assert_array_equal(pixels[..., 0], (ramp / 257).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"", "empty file"), (b"this is text", "cannot identify"), (encoded(noise(), "JPEG")[:900], "truncated")],
+)
+def test_fault_38_unreadable_images_are_named(data, reason):
+    with pytest.raises(DataError) as caught:
+        decode(data, "train/n01/x.jpg")
+    assert reason in str(caught.value) and "BytesIO" not in str(caught.value) and "train/n01/x.jpg" in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["zeros", "cut and closed", "a gap"])
+def test_fault_38_damage_inside_a_jpeg_is_refused_not_filled_with_grey(damage):
+    """As interrupted copies leave it: Pillow reads all three, with grey or noise."""
+    data = encoded(noise((300, 300)), "JPEG")
+    half = len(data) // 2
+    bad = {
+        "zeros": data[:half] + bytes(len(data) - half),
+        "cut and closed": data[:half] + b"\xff\xd9",
+        "a gap": data[:half] + data[half + 4000 :],
+    }[damage]
+    for upright in (False, True):
+        with pytest.raises(DataError, match="truncated or corrupt.*: x.jpg"):
+            decode(bad, "x.jpg", upright)
+    with pytest.raises(DataError, match="truncated or corrupt.*: x.jpg"):
+        decode_jpeg(bad, "x.jpg", *jpeg_size(bad), reduce=2)
+
+
+def malformed_exif(orientation):
+    """The image's width (tag 0x100) as text: Pillow reads it, and cannot write it."""
+    tags = Image.Exif()
+    tags[0x010F], tags[0x0112] = "wide", orientation
+    return tags.tobytes().replace(b"\x0f\x01", b"\x00\x01").replace(b"\x01\x0f", b"\x01\x00")
+
+
+def test_malformed_metadata_are_no_traceback():
+    data = encoded(noise((40, 24)), "JPEG", exif=malformed_exif(6))
+    assert decode(data, "a").size == (24, 40)
+    with contextlib.suppress(DataError):
+        decode(data, "a", upright=True)
+
+
+RAMP = np.linspace(0, 255, 24).astype(np.uint8).reshape(4, 6)
+COLOURS = np.stack([RAMP, RAMP[::-1], 255 - RAMP], -1)
+
+
+def with_alpha(alpha=128):
+    return Image.fromarray(np.dstack([COLOURS, np.full_like(RAMP, alpha)]))
+
+
+def animated():
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(np.full((4, 6), value, np.uint8)) for value in (40, 200)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def pages():
+    buffer = io.BytesIO()
+    first, second = Image.fromarray(COLOURS), Image.fromarray(255 - COLOURS)
+    first.save(buffer, "TIFF", save_all=True, append_images=[second])
+    return buffer.getvalue()
+
+
+GREY = np.stack([RAMP] * 3, -1)
+GOLDEN = {
+    "PNG named .JPEG": (encoded(Image.fromarray(COLOURS)), COLOURS, 0),
+    "RGBA: colours as they are": (encoded(with_alpha()), COLOURS, 0),
+    "LA: grey as it is": (encoded(Image.fromarray(RAMP).convert("LA")), GREY, 0),
+    "palette": (encoded(Image.fromarray(GREY).convert("P", palette=Image.Palette.ADAPTIVE)), GREY, 3),
+    "1 bit": (encoded(Image.fromarray(RAMP > 127)), np.where(GREY > 127, 255, 0), 0),
+    "16 bits": (encoded(Image.fromarray(RAMP.astype(np.uint16) * 257)), GREY, 0),
+    "CMYK": (encoded(Image.fromarray(COLOURS).convert("CMYK"), "TIFF"), COLOURS, 1),
+    "animated GIF: first frame": (animated(), np.full((4, 6, 3), 40), 0),
+    "TIFF of pages: first page": (pages(), COLOURS, 0),
+}
+
+
+@pytest.mark.parametrize(("data", "pixels", "tolerance"), GOLDEN.values(), ids=GOLDEN)
+def test_fault_39_every_kind_of_image_is_read(data, pixels, tolerance):
+    found = np.asarray(decode(data, "x.JPEG")).astype(int)
+    assert found.shape == (4, 6, 3) and abs(found - pixels).max() <= tolerance
+
+
+def test_fault_39_palette_with_transparency_keeps_its_colours():
+    image = Image.fromarray(GREY).convert("P", palette=Image.Palette.ADAPTIVE)
+    data = encoded(image, transparency=0)
+    assert np.array_equal(np.asarray(decode(data, "a")), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCCK"])
+def test_fault_39_jpegs_of_four_inks(mode):
+    """Adobe's files hold the inks inverted; YCCK is what Adobe's marker says when its transform is 2."""
+    flat = Image.new("RGB", (64, 64), (200, 30, 90))
+    data = encoded(flat.convert("CMYK"), "JPEG")
+    if mode == "YCCK":
+        at = data.index(b"Adobe") + 11
+        data = data[:at] + b"\x02" + data[at + 1 :]
+    found = np.asarray(decode(data, "a.jpg"))
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(found, expected)
+    if mode == "CMYK":
+        assert abs(found.astype(int) - np.array([200, 30, 90])).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_fault_40_orientation_is_ignored_or_applied(orientation):
+    image, tags = noise((40, 24)), Image.Exif()
+    tags[0x0112] = orientation
+    data = encoded(image, exif=tags)
+    turn = Image.Transpose
+    turns = [None, turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM]
+    turns += [turn.TRANSPOSE, turn.ROTATE_270, turn.TRANSVERSE, turn.ROTATE_90]
+    upright = image if orientation == 1 else image.transpose(turns[orientation - 1])
+    assert np.array_equal(np.asarray(decode(data, "a")), np.asarray(image))
+    assert np.array_equal(np.asarray(decode(data, "a", upright=True)), np.asarray(upright))
+
+
+def test_fault_41_a_decompression_bomb_is_refused_before_it_takes_memory():
+    data = encoded(Image.new("1", (20_000, 20_000)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="exceeds limit"):
+        decode(data, "bomb.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}])
+def test_decoded_pixels_are_pillows_own(mode, options):
+    for size in ((333, 257), (16, 16), (1, 1)):
+        data = encoded(PHOTO.crop((0, 0, *size)).convert(mode), "JPEG", quality=95, **options)
+        assert jpeg_size(data) == size[::-1]
+        pixels = decode_jpeg(data, "a", size[1], size[0])
+        assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_other_images_and_corrupt_ones_are_left_to_pillow():
+    crop = PHOTO.crop((0, 0, 64, 48))
+    assert jpeg_size(encoded(crop)) is None and jpeg_size(b"\xff\xd8 no more") is None and jpeg_size(b"") is None
+    assert jpeg_size(encoded(crop.convert("CMYK"), "JPEG")) is None
+    with pytest.raises(DataError, match="not a readable image .*: x.jpg"):
+        decode_jpeg(encoded(crop, "JPEG", quality=95)[:-600], "x.jpg", 48, 64)
+
+
+@pytest.mark.parametrize("reduce", [1, 2, 4, 8])
+def test_reduced_decoding_rounds_the_sides_up(reduce):
+    data = encoded(PHOTO.crop((0, 0, 99, 50)), "JPEG", quality=95)
+    pixels = decode_jpeg(data, "a", 50, 99, reduce)
+    assert pixels.shape == (-(-50 // reduce), -(-99 // reduce), 3)
+    assert abs(pixels.mean() - np.asarray(PHOTO.crop((0, 0, 99, 50))).mean()) < 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("planar", [True, False])
+@pytest.mark.parametrize("channels", [2, 5, 12])
+def test_tiffs_of_many_bands_are_decoded_as_they_are(dtype, planar, channels):
+    data, bands = tiff(channels, dtype, planar)
+    assert np.array_equal(decode_bands(data, "a", channels), bands)
+    with pytest.raises(DataError, match=f"an image of {channels} channels: x.tif: IN_CHANS is 4"):
+        decode_bands(data, "x.tif", 4)
+
+
+def test_other_types_of_values_are_refused():
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((4, 4, 5), np.float32), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(DataError, match="values of type float32: x.tif: store 8 or 16 bits"):
+        decode_bands(buffer.getvalue(), "x.tif", 5)
+    with pytest.raises(DataError, match="not a readable image .*: x.tif"):
+        decode_bands(buffer.getvalue()[:60], "x.tif", 5)
+
+
+def test_colour_images_are_repeated_to_more_channels():
+    pixels = np.asarray(noise((8, 8)))
+    assert np.array_equal(decode_bands(encoded(noise((8, 8))), "a", 5), pixels[..., [0, 1, 2, 0, 1]])
+    alpha = noise((8, 8)).convert("RGBA")
+    alpha.putalpha(77)
+    assert np.array_equal(decode_bands(encoded(alpha), "a", 4), np.asarray(alpha))
+    assert np.array_equal(decode_bands(encoded(alpha), "a", 5), pixels[..., [0, 1, 2, 0, 1]])

@@ -1,0 +1,59 @@
+"""Sources and storages that are sent to loader workers; this module imports little, so that workers start quickly."""
+
+import io
+import os
+import signal
+
+from PIL import Image
+
+from utils.errors import DataError
+
+
+def png(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Deadly:
+    """Twelve images of one colour; reading sample 5 kills the process."""
+
+    class_names = ("any",)
+
+    def __init__(self) -> None:
+        self._image = png(32)
+
+    def __len__(self) -> int:
+        return 12
+
+    def read(self, i: int) -> bytes:
+        if i == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._image
+
+    def name(self, i: int) -> str:
+        return f"train/{i}.png"
+
+    def label(self, i: int) -> int:
+        return 0
+
+
+class ParentOfWorker(Deadly):
+    """Answers with the parent of the process that reads."""
+
+    def read(self, i: int) -> bytes:
+        raise DataError(str(os.getppid()))
+
+
+class ManyPaths:
+    """Storage of one small image under any number of paths."""
+
+    def __init__(self) -> None:
+        self._image = png(8)
+
+    def read(self, index, i: int) -> bytes:
+        assert index.name(i)  # as a storage of files does
+        return self._image
+
+    def where(self, name: str) -> str:
+        return name

@@ -1,0 +1,105 @@
+"""Lists of images: odd ones are read correctly, malformed ones are refused with file and line."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from data.sources.lists import ListStore, read_list
+from tests.builders import labels_of, open_data
+from tests.data.sources.storages import ESCAPING, SPLITS
+from utils.errors import DataError
+
+LINES = {
+    "crlf": b"a b/x.jpg\t0\r\nc/y.jpg\t1\r\n",
+    "bom": b"\xef\xbb\xbfa b/x.jpg\t0\nc/y.jpg\t1\n",
+    "blank": b"\na b/x.jpg\t0\n\n   \nc/y.jpg\t1",
+    "json": b'[["a b/x.jpg", 0], ["c/y.jpg", 1]]',
+}
+
+
+@pytest.mark.parametrize("text", LINES.values(), ids=LINES)
+def test_fault_45_odd_lists_are_read_right(photos, tmp_path, text):
+    for name in ("a b/x.jpg", "c/y.jpg"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(photos / "train/class_0/photo_0.jpg", tmp_path / name)
+    for split in SPLITS:
+        (tmp_path / f"{split}_map.txt").write_bytes(text)
+    source = open_data("list", str(tmp_path)).train
+    assert source.class_names == ("a b", "c") and labels_of(source) == [0, 1]
+    assert source.read(0)[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("a/x.jpg\t0\na/y.jpg\t7\n", r"label 7 is not in 0 to 2: .*train_map\.txt:2"),
+        ("a/x.jpg\t-1\n", r"label -1 .*:1"),
+        ("a/x.jpg\tdog\n", r"the line is .*dog.*:1: it must be 'path<TAB>label'"),
+        ("a/x.jpg\n", r":1: it must be"),
+        ("", "an empty list"),
+        ('[["a.jpg"]]', r"entry 0 is \['a\.jpg'\]"),
+        ("[1, 2", "not a JSON list"),
+    ],
+)
+def test_fault_45_malformed_lists_are_refused_with_the_line(tmp_path, lines, message):
+    (tmp_path / "train_map.txt").write_text(lines)
+    with pytest.raises(DataError, match=message):
+        ListStore(tmp_path).open("train", None, classes=3)
+
+
+@pytest.mark.parametrize("name", ESCAPING)
+def test_fault_46_paths_out_of_the_root_are_refused_in_a_list(tmp_path, name):
+    (tmp_path / "train_map.txt").write_text(f"{name}\t0\n")
+    with pytest.raises(DataError, match=r"leads out of the data folder: .*train_map\.txt:1"):
+        ListStore(tmp_path).open("train")
+
+
+def test_fault_46_a_link_out_of_the_root_is_never_opened(tmp_path):
+    data = tmp_path / "data"
+    (data / "a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "trap")  # opening it would wait forever
+    (data / "a/x.jpg").symlink_to("../../trap")
+    (data / "train_map.txt").write_text("a/x.jpg\t0\n")
+    source = ListStore(data).open("train")
+    with pytest.raises(DataError, match=r"a link leads out of the data folder: .*x\.jpg"):
+        source.read(0)
+
+
+def test_a_link_in_the_data_folder_itself_is_followed(photos, tmp_path):
+    """As ImageNet-22K is usually laid out: fall11_whole is a link to another disk."""
+    elsewhere, data = tmp_path / "disk", tmp_path / "data"
+    shutil.copytree(photos / "train", elsewhere)
+    (elsewhere / "class_0/link.jpg").symlink_to("../class_1/photo_1.jpg")
+    data.mkdir()
+    (data / "fall11_whole").symlink_to(elsewhere)
+    entries = [["fall11_whole/class_0/photo_0.jpg", 0], ["fall11_whole/class_0/link.jpg", 0]]
+    for split in SPLITS:
+        (data / f"ILSVRC2011fall_whole_map_{split}.txt").write_text(json.dumps(entries))
+    source = open_data("imagenet22K", str(data)).train
+    assert {source.read(i) for i in range(2)} == {
+        (elsewhere / name).read_bytes() for name in ("class_0/photo_0.jpg", "class_1/photo_1.jpg")
+    }
+
+
+@pytest.mark.parametrize(
+    ("lines", "classes", "names"),
+    [
+        ("a/x.jpg\t0\nb/y.jpg\t2\n", 0, ["a", "1", "b"]),  # no image of label 1
+        ("a/x.jpg\t0\nb/y.jpg\t0\n", 0, ["0"]),  # two folders of one label
+        ("a/x.jpg\t0\na/y.jpg\t1\n", 3, ["0", "1", "2"]),  # one folder of two labels
+        ("x.jpg\t0\n", 2, ["0", "1"]),  # no folder
+    ],
+)
+def test_classes_are_named_after_the_folders_where_each_has_its_own(tmp_path, lines, classes, names):
+    (tmp_path / "train_map.txt").write_text(lines)
+    assert read_list(tmp_path / "train_map.txt", classes, None).class_names == names
+
+
+def test_class_names_that_are_given_are_kept(tmp_path):
+    (tmp_path / "train_map.txt").write_text("a/./x.jpg 1\n")
+    listed = read_list(tmp_path / "train_map.txt", 0, ["p", "q"])
+    assert (listed.names, listed.labels, listed.class_names) == (["a/x.jpg"], [1], ["p", "q"])
+    with pytest.raises(DataError, match="label 1 is not in 0 to 0"):
+        read_list(tmp_path / "train_map.txt", 0, ["p"])

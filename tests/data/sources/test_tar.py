@@ -1,0 +1,81 @@
+"""Tar shards: class folders or WebDataset's pairs, read by offset; every damage is named with its member."""
+
+import io
+import os
+import shutil
+import tarfile
+
+import pytest
+
+from data.sources.tar import TarStore
+from tests.builders import labels_of
+from tests.data.sources.storages import files, write_shard, write_tars
+from utils.errors import DataError
+
+
+@pytest.fixture
+def image(photos):
+    return photos / "train/class_0/photo_0.jpg"
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_class_folders_give_the_labels(photos, tmp_path, below):
+    write_tars(photos, tmp_path, below)
+    store = TarStore(tmp_path)
+    source = store.open("train")
+    assert store.has("val") and not store.has("test") and store.class_names("val") == ["class_0", "class_1", "class_2"]
+    assert [source.name(i) for i in range(36)] == [f"{tmp_path}@/{name}" for name, _ in files(photos, "train")]
+    assert labels_of(source) == [label for _, label in files(photos, "train")]
+    assert labels_of(store.open("val", ["x", "class_2", "class_1", "class_0"])) == [1] * 5 + [2] * 5 + [3] * 5
+
+
+def test_keys_of_webdataset_may_repeat_in_other_shards(photos, tmp_path, image):
+    other = photos / "train/class_1/photo_3.jpg"
+    write_shard(tmp_path / "train-000.tar", [(image, "00000", "2\n"), (image, "00001", "0")])
+    write_shard(tmp_path / "train-001.tar", [(other, "00000", "1")])
+    source = TarStore(tmp_path).open("train")
+    assert source.class_names == ("0", "1", "2") and labels_of(source) == [0, 1, 2]
+    assert source.name(1) == f"{tmp_path}@/train-001.tar/00000.jpg" and source.read(1) == other.read_bytes()
+    assert TarStore(tmp_path).open("train", None, 10).class_names[9] == "9"
+    assert TarStore(tmp_path).open("train", ["a", "b", "c"]).class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(("label", "message"), [(None, "no label from 0 to 2"), ("3", "0 to 2"), ("-1", "0 to 2")])
+def test_an_image_of_webdataset_needs_a_label_in_range(tmp_path, image, label, message):
+    write_shard(tmp_path / "train.tar", [(image, "a", "0"), (image, "b", label)])
+    with pytest.raises(DataError, match=rf"{message}: .*@/b\.jpg: its \.cls must contain one"):
+        TarStore(tmp_path).open("train", None, 3)
+
+
+def test_a_label_that_is_no_number_is_refused(tmp_path, image):
+    write_shard(tmp_path / "train.tar", [(image, "a", "dog")])
+    with pytest.raises(DataError, match=r"not a readable tar archive \(.*dog.*train\.tar"):
+        TarStore(tmp_path).open("train")
+
+
+def test_fault_46_paths_out_of_the_root_are_refused_in_a_tar(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        info = tarfile.TarInfo("../x.jpg")
+        info.size = 1
+        archive.addfile(info, io.BytesIO(b"x"))
+    with pytest.raises(DataError, match=r"leads out of the data folder: .*train\.tar@/"):
+        TarStore(tmp_path).open("train")
+
+
+def test_fault_47_compressed_and_truncated_tars_are_refused(photos, tmp_path):
+    write_tars(photos, tmp_path)
+    source = TarStore(tmp_path).open("train")
+    os.truncate(tmp_path / "train.tar", 1000)
+    with pytest.raises(DataError, match=r"truncated within an image: .*@/class_0/photo_0\.jpg"):
+        source.read(0)
+    with tarfile.open(tmp_path / "val.tar", "w:gz") as archive:
+        archive.add(photos / "val", arcname="val")
+    with pytest.raises(DataError, match=r"not a readable tar archive .*val\.tar: copy it again, uncompressed"):
+        TarStore(tmp_path).open("val")
+
+
+def test_a_new_shard_is_noticed(tmp_path, image):
+    write_shard(tmp_path / "train-0.tar", [(image, "a", "0")])
+    assert len(TarStore(tmp_path).open("train")) == 1
+    shutil.copy(tmp_path / "train-0.tar", tmp_path / "train-1.tar")
+    assert len(TarStore(tmp_path).open("train")) == 2

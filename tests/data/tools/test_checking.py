@@ -1,0 +1,79 @@
+"""What a check of an image folder reports, fact by fact and finding by finding."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from data.tools.checking import check_folder
+from utils.errors import DataError
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """Two classes with two images each in train, one each in val; all different."""
+    root, shade = tmp_path / "data", 0
+    for split, count in (("train", 2), ("val", 1)):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                shade += 20
+                Image.new("L", (4, 4), shade).save(root / split / name / f"{i}.png")
+    return root
+
+
+def test_a_clean_folder(colours):
+    report = check_folder(colours, workers=1)
+    assert report.findings == []
+    assert report.facts == [
+        "train: 4 images, 2 classes, 2 to 2 in a class",
+        "val: 2 images, 2 classes, 1 to 1 in a class",
+        "6 distinct files decoded, 0 more duplicate one of their class",
+    ]
+
+
+def test_problems_are_named_with_their_files(colours):
+    train, val = colours / "train", colours / "val"
+    shutil.copy(train / "a/0.png", train / "a/again.png")  # a duplicate in its own class is only counted
+    shutil.copy(train / "a/1.png", train / "b/copied.png")
+    shutil.copy(train / "b/0.png", val / "b/leaked.png")
+    (train / "a/bad.png").write_bytes(b"text")
+    (train / "empty").mkdir()
+    (train / "b/notes.txt").touch()
+    (train / "b/gone.png").symlink_to("nowhere.png")
+    Image.new("L", (4, 4), 250).save(val / "loose.png")
+    (val / "c").mkdir()
+    Image.new("L", (4, 4), 251).save(val / "c/0.png")
+    report = check_folder(colours, workers=1)
+    expected = [
+        f"no images for class empty: {train}/empty",
+        f"files without an image extension, 1: {train}/b/notes.txt",
+        f"broken links, 1: {train}/b/gone.png",
+        f"images outside the class folders, 1: {val}/loose.png",
+        "classes in val but not in train, 1: c",
+        f"the same image in two classes: {train}/a/1.png, {train}/b/copied.png",
+        f"the same image in train and val: {train}/b/0.png, {val}/b/leaked.png",
+    ]
+    assert [finding for finding in expected if finding not in report.findings] == []
+    others = [finding for finding in report.findings if finding not in expected]
+    assert len(others) == 2 and all("bad.png" in text or "gone.png" in text for text in others), others
+    assert report.facts[-1].endswith("1 more duplicate one of their class")
+
+
+def test_class_names_that_sort_or_read_badly(tmp_path):
+    for name in ("1", "2", "10"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("L", (4, 4), int(name)).save(tmp_path / "train" / name / "a.png")
+    report = check_folder(tmp_path, workers=1)
+    assert f"no folder val/: {tmp_path}" in report.findings
+    assert any("label 1 is not class 1" in text and "(02)" in text for text in report.findings)
+    (tmp_path / "train/10").rename(tmp_path / "train/Dog")
+    shutil.copytree(tmp_path / "train/1", tmp_path / "train/dog")
+    Image.new("L", (4, 4), 99).save(tmp_path / "train/dog/a.png")
+    report = check_folder(tmp_path, workers=1)
+    assert any("hardly differ" in text and "'Dog', 'dog'" in text for text in report.findings)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no folder .*gone"):
+        check_folder(tmp_path / "gone", workers=1)

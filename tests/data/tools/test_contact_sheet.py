@@ -1,0 +1,49 @@
+"""The picture of augmented training images."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.tools.contact_sheet import CAPTION, COLUMNS, GAP, TILE, draw_sheet
+from tests.builders import PLAIN
+from utils.errors import ResourceError
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """Three red images and two green ones."""
+    for name, count, colour in (("red", 3, (250, 10, 10)), ("n01440764", 2, (10, 250, 10))):
+        (tmp_path / "data/train" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (40, 40), colour).save(tmp_path / "data/train" / name / f"{i}.png")
+    return tmp_path / "data"
+
+
+def tile(sheet, place):
+    """The colour in the middle of a tile."""
+    left = GAP + place % COLUMNS * (TILE + GAP) + TILE // 2
+    return np.asarray(sheet)[64 + TILE // 2, left].astype(int)
+
+
+def test_images_are_shown_by_class_in_their_colours(colours, tmp_path):
+    assert draw_sheet(colours, tmp_path / "sheet.png", 10, PLAIN, seed=0) == 5
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG" and sheet.size == (GAP + 5 * (TILE + GAP), 64 + TILE + CAPTION + 2 * GAP)
+        shown = [tile(sheet, place) for place in range(5)]
+    expected = [(10, 250, 10)] * 2 + [(250, 10, 10)] * 3  # the synset sorts first
+    assert abs(np.array(shown) - expected).max() <= 1
+
+
+def test_count_and_seed_decide_what_is_shown(photos, tmp_path):
+    sheets = []
+    for number, seed in enumerate((0, 0, 1)):
+        assert draw_sheet(photos, tmp_path / f"{number}.png", 9, PLAIN, seed) == 9
+        sheets.append((tmp_path / f"{number}.png").read_bytes())
+    assert sheets[0] == sheets[1] != sheets[2]
+    with Image.open(tmp_path / "0.png") as sheet:
+        assert sheet.size == (GAP + COLUMNS * (TILE + GAP), 64 + 2 * (TILE + CAPTION + GAP) + GAP)
+
+
+def test_a_sheet_that_cannot_be_written_is_refused(colours, tmp_path):
+    with pytest.raises(ResourceError, match=r"cannot write the sheet .*gone/sheet\.png: name another file"):
+        draw_sheet(colours, tmp_path / "gone/sheet.png", 1, PLAIN, seed=0)

@@ -1,0 +1,111 @@
+"""Packing, resizing and sorting an image folder: nothing lost, nothing half done."""
+
+import os
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.sources.folders import imagenet_synsets
+from data.tools.packing import ORIENTATION, pack, resize_copy, sort_validation
+from tests.builders import open_folder
+from tests.data.sources.storages import files
+from utils.errors import DataError, ResourceError
+
+
+def images_of(source):
+    return [(source.label(i), source.read(i)) for i in range(len(source))]
+
+
+def test_archives_hold_the_same_samples(photos, tmp_path):
+    assert pack(photos, tmp_path / "zips") == {"train": 36, "val": 15}
+    ours, theirs = open_folder(photos), open_folder(tmp_path / "zips", zipped=True)
+    assert ours.identity() == theirs.identity()
+    assert images_of(ours.train) == images_of(theirs.train) and images_of(ours.val) == images_of(theirs.val)
+    names = sorted(p.name for p in (tmp_path / "zips").iterdir())
+    assert names == ["train.zip", "train_map.txt", "val.zip", "val_map.txt"]
+    lines = (tmp_path / "zips/val_map.txt").read_text().splitlines()
+    assert lines == [f"{name}\t{label}" for name, label in files(photos, "val")]
+    with zipfile.ZipFile(tmp_path / "zips/train.zip") as archive:
+        assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def test_nested_images_are_not_packed_under_other_classes(own_photos, tmp_path):
+    (own_photos / "train/class_0/deeper").mkdir()
+    (own_photos / "train/class_0/photo_0.jpg").rename(own_photos / "train/class_0/deeper/photo_0.jpg")
+    with pytest.raises(DataError, match=r"deeper/photo_0\.jpg: use class/image"):
+        pack(own_photos, tmp_path / "zips")
+    assert list((tmp_path / "zips").iterdir()) == []
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A small, a large, a rotated and a grey 16-bit image."""
+    folder = tmp_path / "data/train/a"
+    folder.mkdir(parents=True)
+    tags = Image.Exif()
+    tags[ORIENTATION] = 6
+    Image.new("RGB", (30, 20), "red").save(folder / "small.jpg")
+    Image.new("RGB", (300, 200), "red").save(folder / "large.png")
+    Image.new("RGB", (200, 300), "red").save(folder / "rotated.jpg", exif=tags)
+    Image.fromarray(np.full((100, 150), 257 * 40, np.uint16)).save(folder / "deep.tif")
+    return tmp_path / "data"
+
+
+def test_a_copy_has_short_sides_of_at_most_the_given_size(mixed, tmp_path):
+    target = tmp_path / "to"
+    assert resize_copy(mixed, target, 50, 90, workers=1) == (4, 3)
+    folder = target / "train/a"
+    assert (folder / "small.jpg").read_bytes() == (mixed / "train/a/small.jpg").read_bytes()
+    found = {p.name: (Image.open(p).format, Image.open(p).size) for p in folder.iterdir()}
+    assert found == {
+        "small.jpg": ("JPEG", (30, 20)),
+        "large.png": ("PNG", (75, 50)),
+        "rotated.jpg": ("JPEG", (50, 75)),
+        "deep.tif": ("TIFF", (75, 50)),
+    }
+    assert Image.open(folder / "rotated.jpg").getexif()[ORIENTATION] == 6
+    assert (np.asarray(Image.open(folder / "deep.tif")) == 40).all()
+    stamps = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert resize_copy(mixed, target, 50, 90, workers=1) == (4, 0)  # all of it is there
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == stamps
+
+
+def test_copies_that_make_no_sense_are_refused(mixed, tmp_path):
+    with pytest.raises(DataError, match="the copy would be inside the original"):
+        resize_copy(mixed, mixed / "small", 50, 90, workers=1)
+    with pytest.raises(DataError, match="short side 0, quality 90"):
+        resize_copy(mixed, tmp_path / "to", 0, 90, workers=1)
+    with pytest.raises(DataError, match=r"no images below train/ and val/: .*gone"):
+        resize_copy(tmp_path / "gone", tmp_path / "to", 50, 90, workers=1)
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to/.resized").write_text("short side 30, quality 90")
+    with pytest.raises(DataError, match="there is a copy with short side 30, quality 90"):
+        resize_copy(mixed, tmp_path / "to", 50, 90, workers=1)
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match=r"cannot write \(.*\): .*file"):
+        resize_copy(mixed, tmp_path / "file", 50, 90, workers=1)
+
+
+def test_a_bad_image_ends_the_copy_with_its_path(mixed, tmp_path):
+    (mixed / "train/a/large.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"empty file\): .*large\.png"):
+        resize_copy(mixed, tmp_path / "to", 50, 90, workers=1)
+
+
+def test_flat_validation_images_are_sorted_or_left_alone(photos, tmp_path):
+    names = ["ILSVRC2012_val_00000002.JPEG", "ILSVRC2012_val_00015416.JPEG"]
+    (tmp_path / "val").mkdir()
+    for name in [*names, "mine.jpg"]:
+        shutil.copy(photos / "val/class_0/photo_0.jpg", tmp_path / "val" / name)
+    with pytest.raises(DataError, match=r"no validation images of ImageNet: .*mine\.jpg"):
+        sort_validation(tmp_path)
+    assert sorted(os.listdir(tmp_path / "val")) == [*names, "mine.jpg"]
+    (tmp_path / "val/mine.jpg").unlink()
+    assert sort_validation(tmp_path) == 2
+    for label, name in zip((970, 13), names, strict=True):
+        assert (tmp_path / "val" / imagenet_synsets()[label] / name).exists()
+    with pytest.raises(DataError, match="no folder val/"):
+        sort_validation(tmp_path / "gone")

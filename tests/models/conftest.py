@@ -1,0 +1,28 @@
+"""Large models in a third of the time: most of it goes into drawing truncated normal weights."""
+
+from collections.abc import Callable
+
+import pytest
+import timm.models.swin_transformer_v2
+import timm.models.vision_transformer
+import torch
+from torch import nn
+
+from tests.builders import randomize
+
+
+def uninitialized(build: Callable[[], nn.Module]) -> nn.Module:
+    """Builds a model without drawing the weights of its layers, which a test then replaces; in evaluation mode."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, *_, **__: tensor)
+        for owner in (torch.nn.init, timm.models.swin_transformer_v2, timm.models.vision_transformer):
+            patch.setattr(owner, "trunc_normal_", lambda tensor, *_, **__: tensor)
+        return build().eval()
+
+
+def fill(model: nn.Module) -> nn.Module:
+    """Like `randomize`, and draws all other weights too, uniformly with a deviation of 0.02."""
+    torch.manual_seed(0)
+    for p in model.parameters():
+        p.data.uniform_(-0.035, 0.035)
+    return randomize(model)
