@@ -104,7 +104,10 @@ class MonitoredLoader:
             except RuntimeError as e:
                 raise self._explain(e) from e
             if isinstance(batch, DataError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # the frame, its exception and the loader would form a cycle, and workers end late
             for message in batch.bad:
                 self._skip(message)
             yield batch

@@ -84,10 +84,7 @@ def test_starting_later_counts_what_was_left_out():
     [
         "sgd",
         "fused_adam",
-        pytest.param(
-            "fused_lamb",
-            marks=pytest.mark.xfail(strict=True, reason="timm's Lamb counts its steps in the groups, not in the state"),
-        ),
+        "fused_lamb",
     ],
 )
 def test_every_optimizer_trains_on_with_the_same_bits(name):
