@@ -21,8 +21,10 @@ def uninitialized(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def fill(model: nn.Module) -> nn.Module:
-    """Like `randomize`, and draws all other weights too, uniformly with a deviation of 0.02."""
+    """Like `randomize`, and scales all other weights to their inputs, so that no branch is negligible."""
     torch.manual_seed(0)
     for p in model.parameters():
-        p.data.uniform_(-0.035, 0.035)
+        if p.ndim > 1:
+            bound = (3 / p[0].numel()) ** 0.5  # a deviation of 1 / sqrt(inputs)
+            p.data.uniform_(-bound, bound)
     return randomize(model)

@@ -8,7 +8,7 @@ from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSw
 
 from models.swin import SwinOptions, SwinTransformer
 from models.weights.layouts import LAYOUTS
-from tests.builders import SIZES, randomize, small, take
+from tests.builders import SIZES, small, take
 from tests.models.conftest import fill, uninitialized
 
 # four stages of the published depth, an eighth of the width
@@ -32,7 +32,7 @@ def test_logits_equal_timm(size, pixels, window):
 @pytest.fixture(scope="module")
 def narrow():
     """timm's model and ours with the same weights, at 224 pixels."""
-    peer = randomize(TimmSwin(img_size=224, window_size=7, drop_path_rate=0.0, **NARROW))
+    peer = fill(TimmSwin(img_size=224, window_size=7, drop_path_rate=0.0, **NARROW))
     return peer, take(SwinTransformer(SwinOptions(drop_path_rate=0.0, **NARROW)), peer)
 
 
@@ -63,7 +63,7 @@ def test_gradients_equal_timm(narrow):
 @pytest.fixture(scope="module")
 def padding():
     """torchvision's model and ours with the same weights; both pad maps to whole windows."""
-    peer = randomize(TorchvisionSwin([4, 4], window_size=[7, 7], **NARROW))
+    peer = fill(TorchvisionSwin([4, 4], window_size=[7, 7], **NARROW))
     return peer, take(SwinTransformer(SwinOptions(**NARROW)).eval(), peer)
 
 

@@ -34,10 +34,10 @@ def mixed_by_hand(block, x):
     return out
 
 
-@pytest.mark.parametrize("size", [(8, 8), (8, 4), (6, 9), (3, 4)])
-def test_a_block_mixes_the_tokens_of_each_window_per_head(size):
+@pytest.mark.parametrize(("window", "size"), [(4, (8, 8)), (4, (8, 4)), (4, (3, 4)), (5, (10, 10)), (5, (6, 9))])
+def test_a_block_mixes_the_tokens_of_each_window_per_head(window, size):
     """The first block of a stage has windows in place, the second has shifted ones, padded on all sides."""
-    for block in small("swin_mlp").stages()[0].blocks:
+    for block in small("swin_mlp", window_size=window).stages()[0].blocks:
         torch.nn.init.normal_(block.spatial_mlp.weight)
         torch.nn.init.normal_(block.spatial_mlp.bias)
         x = torch.randn(1, *size, 8)

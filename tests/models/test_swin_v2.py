@@ -17,12 +17,14 @@ from tests.conftest import RELEASED, ROOT
 from tests.models.conftest import fill, uninitialized
 
 
-def randomize_scales(model):
-    """Like `randomize`, with score scales below and above the clamp at log 100."""
-    randomize(model)
+def fill_v2(model):
+    """Like `fill`, with score scales below and above the clamp at log 100, and position biases that differ."""
+    fill(model)
     for name, p in model.named_parameters():
         if name.endswith("logit_scale"):
             torch.nn.init.uniform_(p, 1.0, 5.0)
+        elif "cpb_mlp" in name and p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.3)
     return model
 
 
@@ -46,12 +48,12 @@ def randomize_scales(model):
 )
 def test_logits_equal_timm(size, name, pixels, window, pretrained):
     """At the published sizes; torchvision's and transformers' are compared in tests/scripts/test_peers.py."""
-    peer = fill(uninitialized(lambda: timm.create_model(f"swinv2_{size}_{name}", num_classes=100)))
+    peer = fill_v2(uninitialized(lambda: timm.create_model(f"swinv2_{size}_{name}", num_classes=100)))
     windows = (pretrained, pretrained, pretrained, pretrained // 2)
     options = SwinV2Options(
         img_size=pixels, window_size=window, pretrained_window_sizes=windows, num_classes=100, **SIZES[size]
     )
-    ours = take(uninitialized(lambda: SwinTransformerV2(options)), randomize_scales(peer))
+    ours = take(uninitialized(lambda: SwinTransformerV2(options)), peer)
     images = torch.randn(1, 3, pixels, pixels)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), peer(images), atol=1e-4, rtol=1e-4)
@@ -65,7 +67,7 @@ def padding():
         "block": torchvision_swin.SwinTransformerBlockV2,
         "downsample_layer": torchvision_swin.PatchMergingV2,
     }
-    peer = randomize_scales(torchvision_swin.SwinTransformer([4, 4], window_size=[8, 8], **narrow, **parts))
+    peer = fill_v2(torchvision_swin.SwinTransformer([4, 4], window_size=[8, 8], **narrow, **parts))
     for name, p in peer.named_parameters():
         if name.endswith("qkv.bias"):
             p.data[len(p) // 3 : 2 * len(p) // 3] = 0  # torchvision zeroes the keys' bias in its forward pass
@@ -82,7 +84,7 @@ def test_logits_equal_torchvision_at_sizes_that_need_padding(padding, pixels):
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7])
 def test_finite_for_every_window(window):
-    model = randomize_scales(small("swinv2", window_size=window)).train()
+    model = fill_v2(small("swinv2", window_size=window)).train()
     logits = model(torch.randn(2, 3, 32, 32))
     logits.sum().backward()
     assert logits.isfinite().all()

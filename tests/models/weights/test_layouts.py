@@ -69,9 +69,9 @@ def test_names_by_hand(layout, ours, theirs):
 
 def test_an_index_that_a_layout_never_has_is_left_alone():
     """torchvision's blocks are at odd indices, its merging at even ones from 2."""
-    names = ["features.2.norm.weight", "features.0.norm.weight"]
+    names = ["features.2.norm.weight", "features.0.norm.weight", "features.3.norm.weight"]
     weights = LAYOUTS["torchvision"].to_original(dict.fromkeys(names, torch.zeros(1)))
-    assert list(weights) == ["layers.0.downsample.norm.weight", "features.0.norm.weight"]
+    assert list(weights) == ["layers.0.downsample.norm.weight", *names[1:]]
 
 
 MM_NAMES = """
