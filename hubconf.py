@@ -20,7 +20,6 @@ from models.weights.load import load_contents
 from models.weights.released import released_models, released_url
 from utils.checkpoints.downloads import local_file
 from utils.checkpoints.files import read_checkpoint
-from utils.distributed import World
 from utils.errors import ConfigError, did_you_mean
 
 dependencies = ["torch", "torchvision", "timm", "yacs", "yaml", "safetensors"]
@@ -53,7 +52,7 @@ def _build(config: Path, recipe: str, pretrained: bool | str, options: dict[str,
     model = build(type(own)(**arguments))
     if pretrained:
         name = f"hub:{recipe}" if pretrained is True else str(pretrained)
-        contents = read_checkpoint(local_file(name, World(), released_url=released_url))
+        contents = read_checkpoint(local_file(name, released_url=released_url))
         load_contents(model, contents, name, head_for=() if "num_classes" in options else None)
     return model.eval()
 

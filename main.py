@@ -1,13 +1,19 @@
 """Train, fine-tune and evaluate Swin Transformers: torchrun main.py --cfg configs/swin_tiny.yaml --data-path FOLDER"""
 
 import logging
-import os
 import sys
 from functools import partial
+from typing import Any
+
+from utils.interrupt import Interrupt
+
+interrupt = Interrupt()
+if __name__ == "__main__":
+    interrupt.install()  # before the slow imports: a signal ends them with one line
 
 from yacs.config import CfgNode
 
-from configs.loading import config_differences, dump_config, load_config
+from configs.loading import config_differences, dump_config, load_config, shared_config
 from configs.options import parse_command_line
 from data.loaders import PipelineOptions, build_eval_loader, build_train_loader
 from data.pipeline.mixing import build_mixing
@@ -18,18 +24,17 @@ from models.weights.load import load_contents
 from models.weights.released import released_url
 from utils.checkpoints.downloads import local_file
 from utils.checkpoints.files import read_checkpoint
-from utils.distributed import World, join_world
-from utils.errors import report_error
+from utils.checkpoints.shared import read_once
+from utils.distributed import World, join_world, launched_rank
 from utils.evaluation.reports import Evaluated, ReportOptions, assess, report
-from utils.interrupt import Interrupt
 from utils.precision import Precision
 from utils.preprocessing import image_size
-from utils.profiling import measure_throughput
+from utils.profiling import explain_memory, measure_throughput
 from utils.terminal import log_lines, start_logging
 from utils.training.classification import Classification
 from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
-from utils.training.provenance import Provenance
+from utils.training.provenance import Provenance, versions
 from utils.training.resume import StartOptions, find_start
 from utils.training.run_folder import RunFolder
 from utils.training.session import Session, SessionOptions
@@ -50,24 +55,24 @@ def train_classifier(cfg: CfgNode, world: World) -> None:
     provenance = Provenance(dump_config(cfg), plan.shape.global_batch, pipeline.preprocessing, *sources.identity())
 
     model, precision = new_model(cfg, options, classes, world.device), Precision.from_config(cfg, world.device)
-    fetch = partial(local_file, world=world, released_url=released_url, sha256=cfg.MODEL.SHA256)
+    fetch = partial(local_file, released_url=released_url, sha256=cfg.MODEL.SHA256)
     start = find_start(StartOptions.from_config(cfg), folder, provenance, world, load=load_contents, fetch=fetch)
     start.load_weights(model)
     state = TrainState.build(model, StateOptions.from_config(cfg), precision, world)
     log_lines([*state.describe(), *plan.describe(), str(pipeline.preprocessing)])
     start.restore(state, plan)
 
-    interrupt = Interrupt()
     batches = build_train_loader(sources.train, plan.shape, world, pipeline, build_mixing(classes, pipeline.mixing))
     val = None if sources.val is None else interrupt.guard(build_eval_loader(sources.val, world, pipeline))
     objective = Classification(classes, cfg.MODEL.LABEL_SMOOTHING, val=val, precision=precision, world=world)
-    saving = SessionOptions.from_config(cfg, objective.best)
-    session = Session(state, plan, folder, world, options=saving, provenance=provenance, interrupt=interrupt)
-    while state.epoch < plan.epochs:
-        watched = session.watch(batches.epoch(state.epoch, state.step))
-        train_epoch(state, watched, objective, plan, session.after_update)
-        session.end_epoch(objective.evaluate(state.evaluated))
-    session.finish()
+    saving, name_of = SessionOptions.from_config(cfg, objective.best), sources.train.name
+    session = Session(state, plan, folder, world, saving, provenance=provenance, interrupt=interrupt, name_of=name_of)
+    with session:
+        while state.epoch < plan.epochs:
+            watched = session.watch(batches.epoch(state.epoch, state.step))
+            train_epoch(state, watched, objective, plan, session.after_update)
+            session.end_epoch(objective)
+        session.finish()
 
 
 def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
@@ -76,7 +81,7 @@ def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
     pipeline = PipelineOptions.from_config(cfg, options.in_chans, preprocessing_of(options))
     precision, rows = Precision.from_config(cfg, world.device), []
     for name in reports.files:
-        contents = read_checkpoint(local_file(name, world, released_url=released_url, sha256=cfg.MODEL.SHA256))
+        contents = read_once(world, partial(_read, cfg, name))
         val = open_val(SourceOptions.from_config(cfg), world, *known_classes(contents))
         samples = Evaluated(val.class_names, [val.label(i) for i in range(len(val))], val.name, pipeline.val.size)
         allowed, real = chosen_classes(reports.classes, val), real_labels(val.class_names) if reports.real else None
@@ -85,6 +90,10 @@ def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
         batches = build_eval_loader(val, world, pipeline)
         rows.append((name, assess(model, batches, samples, allowed=allowed, precision=precision, world=world)))
         report(rows, samples, reports, real, world)
+
+
+def _read(cfg: CfgNode, name: str) -> dict[str, Any]:
+    return read_checkpoint(local_file(name, released_url=released_url, sha256=cfg.MODEL.SHA256))
 
 
 def measure(cfg: CfgNode, world: World) -> None:
@@ -99,17 +108,21 @@ TASKS = {"classification": (train_classifier, evaluate_classifiers)}
 
 def main(argv: list[str]) -> int:
     """Returns the exit code (utils/errors.py)."""
-    world = World(rank=int(os.environ.get("RANK", 0)))
+    world = World(rank=launched_rank())
     start_logging(world.is_main)
     try:
         command = parse_command_line(argv)
         cfg = load_config(command.cfg, command.overrides)
-        world = join_world()
+        world = join_world(cfg.TIMEOUT_MINUTES)
+        interrupt.join(world)
+        world.check_equal(
+            {**shared_config(cfg), **versions()}, "start the same command everywhere, and the same versions"
+        )
         train, evaluate = TASKS[cfg.TASK]
         (measure if cfg.THROUGHPUT_MODE else evaluate if cfg.EVAL_MODE else train)(cfg, world)
         world.leave()
     except (Exception, KeyboardInterrupt) as error:
-        return world.end_together(report_error(error, debug="--debug" in argv, speak=world.claim("error")))
+        return world.end_together(explain_memory(error, world.device), debug="--debug" in argv)
     return 0
 
 

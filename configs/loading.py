@@ -84,6 +84,11 @@ def flat_config(cfg: CfgNode) -> dict[str, Any]:
     return flatten(_plain(cfg))
 
 
+def shared_config(cfg: CfgNode) -> dict[str, Any]:
+    """Returns flat {KEY: value} of what must be the same on every rank."""
+    return {name: value for name, value in flat_config(cfg).items() if not KEYS[name].per_machine}
+
+
 def config_differences(cfg: CfgNode, text: str) -> list[str]:
     """Returns lines "KEY was A, now B" for the keys that make `text`, an earlier configuration, another run."""
     # files from before there was TASK are classifiers'

@@ -19,7 +19,8 @@ class Key:
     """One key.
 
     `kind`: the type of the values, that of the default if None. `free`: may change between two starts of a run, since
-    it does not affect the result. `deprecated`: accepted and ignored. `task`: belongs to this task only.
+    it does not affect the result. `per_machine`: may differ between the machines of a job. `deprecated`: accepted and
+    ignored. `task`: belongs to this task only.
     """
 
     default: Any
@@ -27,6 +28,7 @@ class Key:
     check: Check | None = None
     kind: Kind | None = None
     free: bool = False
+    per_machine: bool = False
     deprecated: bool = False
     task: str = ""
 
@@ -122,7 +124,7 @@ SCHEMA: dict[str, Any] = {
     "BASE": Key([""], "YAML files to inherit from, relative to this one", free=True),
     "DATA": {
         "BATCH_SIZE": Key(128, "images per rank and micro-batch", at_least(1), free=True),
-        "DATA_PATH": Key("", "folder that contains train and val", free=True),
+        "DATA_PATH": Key("", "folder that contains train and val", free=True, per_machine=True),
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
         "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),
         "INTERPOLATION": Key(
@@ -130,13 +132,17 @@ SCHEMA: dict[str, Any] = {
         ),
         "MEAN": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", numbers, auto_or(list_of(FLOAT))),
         "STD": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", positives, auto_or(list_of(FLOAT))),
-        "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders", free=True),
+        "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders", free=True, per_machine=True),
         "CACHE_MODE": Key(
-            "part", "read archives into memory first: part or full; no", one_of("part", "full", "no"), free=True
+            "part",
+            "read archives into memory first: part or full; no",
+            one_of("part", "full", "no"),
+            free=True,
+            per_machine=True,
         ),
         "ACCEPT_CHANGES": Key(False, "new: resume although the training samples changed", free=True),
-        "PIN_MEMORY": Key(True, "page-locked batches, for faster copies to a GPU", free=True),
-        "NUM_WORKERS": Key(8, "loader workers per rank; 0: none", at_least(0), free=True),
+        "PIN_MEMORY": Key(True, "page-locked batches, for faster copies to a GPU", free=True, per_machine=True),
+        "NUM_WORKERS": Key(8, "loader workers per rank; 0: none", at_least(0), free=True, per_machine=True),
         "EXIF": Key(
             "ignore", "new: orientation: ignore, as for the published numbers; apply", one_of("ignore", "apply")
         ),
@@ -228,7 +234,7 @@ SCHEMA: dict[str, Any] = {
             0, "images per update over all ranks; sets the accumulation; 0: off", at_least(0), free=True
         ),
         "SAVE_EVERY_UPDATES": Key(0, "also save within an epoch, every N updates; 0: off", at_least(0), free=True),
-        "SAVE_EVERY_MINUTES": Key(0.0, "also save within an epoch, every N minutes; 0: off", at_least(0), free=True),
+        "SAVE_EVERY_MINUTES": Key(15.0, "also save within an epoch, every N minutes; 0: off", at_least(0), free=True),
         "KEEP_CHECKPOINTS": Key(3, "newest checkpoints to keep, besides the best; 0: all", at_least(0), free=True),
         "MAX_SKIPPED_UPDATES": Key(
             50, "consecutive updates without a finite gradient that end the run", at_least(1), free=True
@@ -278,11 +284,14 @@ SCHEMA: dict[str, Any] = {
     },
     "AMP_ENABLE": Key(True, "mixed precision"),
     "AMP_DTYPE": Key("auto", "new: its type", one_of("auto", "bfloat16", "float16")),
-    "OUTPUT": Key("output", "folder of all runs; a run writes to OUTPUT/MODEL.NAME/TAG", free=True),
+    "OUTPUT": Key("output", "folder of all runs; a run writes to OUTPUT/MODEL.NAME/TAG", free=True, per_machine=True),
     "TAG": Key("default", "name of the run"),
     "SAVE_FREQ": Key(1, "epochs between checkpoints", at_least(1), free=True),
     "PRINT_FREQ": Key(10, "updates between log lines", at_least(1), free=True),
     "SEED": Key(0, "seed from which all randomness is derived", at_least(0)),
+    "TIMEOUT_MINUTES": Key(
+        30.0, "new: minutes without progress that end a job of several ranks; 0: never", at_least(0), free=True
+    ),
     "EVAL_MODE": Key(False, "evaluate and exit", free=True),
     "THROUGHPUT_MODE": Key(False, "measure images/s and exit", free=True),
     "AMP_OPT_LEVEL": Key("", "no longer used; O0 turns AMP_ENABLE off", deprecated=True),

@@ -33,7 +33,6 @@ from scripts.peers import build_peer
 from utils.checkpoints.downloads import local_file
 from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.safe_load import NOTES
-from utils.distributed import World
 from utils.errors import CheckpointError, ConfigError, ResourceError, report_error
 from utils.files import atomic_path
 from utils.preprocessing import image_size
@@ -46,7 +45,7 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     Args: to: a layout, or a library that shares one. Raises: ConfigError, CheckpointError, ResourceError.
     """
     cfg = load_config(cfg_path)
-    contents = read_checkpoint(local_file(source, World(), released_url=released_url))
+    contents = read_checkpoint(local_file(source, released_url=released_url))
     found = find_weights(contents, source)
     options = model_options(cfg)
     if not isinstance(options, PyramidOptions):

@@ -50,10 +50,11 @@ class Batch:
 
     images float32 (B, C, H, W); targets: what the objective compares with, int64 (B,) labels for classification, or
     float32 (B, classes) for mixed samples. `weight` times the mean loss of the micro-batch, summed over micro-batches
-    and averaged over ranks, is the mean loss of the update.
+    and averaged over ranks, is the mean loss of the update. `samples`: their numbers in the data set.
     """
 
     images: Tensor
     targets: Any
     weight: float
     ends_update: bool
+    samples: tuple[int, ...] = ()

@@ -5,11 +5,15 @@ A `RunError` is something the user can fix: it is reported as a single line with
 """
 
 import difflib
+import json
 import logging
+import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from typing import ClassVar
 
@@ -21,6 +25,7 @@ EXIT_CODES = {
     5: "distributed",
     6: "numerics",
     7: "resources",
+    75: "terminated, run again to resume",
     130: "interrupted",
 }
 
@@ -67,6 +72,12 @@ class ResourceError(RunError):
     exit_code = 7
 
 
+class TerminatedError(RunError):
+    """SIGTERM: a scheduler wants the machine back. 75 (EX_TEMPFAIL) asks it to start the same command again."""
+
+    exit_code = 75
+
+
 def listing(names: Iterable[str], count: int = 5) -> str:
     """Joins the first `count` names with commas, for a message; an ellipsis marks that there are more."""
     first = list(islice(names, count + 1))
@@ -95,21 +106,39 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m.group()):02x}", text)
 
 
-def report_error(error: BaseException, *, debug: bool, speak: bool) -> int:
+def report_error(error: BaseException, *, speak: bool, debug: bool = False, detail: str = "") -> int:
     """Prints the error line, with a traceback for bugs of the program or under --debug; returns the exit code.
 
-    Args: speak: whether this rank reports for the whole job.
+    The line also goes to log.txt, and to the file from which torchrun composes its own report.
+    Args: speak: whether this rank reports for the whole job; detail: lines to print before.
     """
     if isinstance(error, KeyboardInterrupt):
-        code, text = 130, "interrupted: run the same command again to resume from the last checkpoint"
+        code, text = 130, f"interrupted: {one_line(error) if error.args else 'run the same command again to resume'}"
     else:
         code, text = getattr(error, "exit_code", 1), one_line(error)
-    if speak or code == DistributedError.exit_code:  # only the rank it happened to knows about it
-        if debug or code == 1:
-            traceback.print_exception(error)
+    if not speak:
+        return code
+    if debug or code == 1:
+        detail += "".join(traceback.format_exception(error))
+    _tell_launcher(text)
+    for handler in logging.getLogger().handlers:  # the terminal gets the line from stderr
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logging.LogRecord("error", logging.ERROR, "", 0, f"{detail}error: {text}", None, None))
+    with suppress(OSError, ValueError, RuntimeError, AttributeError):  # closed, or in use by the code interrupted
         sys.stdout.flush()
-        for handler in logging.getLogger().handlers:  # the terminal gets the line from stderr
-            if isinstance(handler, logging.FileHandler):
-                handler.handle(logging.LogRecord("error", logging.ERROR, "", 0, f"error: {text}", None, None))
-        print(f"error: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError, RuntimeError, AttributeError):
+        print(f"{detail}error: {text}", file=sys.stderr, flush=True)
     return code
+
+
+def _tell_launcher(text: str) -> None:
+    """Writes the error file that torchrun quotes at the end of its report."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    content = {
+        "message": f"error: {text}",
+        "extraInfo": {"py_callstack": f"error: {text}", "timestamp": str(int(time.time()))},
+    }
+    with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+        json.dump({"message": content}, file)

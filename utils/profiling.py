@@ -1,5 +1,6 @@
 """What a model costs: parameters, multiply-adds, images per second, memory."""
 
+import re
 import resource
 import sys
 import time
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, ResourceError
 from utils.precision import Precision
 from utils.preprocessing import Size
 
@@ -43,6 +44,21 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) // 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
+
+
+def explain_memory(error: BaseException, device: torch.device) -> BaseException:
+    """Returns a ResourceError for an error that says memory is exhausted, other errors unchanged."""
+    text = str(error)
+    on_device = isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in text
+    if not on_device and not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in text:
+        return error
+    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)|allocate (\d+ bytes)", text)
+    tried = f" in an attempt to allocate {wanted[1] or wanted[2]}" if wanted else ""
+    where = str(device) if on_device else "the machine"
+    return ResourceError(
+        f"{where} is out of memory{tried}, the peak was {peak_memory(device):,} MiB: --batch-size: use a smaller one"
+        " (with --accumulation-steps for the same global batch), or --use-checkpoint; in evaluation TEST.IMG_SIZE"
+    )
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What a run says: coloured lines on the terminal, plain lines in log.txt."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from logging.handlers import MemoryHandler
@@ -29,12 +30,17 @@ class _Terminal(logging.Handler):
             color = self._COLORS.get(record.levelno)
             tqdm.write(colored(line, color) if color else line, file=sys.stdout)
             sys.stdout.flush()
-        except (OSError, ValueError):  # nobody reads the terminal any more; the run continues
-            self.handleError(record)
+        except (OSError, ValueError):  # nobody reads the terminal any more: the run continues silently
+            logging.getLogger().removeHandler(self)
+            _discard_output()
 
 
 def start_logging(is_main: bool) -> None:
     """Logs to the terminal from the main rank; the others only show warnings of the logger `EVERY_RANK`."""
+    if sys.stdout is None:  # closed by the caller
+        _discard_output()
+    elif hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that the terminal cannot show
     if not is_main:
         everywhere = logging.getLogger(EVERY_RANK)
         everywhere.handlers = [_Terminal()]
@@ -46,6 +52,11 @@ def start_logging(is_main: bool) -> None:
     root.setLevel(logging.INFO if is_main else logging.CRITICAL)
 
 
+def _discard_output() -> None:
+    """Points standard output at nothing, so that the interpreter does not fail to flush it at the end."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
 def log_lines(lines: Iterable[str]) -> None:
     """Logs several lines, each as a record of its own."""
     for line in lines:
@@ -54,7 +65,7 @@ def log_lines(lines: Iterable[str]) -> None:
 
 def log_to_file(path: Path) -> None:
     """Appends everything that is logged to a plain text file as well. Raises: OSError."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
     root = logging.getLogger()
     for buffered in [h for h in root.handlers if isinstance(h, MemoryHandler)]:

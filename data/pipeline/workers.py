@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -200,14 +201,22 @@ def _process_context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # imported once, not by every worker
-    context.set_forkserver_preload(["torch", "torchvision", "timm.data", "data.pipeline.transforms"])
+    heavy = ["torch", "torchvision", "timm.data", "data.pipeline.transforms"]
+    context.set_forkserver_preload(["data.pipeline.worker_group", *heavy])
+    resource_tracker.ensure_running()  # it would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    try:
+        forkserver.ensure_running()  # inherits the mask, see worker_group.py
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
 def _start_worker(trainer: int, _worker: int) -> None:
     """Args: trainer: process ID of the program."""
     threading.Thread(target=_exit_with, args=(trainer,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    for each in (signal.SIGINT, signal.SIGUSR1):  # the main process handles them
+        signal.signal(each, signal.SIG_IGN)
     cv2.setNumThreads(1)
 
 

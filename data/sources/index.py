@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from utils.files import atomic_path
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the cached files; an index of another format is rebuilt
+FORMAT = 3  # of the cached files; an index of another format is rebuilt
 BYTES_AT_ONCE = 1 << 24
+UNUSED = 30 * 24 * 3600.0  # seconds after which an index that nobody opens is removed
 
 # what an index was built from: [path, inode, change time in ns] of every folder or file
 Stamp = list[Any]
@@ -86,24 +88,32 @@ class Index:
 def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tuple[Index, Any]:
     """Returns the cached index of `key` if nothing it was built from has changed; otherwise builds and caches it.
 
+    Machines that share the cache, but have disks of their own under the same path, each find their own index: a folder
+    of the cache is named by the key and by the stamps, and never changes.
+
     Args: key: identifies the index, for instance by an absolute path; build: returns the index, a JSON-serialisable
     value, and the stamps of the files and folders it read.
     Returns: the index and the value. Raises: what `build` raises.
     """
-    name = hashlib.sha256(f"{FORMAT}\0{key}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    folder = cache_folder() / name
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        if all(stamp(then[0]) == then for then in meta["stamps"]):
-            return _load(folder), meta["extra"]
-    except (OSError, ValueError, KeyError):
-        pass  # not cached, incomplete, or the data are gone: build reports what is wrong
+    name = _digest(f"{FORMAT}\0{key}")
+    for folder in sorted(cache_folder().glob(f"{name}-*"), key=_used, reverse=True):
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            if all(stamp(then[0]) == then for then in meta["stamps"]):
+                found = _load(folder), meta["extra"]
+                os.utime(folder / "meta.json")
+                return found
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            continue  # incomplete, or another machine's data: build reports what is wrong
     index, extra, stamps = build()
+    folder = cache_folder() / f"{name}-{_digest(json.dumps(stamps))}"
     try:
         _store(folder, index, {"key": key, "extra": extra, "stamps": stamps})
+        _remove_unused(name)
         return _load(folder), extra
-    except OSError as e:
-        log.warning("cannot cache the list of samples (%s): %s: it will be rebuilt next time", e.strerror, folder)
+    except (OSError, ValueError, KeyError, EOFError) as e:
+        reason = getattr(e, "strerror", None) or type(e).__name__
+        log.warning("cannot cache the list of samples (%s): %s: it will be rebuilt next time", reason, folder)
         return index, extra
 
 
@@ -126,6 +136,7 @@ def _load(folder: Path) -> Index:
 
 
 def _store(folder: Path, index: Index, meta: dict[str, Any]) -> None:
+    """Creates the folder; one that another process has just created is kept, an unreadable one is replaced."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(folder) as temporary:
@@ -134,7 +145,30 @@ def _store(folder: Path, index: Index, meta: dict[str, Any]) -> None:
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", array)
             (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
     except OSError:
-        if not (folder / "meta.json").exists():  # else another process has just stored it
+        if not folder.is_dir():
             raise
+    try:
+        json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        _load(folder)
+    except (OSError, ValueError, KeyError, EOFError):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _remove_unused(name: str) -> None:
+    """Removes the indices of a key that nobody opened for a long time: their data have changed."""
+    for folder in cache_folder().glob(f"{name}-*"):
+        if _used(folder) < time.time() - UNUSED:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _used(folder: Path) -> float:
+    try:
+        return (folder / "meta.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]

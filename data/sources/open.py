@@ -1,7 +1,7 @@
 """Opens the splits of a data set, in any form of storage, with one class map for both."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +89,7 @@ def open_sources(options: SourceOptions, world: World) -> Sources:
         val = store.open("val", train.class_names, options.classes) if options.validate else None
     _check_count(train, options)
     sources = Sources(train, val)
+    _check_ranks(world, {"training": train, "validation": val})
     log.info("data: %s", sources.describe())
     return sources
 
@@ -113,6 +114,7 @@ def open_val(
         names = _known_names(store, options, class_names, likely_names)
         val = store.open("val", names, options.classes)
     _check_count(val, options)
+    _check_ranks(world, {"validation": val})
     log.info("data: %s validation samples, %s classes", f"{len(val):,}", f"{len(val.class_names):,}")
     return val
 
@@ -138,6 +140,19 @@ def _check_count(source: Source, options: SourceOptions) -> None:
     found = len(source.class_names)
     if options.classes and found != options.classes:
         raise DataError(f"{options.path} has {found} classes, not {options.classes}: MODEL.NUM_CLASSES: set it to 0")
+
+
+def _check_ranks(world: World, splits: Mapping[str, Source | None]) -> None:
+    """Raises: DistributedError if the ranks see different samples: a disk of a machine differs from the others."""
+    if world.size == 1:
+        return
+    seen: dict[str, object] = {}
+    for split, source in splits.items():
+        if source is not None:
+            seen[f"the number of {split} samples"] = len(source)
+            seen[f"the number of classes for {split}"] = len(source.class_names)
+            seen[f"the digest of names and labels of the {split} samples"] = source.fingerprint()[:16]
+    world.check_equal(seen, "DATA.DATA_PATH: copy the same data to every machine")
 
 
 def _fill_cache(options: SourceOptions, splits: Sequence[str], world: World) -> None:

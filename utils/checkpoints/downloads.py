@@ -12,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 import torch
 from tqdm import tqdm
 
-from utils.distributed import World
 from utils.errors import CheckpointError, ResourceError
 from utils.files import atomic_path, sha256_of
 
@@ -20,8 +19,8 @@ log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 
 
-def local_file(name: str, world: World, *, released_url: Callable[[str], str], sha256: str = "") -> Path:
-    """Returns the local path of `name`; the main rank downloads it if necessary.
+def local_file(name: str, *, released_url: Callable[[str], str], sha256: str = "") -> Path:
+    """Returns the local path of `name`, after a download if necessary. The main rank calls it (see shared.py).
 
     Args: name: a path, an http(s) URL, "hub:<released model>" or "hf:<repository>[/file]"; released_url: maps the name
     of a released model to its URL; sha256: expected digest of the file, "" if unknown (it is then logged).
@@ -30,11 +29,10 @@ def local_file(name: str, world: World, *, released_url: Callable[[str], str], s
     kind, _, rest = name.partition(":")
     remote = kind in ("http", "https", "hub", "hf")
     path = Path(name)
-    if remote and world.is_main:
+    if remote:
         url = released_url(rest) if kind == "hub" else name
         path = _from_hugging_face(rest) if kind == "hf" else _download(url, sha256)
-    path = world.broadcast(path)
-    if sha256 and world.is_main:
+    if sha256:
         _verify(path, sha256)
     elif remote:
         log.info("sha256 of %s: %s (not verified: --sha256 was not given)", path, sha256_of(path))

@@ -5,6 +5,7 @@ in the format of `sha256sum`. docs/architecture.md lists its contents.
 """
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -46,31 +47,94 @@ def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
-            torch.save(contents, temporary)
+            with open(temporary, "wb") as file:
+                torch.save(contents, file)
             write_text(_checksum_path(target), f"{sha256_of(temporary)}  {name}\n")
-    except (OSError, RuntimeError) as e:  # torch reports a full disk as RuntimeError
-        reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
-        raise ResourceError(f"cannot save a checkpoint ({reason}): {target}: free disk space or set OUTPUT") from e
+    except (OSError, RuntimeError) as e:  # torch turns an error of the disk into one of its own
+        raise ResourceError(
+            f"cannot save a checkpoint ({_reason(e)}), {_free_mib(folder):,.0f} MiB are free: {target}:"
+            " free disk space or set OUTPUT; the checkpoints before are intact"
+        ) from e
     return target
 
 
-def link_to(link: Path, target: Path) -> None:
-    """Makes `link` (last.pth, best.pth) a relative link to `target` beside it, atomically. Raises: ResourceError."""
+def _reason(error: BaseException) -> str:
+    """Returns what the operating system said."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _free_mib(folder: Path) -> float:
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return 0.0
+    return disk.f_bavail * disk.f_frsize / 2**20
+
+
+def check_space(folder: Path, size: int, keep: int) -> None:
+    """Checks that the disk has room for the checkpoints to come.
+
+    Args: size: bytes of one; keep: newest ones that are kept, 0 for all. There is also the best, and the next one.
+    Raises: ResourceError.
+    """
+    needed = size / 2**20 * max(1, (keep or 1) + 2 - len(list_checkpoints(folder)))
+    free = _free_mib(folder)
+    if free < needed:
+        raise ResourceError(
+            f"the checkpoints need {needed:,.0f} MiB, {free:,.0f} MiB are free: {folder}: free disk space, set OUTPUT,"
+            " or keep fewer (TRAIN.KEEP_CHECKPOINTS)"
+        )
+
+
+def point_to(link: Path, target: Path) -> None:
+    """Makes `link` (last.pth, best.pth) a relative link to `target` beside it, atomically.
+
+    On a file system without links, a text file (last.txt, best.txt) holds the name. Failing that, a warning: the
+    checkpoints are found by their numbers.
+    """
+    text = link.with_suffix(".txt")
     try:
         with atomic_path(link) as temporary:
             temporary.symlink_to(target.name)
-    except OSError as e:
-        raise ResourceError(
-            f"cannot create a link ({e.strerror}): {link}: set OUTPUT to a disk that supports links"
-        ) from e
+        text.unlink(missing_ok=True)
+    except OSError:
+        try:
+            write_text(text, target.name + "\n")
+        except OSError as e:
+            log.warning("cannot point %s at %s (%s)", link, target.name, e.strerror)
+
+
+def supports_links(folder: Path) -> bool:
+    """Returns whether the file system of `folder` has symbolic links."""
+    probe = folder / ".link"
+    try:
+        probe.unlink(missing_ok=True)
+        probe.symlink_to("nowhere")
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def follow(path: Path) -> Path:
+    """Returns the file that last.pth or best.pth points at, as a link or by its text file; other paths unchanged."""
+    text = path.with_suffix(".txt")
+    if not path.exists() and path.name in ("last.pth", "best.pth") and text.is_file():
+        return path.with_name(text.read_text(encoding="utf-8").strip())
+    return path
 
 
 def remove_old(folder: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints and the targets of best.pth and last.pth. 0 keeps all."""
-    kept = {(folder / link).resolve() for link in ("best.pth", "last.pth")}
+    kept = {follow(folder / link).resolve() for link in ("best.pth", "last.pth")}
     for path in list_checkpoints(folder)[keep:] if keep else []:
         if path.resolve() not in kept:
-            path.unlink()
+            path.unlink(missing_ok=True)
             _checksum_path(path).unlink(missing_ok=True)
 
 
@@ -90,6 +154,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     If there is a checksum beside the file, it is verified.
     Raises: CheckpointError for a missing, corrupt or unsafe file.
     """
+    path = follow(path)
     checksum = _checksum_path(path)
     try:
         if checksum.is_file() and checksum.read_text().split()[:1] != [sha256_of(path)]:

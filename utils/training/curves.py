@@ -1,16 +1,30 @@
 """curves.png: losses, metrics and learning rate of a run, drawn from its metrics.jsonl."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+from utils.errors import one_line
 from utils.files import atomic_path
+
+log = logging.getLogger(__name__)
 
 _COLORS = ("tab:green", "tab:olive", "tab:cyan", "tab:purple")
 
 
 def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: str | None) -> None:
-    """Redraws the picture from all lines of `metrics`. Args: best: the metric to draw, None for losses only."""
+    """Redraws the picture from all lines of `metrics`; a failure is a warning.
+
+    Args: best: the metric to draw, None for losses only.
+    """
+    try:
+        _draw(metrics, picture, updates_per_epoch, best)
+    except Exception as e:  # of the disk, or of matplotlib: the run matters more
+        log.warning("cannot draw %s (%s); training continues", picture, one_line(e))
+
+
+def _draw(metrics: Path, picture: Path, updates_per_epoch: int, best: str | None) -> None:
     # imported here: only the rank that draws needs it
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,10 +1,17 @@
 """What a run records for programs: metrics.jsonl and TensorBoard event files."""
 
 import json
+import logging
+import os
+import time
 from pathlib import Path
 from typing import Any
 
+from utils.errors import ResourceError, one_line
 from utils.files import write_text
+
+log = logging.getLogger(__name__)
+ATTEMPTS, PAUSE = 4, 1.0  # to write a line of metrics; seconds, longer each time
 
 
 class Journal:
@@ -19,27 +26,68 @@ class Journal:
         self._folder = folder
         if folder is None:
             return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import: on the writing rank only
-
         self.metrics = folder / "metrics.jsonl"
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         kept = [line for line in lines if _update_of(line) <= update]
         write_text(self.metrics, "".join(line + "\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1)
+        self._board = _open_board(folder / "tensorboard", update + 1)
 
     def write(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
-        """Appends `record`, which contains `update`, as one line, and `scalars` to TensorBoard at that update."""
+        """Appends `record`, which contains `update`, as one line, and `scalars` to TensorBoard at that update.
+
+        Raises: ResourceError if metrics.jsonl cannot be written; TensorBoard is given up with a warning.
+        """
         if self._folder is None:
             return
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, record["update"])
+        self._append(json.dumps(record, allow_nan=False) + "\n")
+        if self._board is None:
+            return
+        try:
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, record["update"])
+        except Exception as e:  # raised by its own thread, of any kind
+            self._give_up(e)
 
     def close(self) -> None:
         """Closes the event file."""
-        if self._folder is not None:
-            self._board.close()
+        if self._folder is not None and self._board is not None:
+            try:
+                self._board.close()
+            except Exception as e:
+                self._give_up(e)
+
+    def _append(self, line: str) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                size = self.metrics.stat().st_size if self.metrics.exists() else 0
+                try:
+                    with open(self.metrics, "a", encoding="utf-8") as file:
+                        file.write(line)
+                    return
+                except OSError:
+                    os.truncate(self.metrics, size)  # half a line
+                    raise
+            except OSError as e:
+                error = e
+                time.sleep(PAUSE * attempt)
+        raise ResourceError(
+            f"cannot write the metrics ({error.strerror}): {self.metrics}: free disk space or set OUTPUT, then run the"
+            " same command again to resume"
+        ) from error
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning("TensorBoard's files cannot be written any more (%s); training continues", one_line(error))
+        self._board = None
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # slow to import: on the writing rank only
+
+    try:
+        return SummaryWriter(str(folder), purge_step=step)
+    except Exception as e:
+        log.warning("TensorBoard's files cannot be written (%s): %s: training continues", one_line(e), folder)
+        return None
 
 
 def _update_of(line: str) -> float:

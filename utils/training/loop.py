@@ -1,15 +1,16 @@
 """One epoch of training."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.batches import Batch
-from utils.errors import NumericsError
+from utils.training.incidents import stage_norms as stage_norms_of
 from utils.training.objective import Objective
 from utils.training.optim import set_learning_rate
-from utils.training.parallel import clip_gradients, synchronize
+from utils.training.parallel import gradient_norm, synchronize
 from utils.training.plan import RunPlan
 from utils.training.schedule import learning_rate
 from utils.training.state import TrainState
@@ -17,12 +18,15 @@ from utils.training.state import TrainState
 
 class Update(NamedTuple):
     """What one update did. `losses`: this rank's contribution to the mean losses, by name, scalars on the device;
-    `applied`: the gradient was finite and the weights were updated."""
+    `applied`: the gradient was finite and the weights were updated; otherwise `stage_norms` says where it was not.
+    `samples`: this rank's, by number."""
 
     losses: dict[str, Tensor]
     learning_rate: float
     grad_norm: float
     applied: bool
+    samples: tuple[int, ...] = ()
+    stage_norms: dict[str, float] | None = None
 
 
 def train_epoch(
@@ -35,23 +39,26 @@ def train_epoch(
     """Trains to the end of the epoch that `batches` belong to.
 
     `on_update` is called after every update, when `state` is consistent and can be saved.
-    Raises: NumericsError after too many consecutive updates without a finite gradient.
     """
     state.wrapped.train()
     losses: dict[str, Tensor] = {}
+    samples: tuple[int, ...] = ()
     for batch in batches:
         for name, value in _backward(state, batch, objective).items():
             losses[name] = losses[name] + value if name in losses else value
+        samples += batch.samples
         if not batch.ends_update:
             continue
         rate = learning_rate(state.update - state.skipped, plan)
-        norm, applied = _apply_gradients(state, rate, plan)
+        norm, stage_norms = _apply_gradients(state, rate, plan)
+        applied = stage_norms is None
         state.samples += plan.shape.update_size(state.step)
         state.step += 1
         state.update += 1
-        _count_skipped(state, applied, rate, plan)
-        on_update(Update(losses, rate, norm, applied))
-        losses = {}
+        state.skipped += not applied
+        state.skipped_in_row = 0 if applied else state.skipped_in_row + 1
+        on_update(Update(losses, rate, norm, applied, samples, stage_norms))
+        losses, samples = {}, ()
 
 
 def _backward(state: TrainState, batch: Batch, objective: Objective) -> dict[str, Tensor]:
@@ -63,25 +70,23 @@ def _backward(state: TrainState, batch: Batch, objective: Objective) -> dict[str
     return {name: value.detach() for name, value in losses.items()}
 
 
-def _apply_gradients(state: TrainState, rate: float, plan: RunPlan) -> tuple[float, bool]:
-    """Clips and steps. A gradient that is not finite is dropped: it is the same on all ranks, so all drop it."""
+def _apply_gradients(state: TrainState, rate: float, plan: RunPlan) -> tuple[float, dict[str, float] | None]:
+    """Clips and steps. A gradient that is not finite is dropped: it is the same on all ranks, so all drop it.
+
+    Returns: the norm of the gradient, and if it was dropped the norms of its parts.
+    """
     set_learning_rate(state.optimizer, rate)
     state.scaler.unscale_(state.optimizer)
-    norm, applied = clip_gradients(state.model.parameters(), plan.clip_grad)
-    if applied:
+    total = gradient_norm(state.model.parameters())
+    norm, stage_norms = float(total), None
+    if not math.isfinite(norm):
+        stage_norms = stage_norms_of(state.model)
+    else:
+        if plan.clip_grad:
+            nn.utils.clip_grads_with_norm_(state.model.parameters(), plan.clip_grad, total)
         state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if applied and state.ema is not None:
+    if stage_norms is None and state.ema is not None:
         state.ema.update(state.model, step=state.update - state.skipped + 1)
-    return norm, applied
-
-
-def _count_skipped(state: TrainState, applied: bool, rate: float, plan: RunPlan) -> None:
-    state.skipped += not applied
-    state.skipped_in_row = 0 if applied else state.skipped_in_row + 1
-    if state.skipped_in_row >= plan.max_skipped:
-        raise NumericsError(
-            f"no finite gradient in {state.skipped_in_row} consecutive updates, the last is {state.update} at learning"
-            f" rate {rate:.3g}: TRAIN.BASE_LR: lower it, or set AMP_DTYPE bfloat16; the last checkpoint is good"
-        )
+    return norm, stage_norms

@@ -1,4 +1,4 @@
-"""How a model trains on several ranks: wrapping, synchronisation of gradients, their norm."""
+"""How a model trains on several ranks: wrapping, synchronisation of gradients, their norm, equal weights."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import World
+from utils.errors import DistributedError
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def wrap(model: nn.Module, world: World) -> nn.Module:
@@ -23,11 +26,40 @@ def synchronize(wrapped: nn.Module, enabled: bool) -> AbstractContextManager:
     return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not enabled else nullcontext()
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> tuple[float, bool]:
-    """Clips the gradients in place; 0 clips nothing.
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Returns the norm of all gradients, a scalar on the device; the same on every rank."""
+    return nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
 
-    Returns: their norm before clipping, and whether it is finite; the same on every rank.
+
+def synchronize_buffers(modules: Iterable[nn.Module], world: World) -> None:
+    """Gives every rank the main rank's floating-point buffers, such as the running statistics of BatchNorm.
+
+    Training is unaffected: DistributedDataParallel does the same before every forward pass.
     """
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm or float("inf"))
-    finite = bool(torch.isfinite(norm))
-    return float(norm), finite
+    for module in modules:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                world.broadcast_tensor(buffer)
+
+
+def check_weights(model: nn.Module, world: World, position: str) -> None:
+    """Checks that all ranks have the same weights, bit for bit.
+
+    Raises: DistributedError on every rank, naming the first tensor that differs.
+    """
+    if world.size == 1:
+        return
+    names, sums = [], []
+    for name, parameter in model.named_parameters():
+        bits = parameter.detach().contiguous().view(-1).view(_INTEGERS[parameter.element_size()])
+        names.append(name)
+        sums.append(bits.sum(dtype=torch.int64))
+    own = torch.stack(sums).tolist()
+    ranks = world.gather_objects(own)
+    for rank, theirs in enumerate(ranks):
+        if theirs != ranks[0]:
+            name = next(name for name, a, b in zip(names, theirs, ranks[0], strict=True) if a != b)
+            raise DistributedError(
+                f"rank {rank} has other weights than rank 0 at {position}, the first is {name}: a fault of its memory"
+                " or device is likely: run the same command again, without that machine, to resume"
+            )

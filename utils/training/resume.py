@@ -10,6 +10,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.checkpoints.files import find_newest, list_checkpoints, read_checkpoint
+from utils.checkpoints.shared import read_once
 from utils.distributed import World
 from utils.errors import CheckpointError, ConfigError
 from utils.training import original
@@ -19,6 +20,7 @@ from utils.training.run_folder import RunFolder
 from utils.training.state import Load, TrainState
 
 log = logging.getLogger(__name__)
+_NEWEST, _RESUME, _PRETRAINED = "the newest checkpoint in the output folder", "--resume", "--pretrained"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Start:
         if self.origin is None:
             return
         if not self.training_state:
-            pretrained = self.reason == "--pretrained"
+            pretrained = self.reason == _PRETRAINED
             head_for = self.provenance.class_names if pretrained else None
             self.loaded = self.load(model, self.contents, str(self.origin), head_for)
             return
@@ -76,7 +78,7 @@ class Start:
         """
         if self.origin is None or not self.training_state:
             state.start_at(self.options.first_epoch, plan)
-            afresh = "; optimizer, schedule and counters start afresh" if self.reason == "--resume" else ""
+            afresh = "; optimizer, schedule and counters start afresh" if self.reason == _RESUME else ""
             log.info("weights: %s (%s)%s", self.loaded or "fresh", self.reason, afresh)
             return
         try:
@@ -88,6 +90,7 @@ class Start:
             raise CheckpointError(
                 f"the training state does not fit this run ({e}): {self.origin}: name another file"
             ) from e
+        self.contents = {}  # as large as the state itself
         log.info("weights: %s (%s), at epoch %d, update %d", self.loaded, self.reason, state.epoch, state.update)
         if not self.own:
             state.reset_best()  # that checkpoint is not in this run's folder
@@ -106,23 +109,31 @@ def find_start(
 ) -> Start:
     """Finds the newest intact checkpoint of this run, else the file `resume`, else `pretrained`, else nothing.
 
-    Args: fetch: turns the name of a file into a local path.
+    The main rank reads it for all; the others need not see its disk.
+    Args: fetch: turns the name of a file into a local path, on the main rank.
     Raises: CheckpointError, ConfigError if the checkpoint belongs to another run.
     """
-    found = _newest(options, folder) if world.is_main else None
-    own = world.broadcast(found[0] if found else None)
-    if own or options.resume:
-        origin = own or fetch(options.resume)
-        contents = found[1] if found else read_checkpoint(origin)
-        reason = "the newest checkpoint in the output folder" if own else "--resume"
-        training_state = original.is_original(contents) or {"model", "optimizer", "counters"} <= contents.keys()
-        if training_state:
-            provenance.check(contents, origin, options.accept_changes)
-        return Start(options, provenance, load, reason, contents, origin, training_state, own=bool(own))
-    if options.pretrained:
-        origin = fetch(options.pretrained)
-        return Start(options, provenance, load, "--pretrained", read_checkpoint(origin), origin)
-    return Start(options, provenance, load, "no checkpoint in the output folder, no --resume, no --pretrained")
+    reason, origin, contents = read_once(world, lambda: _find(options, folder, fetch))
+    own = reason == _NEWEST
+    training_state = original.is_original(contents) or {"model", "optimizer", "counters"} <= contents.keys()
+    if origin is None or reason == _PRETRAINED or not training_state:
+        return Start(options, provenance, load, reason, contents, origin)
+    provenance.check(contents, origin, options.accept_changes)
+    return Start(options, provenance, load, reason, contents, origin, training_state=True, own=own)
+
+
+def _find(
+    options: StartOptions, folder: RunFolder, fetch: Callable[[str], Path]
+) -> tuple[str, Path | None, dict[str, Any]]:
+    """Returns why, from where, and the contents of the file."""
+    newest = _newest(options, folder)
+    if newest is not None:
+        return _NEWEST, *newest
+    for reason, name in ((_RESUME, options.resume), (_PRETRAINED, options.pretrained)):
+        if name:
+            origin = fetch(name)
+            return reason, origin, read_checkpoint(origin)
+    return "no checkpoint in the output folder, no --resume, no --pretrained", None, {}
 
 
 def _newest(options: StartOptions, folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:

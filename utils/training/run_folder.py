@@ -1,6 +1,7 @@
 """The output folder of a run, output/<MODEL.NAME>/<TAG>/, which belongs to one configuration."""
 
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -12,13 +13,22 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from utils.checkpoints.files import checkpoint_name, link_to, list_checkpoints, remove_leftovers
+from utils.checkpoints.files import (
+    checkpoint_name,
+    list_checkpoints,
+    point_to,
+    remove_leftovers,
+    supports_links,
+)
 from utils.distributed import World
 from utils.errors import ConfigError, ResourceError
 from utils.files import write_text
 from utils.terminal import log_to_file
+from utils.training.owner import Owner
 from utils.training.provenance import versions
 from utils.training.state import TrainState
+
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -30,17 +40,32 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self._world = world
+        self._owner: Owner | None = None
 
     @staticmethod
     def from_config(cfg: CfgNode, world: World) -> "RunFolder":
         return RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world)
 
     def claim(self, config: str, differences: Callable[[str], list[str]]) -> None:
-        """Makes the folder this run's, or checks that it is.
+        """Makes the folder this run's, on the main rank.
 
         Args: config: the resolved configuration as YAML; differences: lines for the keys in which another one differs.
-        Raises: ConfigError if another configuration was trained here; ResourceError if it cannot be written.
+        Raises: ConfigError if another configuration was trained here, or another run writes here; ResourceError if it
+        cannot be written.
         """
+        if not self._world.is_main:
+            return
+        try:
+            self._owner = self._take(config, differences)
+        except OSError as e:
+            raise ResourceError(f"cannot write the output folder ({e.strerror}): {self.path}: set OUTPUT") from e
+
+    def release(self) -> None:
+        """Lets other runs have the folder."""
+        if self._owner is not None:
+            self._owner.release()
+
+    def _take(self, config: str, differences: Callable[[str], list[str]]) -> Owner:
         trained = list_checkpoints(self.checkpoints) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
         if self.config.exists() and trained:
             differing = differences(self.config.read_text(encoding="utf-8"))
@@ -49,27 +74,25 @@ class RunFolder:
                     f"the output folder belongs to a run with another configuration: {self.path}:"
                     f" {'; '.join(differing)}: restore the keys or set another --tag"
                 )
-        self._world.barrier()  # no rank reads what the next lines replace
-        if not self._world.is_main:
-            return
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.checkpoints)
-            if not trained:
-                write_text(self.config, config)
-            write_text(self.path / "env.json", json.dumps(_environment(self._world), indent=2) + "\n")
-            log_to_file(self.path / "log.txt")
-        except OSError as e:
-            raise ResourceError(f"cannot write the output folder ({e.strerror}): {self.path}: set OUTPUT") from e
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        owner = Owner.take(self.path)
+        remove_leftovers(self.checkpoints)
+        if not trained:
+            write_text(self.config, config)
+        write_text(self.path / "env.json", json.dumps(_environment(self._world), indent=2) + "\n")
+        log_to_file(self.path / "log.txt")
+        if not supports_links(self.checkpoints):
+            log.info("no symbolic links in %s: last.txt and best.txt will hold the names of files", self.checkpoints)
+        return owner
 
     def repair_links(self, state: TrainState) -> None:
         """Points last.pth and best.pth at the right files if a save was interrupted between rename and links."""
         best = self.checkpoints / checkpoint_name(state.best_epoch)
         if best.exists():
-            link_to(self.checkpoints / "best.pth", best)
+            point_to(self.checkpoints / "best.pth", best)
         own = checkpoint_name(state.epoch, state.step) if state.step else checkpoint_name(state.epoch - 1)
         if (self.checkpoints / own).exists():
-            link_to(self.checkpoints / "last.pth", self.checkpoints / own)
+            point_to(self.checkpoints / "last.pth", self.checkpoints / own)
 
 
 def _environment(world: World) -> dict[str, Any]:

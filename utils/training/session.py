@@ -2,29 +2,34 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from yacs.config import CfgNode
 
-from utils.checkpoints.files import checkpoint_name, link_to, remove_old, save_checkpoint
+from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
 from utils.distributed import World
+from utils.errors import NumericsError
 from utils.evaluation.metrics import finite
 from utils.files import write_text
 from utils.interrupt import Interrupt
 from utils.training.curves import draw_curves
+from utils.training.incidents import write_incident
 from utils.training.journal import Journal
 from utils.training.loop import Update
-from utils.training.objective import Best, Evaluation
+from utils.training.objective import Best, Evaluation, Objective
+from utils.training.parallel import check_weights, synchronize_buffers
 from utils.training.plan import RunPlan
 from utils.training.progress import Progress
 from utils.training.provenance import Provenance
 from utils.training.run_folder import RunFolder
+from utils.training.saver import Saver
 from utils.training.state import TrainState
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+CHECK_EVERY = 500  # updates between two comparisons of the ranks' weights, besides every save
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,11 @@ class SessionOptions:
 
 
 class Session:
-    """Everything but the updates themselves: the loop calls it after each of them and after every epoch."""
+    """Everything but the updates themselves: the loop calls it after each of them and after every epoch.
+
+    A context manager: at its end the last checkpoint is on disk and the folder is free, whatever happened.
+    Args: name_of: returns the name of a training sample, for reports of what went wrong.
+    """
 
     def __init__(
         self,
@@ -61,29 +70,52 @@ class Session:
         plan: RunPlan,
         folder: RunFolder,
         world: World,
-        *,
         options: SessionOptions,
+        *,
         provenance: Provenance,
         interrupt: Interrupt,
+        name_of: Callable[[int], str] = str,
     ):
         self._state, self._plan, self._folder, self._world = state, plan, folder, world
         self._best, self._options, self._provenance, self._interrupt = options.best, options, provenance, interrupt
+        self._name_of = name_of
+        if world.is_main:
+            check_space(folder.checkpoints, state.checkpoint_bytes(), options.keep)
         self.journal = Journal(folder.path if world.is_main else None, state.update)
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
+        self._saver = Saver(folder.checkpoints, options.keep)
         self._saved_at = time.monotonic()
         self._check_every = min(options.print_freq, 10)
         if world.is_main:
             write_text(folder.config, provenance.config)
             folder.repair_links(state)
+        if world.watchdog is not None:
+            world.watchdog.before_exit = self._saver.finish_quietly
+
+    def __enter__(self) -> "Session":
+        self._interrupt.defer()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._saver.finish()
+        finally:
+            self.journal.close()
+            self._folder.release()
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """Passes the batches of an epoch on and measures waiting times; from here on Ctrl-C is deferred."""
-        self._interrupt.listen()
+        """Passes the batches of an epoch on and measures waiting times."""
+        self._tick()
         return self.progress.watch(batches)
 
     def after_update(self, update: Update) -> None:
-        """Logs and saves if due. `state.step` of `updates_per_epoch` updates are done."""
+        """Logs and saves if due. `state.step` of `updates_per_epoch` updates are done.
+
+        Raises: NumericsError after too many consecutive updates without a finite gradient; DistributedError if the
+        ranks diverged; ResourceError if a save failed; TerminatedError, KeyboardInterrupt after a signal.
+        """
         state, options = self._state, self._options
+        self._tick()
         report_due = self.progress.record(update)
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0
         by_time = False
@@ -93,13 +125,25 @@ class Session:
             by_time = self.progress.collect(wish=overdue)
         if report_due:
             self.progress.report()
-        if (by_count or by_time) and state.step < self._plan.updates_per_epoch:
+        if not update.applied:
+            self._report_skipped(update)
+        stop, extra = self._interrupt.decide(state.update)
+        whole = state.step == self._plan.updates_per_epoch
+        if stop or extra or ((by_count or by_time) and not whole):
             self._save(checkpoint_name(state.epoch, state.step))
-        self._interrupt.check()
+        elif state.update % CHECK_EVERY == 0:
+            check_weights(state.model, self._world, self._position())
+        if stop:
+            self._stop(stop)
+        self._saver.check()
 
-    def end_epoch(self, evaluation: Evaluation | None) -> None:
-        """Takes in the evaluation of the epoch and saves the state as it is at the start of the next one."""
+    def end_epoch(self, objective: Objective) -> None:
+        """Evaluates, and saves the state as it is at the start of the next epoch.
+
+        Raises: what `after_update` raises.
+        """
         state, epoch = self._state, self._state.epoch
+        evaluation = self._evaluate(objective)
         best = self._is_best(evaluation)
         self._record(evaluation)
         state.epoch, state.step = epoch + 1, 0
@@ -113,8 +157,8 @@ class Session:
             draw_curves(self.journal.metrics, self._folder.path / "curves.png", self._plan.updates_per_epoch, metric)
 
     def finish(self) -> None:
-        """Logs where everything is."""
-        self.journal.close()
+        """Waits for the last checkpoint and logs where everything is."""
+        self._saver.finish()
         state = self._state
         if state.step or not state.update:
             return
@@ -122,6 +166,57 @@ class Session:
         if self._best is not None and state.best_value is not None:
             best = f", best {self._best.metric} {state.best_value:.3f}"
         log.info(f"trained {self._plan.epochs} epochs{best}: {self._folder.path}")
+
+    def _evaluate(self, objective: Objective) -> Evaluation | None:
+        state = self._state
+        modules = [state.model] if state.ema is None else [state.model, state.ema.module]
+        synchronize_buffers(modules, self._world)
+        evaluation = objective.evaluate(state.evaluated)
+        stop = self._interrupt.stop_of_evaluation()
+        if stop:  # cut short: it is evaluated when the run resumes, with the epoch's updates all done
+            self._save(checkpoint_name(state.epoch, state.step))
+            self._stop(stop)
+        return evaluation
+
+    def _stop(self, stop: int) -> None:
+        """Raises: TerminatedError or KeyboardInterrupt, once the state is on disk."""
+        self._saver.finish()
+        raise self._interrupt.error(stop, f"the state after update {self._state.update} is saved")
+
+    def _report_skipped(self, update: Update) -> None:
+        """Reports an update without a finite gradient, and ends the run after too many in a row."""
+        state, plan = self._state, self._plan
+        scale = state.scaler.get_scale() if state.scaler.is_enabled() else None
+        details = {
+            "epoch": state.epoch,
+            "step": state.step,
+            "learning_rate": update.learning_rate,
+            "grad_norm": finite(update.grad_norm),
+            "grad_norms": {name: finite(norm) for name, norm in (update.stage_norms or {}).items()},
+            "loss_scale": scale,
+            "skipped_in_row": state.skipped_in_row,
+        }
+        write_incident(
+            self._folder.path / "incidents",
+            self._world,
+            update=state.update - 1,
+            details=details,
+            losses={name: float(value) for name, value in update.losses.items()},
+            samples=update.samples,
+            name_of=self._name_of,
+        )
+        if state.skipped_in_row < plan.max_skipped:
+            return
+        self._saver.finish()
+        newest = next(iter(list_checkpoints(self._folder.checkpoints)), None) if self._world.is_main else None
+        again = "start again" if newest is None else f"go on from --resume {newest}"
+        half = " AMP_DTYPE bfloat16, or" if scale is not None else ""
+        raise NumericsError(
+            f"no finite gradient in {state.skipped_in_row} consecutive updates, the last is {state.update - 1} at"
+            f" learning rate {update.learning_rate:.3g}{f' and loss scale {scale:g}' if scale is not None else ''}"
+            f" (samples and norms: {self._folder.path / 'incidents'}): TRAIN.BASE_LR: {again} with another --tag and"
+            f" --opts{half} TRAIN.BASE_LR {plan.base_lr / 2:g}"
+        )
 
     def _is_best(self, evaluation: Evaluation | None) -> bool:
         if evaluation is None or self._best is None:
@@ -154,14 +249,16 @@ class Session:
 
     def _save(self, name: str, best: bool = False) -> None:
         """Saves a checkpoint. Every rank takes part in collecting the state; the main rank writes it."""
-        contents = {**self._provenance.as_dict(), **self._state.state_dict()}
+        state = self._state
+        check_weights(state.model, self._world, self._position())
+        contents = {**self._provenance.as_dict(), **state.state_dict()}
         if self._world.is_main:
-            folder = self._folder.checkpoints
             with self.progress.pause():
-                path = save_checkpoint(folder, name, contents)
-                link_to(folder / "last.pth", path)
-                if best:
-                    link_to(folder / "best.pth", path)
-                remove_old(folder, self._options.keep)
-            log.info("saved %s%s", path, " (best so far)" if best else "")
+                self._saver.save(name, contents, best)
         self._saved_at = time.monotonic()
+
+    def _position(self) -> str:
+        return f"epoch {self._state.epoch}, update {self._state.update}"
+
+    def _tick(self) -> None:
+        self._world.tick(self._position())

@@ -1,0 +1,71 @@
+"""Checkpoints written in the background, so that training waits for a copy of its state only."""
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.checkpoints.files import point_to, remove_old, save_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes one checkpoint at a time, in a thread. Args: keep: newest checkpoints to keep, 0 for all."""
+
+    def __init__(self, folder: Path, keep: int):
+        self._folder, self._keep = folder, keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, name: str, contents: dict[str, Any], best: bool = False) -> None:
+        """Starts to save `contents` as they are now, once the checkpoint before is written.
+
+        Args: best: whether best.pth is to point at it. Raises: ResourceError if the checkpoint before failed.
+        """
+        self.finish()
+        self._thread = threading.Thread(target=self._write, args=(name, snapshot(contents), best), name="saver")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises: ResourceError if the last save failed."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def finish(self) -> None:
+        """Waits until the last save has ended. Raises: ResourceError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def finish_quietly(self) -> None:
+        """Waits a while for the last save, when the process ends for another reason."""
+        if self._thread is not None:
+            self._thread.join(10)
+
+    def _write(self, name: str, contents: dict[str, Any], best: bool) -> None:
+        try:
+            path = save_checkpoint(self._folder, name, contents)
+            point_to(self._folder / "last.pth", path)
+            if best:
+                point_to(self._folder / "best.pth", path)
+            remove_old(self._folder, self._keep)
+            log.info("saved %s%s", path, " (best so far)" if best else "")
+        except BaseException as e:
+            self._error = e
+
+
+def snapshot(value: Any) -> Any:
+    """Copies nested dictionaries and lists, with all tensors on the CPU."""
+    if isinstance(value, torch.Tensor):
+        copy = torch.empty(value.shape, dtype=value.dtype, device="cpu")
+        return copy.copy_(value.detach())
+    if isinstance(value, dict):
+        return {key: snapshot(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(each) for each in value)
+    return value
