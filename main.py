@@ -121,9 +121,11 @@ def main(argv: list[str]) -> int:
         train, evaluate = TASKS[cfg.TASK]
         (measure if cfg.THROUGHPUT_MODE else evaluate if cfg.EVAL_MODE else train)(cfg, world)
         world.leave()
+        code = 0
     except (Exception, KeyboardInterrupt) as error:
-        return world.end_together(explain_memory(error, world.device), debug="--debug" in argv)
-    return 0
+        code = world.end_together(explain_memory(error, world.device), debug="--debug" in argv)
+    interrupt.ignore()
+    return code
 
 
 if __name__ == "__main__":

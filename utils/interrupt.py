@@ -46,6 +46,12 @@ class Interrupt:
             signal.signal(each, self._handle)
         return self
 
+    def ignore(self) -> None:
+        """Lets nothing disturb the end of the process: a launcher signals ranks whose exit code it does not know yet."""
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            if signal.getsignal(each) == self._handle:
+                signal.signal(each, signal.SIG_IGN)
+
     def join(self, world: "World") -> None:
         """Makes signals known to all ranks of `world`."""
         self._world = world

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from utils.errors import DistributedError, RunError, listing, report_error
+from utils.errors import DistributedError, RunError, TerminatedError, listing, report_error
 
 INTERVAL = 0.5  # seconds between two checks, and between two heartbeats
 SILENCE = 3.0  # seconds without a heartbeat after which a rank counts as gone, once something else looks wrong
@@ -55,7 +55,7 @@ class Watchdog(threading.Thread):
                 if self._store.check(["code"]) and not self._stopped.is_set():
                     self._exit(int(self._store.get("code")))
                 if self.aborting is not None:
-                    self._end_all(self.aborting)
+                    self._abort(self.aborting)
                 self._check_progress()
         except Exception:  # the rank that hosted the store is gone: the job ends, or has ended
             if not self._stopped.wait(15):
@@ -88,7 +88,7 @@ class Watchdog(threading.Thread):
         """Returns the error of a collective operation as one that says which ranks are gone."""
         gone = self._silent_ranks()
         if gone:
-            return DistributedError(self._lost(listing(self._name(rank) for rank in gone)))
+            return DistributedError(self._lost(listing(map(self._describe, gone))))
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return DistributedError(
             f"the ranks lost their connection at {self.position} ({reason[0]}): look at the network and at the logs of"
@@ -101,7 +101,7 @@ class Watchdog(threading.Thread):
             " command again to resume"
         )
 
-    def _name(self, rank: int) -> str:
+    def _describe(self, rank: int) -> str:
         return f"rank {rank} ({self._store.get(f'who/{rank}').decode()})"
 
     def _send_heartbeat(self) -> None:
@@ -132,7 +132,14 @@ class Watchdog(threading.Thread):
         if idle > patience and now - self._looked > patience:
             gone, self._looked = self._silent_ranks(), now
             if gone and self._progress[1] < now:
-                self._end_all(DistributedError(self._lost(listing(self._name(rank) for rank in gone))))
+                self._end_all(DistributedError(self._lost(listing(map(self._describe, gone)))))
+
+    def _abort(self, error: BaseException) -> None:
+        """Ends the job after a signal; a launcher also sends SIGTERM when a rank is gone, which is then the reason."""
+        if isinstance(error, TerminatedError):
+            gone = self._silent_ranks()
+            error = DistributedError(self._lost(listing(map(self._describe, gone)))) if gone else error
+        self._end_all(error)
 
     def _report_hang(self) -> None:
         """Posts the stacks of this rank; the rank that noticed the hang prints those of all and ends the job."""
@@ -144,8 +151,8 @@ class Watchdog(threading.Thread):
         for rank in range(self._size):
             answered = rank not in silent and self._store.check([f"stacks/{rank}"])
             stacks = self._store.get(f"stacks/{rank}").decode() if answered else "does not respond\n"
-            found.append(f"{self._name(rank)} {stacks}")
-            stuck += [] if answered else [self._name(rank)]
+            found.append(f"{self._describe(rank)} {stacks}")
+            stuck += [] if answered else [self._describe(rank)]
         who = f"{listing(stuck)} does not respond" if stuck else "all ranks respond, their stacks are above"
         error = DistributedError(
             f"no progress for {self._timeout:g} seconds at {self.position}, {who}: TIMEOUT_MINUTES: raise it if an"

@@ -203,13 +203,29 @@ def _process_context() -> BaseContext:
     # imported once, not by every worker
     heavy = ["torch", "torchvision", "timm.data", "data.pipeline.transforms"]
     context.set_forkserver_preload(["data.pipeline.worker_group", *heavy])
-    resource_tracker.ensure_running()  # it would unblock the signals
+    _start_resource_tracker()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     try:
         forkserver.ensure_running()  # inherits the mask, see worker_group.py
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def _start_resource_tracker() -> None:
+    """Starts the process that removes semaphores: before the fork server, since it would unblock the signals.
+
+    After a kill of the program it does its work without a warning about it.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _start_worker(trainer: int, _worker: int) -> None:

@@ -208,7 +208,7 @@ class Session:
         if state.skipped_in_row < plan.max_skipped:
             return
         self._saver.finish()
-        newest = next(iter(list_checkpoints(self._folder.checkpoints)), None) if self._world.is_main else None
+        newest = self._world.main_only(lambda: next(iter(list_checkpoints(self._folder.checkpoints)), None))
         again = "start again" if newest is None else f"go on from --resume {newest}"
         half = " AMP_DTYPE bfloat16, or" if scale is not None else ""
         raise NumericsError(
