@@ -18,8 +18,7 @@ from configs.loading import load_config
 from models.registry import MODELS, build, model_options
 from models.weights.load import load_contents
 from models.weights.released import released_models, released_url
-from utils.checkpoints.downloads import local_file
-from utils.checkpoints.files import read_checkpoint
+from utils.checkpoints.downloads import read_weights
 from utils.errors import ConfigError, did_you_mean
 
 dependencies = ["torch", "torchvision", "timm", "yacs", "yaml", "safetensors"]
@@ -52,7 +51,7 @@ def _build(config: Path, recipe: str, pretrained: bool | str, options: dict[str,
     model = build(type(own)(**arguments))
     if pretrained:
         name = f"hub:{recipe}" if pretrained is True else str(pretrained)
-        contents = read_checkpoint(local_file(name, released_url=released_url))
+        contents = read_weights(name, released_url=released_url)
         load_contents(model, contents, name, head_for=() if "num_classes" in options else None)
     return model.eval()
 

@@ -3,7 +3,6 @@
 import logging
 import sys
 from functools import partial
-from typing import Any
 
 from utils.interrupt import Interrupt
 
@@ -22,8 +21,7 @@ from models.registry import default_classes, model_options, new_model, preproces
 from models.weights.class_maps import known_classes, real_labels
 from models.weights.load import load_contents
 from models.weights.released import released_url
-from utils.checkpoints.downloads import local_file
-from utils.checkpoints.files import read_checkpoint
+from utils.checkpoints.downloads import local_file, read_weights
 from utils.checkpoints.shared import read_once
 from utils.distributed import World, join_world, launched_rank
 from utils.evaluation.reports import Evaluated, ReportOptions, assess, report
@@ -65,9 +63,8 @@ def train_classifier(cfg: CfgNode, world: World) -> None:
     batches = build_train_loader(sources.train, plan.shape, world, pipeline, build_mixing(classes, pipeline.mixing))
     val = None if sources.val is None else interrupt.guard(build_eval_loader(sources.val, world, pipeline))
     objective = Classification(classes, cfg.MODEL.LABEL_SMOOTHING, val=val, precision=precision, world=world)
-    saving, name_of = SessionOptions.from_config(cfg, objective.best), sources.train.name
-    session = Session(state, plan, folder, world, saving, provenance=provenance, interrupt=interrupt, name_of=name_of)
-    with session:
+    saving = SessionOptions.from_config(cfg, objective.best)
+    with Session(state, plan, folder, world, saving, provenance, interrupt, sources.train.name) as session:
         while state.epoch < plan.epochs:
             watched = session.watch(batches.epoch(state.epoch, state.step))
             train_epoch(state, watched, objective, plan, session.after_update)
@@ -81,7 +78,7 @@ def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
     pipeline = PipelineOptions.from_config(cfg, options.in_chans, preprocessing_of(options))
     precision, rows = Precision.from_config(cfg, world.device), []
     for name in reports.files:
-        contents = read_once(world, partial(_read, cfg, name))
+        contents = read_once(world, partial(read_weights, name, released_url=released_url, sha256=cfg.MODEL.SHA256))
         val = open_val(SourceOptions.from_config(cfg), world, *known_classes(contents))
         samples = Evaluated(val.class_names, [val.label(i) for i in range(len(val))], val.name, pipeline.val.size)
         allowed, real = chosen_classes(reports.classes, val), real_labels(val.class_names) if reports.real else None
@@ -90,10 +87,6 @@ def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
         batches = build_eval_loader(val, world, pipeline)
         rows.append((name, assess(model, batches, samples, allowed=allowed, precision=precision, world=world)))
         report(rows, samples, reports, real, world)
-
-
-def _read(cfg: CfgNode, name: str) -> dict[str, Any]:
-    return read_checkpoint(local_file(name, released_url=released_url, sha256=cfg.MODEL.SHA256))
 
 
 def measure(cfg: CfgNode, world: World) -> None:
@@ -108,20 +101,16 @@ TASKS = {"classification": (train_classifier, evaluate_classifiers)}
 
 def main(argv: list[str]) -> int:
     """Returns the exit code (utils/errors.py)."""
-    world = World(rank=launched_rank())
+    world, code = World(rank=launched_rank()), 0
     start_logging(world.is_main)
     try:
         command = parse_command_line(argv)
         cfg = load_config(command.cfg, command.overrides)
-        world = join_world(cfg.TIMEOUT_MINUTES)
-        interrupt.join(world)
-        world.check_equal(
-            {**shared_config(cfg), **versions()}, "start the same command everywhere, and the same versions"
-        )
+        world = interrupt.join(join_world(cfg.TIMEOUT_MINUTES))
+        world.check_equal({**shared_config(cfg), **versions()}, "use one command and the same versions everywhere")
         train, evaluate = TASKS[cfg.TASK]
         (measure if cfg.THROUGHPUT_MODE else evaluate if cfg.EVAL_MODE else train)(cfg, world)
         world.leave()
-        code = 0
     except (Exception, KeyboardInterrupt) as error:
         code = world.end_together(explain_memory(error, world.device), debug="--debug" in argv)
     interrupt.ignore()

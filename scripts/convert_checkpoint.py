@@ -30,7 +30,7 @@ from models.weights.layouts import LAYOUTS, Layout, Weights
 from models.weights.load import Found, find_weights, load_weights
 from models.weights.released import released_url
 from scripts.peers import build_peer
-from utils.checkpoints.downloads import local_file
+from utils.checkpoints.downloads import read_weights
 from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.safe_load import NOTES
 from utils.errors import CheckpointError, ConfigError, ResourceError, report_error
@@ -45,7 +45,7 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     Args: to: a layout, or a library that shares one. Raises: ConfigError, CheckpointError, ResourceError.
     """
     cfg = load_config(cfg_path)
-    contents = read_checkpoint(local_file(source, released_url=released_url))
+    contents = read_weights(source, released_url=released_url)
     found = find_weights(contents, source)
     options = model_options(cfg)
     if not isinstance(options, PyramidOptions):

@@ -109,7 +109,7 @@ class Injector:
             raw = io.BufferedWriter(Counted(file, "w"))
             return raw if "b" in mode else io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace")
 
-        builtins.open = io.open = counting  # type: ignore[assignment]
+        builtins.open = io.open = counting
 
 
 def main(argv: list[str]) -> None:

@@ -47,14 +47,15 @@ class Interrupt:
         return self
 
     def ignore(self) -> None:
-        """Lets nothing disturb the end of the process: a launcher signals ranks whose exit code it does not know yet."""
+        """Lets nothing disturb the end: a launcher signals ranks whose exit code it does not know yet."""
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             if signal.getsignal(each) == self._handle:
                 signal.signal(each, signal.SIG_IGN)
 
-    def join(self, world: "World") -> None:
-        """Makes signals known to all ranks of `world`."""
+    def join(self, world: "World") -> "World":
+        """Makes signals known to all ranks of `world`; returns it."""
         self._world = world
+        return world
 
     def defer(self) -> None:
         """From here on, signals wait for `decide`."""

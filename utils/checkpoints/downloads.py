@@ -6,12 +6,13 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import torch
 from tqdm import tqdm
 
+from utils.checkpoints.files import read_checkpoint
 from utils.errors import CheckpointError, ResourceError
 from utils.files import atomic_path, sha256_of
 
@@ -37,6 +38,11 @@ def local_file(name: str, *, released_url: Callable[[str], str], sha256: str = "
     elif remote:
         log.info("sha256 of %s: %s (not verified: --sha256 was not given)", path, sha256_of(path))
     return path
+
+
+def read_weights(name: str, *, released_url: Callable[[str], str], sha256: str = "") -> dict[str, Any]:
+    """Returns the contents of the file that `local_file` finds. Raises: CheckpointError."""
+    return read_checkpoint(local_file(name, released_url=released_url, sha256=sha256))
 
 
 def _verify(path: Path, sha256: str) -> None:

@@ -71,7 +71,6 @@ class Session:
         folder: RunFolder,
         world: World,
         options: SessionOptions,
-        *,
         provenance: Provenance,
         interrupt: Interrupt,
         name_of: Callable[[int], str] = str,
