@@ -1,6 +1,5 @@
 """Train, fine-tune and evaluate Swin Transformers: torchrun main.py --cfg configs/swin_tiny.yaml --data-path FOLDER"""
 
-import logging
 import sys
 from functools import partial
 
@@ -38,8 +37,6 @@ from utils.training.run_folder import RunFolder
 from utils.training.session import Session, SessionOptions
 from utils.training.state import StateOptions, TrainState
 
-log = logging.getLogger("main")
-
 
 def train_classifier(cfg: CfgNode, world: World) -> None:
     """Trains from the newest checkpoint, or from the start, to the last epoch."""
@@ -66,10 +63,9 @@ def train_classifier(cfg: CfgNode, world: World) -> None:
     saving = SessionOptions.from_config(cfg, objective.best)
     with Session(state, plan, folder, world, saving, provenance, interrupt, sources.train.name) as session:
         while state.epoch < plan.epochs:
-            watched = session.watch(batches.epoch(state.epoch, state.step))
-            train_epoch(state, watched, objective, plan, session.after_update)
+            micro_batches = session.watch(batches.epoch(state.epoch, state.step))
+            train_epoch(state, micro_batches, objective, plan, session.after_update)
             session.end_epoch(objective)
-        session.finish()
 
 
 def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
@@ -93,7 +89,7 @@ def measure(cfg: CfgNode, world: World) -> None:
     """Measures images/s of the forward pass on random images with fresh weights; neither affects the speed."""
     model = new_model(cfg, model_options(cfg), default_classes(cfg), world.device)
     precision, size = Precision.from_config(cfg, world.device), image_size(cfg.DATA.IMG_SIZE)
-    log.info(measure_throughput(model, cfg.DATA.BATCH_SIZE, size, precision).line())
+    log_lines([measure_throughput(model, cfg.DATA.BATCH_SIZE, size, precision).line()])
 
 
 TASKS = {"classification": (train_classifier, evaluate_classifiers)}

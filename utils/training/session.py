@@ -60,7 +60,7 @@ class SessionOptions:
 class Session:
     """Everything but the updates themselves: the loop calls it after each of them and after every epoch.
 
-    A context manager: at its end the last checkpoint is on disk and the folder is free, whatever happened.
+    A context manager: when it ends, the last checkpoint is on disk and the folder is free, whatever happened.
     Args: name_of: returns the name of a training sample, for reports of what went wrong.
     """
 
@@ -95,9 +95,11 @@ class Session:
         self._interrupt.defer()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._saver.finish()
+            if kind is None:
+                self._conclude()
         finally:
             self.journal.close()
             self._folder.release()
@@ -155,9 +157,8 @@ class Session:
             metric = self._best.metric if self._best else None
             draw_curves(self.journal.metrics, self._folder.path / "curves.png", self._plan.updates_per_epoch, metric)
 
-    def finish(self) -> None:
-        """Waits for the last checkpoint and logs where everything is."""
-        self._saver.finish()
+    def _conclude(self) -> None:
+        """Logs where everything is."""
         state = self._state
         if state.step or not state.update:
             return
