@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.loading import config_differences, dump_config, flat_config, load_config, parse_config
+from configs.loading import config_differences, dump_config, flat_config, load_config, parse_config, shared_config
 from configs.schema import KEYS
 from tests.conftest import RELEASED, ROOT
 from utils.errors import ConfigError
@@ -274,6 +274,16 @@ def test_differences_between_runs_leave_out_what_moves_no_result():
     assert config_differences(now, dump_config(then)) == ["TRAIN.BASE_LR was 0.0005, now 0.1"]
     before_tasks = dump_config(then).replace("TASK: classification\n", "")
     assert config_differences(then, before_tasks) == []
+
+
+def test_what_all_ranks_share_leaves_out_where_things_are_on_a_machine():
+    def shared(*overrides):
+        return shared_config(load_config(ROOT / "configs/swin_tiny.yaml", [(*each, "x") for each in overrides]))
+
+    here = shared()
+    assert here["TRAIN.BASE_LR"] == 0.0005 and here.keys() < flat_config(load_config(RECIPES[0])).keys()
+    assert shared(("OUTPUT", "elsewhere"), ("DATA.DATA_PATH", "/mnt"), ("DATA.NUM_WORKERS", 3)) == here
+    assert shared(("DATA.BATCH_SIZE", 3)) != here  # the ranks would disagree on the samples of an update
 
 
 @pytest.mark.parametrize(

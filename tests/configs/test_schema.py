@@ -55,8 +55,17 @@ def test_keys_that_may_change_between_two_starts_of_a_run():
         *("MODEL.NUM_CLASSES", "TRAIN.AUTO_RESUME", "TRAIN.ACCUMULATION_STEPS", "TRAIN.USE_CHECKPOINT"),
         *("TRAIN.GLOBAL_BATCH_SIZE", "TRAIN.SAVE_EVERY_UPDATES", "TRAIN.SAVE_EVERY_MINUTES", "TRAIN.KEEP_CHECKPOINTS"),
         *("TRAIN.MAX_SKIPPED_UPDATES", "TEST.REAL", "TEST.CLASSES", "TEST.PER_CLASS", "TEST.RESULTS", "OUTPUT"),
-        *("SAVE_FREQ", "PRINT_FREQ", "EVAL_MODE", "THROUGHPUT_MODE"),
+        *("SAVE_FREQ", "PRINT_FREQ", "TIMEOUT_MINUTES", "EVAL_MODE", "THROUGHPUT_MODE"),
     ]
+
+
+def test_keys_that_may_differ_between_the_machines_of_a_job():
+    """Adding a key here means: it says where something is on a machine, or how fast it is."""
+    names = [name for name, key in KEYS.items() if key.per_machine]
+    assert names == [
+        *("DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.CACHE_MODE", "DATA.PIN_MEMORY", "DATA.NUM_WORKERS", "OUTPUT"),
+    ]
+    assert all(KEYS[name].free for name in names)
 
 
 def test_keys_of_the_original_that_are_ignored():
