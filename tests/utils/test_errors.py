@@ -1,6 +1,8 @@
 """How errors are worded and reported."""
 
+import json
 import logging
+import sys
 
 import pytest
 
@@ -8,8 +10,8 @@ from utils.errors import (
     EXIT_CODES,
     ConfigError,
     DataError,
-    DistributedError,
     RunError,
+    TerminatedError,
     did_you_mean,
     listing,
     one_line,
@@ -51,7 +53,7 @@ def test_fault_56_control_characters_are_escaped():
 
 def test_every_class_has_its_own_documented_exit_code():
     codes = [each.exit_code for each in RunError.__subclasses__()]
-    assert sorted(codes) == [2, 3, 4, 5, 6, 7] and set(codes) <= EXIT_CODES.keys()
+    assert sorted(codes) == [2, 3, 4, 5, 6, 7, 75] and set(codes) <= EXIT_CODES.keys()
     assert RunError.exit_code == 1 and 1 not in EXIT_CODES  # a bug of the program
 
 
@@ -59,7 +61,9 @@ def test_every_class_has_its_own_documented_exit_code():
     ("error", "code", "line"),
     [
         (ConfigError("no such key: X"), 2, "error: no such key: X"),
-        (KeyboardInterrupt(), 130, "error: interrupted: run the same command again to resume from the last checkpoint"),
+        (KeyboardInterrupt(), 130, "error: interrupted: run the same command again to resume"),
+        (KeyboardInterrupt("update 5 is saved"), 130, "error: interrupted: update 5 is saved"),
+        (TerminatedError("terminated by SIGTERM"), 75, "error: terminated by SIGTERM"),
     ],
 )
 def test_an_error_of_the_user_is_one_line(capsys, error, code, line):
@@ -79,16 +83,32 @@ def test_bugs_and_debugging_show_a_traceback(capsys, error, debug):
     assert "Traceback" in err and err.endswith("error: x\n")
 
 
-def test_one_rank_speaks_for_all_unless_the_error_is_its_own(capsys):
-    assert report_error(DataError("x"), debug=True, speak=False) == 3
-    assert capsys.readouterr().err == ""
-    assert report_error(DistributedError("no GPU"), debug=False, speak=False) == 5
-    assert capsys.readouterr().err == "error: no GPU\n"
+def test_a_rank_that_does_not_speak_is_silent_everywhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert report_error(DataError("x"), debug=True, speak=False, detail="stacks\n") == 3
+    assert capsys.readouterr() == ("", "") and not (tmp_path / "error.json").exists()
 
 
-def test_the_log_file_gets_the_line_too(tmp_path, capsys, monkeypatch):
+def test_the_log_file_gets_the_line_and_its_detail_too(tmp_path, capsys, monkeypatch):
     handler = logging.FileHandler(tmp_path / "log.txt")
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
-    report_error(DataError("bad image"), debug=False, speak=True)
+    report_error(DataError("bad image"), debug=False, speak=True, detail="where\n")
     handler.close()
-    assert (tmp_path / "log.txt").read_text() == "error: bad image\n"
+    assert (tmp_path / "log.txt").read_text() == "where\nerror: bad image\n" == capsys.readouterr().err
+
+
+def test_torchrun_finds_the_line_that_it_quotes(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    report_error(DataError("bad\nimage"), speak=True)
+    message = json.loads(file.read_text())["message"]  # the form that torch's own error handler writes
+    assert message["message"] == message["extraInfo"]["py_callstack"] == "error: bad image"
+    assert message["extraInfo"]["timestamp"].isdigit()
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "no/folder"))
+    assert report_error(DataError("x"), speak=True) == 3
+
+
+def test_without_a_terminal_the_exit_code_is_the_same(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert report_error(DataError("x"), speak=True) == 3

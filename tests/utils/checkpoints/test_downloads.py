@@ -1,5 +1,6 @@
 """Weights from a server: whole or not at all, fetched once, checked."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -15,9 +16,8 @@ import torch
 
 from models.weights.released import released_url
 from tests.conftest import ROOT
-from utils.checkpoints.downloads import local_file
-from utils.distributed import World
-from utils.errors import CheckpointError
+from utils.checkpoints.downloads import local_file, read_weights
+from utils.errors import CheckpointError, ResourceError
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -67,7 +67,7 @@ def site(tmp_path):
 
 
 def get(name, sha256="", **more):
-    return local_file(name, World(), released_url=more.get("released", released_url), sha256=sha256)
+    return local_file(name, released_url=more.get("released", released_url), sha256=sha256)
 
 
 SHA256 = hashlib.sha256(b"weights" * 1000).hexdigest()
@@ -118,6 +118,26 @@ def test_what_cannot_be_reached_is_said(site, hub):
         get(f"{site}/gone.pth")
     with pytest.raises(CheckpointError, match="cannot download the weights"):
         get("http://127.0.0.1:9/w.pth")
+    assert list(hub.iterdir()) == []
+
+
+def test_weights_are_read_from_where_they_were_found(tmp_path):
+    torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "w.pth")
+    read = read_weights(str(tmp_path / "w.pth"), released_url=released_url)
+    assert torch.equal(read["model"]["a"], torch.ones(2))
+    with pytest.raises(CheckpointError, match="sha256 is"):
+        read_weights(str(tmp_path / "w.pth"), released_url=released_url, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_cache_that_cannot_be_written_is_named(site, hub, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(ResourceError, match=rf"{os.strerror(number)}.*{hub}: set TORCH_HOME"):
+            get(f"{site}/w.pth")
     assert list(hub.iterdir()) == []
 
 
