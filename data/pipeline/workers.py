@@ -10,9 +10,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -203,29 +205,31 @@ def _process_context() -> BaseContext:
     # imported once, not by every worker
     heavy = ["torch", "torchvision", "timm.data", "data.pipeline.transforms"]
     context.set_forkserver_preload(["data.pipeline.worker_group", *heavy])
-    _start_resource_tracker()
+    # starts first, since it would unblock the signals; it needs no words about semaphores that it removes after a kill
+    with _environment(PYTHONWARNINGS="ignore:resource_tracker"):
+        resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
-    try:
-        forkserver.ensure_running()  # inherits the mask, see worker_group.py
+    try:  # it inherits the mask, see worker_group.py; a folder data/ where the user stands must not hide the package
+        with _environment(PYTHONPATH=str(Path(__file__).resolve().parents[2]), PYTHONSAFEPATH="1"):
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
-def _start_resource_tracker() -> None:
-    """Starts the process that removes semaphores: before the fork server, since it would unblock the signals.
-
-    After a kill of the program it does its work without a warning about it.
-    """
-    before = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Sets environment variables for the processes that the block starts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        resource_tracker.ensure_running()
+        yield
     finally:
-        if before is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _start_worker(trainer: int, _worker: int) -> None:

@@ -1,0 +1,350 @@
+"""Signals, kills, hangs and disks of two ranks, injected by scripts/inject.py; nothing may be lost.
+
+The ranks are started as torchrun would, but each in a working folder of its own: relative paths lead to different
+disks, as on machines that share none.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.soak import compare, leftovers
+from tests.builders import AUGMENTED, open_folder, pipeline
+from tests.conftest import ROOT, environment
+
+RECIPE = """
+DATA: {IMG_SIZE: 32, BATCH_SIZE: 2, NUM_WORKERS: 1}
+MODEL:
+  NAME: soak
+  DROP_PATH_RATE: 0.2
+  SWIN: {PATCH_SIZE: 2, EMBED_DIM: 16, DEPTHS: [2, 2], NUM_HEADS: [2, 4], WINDOW_SIZE: 4}
+TRAIN: {EPOCHS: 2, WARMUP_EPOCHS: 1, BASE_LR: 0.05, EMA: {ENABLE: true, DECAY: 0.9}}
+PRINT_FREQ: 3
+"""
+RUN = Path("output/soak/default")
+
+
+@dataclass
+class Ranks:
+    """Ranks of one job that run."""
+
+    jobs: list[subprocess.Popen]
+
+    def wait(self, timeout: float = 90) -> "Ended":
+        results = []
+        for job in self.jobs:
+            out, err = job.communicate(timeout=timeout)
+            results.append((job.returncode, out, err))
+        codes, outs, errs = (list(column) for column in zip(*results, strict=True))
+        return Ended(codes, "".join(outs), "".join(errs))
+
+    def kill(self) -> None:
+        for job in self.jobs:
+            if job.poll() is None:
+                os.kill(job.pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What the ranks of a job ended with."""
+
+    codes: list[int]
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The only error line of the job."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(folders: list[Path], *options: object, faults: str = "", config: str = "recipe.yaml", **env: str) -> Ranks:
+    """Starts one rank in each folder."""
+    program = [sys.executable, str(ROOT / "scripts/inject.py"), faults]
+    arguments = ["--cfg", config, "--data-path", "data", *map(str, options)]
+    port, jobs = free_port(), []
+    for rank, folder in enumerate(folders):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(folders), "LOCAL_WORLD_SIZE": len(folders)}
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port} if len(folders) > 1 else {}
+        more = {name: str(value) for name, value in {**place, **address, "SWIN_SOAK": folders[0], **env}.items()}
+        jobs.append(
+            subprocess.Popen(
+                [*program, *arguments],
+                cwd=folder,
+                env=environment(**more),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    return Ranks(jobs)
+
+
+def torchrun(folder: Path, *options: object, faults: str = "", restarts: int = 0) -> subprocess.Popen:
+    head = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    program = ["--max-restarts", str(restarts), str(ROOT / "scripts/inject.py"), faults]
+    arguments = ["--cfg", "recipe.yaml", "--data-path", "data", *map(str, options)]
+    return subprocess.Popen(
+        [*head, *program, *arguments],
+        cwd=folder,
+        env=environment(SWIN_SOAK=str(folder)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def make_folder(folder: Path, photos: Path) -> Path:
+    """A working folder with data and recipe."""
+    folder.mkdir()
+    (folder / "data").symlink_to(photos)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture
+def disks(tmp_path, photos) -> list[Path]:
+    """The working folders of two ranks."""
+    return [make_folder(tmp_path / f"rank{rank}", photos) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos, tmp_path_factory) -> Path:
+    """The output folder of a run of two ranks that was left alone: 2 epochs of 9 updates."""
+    folder = make_folder(tmp_path_factory.mktemp("alone") / "both", photos)
+    ended = start([folder, folder]).wait()
+    assert ended.codes == [0, 0], ended.err
+    return folder / RUN
+
+
+def wait_for(path: Path, text: str, job: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() or text not in path.read_text():
+        assert job.poll() is None and time.monotonic() < deadline, path
+        time.sleep(0.02)
+
+
+def assert_nothing_left(folder: Path, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while left := leftovers(folder):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_fault_23_sigterm_saves_and_the_run_continues_bit_equal(disks, undisturbed):
+    """To one rank in an update, in an evaluation, in a save; then to the launcher. Rank 1 never sees a checkpoint."""
+    for faults, saved in (("step:4:term:1", 5), ("evaluation:1:term:1", 9), ("step:3:usr1:1,save:5:term:0", 13)):
+        ended = start(disks, faults=faults).wait()
+        assert ended.codes == [75, 75], ended.err
+        assert ended.error.startswith("error: terminated by SIGTERM, the state after update"), ended.err
+        newest = max(int(line["update"]) for line in records(disks[0] / RUN))
+        assert newest <= saved
+        assert not (disks[1] / "output").exists()
+    slow = torchrun(disks[0], faults="step:1:sleep=0.5")
+    wait_for(disks[0] / RUN / "log.txt", "Train: [1/2]", slow)
+    begun = time.monotonic()
+    slow.send_signal(signal.SIGTERM)
+    _, err = slow.communicate(timeout=60)
+    assert time.monotonic() - begun < 20 and "terminated by SIGTERM, the state after update" in err, err
+    assert "DataLoader worker" not in err and "leaked" not in err
+    assert_nothing_left(disks[0])
+    assert start(disks).wait().codes == [0, 0]
+    assert compare(undisturbed, disks[0] / RUN) == ""
+    assert not (disks[0] / RUN / "owner.json").exists()
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_fault_24_sigusr1_saves_and_the_run_goes_on(disks, undisturbed):
+    ended = start(disks, faults="step:4:usr1:1").wait()
+    assert ended.codes == [0, 0]
+    assert "ckpt_epoch_0_step_5.pth" in ended.out
+    assert compare(undisturbed, disks[0] / RUN) == ""
+
+
+@pytest.mark.slow
+def test_fault_26_a_killed_rank_is_named_and_torchrun_restarts_the_job(disks, undisturbed):
+    faults = "step:4+0:kill:1,save:8+1:kill:0,evaluation:1+2:raise:1"
+    job = torchrun(disks[0], "--opts", "TRAIN.SAVE_EVERY_UPDATES", 3, faults=faults, restarts=3)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    assert err.count("injected") == 3
+    killed = [line for line in err.splitlines() if line.startswith("error: rank 1 (") and "disappeared at" in line]
+    assert len(killed) == 1 and "epoch 0, update" in killed[0]
+    assert "leaked" not in err
+    assert compare(undisturbed, disks[0] / RUN) == ""
+    assert_nothing_left(disks[0])
+
+
+def test_fault_26_the_other_ranks_end_with_5(disks):
+    job = start(disks, faults="step:4:kill:1")
+    ended = job.wait()
+    assert ended.codes == [5, -signal.SIGKILL]
+    assert f"error: rank 1 ({socket.gethostname()}, process {job.jobs[1].pid}) disappeared at epoch 0" in ended.error
+    assert_nothing_left(disks[0])
+
+
+def test_fault_27_a_rank_that_hangs_is_named_with_the_stacks_of_the_others(disks):
+    job = start(disks, "--opts", "TIMEOUT_MINUTES", 0.08, faults="step:4:stop:1")
+    _, err = job.jobs[0].communicate(timeout=60)
+    job.kill()
+    assert job.jobs[0].returncode == 5
+    lines = err.splitlines()
+    assert any("in train_epoch" in line for line in lines)  # where rank 0 waits
+    assert any(line.startswith("rank 1 (") and line.endswith("does not respond") for line in lines)
+    assert lines[-1].startswith("error: no progress for 4.8 seconds at epoch 0, update") and "rank 1 (" in lines[-1]
+    job.jobs[1].communicate()
+    assert_nothing_left(disks[0])
+
+
+def test_fault_22_a_failed_save_of_the_main_rank_ends_all(disks):
+    begun = time.monotonic()
+    ended = start(disks, "--opts", "TRAIN.SAVE_EVERY_UPDATES", 3, faults="save:30:full:0").wait()
+    assert ended.codes == [7, 7] and time.monotonic() - begun < 60
+    assert (
+        "cannot save a checkpoint (No space left on device)" in ended.error and "the checkpoints before" in ended.error
+    )
+    kept = sorted(path.name for path in (disks[0] / RUN / "checkpoints").iterdir())
+    assert kept == ["ckpt_epoch_0_step_3.pth", "ckpt_epoch_0_step_3.pth.sha256", "last.pth"]
+    assert start(disks).wait().codes == [0, 0]
+
+
+def test_fault_33_ranks_that_diverge_are_noticed_at_the_next_save(disks):
+    ended = start(disks, "--opts", "TRAIN.SAVE_EVERY_UPDATES", 6, faults="step:4:change:1").wait()
+    assert ended.codes == [5, 5]
+    assert "rank 1 has other weights than rank 0 at epoch 0, update 6, the first is patch_embed" in ended.error
+    assert not list((disks[0] / RUN / "checkpoints").iterdir())
+
+
+def test_fault_35_the_last_line_says_how_to_go_on_and_it_works(disks):
+    folder, options = disks[0], ["--opts", "TRAIN.MAX_SKIPPED_UPDATES", 3, "TRAIN.SAVE_EVERY_UPDATES", 4]
+    ended = start([folder], *options, faults="step:6:nan").wait()
+    assert ended.codes == [6]
+    newest = RUN / "checkpoints/ckpt_epoch_0_step_4.pth"
+    assert f"go on from --resume {newest}" in ended.error and "--opts TRAIN.BASE_LR 0.025" in ended.error
+    reports = [json.loads(path.read_text()) for path in sorted((folder / RUN / "incidents").iterdir())]
+    assert [report["update"] for report in reports] == [6, 7, 8]
+    assert len(reports[0]["ranks"][0]["samples"]) == 2 and "photo_" in reports[0]["ranks"][0]["samples"][0]
+    assert reports[0]["learning_rate"] > 0 and reports[0]["grad_norms"].keys() >= {"patch_embed", "layers.0", "head"}
+    again = start([folder], "--resume", newest, "--tag", "lower", "--opts", "TRAIN.BASE_LR", 0.025).wait()
+    assert again.codes == [0], again.err
+
+
+def test_ranks_that_see_other_data_or_another_configuration_are_refused(disks):
+    data = disks[1] / "data"
+    photos = data.resolve()
+    data.unlink()
+    shutil.copytree(photos, data)
+    next((data / "train/class_1").iterdir()).unlink()
+    ended = start(disks, XDG_CACHE_HOME="cache").wait()
+    assert ended.codes == [5, 5]
+    assert "the number of training samples is 35 on rank 1" in ended.error and "36 on rank 0" in ended.error
+    (disks[1] / "recipe.yaml").write_text(RECIPE.replace("0.05", "0.06"))
+    ended = start(disks).wait()
+    assert ended.codes == [5, 5]
+    assert "TRAIN.BASE_LR is 0.06 on rank 1" in ended.error and not (disks[0] / "output").exists()
+
+
+def test_fault_09_a_second_run_in_the_folder_is_refused_and_a_dead_one_replaced(disks):
+    folder = disks[0]
+    first = start([folder], faults="step:2:sleep=0.3")
+    wait_for(folder / RUN / "log.txt", "Train: [0/2][3/", first.jobs[0])
+    second = start([folder]).wait()
+    assert second.codes == [2]
+    assert f"process {first.jobs[0].pid}" in second.error and "another run writes to this output folder" in second.error
+    assert first.jobs[0].poll() is None
+    first.kill()
+    first.jobs[0].communicate()
+    third = start([folder]).wait()
+    assert third.codes == [0] and len({line["update"] for line in records(folder / RUN)}) == len(
+        [line for line in records(folder / RUN) if line["kind"] == "train"]
+    )
+
+
+@pytest.mark.slow
+def test_fault_32_two_ranks_one_and_two_again(disks):
+    """Mixing and stochastic depth are drawn by rank and micro-batch: without them the losses are the same."""
+    exact = ["--disable_amp", "--opts", "MODEL.DROP_PATH_RATE", 0, "AUG.MIXUP", 0, "AUG.CUTMIX", 0]
+    exact += ["TRAIN.GLOBAL_BATCH_SIZE", 4]
+    folder, whole = disks
+    assert start([folder, folder], *exact, faults="step:4:term:1").wait().codes == [75, 75]
+    assert start([folder], *exact, faults="step:6:term").wait().codes == [75]
+    assert start([folder, folder], *exact).wait().codes == [0, 0]
+    assert start([whole, whole], *exact).wait().codes == [0, 0]
+    for one, other in zip(records(folder / RUN), records(whole / RUN), strict=True):
+        assert (one["update"], one.get("lr"), one.get("samples")) == (
+            other["update"],
+            other.get("lr"),
+            other.get("samples"),
+        )
+        loss = "loss" if one["kind"] == "train" else "train_loss"
+        assert one[loss] == pytest.approx(other[loss], rel=1e-5)
+
+
+def test_fault_32_the_pixels_of_every_update_are_the_same_for_every_number_of_ranks(photos):
+    from hashlib import sha256
+
+    from data.loaders import build_train_loader
+    from utils.batches import EpochShape
+    from utils.distributed import World
+
+    source = open_folder(photos).train
+    digests = []
+    for ranks, batch, accumulation in ((1, 8, 1), (2, 4, 1), (1, 4, 2), (4, 1, 2)):
+        shape = EpochShape(len(source), batch, accumulation, ranks)
+        updates: dict[int, list[bytes]] = {}
+        parts = []
+        for rank in range(ranks):
+            loader = build_train_loader(source, shape, World(rank, ranks), pipeline(AUGMENTED, batch_size=batch))
+            parts.append([[image.numpy().tobytes() for image in micro.images] for micro in loader.epoch(1)])
+        for micro in range(len(parts[0])):
+            updates.setdefault(micro // accumulation, []).extend(image for part in parts for image in part[micro])
+        digests.append([sha256(b"".join(images)).hexdigest() for images in updates.values()])
+    assert all(each == digests[0] for each in digests) and len(set(digests[0])) == 5
+
+
+@pytest.mark.slow
+def test_soak():
+    """Five kills, one in each phase; docs/faults.md has the record of 200."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [
+                sys.executable,
+                str(ROOT / "scripts/soak.py"),
+                "--kills",
+                "5",
+                "--seed",
+                "4",
+                "--folder",
+                f"{folder}/soak",
+            ],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+    assert done.returncode == 0 and done.stdout.endswith("bit-equal\n"), done.stdout + done.stderr
