@@ -1,22 +1,28 @@
 """Checkpoint files: whole, verified, found by number."""
 
+import errno
 import hashlib
 import os
 import pickle
+import resource
+import signal
 import time
 
 import pytest
 import torch
 
 from utils.checkpoints.files import (
+    check_space,
     checkpoint_name,
     find_newest,
-    link_to,
+    follow,
     list_checkpoints,
+    point_to,
     read_checkpoint,
     remove_leftovers,
     remove_old,
     save_checkpoint,
+    supports_links,
 )
 from utils.errors import CheckpointError, ResourceError
 
@@ -58,16 +64,67 @@ def test_fault_18_foreign_files_are_ignored(tmp_path):
 def test_links_point_at_a_file_beside_them(tmp_path):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     for target in (first, second):
-        link_to(tmp_path / "last.pth", target)
+        point_to(tmp_path / "last.pth", target)
         assert (tmp_path / "last.pth").readlink().name == target.name
     assert torch.equal(read_checkpoint(tmp_path / "last.pth")["model"]["a"], torch.full((999,), 2.0))
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
+@pytest.fixture
+def no_links(monkeypatch):
+    """A file system without symbolic links."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", refuse)
+
+
+def test_without_links_a_text_file_holds_the_name(tmp_path, no_links):
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    for target in (first, second):
+        point_to(tmp_path / "last.pth", target)
+        assert (tmp_path / "last.txt").read_text() == target.name + "\n"
+        assert follow(tmp_path / "last.pth") == target
+    assert torch.equal(read_checkpoint(tmp_path / "last.pth")["model"]["a"], torch.full((999,), 2.0))
+    assert not (tmp_path / "last.pth").is_symlink() and not list(tmp_path.glob(".*"))
+    assert follow(tmp_path / "other.pth") == tmp_path / "other.pth"
+    assert [p.name for p in list_checkpoints(tmp_path)] == [second.name, first.name]
+    os.truncate(second, 100)  # the checksum of the file that is meant is verified
+    with pytest.raises(CheckpointError, match="corrupt"):
+        read_checkpoint(tmp_path / "last.pth")
+
+
+def test_a_link_takes_the_place_of_the_text_file(tmp_path, monkeypatch, no_links):
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    point_to(tmp_path / "best.pth", first)
+    monkeypatch.undo()
+    point_to(tmp_path / "best.pth", second)
+    assert not (tmp_path / "best.txt").exists() and (tmp_path / "best.pth").readlink().name == second.name
+    assert follow(tmp_path / "best.pth") == tmp_path / "best.pth"
+
+
+def test_whether_there_are_links_is_tried(tmp_path, monkeypatch):
+    (tmp_path / ".link").symlink_to("left by a killed process")
+    assert supports_links(tmp_path) and not list(tmp_path.iterdir())
+    assert not supports_links(tmp_path / "gone")
+
+
+def test_neither_link_nor_text_is_a_warning_only(tmp_path, no_links, monkeypatch, caplog):
+    path = save(tmp_path, 1)
+    monkeypatch.setattr(os, "replace", os.symlink)
+    point_to(tmp_path / "last.pth", path)
+    assert "cannot point" in caplog.text and "Operation not permitted" in caplog.text
+    assert find_newest(tmp_path)[0] == path and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_newest_and_the_best_are_kept(tmp_path, request, links):
+    if not links:
+        request.getfixturevalue("no_links")
     for epoch in range(6):
         path = save(tmp_path, epoch)
         if epoch == 1:
-            link_to(tmp_path / "best.pth", path)
+            point_to(tmp_path / "best.pth", path)
     remove_old(tmp_path, keep=0)
     assert len(list_checkpoints(tmp_path)) == 6
     remove_old(tmp_path, keep=2)
@@ -147,15 +204,95 @@ def test_other_unusable_files_are_refused(tmp_path):
         read_checkpoint(tmp_path)
 
 
-def test_a_failed_save_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
+def refuse(number):
+    def call(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_fault_15_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch, call):
     path = save(tmp_path, 1)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ResourceError, match="No space left"):
-        save(tmp_path, 2)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse(errno.ENOSPC))
+        with pytest.raises(
+            ResourceError, match=r"cannot save a checkpoint \(No space left on device\), [\d,]+ MiB are"
+        ):
+            save(tmp_path, 2)
+    assert not list(tmp_path.glob(".*"))
     remove_leftovers(tmp_path)
     assert find_newest(tmp_path)[0] == path and len(list(tmp_path.iterdir())) == 2
+
+
+def test_fault_15_a_disk_that_fills_while_a_file_is_written(tmp_path):
+    """A real limit, of a child process: files may have 4,000 bytes."""
+    path = save(tmp_path, 1)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+            save_checkpoint(tmp_path, checkpoint_name(2), {"model": {"a": torch.zeros(9999)}})
+        except ResourceError as e:
+            hidden = list(tmp_path.glob(".*"))
+            code = e.exit_code if "File too large" in str(e) and "the checkpoints before are intact" in str(e) else 2
+            code = code if not hidden else 3
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert find_newest(tmp_path)[0] == path
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, path.name + ".sha256"]
+
+
+def test_fault_17_a_read_only_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.open", refuse(errno.EROFS))
+    with pytest.raises(ResourceError, match=rf"Read-only file system.*{tmp_path}/ckpt_epoch_1.pth: .*set OUTPUT"):
+        save(tmp_path, 1)
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("keep", "there", "needed"),
+    [(3, 0, 50), (3, 2, 30), (3, 5, 10), (3, 9, 10), (0, 0, 30), (1, 0, 30)],  # those to keep, the best, the next one
+)
+def test_fault_16_too_little_space_is_noticed_at_the_start(tmp_path, monkeypatch, keep, there, needed):
+    for epoch in range(there):
+        (tmp_path / checkpoint_name(epoch)).touch()
+    real = os.statvfs("/")
+
+    def free(mib):
+        blocks = os.statvfs_result((*real[:1], 2**20, 1000, 999, mib, *real[5:]))
+        monkeypatch.setattr(os, "statvfs", lambda path: blocks)
+
+    free(needed)
+    check_space(tmp_path, 10 * 2**20, keep)
+    free(needed - 1)
+    with pytest.raises(ResourceError, match=rf"need {needed} MiB, {needed - 1} MiB are free: .*KEEP_CHECKPOINTS") as e:
+        check_space(tmp_path, 10 * 2**20, keep)
+    assert e.value.exit_code == 7 and str(tmp_path) in str(e.value)
+
+
+def test_fault_12_the_checksum_is_on_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    """Each file is flushed before its rename, and the folder after each rename."""
+    seen, flush, rename = [], os.fsync, os.replace
+
+    def kind(path):
+        name = os.path.basename(path)
+        return "folder" if os.path.isdir(path) else "checksum" if "sha256" in name else "checkpoint"
+
+    def flushed(descriptor):
+        seen.append(("flush", kind(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        flush(descriptor)
+
+    def renamed(source, target):
+        seen.append(("rename", kind(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    save(tmp_path, 1)
+    each = [[("flush", name), ("rename", name), ("flush", "folder")] for name in ("checksum", "checkpoint")]
+    assert seen == each[0] + each[1]
