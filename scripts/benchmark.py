@@ -5,6 +5,10 @@
 measures training input: images/s of this program's loader, of timm's create_loader with its prefetcher, and of
 torchvision's ImageFolder with timm's transform; the same files, augmentation, workers and device. Without --data-path
 the files are generated from scikit-learn's two photographs, at ImageNet's size and quality (500x375, 95, about 110 kB).
+
+    python scripts/benchmark.py save
+
+measures how long training waits for a checkpoint of Swin-B with AdamW, and how long the write takes in the background.
 """
 
 import argparse
@@ -29,11 +33,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from configs.loading import load_config
 from data.loaders import PipelineOptions, build_train_loader
 from data.sources.open import SourceOptions, open_sources
+from models.registry import model_options, new_model
+from utils.checkpoints.files import checkpoint_name
 from utils.distributed import World
 from utils.errors import report_error
+from utils.precision import Precision
 from utils.preprocessing import Preprocessing
 from utils.training.plan import RunPlan
 from utils.training.provenance import versions
+from utils.training.saver import Saver
+from utils.training.state import StateOptions, TrainState
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "swin_tiny.yaml"
 CLASSES = 8  # of the generated files
@@ -204,6 +213,34 @@ def benchmark_data(options: argparse.Namespace) -> dict[str, Any]:
     return {"setting": setting, "rows": rows}
 
 
+def benchmark_save(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs the subcommand `save`: seconds that training waits for a checkpoint, and until it is on disk."""
+    cfg = load_config(options.cfg)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = new_model(cfg, model_options(cfg), 1000, device)
+    state = TrainState.build(model, StateOptions.from_config(cfg), Precision(device.type, torch.float32), World())
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    state.optimizer.step()
+    pauses, totals = [], []
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        saver = Saver(Path(folder), keep=1)
+        for number in range(options.rounds + 1):  # the first one warms up
+            begun = time.perf_counter()
+            saver.save(checkpoint_name(number), state.state_dict())
+            pauses.append(time.perf_counter() - begun)
+            saver.finish()
+            totals.append(time.perf_counter() - begun)
+        size = next(Path(folder).glob("ckpt*.pth")).stat().st_size
+    figures = {
+        name: {"median": statistics.median(values[1:]), "least": min(values[1:]), "most": max(values[1:])}
+        for name, values in (("training waits, s", pauses), ("until it is on disk, s", totals))
+    }
+    per_100 = figures["training waits, s"]["median"] / (size / 1e8)
+    setting = f"{options.cfg.stem} with AdamW, {size / 1e6:,.0f} MB, {device}, n = {options.rounds}"
+    return {"setting": f"{setting}: {per_100:.3f} s per 100 MB", "rows": figures}
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -215,21 +252,30 @@ def main(argv: list[str]) -> int:
     data.add_argument("--size", type=int, default=224, help="side of the model's images (default %(default)s)")
     data.add_argument("--rounds", type=int, default=7, help="epochs of each that count (default %(default)s)")
     data.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    save = commands.add_parser("save", help="the pause of training for a checkpoint")
+    save.add_argument("--cfg", type=Path, default=RECIPE.with_name("swin_base.yaml"), help="default %(default)s")
+    save.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure (default: this one)")
+    save.add_argument("--rounds", type=int, default=7, help="checkpoints that count (default %(default)s)")
+    save.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     options = parser.parse_args(argv)
-    if options.rounds < 1 or options.images < options.batch_size:
+    if options.rounds < 1 or (options.command == "data" and options.images < options.batch_size):
         parser.error("give at least one round, and images for a batch")
     try:
         if options.json:
             options.json.touch()  # before anything is measured
-        result = {**benchmark_data(options), **surroundings()}
+        run = benchmark_data if options.command == "data" else benchmark_save
+        result = {**run(options), **surroundings()}
     except (Exception, KeyboardInterrupt) as error:
         return report_error(error, debug=False, speak=True)
     print(f"\n{result['setting']}\n{result['processor']}, {result['cores']} cores, {result['versions']}\n")
-    print(table(result["rows"]))
+    if options.command == "save":
+        for name, values in result["rows"].items():
+            print(f"{name}: {', '.join(f'{kind} {value:.2f}' for kind, value in values.items())}")
+    else:
+        print(table(result["rows"]))
+        result["rows"] = [asdict(row) for row in result["rows"]]
     if options.json:
-        options.json.write_text(
-            json.dumps({**result, "rows": [asdict(row) for row in result["rows"]]}, indent=2) + "\n"
-        )
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
 
 
