@@ -1,5 +1,10 @@
-"""What several test files build: small models, plans, states, batches, loaders, image folders."""
+"""What several test files build: small models, plans, states, batches, loaders, image folders, child processes."""
 
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,3 +210,29 @@ def open_validation(
 ) -> Source:
     """Opens the validation split of an image folder alone, as an evaluation does."""
     return open_val(SourceOptions("imagenet", str(path), **more), World(), names, likely)
+
+
+def in_child(run: Callable[[], object]) -> tuple[int, str]:
+    """Calls `run` in a forked process; returns its exit code (minus the signal that killed it) and its errors.
+
+    The code is 0 if `run` returns, and 99 if it raises.
+    """
+    with tempfile.TemporaryFile() as errors:
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                os.dup2(errors.fileno(), 2)
+                sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace")
+                logging.getLogger().handlers = [logging.StreamHandler(sys.stderr)]
+                torch.set_num_threads(1)  # threads of the parent are not inherited
+                run()
+                code = 0
+            except BaseException as e:
+                print(repr(e), file=sys.stderr)
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        errors.seek(0)
+        return code, errors.read().decode()
