@@ -1,6 +1,5 @@
 """Loader workers: how they start, what they need, and what is reported when one dies, hangs or finds corrupt files."""
 
-import functools
 import logging
 import multiprocessing
 import os
@@ -8,11 +7,11 @@ import re
 import resource
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ class MonitoredLoader:
             persistent_workers=persistent and options.workers > 0,
             prefetch_factor=PREFETCH if options.workers else None,
             timeout=options.timeout if options.workers else 0,
-            worker_init_fn=functools.partial(_start_worker, os.getpid()),
+            worker_init_fn=_start_worker,
             # a generator of its own: otherwise every iteration would draw from the global generator
             generator=torch.Generator(),
         )
@@ -232,19 +231,16 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_worker(trainer: int, _worker: int) -> None:
-    """Args: trainer: process ID of the program."""
-    threading.Thread(target=_exit_with, args=(trainer,), daemon=True).start()
+def _start_worker(_worker: int) -> None:
+    threading.Thread(target=_exit_with_program, daemon=True).start()
     for each in (signal.SIGINT, signal.SIGUSR1):  # the main process handles them
         signal.signal(each, signal.SIG_IGN)
     cv2.setNumThreads(1)
 
 
-def _exit_with(trainer: int) -> None:
+def _exit_with_program() -> None:
     """Ends this worker when the program is gone: its parent is the server, which lives as long as its workers."""
-    while True:
-        time.sleep(2)
-        try:
-            os.kill(trainer, 0)
-        except ProcessLookupError:
-            os._exit(1)
+    program = multiprocessing.parent_process()
+    if program is not None:
+        wait([program.sentinel])  # a pipe of which the program has the other end
+        os._exit(1)
