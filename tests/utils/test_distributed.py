@@ -1,130 +1,412 @@
-"""One rank alone, and two that meet over gloo."""
+"""One rank alone, and two that meet over gloo: three times, through one store that outlives each attempt."""
 
 import json
+import socket
 import subprocess
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from tests.conftest import ROOT, command, environment
-from utils.distributed import Watchdog, World, join_world
+from tests.conftest import ROOT, environment
+from utils import distributed, watchdog
+from utils.distributed import World, join_world, launched_rank
+from utils.errors import ConfigError, DistributedError
+from utils.watchdog import Watchdog
 
 
-def test_a_single_process_needs_nobody():
+def test_a_single_process_needs_nobody(capsys):
     world = World()
     values = torch.arange(3.0, requires_grad=True)
     gathered = world.gather(values)
     assert gathered.tolist() == [[0.0, 1.0, 2.0]] and gathered.dtype == torch.float64 and not gathered.requires_grad
     assert world.broadcast({"a": 1}) == {"a": 1} and world.is_main
+    assert world.gather_objects({"a": 1}) == [{"a": 1}] and world.main_only(lambda: 3) == 3
+    world.broadcast_tensor(values)
+    world.check_equal({"a": 1}, "no remedy")
     with world.local_main_first():
-        world.barrier()
+        world.tick("the only block")
     assert world.count_distinct("bad images", "x") == 0  # the caller counts
-    assert world.end_together(3) == 3
+    assert world.end_together(ConfigError("wrong key"), debug=False) == 2
+    assert capsys.readouterr().err == "error: wrong key\n"
     world.leave()
 
 
-def test_before_the_ranks_have_met_the_main_rank_speaks():
-    assert [World(rank).claim("error") for rank in (0, 1)] == [True, False]
+def test_before_the_ranks_have_met_the_main_rank_speaks_unless_a_rank_has_no_gpu(capsys):
+    error = ConfigError("wrong key")
+    assert [World(rank).end_together(error, debug=False) for rank in (0, 1)] == [2, 2]
+    assert capsys.readouterr().err == "error: wrong key\n"
+    assert World(1).end_together(DistributedError("no GPU"), debug=False) == 5
+    assert capsys.readouterr().err == "error: no GPU\n"
 
 
-def test_a_topic_is_claimed_once_and_an_item_counted_once():
+def test_an_item_is_counted_once():
     store = dist.HashStore()
     ranks = [World(rank, 2, store=store) for rank in (0, 1)]
-    assert [world.claim("error") for world in reversed(ranks)] == [True, False]
-    assert ranks[0].claim("other")
     counts = [ranks[i].count_distinct("bad", item) for i, item in ((0, "x"), (1, "x"), (1, "y\udce9"), (0, "y\udce9"))]
     assert counts == [1, 1, 2, 2]
 
 
-def test_all_ranks_end_with_the_code_of_the_first_failure():
+@pytest.fixture
+def ranks(monkeypatch):
+    """Two ranks in one process, with watchdogs that do not run."""
+    for name, seconds in (("INTERVAL", 0.02), ("SILENCE", 0.1), ("PATIENCE", 0.05)):
+        monkeypatch.setattr(watchdog, name, seconds)
     store = dist.HashStore()
-    first, second = (World(rank, 2, store=store, watchdog=Watchdog(store, 1)) for rank in (0, 1))
-    for world in (first, second):
-        world.watchdog.start()
-        world.watchdog.stop()
-    assert first.end_together(4) == 4 and second.end_together(6) == 4
+    return [World(rank, 2, store=store, watchdog=Watchdog(store, rank, 2)) for rank in (0, 1)]
 
 
-def test_without_a_launcher_there_is_one_rank(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+def test_all_ranks_end_with_the_code_and_the_line_of_the_first_failure(ranks, capsys):
+    first, second = reversed(ranks)
+    assert first.end_together(ConfigError("wrong key"), debug=False) == 2
+    assert second.end_together(DistributedError("the other one is gone"), debug=False) == 2
+    assert capsys.readouterr().err == "error: wrong key\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:2"),
+        RuntimeError("NCCL communicator was aborted"),
+        dist.DistBackendError("watchdog timeout"),
+    ],
+)
+def test_fault_26_a_lost_connection_names_the_rank_that_is_gone(ranks, capsys, error):
+    ranks[0].tick("epoch 1, update 3")
+    assert ranks[0].end_together(error, debug=False) == 5
+    err = capsys.readouterr().err
+    assert err.startswith("error: rank 1 (") and "disappeared at epoch 1, update 3" in err and "Traceback" not in err
+
+
+def test_an_error_of_the_program_is_not_taken_for_a_lost_connection(ranks, capsys):
+    assert ranks[0].end_together(RuntimeError("shapes differ"), debug=False) == 1
+    assert capsys.readouterr().err.endswith("error: shapes differ\n")
+
+
+def test_if_the_store_is_gone_every_rank_reports_and_ends(ranks, capsys):
+    ranks[1].watchdog._store = None
+    assert ranks[1].end_together(ConfigError("wrong key"), debug=False) == 2
+    assert capsys.readouterr().err == "error: wrong key\n"
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Sets the variables of a launcher, those that are not given are unset."""
+
+    def launch(**variables):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+
+    return launch
+
+
+def test_without_a_launcher_there_is_one_rank(launched):
+    launched()
     world = join_world()
     assert (world.rank, world.size, world.store, world.watchdog) == (0, 1, None, None)
+    assert launched_rank() == 0
 
 
+@pytest.mark.parametrize(
+    ("variables", "rank", "message"),
+    [
+        ({"WORLD_SIZE": 2}, 0, "WORLD_SIZE is 2 but RANK is not set: RANK: start with torchrun"),
+        ({"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "localhost"}, 1, "MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "two"}, 0, "'two' is not a number: WORLD_SIZE: start with torchrun"),
+        ({"RANK": "x"}, 0, "'x' is not a number: RANK: start with torchrun"),
+    ],
+)
+def test_variables_of_a_launcher_that_are_wrong_are_named(launched, variables, rank, message):
+    launched(**variables)
+    assert launched_rank() == rank
+    with pytest.raises(DistributedError, match=message):
+        join_world()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_do_not_meet_say_so(launched, rank):
+    launched(WORLD_SIZE=2, RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="localhost", MASTER_PORT=free_port())
+    with pytest.raises(DistributedError, match="the 2 ranks cannot meet .*MASTER_ADDR, MASTER_PORT: every machine"):
+        join_world(timeout_minutes=0.01)
+
+
+def test_more_ranks_than_gpus_are_refused(launched, monkeypatch):
+    launched(WORLD_SIZE=2, RANK=1, LOCAL_RANK=1, MASTER_ADDR="localhost", MASTER_PORT=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DistributedError, match="rank 1 of this machine has no GPU: .*launch at most 1"):
+        join_world()
+
+
+# The parent imports torch once, keeps the store like an agent of torchrun, and forks two ranks for each attempt.
 PROGRAM = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 import torch
+import torch.distributed as dist
+from torch import nn
+from utils.checkpoints.files import read_checkpoint
+from utils.checkpoints.shared import read_once
 from utils.distributed import join_world
+from utils.errors import ConfigError, DistributedError
+from utils.interrupt import Interrupt
+from utils.training.parallel import check_weights, synchronize_buffers
 
-world, folder = join_world(1), Path(sys.argv[1])
-own = torch.tensor([world.rank, 10.0 + world.rank])
-found = {
-    "place": [world.rank, world.size, world.local_rank, world.local_size, world.is_main],
-    "gathered": world.gather(own).tolist(),
-    "dtype": str(world.gather(own).dtype),
-    "broadcast": world.broadcast(f"from {world.rank}"),
-    "claims": [world.claim("a"), world.claim("b")],
-}
-world.barrier()
-for item in ("both", f"of {world.rank}"):
-    world.count_distinct("bad", item)
-world.barrier()
-found["count"] = world.count_distinct("bad", "both")
-with world.local_main_first():
-    if world.is_main:
-        time.sleep(0.2)
-    with open(folder / "order", "a") as file:
-        file.write(f"{world.rank}\\n")
-world.barrier()
-(folder / f"{world.rank}.json").write_text(json.dumps(found))
-world.leave()
+FOLDER = Path(sys.argv[1])
+
+
+def failure(call, *args):
+    try:
+        call(*args)
+    except DistributedError as e:
+        return str(e)
+
+
+def first(rank):
+    "Rank 1 fails, rank 0 waits for it: all keys of a job that ended badly stay in the store."
+    world = join_world(1)
+    world.count_distinct("bad", "of an earlier attempt")
+    with world.local_main_first():
+        pass
+    if rank == 1:
+        return world.end_together(ConfigError("wrong key"), debug=False)
+    world.gather(torch.zeros(1))
+
+
+def second(rank):
+    "Rank 0 comes late and cannot read a file; rank 1 finds the tokens of the first attempt."
+    time.sleep(0.0 if rank else 0.3)
+    world = join_world(1)
+    try:
+        read_once(world, lambda: read_checkpoint(Path("gone.pth")))
+    except Exception as e:
+        return world.end_together(e, debug=False)
+
+
+def third(rank):
+    "Rank 1 comes late; everything works."
+    time.sleep(0.3 if rank else 0.0)
+    world = join_world(1)
+    own = torch.tensor([rank, 10.0 + rank])
+    calls = []
+    found = {
+        "place": [world.rank, world.size, world.local_rank, world.local_size, world.is_main],
+        "gathered": world.gather(own).tolist(),
+        "dtype": str(world.gather(own).dtype),
+        "objects": world.gather_objects({"rank": rank}),
+        "broadcast": world.broadcast(f"from {rank}"),
+        "main only": world.main_only(lambda: (calls.append(rank), f"from {rank}")[1]),
+        "calls": calls,
+    }
+
+    tensors = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool):
+        tensors[str(dtype)] = torch.full((2, 3), 1 - rank).to(dtype)
+    tensors["transposed"] = (torch.arange(6.0).reshape(2, 3) + 100 * rank).T
+    tensors["scalar"] = torch.tensor(float(rank))
+    tensors["empty"] = torch.empty(0, 3)
+    tensors["parameter"] = nn.Parameter(torch.full((2,), float(rank)))
+    for tensor in tensors.values():
+        world.broadcast_tensor(tensor)
+    found["tensors"] = {name: tensor.tolist() for name, tensor in tensors.items()}
+
+    world.check_equal({"TRAIN.BASE_LR": 0.1, "torch": "2"}, "no remedy")
+    values = {"a": 1, "TRAIN.BASE_LR": 0.1 + rank, "b": rank}
+    found["unequal"] = failure(world.check_equal, values, "use one command everywhere")
+
+    os.chdir(FOLDER / str(rank))  # a disk of its own
+    read = read_once(world, lambda: read_checkpoint(Path("weights.pth")))
+    found["read"] = {
+        "a": read["model"]["a"].tolist(), "kinds": [str(t.dtype) for t in read["model"].values()],
+        "view": read["model"]["view"].tolist(), "rest": read["rest"],
+    }
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2).bfloat16())
+    check_weights(model, world, "epoch 0, update 5")
+    with torch.no_grad():
+        model[2].weight[1, 0] += rank * 1e-2
+    found["weights"] = failure(check_weights, model, world, "epoch 0, update 5")
+    with torch.no_grad():
+        model[2].weight[1, 0] = 0.0 * (1 - 2 * rank)  # plus and minus zero are equal, but their bits differ
+    found["zeros"] = failure(check_weights, model, world, "epoch 0, update 6")
+
+    model[1](torch.full((4, 3), 1.0 + rank) * torch.arange(4.0)[:, None])
+    model[1].num_batches_tracked += rank
+    before = model[1].running_mean.tolist()
+    synchronize_buffers([model, model[1]], world)
+    norm = model[1]
+    found["buffers"] = [before, norm.running_mean.tolist(), norm.running_var.tolist(), int(norm.num_batches_tracked)]
+
+    interrupt = Interrupt()
+    interrupt.join(world)
+    found["stop"] = [interrupt.stop_of_evaluation()]
+    interrupt.cut_short, interrupt._stop = rank == 1, 15 * rank
+    found["stop"].append(interrupt.stop_of_evaluation())
+
+    for item in ("both", f"of {rank}"):
+        world.count_distinct("bad", item)
+    world.gather(own)
+    found["count"] = world.count_distinct("bad", "both")
+    for _ in range(2):
+        with world.local_main_first():
+            if world.is_main:
+                time.sleep(0.1)
+            with open(FOLDER / "order", "a") as file:
+                file.write(f"{rank}\\n")
+        world.gather(own)
+    (FOLDER / f"{rank}.json").write_text(json.dumps(found))
+    world.leave()
+
+
+store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+place = {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": 0}
+os.environ.update({name: str(value) for name, value in {**place, **agent}.items()})
+codes = []
+for attempt in (first, second, third):
+    children = []
+    for rank in (0, 1):
+        if (pid := os.fork()) == 0:
+            os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+            code = 99
+            try:
+                code = attempt(rank) or 0
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(pid)
+    codes.append([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
+print(json.dumps(codes))
 """
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """A folder with what two ranks found."""
+    """A folder with what two ranks found in the third attempt, the exit codes of all, and what they said."""
     folder = tmp_path_factory.mktemp("ranks")
+    for rank in (0, 1):
+        (folder / str(rank)).mkdir()
+    whole = torch.arange(12.0).reshape(3, 4)
+    tensors = {"a": torch.ones(2, 2), "b": torch.zeros(3, dtype=torch.bfloat16), "view": whole[:, 1], "n": whole.long()}
+    torch.save({"model": tensors, "rest": {"epoch": 3, "names": ["x", None, 0.5]}}, folder / "0" / "weights.pth")
     (folder / "program.py").write_text(PROGRAM)
     done = subprocess.run(
-        command(folder, processes=2, program=folder / "program.py"),
+        [sys.executable, str(folder / "program.py"), str(folder)],
         env=environment(PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return folder
+    return folder, json.loads(done.stdout), done.stderr
 
 
 @pytest.fixture
 def found(two_ranks):
-    return [json.loads((two_ranks / f"{rank}.json").read_text()) for rank in (0, 1)]
+    folder, codes, err = two_ranks
+    assert codes[2] == [0, 0], err
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.seconds
+def test_what_an_earlier_attempt_left_in_the_store_of_the_launcher_disturbs_nothing(two_ranks):
+    _, codes, err = two_ranks
+    assert codes == [[2, 2], [4, 4], [0, 0]], err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and errors[0] == "error: wrong key", err
+    assert "cannot read a checkpoint (No such file or directory): gone.pth" in errors[1]
+
+
+@pytest.mark.seconds
 def test_each_rank_knows_its_place(found):
     assert [rank["place"] for rank in found] == [[0, 2, 0, 2, True], [1, 2, 1, 2, False]]
 
 
+@pytest.mark.seconds
 def test_values_are_gathered_in_the_order_of_the_ranks(found):
     for rank in found:
         assert rank["gathered"] == [[0.0, 10.0], [1.0, 11.0]] and rank["dtype"] == "torch.float64"
+        assert rank["objects"] == [{"rank": 0}, {"rank": 1}]
 
 
+@pytest.mark.seconds
 def test_the_main_ranks_value_is_broadcast(found):
     assert [rank["broadcast"] for rank in found] == ["from 0", "from 0"]
+    assert [(rank["main only"], rank["calls"]) for rank in found] == [("from 0", [0]), ("from 0", [])]
 
 
-def test_each_topic_is_claimed_by_one_rank(found):
-    for claims in zip(*(rank["claims"] for rank in found), strict=True):
-        assert sorted(claims) == [False, True]
+@pytest.mark.seconds
+def test_tensors_of_any_type_and_layout_are_broadcast(found):
+    assert found[0]["tensors"] == found[1]["tensors"]
+    sent = found[1]["tensors"]
+    assert sent["torch.bfloat16"] == [[1.0] * 3] * 2 and sent["torch.bool"] == [[True] * 3] * 2
+    assert sent["transposed"] == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]] and sent["scalar"] == 0.0
+    assert sent["empty"] == [] and sent["parameter"] == [0.0, 0.0]
 
 
+@pytest.mark.seconds
+def test_what_differs_is_named_on_every_rank_with_the_rank_and_its_machine(found):
+    host = socket.gethostname()
+    for rank in found:
+        assert rank["unequal"] == (
+            f"the ranks differ: TRAIN.BASE_LR is 1.1 on rank 1 ({host}), 0.1 on rank 0 ({host}): use one command"
+            " everywhere"
+        )
+
+
+@pytest.mark.seconds
+def test_a_file_that_only_the_main_rank_sees_is_read_by_all(found):
+    assert found[0]["read"] == found[1]["read"]
+    read = found[1]["read"]
+    assert read["a"] == [[1.0, 1.0], [1.0, 1.0]] and read["view"] == [1.0, 5.0, 9.0]
+    assert read["kinds"] == ["torch.float32", "torch.bfloat16", "torch.float32", "torch.int64"]
+    assert read["rest"] == {"epoch": 3, "names": ["x", None, 0.5]}
+
+
+@pytest.mark.seconds
+def test_fault_33_a_weight_that_differs_is_named_on_every_rank(found):
+    for rank in found:
+        for key, update in (("weights", 5), ("zeros", 6)):
+            start = f"rank 1 has other weights than rank 0 at epoch 0, update {update}, the first is 2.weight: "
+            assert rank[key].startswith(start) and "same command again" in rank[key]
+
+
+@pytest.mark.seconds
+def test_running_statistics_become_those_of_the_main_rank(found):
+    (own, *one), (theirs, *other) = (rank["buffers"] for rank in found)
+    assert own != theirs and one[:2] == other[:2] and one[0] == own
+    assert (one[2], other[2]) == (1, 2)  # counters are not statistics
+
+
+@pytest.mark.seconds
+def test_an_evaluation_that_was_cut_short_on_one_rank_stops_all(found):
+    assert [rank["stop"] for rank in found] == [[0, 15], [0, 15]]
+
+
+@pytest.mark.seconds
 def test_an_item_of_both_ranks_counts_once(found):
     assert [rank["count"] for rank in found] == [3, 3]  # the common one, and one of each
 
 
-def test_the_first_rank_of_a_machine_goes_first(two_ranks):
-    assert (two_ranks / "order").read_text().split() == ["0", "1"]
+@pytest.mark.seconds
+def test_the_first_rank_of_a_machine_goes_first_every_time(two_ranks, found):
+    assert (two_ranks[0] / "order").read_text().split() == ["0", "1", "0", "1"]
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_forever(monkeypatch):
+    """Its token of an earlier attempt is still in the store."""
+    store = dist.HashStore()
+    store.set_timeout(distributed.timedelta(seconds=0.2))
+    store.set("token/1", "of an earlier attempt")
+    with pytest.raises(RuntimeError, match="a rank did not come"):
+        distributed._meet(store, 0, 2)

@@ -1,6 +1,7 @@
 """The training loop against a plain one, and what it does with bad gradients."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from torch import nn
 from models.registry import build_model
 from tests.builders import CPU, batches, objective, plan, randomize, small, take, train_state
 from utils.batches import Batch
-from utils.errors import NumericsError
 from utils.precision import choose_precision
 from utils.training.loop import train_epoch
 from utils.training.optim import OptimizerOptions
@@ -113,10 +113,24 @@ def test_fault_34_an_update_without_a_finite_gradient_moves_nothing():
             assert torch.equal(x, y)
 
 
-def test_fault_35_too_many_skipped_updates_end_the_run():
-    work = [poison(b) for b in batches(5)]
-    with pytest.raises(NumericsError, match="3 consecutive updates.*learning rate"):
-        run(train_state(small()), work)
+def test_fault_35_an_update_without_a_finite_gradient_says_where_and_with_which_samples():
+    first, second, third = batches(3)
+    bad = replace(poison(second), samples=(4, 5))
+    halves = [replace(first, ends_update=False, weight=0.5, samples=(0, 1)), replace(bad, weight=0.5)]
+    run_state = train_state(small())
+    good, skipped, after = run(run_state, [replace(first, samples=(7,)), *halves, third])
+    assert (good.samples, skipped.samples, after.samples) == ((7,), (0, 1, 4, 5), ())
+    assert good.stage_norms is None and after.stage_norms is None
+    assert {"patch_embed", "layers.0", "layers.1", "norm", "head"} <= skipped.stage_norms.keys()
+    assert not math.isfinite(skipped.stage_norms["patch_embed"]) and not math.isfinite(skipped.grad_norm)
+    assert run_state.skipped_in_row == 0
+
+
+def test_skipped_updates_in_a_row_are_counted_and_do_not_end_the_loop():
+    """The session ends the run."""
+    run_state = train_state(small())
+    run(run_state, [*batches(1), *(poison(b) for b in batches(5))])
+    assert (run_state.update, run_state.skipped, run_state.skipped_in_row) == (6, 5, 5)
 
 
 def test_fault_36_float16_overflow_is_skipped_and_the_scale_falls():

@@ -1,6 +1,7 @@
 """The seam for new tasks: an objective with named losses, its own metric and no validation data."""
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
@@ -46,6 +47,10 @@ def load(model, contents, origin, head_for=None):
     return f"weights of {origin}"
 
 
+class Stop(Exception):
+    pass
+
+
 def train(folder, objective, stop_at=None):
     """Trains to the end, or until `stop_at` updates are done; resumes what is in the folder."""
     torch.manual_seed(0)
@@ -55,24 +60,17 @@ def train(folder, objective, stop_at=None):
     start.load_weights(model)
     state = train_state(model, ema_decay=0.9)
     start.restore(state, PLAN)
-    run = session(folder, state, PLAN, best=objective.best, save_updates=4, print_freq=3, global_batch=2)
-
-    class Stop(Exception):
-        pass
 
     def after_update(update):
         run.after_update(update)
         if state.update == stop_at:
             raise Stop
 
-    while state.epoch < PLAN.epochs:
-        try:
+    own = {"best": objective.best, "save_updates": 4, "print_freq": 3}
+    with suppress(Stop), session(folder, state, PLAN, global_batch=2, **own) as run:
+        while state.epoch < PLAN.epochs:
             train_epoch(state, run.watch(work(state.epoch, state.step)), objective, PLAN, after_update)
-        except Stop:
-            run.journal.close()
-            return
-        run.end_epoch(objective.evaluate(state.evaluated))
-    run.finish()
+            run.end_epoch(objective)
 
 
 def saved(folder):

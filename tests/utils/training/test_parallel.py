@@ -1,4 +1,7 @@
-"""Wrapping for several ranks, and the norm of the gradient."""
+"""Wrapping for several ranks, and the norm of the gradient. tests/utils/test_distributed.py has real ranks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -7,7 +10,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import World
-from utils.training.parallel import clip_gradients, synchronize, wrap
+from utils.errors import DistributedError
+from utils.training.parallel import check_weights, gradient_norm, synchronize, synchronize_buffers, wrap
 
 
 def parameters(*gradients):
@@ -25,17 +29,41 @@ def test_a_single_process_trains_the_model_itself():
     assert model.weight.grad is not None
 
 
-@pytest.mark.parametrize(("limit", "clipped"), [(0.0, 1.0), (10.0, 1.0), (1.0, 0.2)])
-def test_the_norm_is_that_before_clipping(limit, clipped):
+def test_the_norm_is_that_of_all_gradients_and_changes_none():
     made = parameters([3.0, 0.0], [4.0])
-    norm, finite = clip_gradients(made, limit)
-    assert (norm, finite) == (5.0, True)
-    assert made[0].grad[0].item() == pytest.approx(3.0 * clipped, rel=1e-5)
+    assert gradient_norm(made).item() == 5.0
+    assert made[0].grad.tolist() == [3.0, 0.0]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_is_reported(bad):
-    assert clip_gradients(parameters([1.0, bad], [0.0]), 5.0)[1] is False
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad):
+    assert not gradient_norm(parameters([1.0, bad], [0.0])).isfinite()
+
+
+def test_a_single_process_has_nobody_to_differ_from():
+    model = nn.BatchNorm1d(2)
+    check_weights(model, World(), "epoch 0")
+    synchronize_buffers([model], World())
+    assert model.running_mean.tolist() == [0.0, 0.0]
+
+
+@dataclass(frozen=True)
+class Others(World):
+    """Rank 0 of three; `change` is what the others have in place of its sums."""
+
+    size: int = 3
+    change: Callable[[list[int]], list[int]] = list
+
+    def gather_objects(self, value):
+        return [value, list(value), self.change(value)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_fault_33_the_sums_of_bits_are_compared_for_every_type_of_weights(dtype):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).to(dtype)
+    check_weights(model, Others(), "epoch 1, update 500")
+    with pytest.raises(DistributedError, match="rank 2 .* rank 0 at epoch 1, update 500, the first is 1.weight: "):
+        check_weights(model, Others(change=lambda sums: [*sums[:2], sums[2] + 1, sums[3] - 1]), "epoch 1, update 500")
 
 
 @pytest.fixture
@@ -67,4 +95,4 @@ def test_gradients_are_exchanged_in_the_last_backward_pass_only(group):
 
 def test_parameters_without_a_gradient_do_not_count():
     made = [*parameters([3.0, 4.0]), torch.zeros(2, requires_grad=True)]
-    assert clip_gradients(made, 0) == (5.0, True)
+    assert gradient_norm(made).item() == 5.0

@@ -8,10 +8,10 @@ import torch
 from tests.builders import batches, objective, plan, session, shape, small, train_state
 from utils.distributed import World
 from utils.training import progress as progress_module
-from utils.training import session as session_module
 from utils.training.journal import Journal
 from utils.training.loop import Update, train_epoch
 from utils.training.progress import Progress
+from utils.training.saver import Saver
 
 
 def update(loss, part, applied=True):
@@ -78,17 +78,16 @@ def test_skipped_updates_do_not_count_and_small_ones_count_less(written):
 def test_means_and_speed_count_images_and_leave_saving_out(tmp_path, monkeypatch, every):
     """A clock that moves one second an update and a hundred for a save; ten updates of four images, the last of two."""
     now, reported = [0.0], []
-    save, write = session_module.save_checkpoint, Journal.write
+    save, write = Saver.save, Journal.write
 
     def tick(seconds, result=None):
         now[0] += seconds
         return result
 
     monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(session_module, "save_checkpoint", lambda *a: tick(100, save(*a)))
+    monkeypatch.setattr(Saver, "save", lambda *args: tick(100, save(*args)))
     monkeypatch.setattr(Journal, "write", lambda self, r, s: (reported.append(s), write(self, r, s))[1])
     run_state, run_plan = train_state(small()), plan(shape(38))
-    run_session = session(tmp_path, run_state, run_plan, save_updates=every)
     losses = []
 
     def after(update):
@@ -96,7 +95,9 @@ def test_means_and_speed_count_images_and_leave_saving_out(tmp_path, monkeypatch
         tick(1)
         run_session.after_update(update)
 
-    train_epoch(run_state, run_session.watch(batches(10)), objective(), run_plan, after)
+    with session(tmp_path, run_state, run_plan, save_updates=every) as run_session:
+        train_epoch(run_state, run_session.watch(batches(10)), objective(), run_plan, after)
+    assert now[0] == 10 + 900 * every
     assert [s["speed/images_per_s"] for s in reported] == pytest.approx([4, 4, (3 * 4 + 2) / 4])
     assert [s["speed/waiting_for_data"] for s in reported] == [0, 0, 0]
     weights = [4] * 9 + [2]

@@ -1,6 +1,6 @@
 """Where a run starts: its own checkpoint, --resume, --pretrained, or fresh weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from utils.distributed import World
 from utils.errors import CheckpointError, ConfigError
 from utils.training.resume import StartOptions, find_start
 from utils.training.run_folder import RunFolder
+
+NEWEST = "the newest checkpoint in the output folder"
 
 
 def contents(value, epoch=1):
@@ -86,15 +88,24 @@ def test_a_finished_run_has_nothing_left(tmp_path, caplog):
 
 
 @dataclass(frozen=True)
-class OtherRank(World):
-    """A rank that is told `value` by the main rank."""
+class Ranks(World):
+    """The main rank of two, which sends to `sent`, or the other one, which receives that in the same order."""
 
-    rank: int = 1
-    value: Any = None
+    size: int = 2
+    sent: list[Any] = field(default_factory=list)
 
     def broadcast(self, value):
-        assert value is None  # it does not look for itself
-        return self.value
+        if not self.is_main:
+            assert value is None  # it does not look for itself
+            return self.sent.pop(0)
+        self.sent.append(value)
+        return value
+
+    def broadcast_tensor(self, tensor):
+        if self.is_main:
+            self.sent.append(tensor.clone())
+        else:
+            tensor.copy_(self.sent.pop(0))
 
 
 def found(folder, world=None, own=None, load=load_contents, **options):
@@ -102,13 +113,35 @@ def found(folder, world=None, own=None, load=load_contents, **options):
     return find_start(StartOptions(**options), where, own or provenance(), world or World(), load=load, fetch=Path)
 
 
-def test_other_ranks_read_the_path_that_the_main_rank_found(tmp_path):
+def test_other_ranks_get_what_the_main_rank_read_and_need_no_disk(tmp_path):
     path = save_checkpoint(tmp_path / "run/checkpoints", "ckpt_epoch_0.pth", contents(3.0))
     resume = write(tmp_path / "r.pth", 1.0)
-    start = found(tmp_path / "run", OtherRank(value=path), resume=resume)
-    assert (start.origin, start.own) == (path, True)
-    assert torch.equal(start.contents["model"]["head.bias"], torch.full((5,), 3.0))
-    assert found(tmp_path / "run", OtherRank(value=None), resume=resume).reason == "--resume"
+    main = Ranks()
+    first = found(tmp_path / "run", main, resume=resume)
+    path.unlink()
+    other = found(tmp_path / "elsewhere", Ranks(1, sent=main.sent), resume="a file that this rank does not see")
+    assert (first.origin, first.own, first.reason) == (other.origin, other.own, other.reason) == (path, True, NEWEST)
+    assert torch.equal(other.contents["model"]["head.bias"], torch.full((5,), 3.0)) and not main.sent
+    state = train_state(small())
+    other.load_weights(state.model)
+    other.restore(state, plan())
+    assert (state.model.head.bias[0].item(), state.epoch, state.update) == (3.0, 1, 10)
+
+
+def test_every_rank_refuses_what_does_not_belong_to_the_run(tmp_path):
+    save_checkpoint(tmp_path / "checkpoints", "ckpt_epoch_0.pth", contents(3.0))
+    main = Ranks()
+    for world in (main, Ranks(1, sent=main.sent)):
+        with pytest.raises(ConfigError, match="global batch of 4, now it is 8"):
+            found(tmp_path, world, own=provenance(global_batch=8))
+
+
+def test_the_contents_of_a_checkpoint_are_not_kept_in_memory(tmp_path):
+    save_checkpoint(tmp_path / "checkpoints", "ckpt_epoch_0.pth", contents(3.0))
+    start, state = found(tmp_path), train_state(small())
+    start.load_weights(state.model)
+    start.restore(state, plan())
+    assert start.contents == {}
 
 
 def test_the_best_of_another_folder_is_forgotten(tmp_path):

@@ -1,7 +1,10 @@
 """The output folder belongs to one configuration."""
 
+import errno
 import json
 import logging
+import os
+import threading
 
 import pytest
 
@@ -11,6 +14,7 @@ from tests.conftest import ROOT
 from utils.checkpoints.files import save_checkpoint
 from utils.distributed import World
 from utils.errors import ConfigError, ResourceError
+from utils.training.owner import Owner
 from utils.training.run_folder import RunFolder
 
 
@@ -26,8 +30,23 @@ def handlers():
     root.handlers = before
 
 
+@pytest.fixture(autouse=True)
+def owners():
+    """Folders are given back after a test."""
+    yield
+    for thread in threading.enumerate():
+        if isinstance(thread, Owner):
+            thread.release()
+
+
 def same(text):
     return []
+
+
+def claim(folder, config, differences=same):
+    """Claims a folder as a run that is over when the function returns."""
+    folder.claim(config, differences)
+    folder.release()
 
 
 def test_claiming_writes_configuration_and_environment(tmp_path):
@@ -40,8 +59,8 @@ def test_claiming_writes_configuration_and_environment(tmp_path):
 
 def test_fault_08_another_configuration_is_refused_once_something_was_trained(tmp_path):
     folder = RunFolder(tmp_path, World())
-    folder.claim("TAG: x\n", same)
-    folder.claim("TAG: y\n", lambda text: ["TAG was x, now y"])  # nothing was trained: it may change
+    claim(folder, "TAG: x\n")
+    claim(folder, "TAG: y\n", lambda text: ["TAG was x, now y"])  # nothing was trained: it may change
     assert folder.config.read_text() == "TAG: y\n"
     save_checkpoint(folder.checkpoints, "ckpt_epoch_0.pth", {"model": {}})
     with pytest.raises(ConfigError, match="another configuration: .*: TAG was y, now z: .*--tag"):
@@ -49,9 +68,10 @@ def test_fault_08_another_configuration_is_refused_once_something_was_trained(tm
     assert folder.config.read_text() == "TAG: y\n"
 
 
-def test_only_the_main_rank_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(World, "barrier", lambda self: None)  # there is no other rank to wait for
-    RunFolder(tmp_path / "run", World(rank=1, size=2)).claim("TAG: x\n", same)
+def test_only_the_main_rank_writes(tmp_path):
+    folder = RunFolder(tmp_path / "run", World(rank=1, size=2))
+    folder.claim("TAG: x\n", same)
+    folder.release()
     assert not (tmp_path / "run").exists()
 
 
@@ -73,11 +93,12 @@ def test_links_are_repaired_after_an_interrupted_save(tmp_path):
 
 def test_fault_08_metrics_alone_count_as_trained(tmp_path):
     folder = RunFolder(tmp_path, World())
-    folder.claim("TAG: x\n", same)
+    claim(folder, "TAG: x\n")
     folder.metrics.write_text("{}\n")
     with pytest.raises(ConfigError, match="another configuration"):
         folder.claim("TAG: y\n", lambda text: ["TAG was x, now y"])
-    folder.claim("TAG: x\nPRINT_FREQ: 1\n", same)
+    assert not (tmp_path / "owner.json").exists()
+    claim(folder, "TAG: x\nPRINT_FREQ: 1\n")
     assert folder.config.read_text() == "TAG: x\n"  # the one it was trained with is kept
 
 
@@ -103,6 +124,49 @@ def test_within_an_epoch_the_last_checkpoint_is_that_of_the_step(tmp_path):
     folder.repair_links(state)
     assert (folder.checkpoints / "last.pth").readlink().name == "ckpt_epoch_2_step_4.pth"
     assert not (folder.checkpoints / "best.pth").is_symlink()
+
+
+def test_fault_09_a_folder_in_use_is_refused_and_nothing_in_it_touched(tmp_path):
+    first, second = RunFolder(tmp_path, World()), RunFolder(tmp_path, World())
+    first.claim("TAG: x\n", same)
+    half_written = first.checkpoints / ".ckpt_epoch_0.0a1b2c3d.tmp.pth"
+    half_written.touch()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "owner.json"}
+    with pytest.raises(ConfigError, match="another run writes to this output folder"):
+        second.claim("TAG: y\n", same)
+    second.release()  # takes nothing from the first
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "owner.json"}
+    assert (tmp_path / "owner.json").exists()
+    first.release()
+    claim(second, "TAG: y\n")
+    assert not half_written.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_fault_17_a_read_only_output_folder_is_named(tmp_path, monkeypatch, call, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(ResourceError, match=rf"cannot write the output folder \({os.strerror(number)}\): .*set OUTPUT"):
+        RunFolder(tmp_path / "run", World()).claim("TAG: x\n", same)
+
+
+def test_without_links_the_log_says_where_the_names_are(tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    folder, state = RunFolder(tmp_path, World()), train_state(small())
+    with caplog.at_level(logging.INFO):
+        claim(folder, "TAG: x\n")
+    assert "last.txt and best.txt will hold the names of files" in caplog.text
+    save_checkpoint(folder.checkpoints, "ckpt_epoch_1.pth", {"model": {}})
+    state.epoch, state.best_epoch = 2, 1
+    folder.repair_links(state)
+    for name in ("best.txt", "last.txt"):
+        assert (folder.checkpoints / name).read_text() == "ckpt_epoch_1.pth\n"
 
 
 def test_the_path_follows_from_output_name_and_tag():
