@@ -139,9 +139,18 @@ def provenance(**more: Any) -> Provenance:
     return Provenance(**{"config": "TAG: x\n", "global_batch": 4, **more})
 
 
-def session(folder: Path, state: TrainState, run_plan: RunPlan, global_batch: int = 4, **options: Any) -> Session:
-    """A session that owns `folder`."""
-    run_folder = RunFolder(folder, World())
+def session(
+    folder: Path,
+    state: TrainState,
+    run_plan: RunPlan,
+    global_batch: int = 4,
+    interrupt: Interrupt | None = None,
+    world: World | None = None,
+    **options: Any,
+) -> Session:
+    """A session that owns `folder` until it is left."""
+    world = world or World()
+    run_folder = RunFolder(folder, world)
     run_folder.claim("TAG: x\n", lambda text: [])
     origin = provenance(global_batch=global_batch)
     chosen = SessionOptions(**{"print_freq": 5, "keep": 0, "best": Classification.best, **options})
@@ -149,10 +158,11 @@ def session(folder: Path, state: TrainState, run_plan: RunPlan, global_batch: in
         state,
         run_plan,
         run_folder,
-        World(),
+        world,
         options=chosen,
         provenance=origin,
-        interrupt=Interrupt(),
+        interrupt=interrupt or Interrupt(),
+        name_of="photo_{}".format,
     )
 
 
