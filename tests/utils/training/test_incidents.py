@@ -1,0 +1,94 @@
+"""Reports of updates without a finite gradient."""
+
+import errno
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.builders import small
+from utils.distributed import World
+from utils.training import incidents
+from utils.training.incidents import stage_norms, write_incident
+
+NAN, INF = float("nan"), float("inf")
+
+
+def write(folder, update=7, world=None, **more):
+    given = {"details": {"epoch": 1}, "losses": {"loss": 2.0}, "samples": (3, 4), "name_of": "photo_{}".format}
+    write_incident(folder, world or World(), update=update, **{**given, **more})
+
+
+def test_norms_are_those_of_the_parts_of_the_model():
+    model = nn.ModuleDict(
+        {
+            "patch_embed": nn.ModuleDict({"proj": nn.Linear(1, 1), "norm": nn.Linear(1, 1)}),
+            "layers": nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)]),
+            "head": nn.Linear(1, 1),
+        }
+    )
+    for value, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, float(value))
+    model["layers"][1].weight.grad.fill_(NAN)
+    model["head"].bias.grad = None
+    norms = stage_norms(model)
+    assert list(norms) == ["patch_embed", "layers.0", "layers.1", "head"]
+    assert norms["patch_embed"] == pytest.approx((0 + 1 + 4 + 9) ** 0.5) and norms["head"] == 8.0
+    assert norms["layers.0"] == pytest.approx(41**0.5) and norms["layers.1"] != norms["layers.1"]
+
+
+def test_a_small_model_has_few_parts():
+    model = small()
+    model(torch.ones(1, 3, 32, 32)).sum().backward()
+    assert list(stage_norms(model)) == ["patch_embed", "layers.0", "layers.1", "norm", "head"]
+    assert all(0 < norm < INF for norm in stage_norms(model).values())
+
+
+@dataclass(frozen=True)
+class Two(World):
+    """A rank that gathers another one's value after its own."""
+
+    size: int = 2
+    theirs: list[Any] = field(default_factory=list)
+
+    def gather_objects(self, value):
+        return [value, *self.theirs]
+
+
+def test_a_report_holds_details_losses_and_the_names_of_samples_of_all_ranks(tmp_path):
+    theirs = {"losses": {"loss": 1.0}, "samples": ["photo_9"]}
+    write(tmp_path / "incidents", world=Two(theirs=[theirs]), losses={"loss": NAN, "part": 0.5})
+    (file,) = (tmp_path / "incidents").iterdir()
+    assert file.name == "update_7.json"
+    assert json.loads(file.read_text(), parse_constant=pytest.fail) == {
+        "update": 7,
+        "epoch": 1,
+        "ranks": [{"losses": {"loss": None, "part": 0.5}, "samples": ["photo_3", "photo_4"]}, theirs],
+    }
+
+
+def test_other_ranks_send_and_write_nothing(tmp_path):
+    write(tmp_path / "incidents", world=Two(rank=1))
+    assert not (tmp_path / "incidents").exists()
+
+
+def test_the_number_of_reports_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(incidents, "MOST", 3)
+    for update in range(5):
+        write(tmp_path, update)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"update_{i}.json" for i in range(3)]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write(tmp_path)
+    assert "cannot write a report of update 7" in caplog.text and os.strerror(number) in caplog.text
+    assert not list(tmp_path.iterdir())
