@@ -1,10 +1,10 @@
 """Runs main.py with faults injected from outside: python scripts/inject.py FAULTS [arguments of main.py]
 
 FAULTS is a list such as "step:7:kill:1,save:3:full": at the 7th update rank 1 is killed, at the 3rd system call of
-saving the disk is full. Points: start, step, evaluation, epoch (between two epochs), save (system calls of the thread
-that saves). Actions: kill, term, int, usr1, stop (SIGSTOP), raise, full (no space), nan (gradients), change (one
-weight), sleep=SECONDS (from then on, at every call). Without a rank all ranks do it; "+N" after the count: only in
-restart N of torchrun. For scripts/soak.py and the tests.
+saving the disk is full. Points: start, step, evaluation, epoch (between two epochs), save (all system calls of the
+thread that saves), fsync, replace, symlink, unlink (single ones). Actions: kill, term, int, usr1, stop (SIGSTOP),
+raise, full (no space), nan and change (one weight), sleep=SECONDS (from then on, at every call). Without a rank all
+ranks do it; "+N" after the count: only in restart N of torchrun. For scripts/soak.py and the tests.
 """
 
 import builtins
@@ -81,14 +81,15 @@ class Injector:
         elif action == "nan":
             subject.param_groups[0]["params"][0].data.view(-1)[0] = float("nan")
 
-    def around(self, owner: Any, name: str, point: str, saver_only: bool = False) -> None:
+    def around(self, owner: Any, name: str, *points: str, saver_only: bool = False) -> None:
         """Replaces `owner.name` by a function that counts first."""
         original: Callable[..., Any] = getattr(owner, name)
 
         @functools.wraps(original)
         def counted(*args: Any, **kwargs: Any) -> Any:
             if not saver_only or threading.current_thread().name == "saver":
-                self.reached(point, args[0] if args else None)
+                for point in points:
+                    self.reached(point, args[0] if args else None)
             return original(*args, **kwargs)
 
         setattr(owner, name, counted)
@@ -125,7 +126,7 @@ def main(argv: list[str]) -> None:
     injector.around(metrics.AccuracyCounter, "add", "evaluation")
     injector.around(session, "draw_curves", "epoch")
     for name in ("fsync", "replace", "symlink", "unlink"):
-        injector.around(os, name, "save", saver_only=True)
+        injector.around(os, name, "save", name, saver_only=True)
     injector.watch_writes()
     sys.argv = [str(ROOT / "main.py"), *argv[1:]]
     runpy.run_path(sys.argv[0], run_name="__main__")

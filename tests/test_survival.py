@@ -161,7 +161,7 @@ def test_fault_23_sigterm_saves_and_the_run_continues_bit_equal(disks, undisturb
         assert newest <= saved
         assert not (disks[1] / "output").exists()
     slow = torchrun(disks[0], faults="step:1:sleep=0.5")
-    wait_for(disks[0] / RUN / "log.txt", "Train: [1/2]", slow)
+    wait_for(disks[0] / RUN / "log.txt", "Train: [1/2][6/9]", slow)
     begun = time.monotonic()
     slow.send_signal(signal.SIGTERM)
     _, err = slow.communicate(timeout=60)
@@ -190,7 +190,7 @@ def test_fault_26_a_killed_rank_is_named_and_torchrun_restarts_the_job(disks, un
     job = torchrun(disks[0], "--opts", "TRAIN.SAVE_EVERY_UPDATES", 3, faults=faults, restarts=3)
     _, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
-    assert err.count("injected") == 3
+    assert err.count("injected kill") == 2 and err.count("injected raise") == 1
     killed = [line for line in err.splitlines() if line.startswith("error: rank 1 (") and "disappeared at" in line]
     assert len(killed) == 1 and "epoch 0, update" in killed[0]
     assert "leaked" not in err
@@ -221,7 +221,7 @@ def test_fault_27_a_rank_that_hangs_is_named_with_the_stacks_of_the_others(disks
 
 def test_fault_22_a_failed_save_of_the_main_rank_ends_all(disks):
     begun = time.monotonic()
-    ended = start(disks, "--opts", "TRAIN.SAVE_EVERY_UPDATES", 3, faults="save:30:full:0").wait()
+    ended = start(disks, "--opts", "TRAIN.SAVE_EVERY_UPDATES", 3, faults="replace:5:full:0").wait()
     assert ended.codes == [7, 7] and time.monotonic() - begun < 60
     assert (
         "cannot save a checkpoint (No space left on device)" in ended.error and "the checkpoints before" in ended.error

@@ -51,6 +51,8 @@ def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:
                 torch.save(contents, file)
             write_text(_checksum_path(target), f"{sha256_of(temporary)}  {name}\n")
     except (OSError, RuntimeError) as e:  # torch turns an error of the disk into one of its own
+        if not target.exists():
+            _checksum_path(target).unlink(missing_ok=True)
         raise ResourceError(
             f"cannot save a checkpoint ({_reason(e)}), {_free_mib(folder):,.0f} MiB are free: {target}:"
             " free disk space or set OUTPUT; the checkpoints before are intact"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from yacs.config import CfgNode
 
 from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
@@ -118,17 +119,17 @@ class Session:
         state, options = self._state, self._options
         self._tick()
         report_due = self.progress.record(update)
+        stop, extra = self._interrupt.decide(state.update)
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0
-        by_time = False
         clock_due = bool(options.save_minutes) and state.update % self._check_every == 0
-        if report_due or by_count or clock_due:
+        by_time = False
+        if report_due or stop or extra or by_count or clock_due:  # what is saved contains the means up to here
             overdue = bool(options.save_minutes) and time.monotonic() - self._saved_at >= 60 * options.save_minutes
             by_time = self.progress.collect(wish=overdue)
         if report_due:
             self.progress.report()
         if not update.applied:
             self._report_skipped(update)
-        stop, extra = self._interrupt.decide(state.update)
         whole = state.step == self._plan.updates_per_epoch
         if stop or extra or ((by_count or by_time) and not whole):
             self._save(checkpoint_name(state.epoch, state.step))
@@ -251,6 +252,9 @@ class Session:
         """Saves a checkpoint. Every rank takes part in collecting the state; the main rank writes it."""
         state = self._state
         check_weights(state.model, self._world, self._position())
+        if state.skipped_in_row and not all(bool(torch.isfinite(p).all()) for p in state.model.parameters()):
+            log.warning("not saved after update %d: the weights are not finite", state.update)
+            return
         contents = {**self._provenance.as_dict(), **state.state_dict()}
         if self._world.is_main:
             with self.progress.pause():

@@ -170,7 +170,7 @@ class TrainState:
         sizes = [[len(group["params"]) for group in each["param_groups"]] for each in (own, saved["optimizer"])]
         if sizes[0] != sizes[1]:
             raise RuntimeError(f"its parameter groups have {sizes[1]} tensors, this run's {sizes[0]}")
-        # timm's LAMB counts its steps in the groups
+        # timm's LAMB counts its steps in the groups; the rate is that of the last update, until the next one sets it
         pairs = zip(own["param_groups"], saved["optimizer"]["param_groups"], strict=True)
-        groups = [{**theirs, **ours} for ours, theirs in pairs]
+        groups = [{**theirs, **ours, "lr": theirs.get("lr", ours["lr"])} for ours, theirs in pairs]
         self.optimizer.load_state_dict({"param_groups": groups, "state": saved["optimizer"]["state"]})
