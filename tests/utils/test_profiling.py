@@ -1,10 +1,20 @@
 """Costs against figures counted by hand."""
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from utils.errors import ConfigError, ResourceError
 from utils.precision import choose_precision
-from utils.profiling import count_flops, count_parameters, describe_model, measure_throughput, peak_memory
+from utils.profiling import (
+    count_flops,
+    count_parameters,
+    describe_model,
+    explain_memory,
+    measure_throughput,
+    peak_memory,
+)
 
 CPU = torch.device("cpu")
 
@@ -24,3 +34,42 @@ def test_throughput_is_a_median_between_its_extremes():
     assert 0 < result.slowest <= result.median <= result.fastest and result.rounds >= 3
     assert "batch 4 at 16x16, float32, peak memory" in result.line()
     assert peak_memory(CPU) > 50
+
+
+def raised(call):
+    try:
+        call()
+    except (RuntimeError, MemoryError) as e:
+        return e
+    raise AssertionError("it succeeded")
+
+
+def test_fault_58_a_real_lack_of_memory_names_the_peak_and_the_settings_to_change():
+    error = explain_memory(raised(lambda: torch.empty(1 << 60)), CPU)
+    assert isinstance(error, ResourceError) and error.exit_code == 7
+    assert f"the machine is out of memory in an attempt to allocate {4 << 60} bytes, the peak was " in str(error)
+    assert all(remedy in str(error) for remedy in (" MiB: --batch-size", "--accumulation-steps", "--use-checkpoint"))
+
+
+def test_fault_58_numpy_and_python_run_out_of_memory_too():
+    for call in (lambda: np.empty(1 << 60, np.uint8), lambda: bytearray(1 << 62)):
+        error = explain_memory(raised(call), CPU)
+        assert isinstance(error, ResourceError) and str(error).startswith("the machine is out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "amount"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ..."), "2.50 GiB"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB). Tried to allocate 256 bytes"), "256 bytes"),
+    ],
+)
+def test_fault_58_the_device_that_is_out_of_memory_is_named(error, amount):
+    # the names of devices that are not here; their peak is that of this process
+    explained = str(explain_memory(error, CPU))
+    assert explained.startswith(f"cpu is out of memory in an attempt to allocate {amount}, the peak was ")
+
+
+def test_other_errors_are_passed_on():
+    for error in (RuntimeError("shapes differ"), ConfigError("x"), KeyboardInterrupt()):
+        assert explain_memory(error, CPU) is error

@@ -45,6 +45,14 @@ class ParentOfWorker(Deadly):
         raise DataError(str(os.getppid()))
 
 
+class GroupOfWorker(Deadly):
+    """Answers with the process group of the process that reads, its parent and the signals it blocks."""
+
+    def read(self, i: int) -> bytes:
+        blocked = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        raise DataError(f"{os.getpgid(0)} {os.getppid()} {[int(each) for each in blocked]}")
+
+
 class ManyPaths:
     """Storage of one small image under any number of paths."""
 

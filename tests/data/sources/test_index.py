@@ -1,7 +1,11 @@
 """The stored list of samples: found again, made again when the data change."""
 
 import logging
+import logging.handlers
+import multiprocessing
+import os
 import pickle
+import time
 
 import pytest
 
@@ -85,3 +89,109 @@ def test_another_process_gets_the_place_not_the_arrays(own_photos, cache):
     assert len(sent) < 1000
     assert [pickle.loads(sent).name(i) for i in range(36)] == [source.name(i) for i in range(36)]
     assert index.cache_folder().is_relative_to(cache)
+
+
+class Machine:
+    """A machine whose disk has its own data under the path that all use; the cache is shared."""
+
+    def __init__(self, disk, names):
+        self.disk, self.built = disk, 0
+        disk.mkdir()
+        for name in names:
+            (disk / name).touch()
+
+    def open(self, path):
+        path.unlink(missing_ok=True)
+        path.symlink_to(self.disk)
+        index, extra = stored("key", lambda: self.build(path))
+        return [index.name(i) for i in range(len(index))], extra
+
+    def build(self, path):
+        self.built += 1
+        names = os.listdir(path)
+        return Index.build(names, [0] * len(names)), [self.disk.name], [stamp(path)]
+
+
+def test_machines_that_share_the_cache_do_not_take_it_from_each_other(tmp_path, cache):
+    machines = [Machine(tmp_path / "disk0", ["a", "b"]), Machine(tmp_path / "disk1", ["a", "b", "c"])]
+    for _ in range(4):
+        for machine in machines:
+            names, extra = machine.open(tmp_path / "data")
+            assert names == sorted(os.listdir(machine.disk)) and extra == [machine.disk.name]
+    assert [machine.built for machine in machines] == [1, 1]
+    assert len(os.listdir(index.cache_folder())) == 2
+
+
+def test_an_index_that_nobody_opens_any_more_is_removed(tmp_path, cache, monkeypatch):
+    old, new = Machine(tmp_path / "disk0", ["a"]), Machine(tmp_path / "disk1", ["a", "b"])
+    old.open(tmp_path / "data")
+    (meta,) = cache.rglob("meta.json")
+    os.utime(meta, (0, time.time() - index.UNUSED - 60))
+    new.open(tmp_path / "data")
+    assert not meta.exists() and len(os.listdir(index.cache_folder())) == 1
+    old.open(tmp_path / "data")
+    assert old.built == 2 and len(os.listdir(index.cache_folder())) == 2
+
+
+@pytest.mark.parametrize("damage", ["no meta", "half a meta", "no array", "half an array", "an empty array", "empty"])
+def test_a_torn_folder_is_replaced(tmp_path, cache, caplog, damage):
+    machine = Machine(tmp_path / "disk", ["a", "b"])
+    machine.open(tmp_path / "data")
+    (folder,) = index.cache_folder().iterdir()
+    files = {"meta": folder / "meta.json", "array": folder / "ends.npy"}
+    if damage == "empty":
+        for file in folder.iterdir():
+            file.unlink()
+    elif damage.startswith("no"):
+        files[damage.split()[-1]].unlink()
+    else:
+        os.truncate(files[damage.split()[-1]], 0 if "empty" in damage else 60)
+    for _ in range(3):
+        assert machine.open(tmp_path / "data")[0] == ["a", "b"]
+    assert machine.built <= 3 and [path.name for path in index.cache_folder().iterdir()] == [folder.name]
+    built = machine.built
+    machine.open(tmp_path / "data")
+    assert machine.built == built  # it is whole again
+
+
+def open_at_once(folder, barrier, results):
+    """Opens it twice; sends what was found and logged."""
+
+    def build():
+        time.sleep(0.01)
+        return Index.build([f"{i}.jpg" for i in range(1000)], [0] * 1000), [], [stamp(folder)]
+
+    handler = logging.handlers.BufferingHandler(1000)
+    logging.getLogger().addHandler(handler)
+    try:
+        barrier.wait()
+        found = [stored("key", build)[0] for _ in range(2)]
+        names = [(each.name(0), each.name(999), len(each)) for each in found]
+        results.put((names, [record.getMessage() for record in handler.buffer]))
+    except BaseException as e:
+        results.put((repr(e), []))
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_processes_that_open_it_at_once_all_get_it(tmp_path, cache, torn):
+    """Of a torn folder, some can only say that they could not store theirs."""
+    data = tmp_path / "data"
+    data.mkdir()
+    if torn:
+        stored("key", lambda: (Index.build(["0.jpg"], [0]), [], [stamp(data)]))
+        (meta,) = cache.rglob("meta.json")
+        meta.write_text("{")
+    fork = multiprocessing.get_context("fork")
+    barrier, results = fork.Barrier(8), fork.Queue()
+    processes = [fork.Process(target=open_at_once, args=(data, barrier, results)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=30) for _ in processes]
+    for process in processes:
+        process.join(10)
+    assert [names for names, _ in found] == [[("0.jpg", "999.jpg", 1000)] * 2] * 8
+    messages = [message for _, logged in found for message in logged]
+    assert (torn or not messages) and all("cannot cache the list of samples" in message for message in messages)
+    if not torn:
+        stored("key", lambda: pytest.fail("it was not stored"))
+    assert len(os.listdir(index.cache_folder())) <= 1 and not list(index.cache_folder().glob(".*"))

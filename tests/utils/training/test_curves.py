@@ -1,6 +1,8 @@
 """The picture of a run."""
 
+import errno
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -27,3 +29,26 @@ def test_any_run_can_be_drawn(tmp_path, val, best):
     with Image.open(picture) as image:
         assert image.size[0] > 800 and len(image.convert("L").getcolors()) > 10
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("lines", ["", '{"kind": "train"}\n', '{"kind"', "null\n"])
+def test_lines_that_cannot_be_drawn_are_a_warning_at_most(tmp_path, caplog, lines):
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png", 4, "top1")
+    assert (tmp_path / "curves.png").exists() != bool(caplog.records)
+    assert all("cannot draw" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_picture_that_cannot_be_written_is_a_warning_and_the_old_one_stays(tmp_path, caplog, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in TRAIN))
+    (tmp_path / "curves.png").write_text("old")
+    monkeypatch.setattr(os, "fsync", refuse)
+    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png", 4, None)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith(f"cannot draw {tmp_path}/curves.png (") and os.strerror(number) in message
+    assert (tmp_path / "curves.png").read_text() == "old" and len(list(tmp_path.iterdir())) == 2

@@ -1,10 +1,14 @@
 """metrics.jsonl and TensorBoard."""
 
+import errno
 import json
+import os
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from utils.errors import ResourceError
+from utils.training import journal as module
 from utils.training.journal import Journal
 
 
@@ -56,3 +60,96 @@ def test_values_that_json_cannot_represent_are_an_error(tmp_path):
         journal.write({"update": 1, "loss": float("nan")}, {})
     journal.close()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes the next appends fail, after half a line was written."""
+    monkeypatch.setattr(module, "PAUSE", 0.001)
+    original, left = open, [0]
+
+    class Half:
+        def __init__(self, path):
+            self.file = original(path, "a")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, text):
+            self.file.write(text[: len(text) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def opened(path, mode="r", **more):
+        if mode == "a" and left[0] > 0:
+            left[0] -= 1
+            return Half(path)
+        return original(path, mode, **more)
+
+    monkeypatch.setattr("builtins.open", opened)
+
+    def fail(times):
+        left[0] = times
+
+    return fail
+
+
+def test_a_line_that_could_not_be_written_is_tried_again_and_written_once(tmp_path, failing):
+    journal = Journal(tmp_path, 0)
+    journal.write({"update": 1}, {})
+    failing(2)
+    journal.write({"update": 2, "loss": 0.5}, {})
+    journal.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n{"update": 2, "loss": 0.5}\n'
+
+
+def test_fault_15_metrics_that_can_never_be_written_end_the_run(tmp_path, failing):
+    journal = Journal(tmp_path, 0)
+    journal.write({"update": 1}, {})
+    failing(99)
+    message = r"cannot write the metrics \(No space left on device\): .*metrics.jsonl: free disk space or set OUTPUT"
+    with pytest.raises(ResourceError, match=message):
+        journal.write({"update": 2}, {})
+    journal.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n'  # not half a line
+
+
+def test_fault_55_a_folder_of_tensorboard_that_is_not_writable_is_a_warning(tmp_path, caplog):
+    (tmp_path / "tensorboard").write_text("a file, not a folder")
+    journal = Journal(tmp_path, 0)
+    journal.write({"update": 1}, {"train/loss": 0.5})
+    journal.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n'
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith("TensorBoard's files cannot be written (") and "training continues" in message
+
+
+def test_fault_55_an_event_file_that_fails_later_is_given_up_with_one_warning(tmp_path, caplog, monkeypatch):
+    journal = Journal(tmp_path, 0)
+    journal.write({"update": 1}, {"train/loss": 0.5})
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", refuse)
+    for update in (2, 3):
+        journal.write({"update": update}, {"train/loss": 0.5})
+    journal.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "TensorBoard's files cannot be written any more ([Errno 28] No space left on device); training continues"
+    ]
+
+
+def test_fault_55_an_event_file_that_fails_when_it_is_closed_is_a_warning(tmp_path, caplog, monkeypatch):
+    journal = Journal(tmp_path, 0)
+
+    def refuse(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", refuse)
+    journal.close()
+    assert "cannot be written any more ([Errno 5] Input/output error)" in caplog.text
