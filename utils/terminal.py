@@ -32,15 +32,17 @@ class _Terminal(logging.Handler):
             sys.stdout.flush()
         except (OSError, ValueError):  # nobody reads the terminal any more: the run continues silently
             logging.getLogger().removeHandler(self)
-            _discard_output()
+            _discard("stdout")
 
 
 def start_logging(is_main: bool) -> None:
     """Logs to the terminal from the main rank; the others only show warnings of the logger `EVERY_RANK`."""
-    if sys.stdout is None:  # closed by the caller
-        _discard_output()
-    elif hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that the terminal cannot show
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            _discard(name)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files that the terminal cannot show
     if not is_main:
         everywhere = logging.getLogger(EVERY_RANK)
         everywhere.handlers = [_Terminal()]
@@ -52,9 +54,9 @@ def start_logging(is_main: bool) -> None:
     root.setLevel(logging.INFO if is_main else logging.CRITICAL)
 
 
-def _discard_output() -> None:
-    """Points standard output at nothing, so that the interpreter does not fail to flush it at the end."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+def _discard(stream: str) -> None:
+    """Points sys.stdout or sys.stderr at nothing; the interpreter would fail to flush a closed one at its end."""
+    setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def log_lines(lines: Iterable[str]) -> None:
