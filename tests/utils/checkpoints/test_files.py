@@ -220,9 +220,36 @@ def test_fault_15_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeyp
             ResourceError, match=r"cannot save a checkpoint \(No space left on device\), [\d,]+ MiB are"
         ):
             save(tmp_path, 2)
-    assert not list(tmp_path.glob(".*"))
-    remove_leftovers(tmp_path)
-    assert find_newest(tmp_path)[0] == path and len(list(tmp_path.iterdir())) == 2
+    assert find_newest(tmp_path)[0] == path
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, path.name + ".sha256"]
+
+
+@pytest.mark.xfail(reason="the checksum of the earlier file is replaced before the file is", strict=True)
+@pytest.mark.parametrize("at", ["fsync", "replace"])
+def test_fault_15_a_failed_save_leaves_an_earlier_file_of_that_name_intact(tmp_path, monkeypatch, at):
+    """An evaluation that is cut short twice saves the same name twice."""
+    path, original = save(tmp_path, 1), getattr(os, at)
+
+    def full(what, *rest):
+        name = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else str(what)
+        if name.endswith(".tmp.pth"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(what, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, at, full)
+        with pytest.raises(ResourceError):
+            save_checkpoint(tmp_path, path.name, {"model": {"a": torch.zeros(3)}})
+    assert find_newest(tmp_path)[0] == path
+
+
+@pytest.mark.xfail(reason="the old link stays beside the text file, and is followed first", strict=True)
+def test_a_link_that_cannot_be_replaced_does_not_hide_the_text_file(tmp_path, request):
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    point_to(tmp_path / "last.pth", first)
+    request.getfixturevalue("no_links")
+    point_to(tmp_path / "last.pth", second)
+    assert follow(tmp_path / "last.pth").resolve() == second
 
 
 def test_fault_15_a_disk_that_fills_while_a_file_is_written(tmp_path):

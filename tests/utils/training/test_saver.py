@@ -127,6 +127,19 @@ def test_a_failed_save_is_reported_once_by_whatever_comes_next(tmp_path, monkeyp
     assert not list_checkpoints(tmp_path)
 
 
+@pytest.mark.xfail(reason="_write does not explain the errors of remove_old", strict=True)
+def test_fault_17_an_old_checkpoint_that_cannot_be_removed_is_an_error_of_the_disk(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    save_twice(tmp_path)
+    saver = Saver(tmp_path, keep=1)
+    monkeypatch.setattr(os, "unlink", refuse)
+    saver.save("ckpt_epoch_3.pth", contents(3))
+    with pytest.raises(ResourceError, match="Read-only file system"):
+        saver.finish()
+
+
 def test_quietly_means_for_a_while_and_without_an_error(tmp_path):
     saver = Saver(tmp_path, 0)
     saver.finish_quietly()
@@ -220,7 +233,10 @@ def test_fault_15_a_disk_that_is_full_at_any_system_call_of_a_save(tmp_path, cap
     for count in range(1, 40):
         folder = tmp_path / str(count)
         codes.append(disturbed(folder, count, "full", calls=("fsync", "replace", "symlink")))
-        assert not list(folder.glob(".*")), "temporary files"
+        if codes[-1] == 7:  # no temporary file, no checksum alone
+            kept = [path.name for path in list_checkpoints(folder)]
+            files = [name for name in names(folder) if name.split(".")[0] not in ("best", "last")]
+            assert files == sorted(name + end for name in kept for end in ("", ".sha256"))
         newest.append(assert_recovers(folder, caplog))
     assert set(codes) == {0, 7} and codes.count(7) > 15 and codes[-1] == 0
     assert set(newest) == {0, 1, 2}
