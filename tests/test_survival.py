@@ -184,6 +184,28 @@ def test_fault_24_sigusr1_saves_and_the_run_goes_on(disks, undisturbed):
     assert compare(undisturbed, disks[0] / RUN) == ""
 
 
+def test_a_newer_checkpoint_on_another_machine_is_not_trained_again(disks):
+    """A launcher may number the ranks anew; the run must not start over on the machine that has rank 0 now."""
+    assert start(disks, faults="step:3:term:1").wait().codes == [75, 75]
+    ended = start(disks[::-1]).wait()
+    assert ended.codes == [4, 4] and "has a newer checkpoint of this run" in ended.error
+
+
+@pytest.mark.slow
+def test_two_launchers_without_a_common_disk_bring_a_run_back(disks, undisturbed):
+    head = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}", "--max-restarts", "2"]
+    program = [str(ROOT / "scripts/inject.py"), "step:12+0:kill:1", "--cfg", "recipe.yaml", "--data-path", "data"]
+    env = environment(SWIN_SOAK=str(disks[0]))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    agents = [subprocess.Popen([*head, *meeting, *program], cwd=disk, env=env, **pipes) for disk in disks]
+    errs = [agent.communicate(timeout=150)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], errs
+    assert "injected kill" in "".join(errs) and "error: rank 1 (" in "".join(errs)
+    ended = [disk for disk in disks if (disk / RUN).exists()]
+    assert len(ended) == 1 and compare(undisturbed, ended[0] / RUN) == ""
+
+
 @pytest.mark.slow
 def test_fault_26_a_killed_rank_is_named_and_torchrun_restarts_the_job(disks, undisturbed):
     faults = "step:4+0:kill:1,save:8+1:kill:0,evaluation:1+2:raise:1"
@@ -323,6 +345,41 @@ def test_fault_32_the_pixels_of_every_update_are_the_same_for_every_number_of_ra
             updates.setdefault(micro // accumulation, []).extend(image for part in parts for image in part[micro])
         digests.append([sha256(b"".join(images)).hexdigest() for images in updates.values()])
     assert all(each == digests[0] for each in digests) and len(set(digests[0])) == 5
+
+
+def test_a_reader_that_goes_away_and_a_plain_locale_disturb_nothing(disks, tmp_path):
+    """main.py ... | head -1, into a folder with a name that the locale cannot show."""
+    folder = disks[0]
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    options = ["--output", "größe", "--opts", "TRAIN.EPOCHS", 1, "PRINT_FREQ", 1, "DATA.NUM_WORKERS", 0]
+    job = start([folder], *options, **plain).jobs[0]
+    assert "data: 36 training" in job.stdout.readline()
+    job.stdout.close()
+    err = job.stderr.read()
+    assert job.wait() == 0 and err == ""
+    assert "trained 1 epochs" in (folder / "größe/soak/default/log.txt").read_text()
+
+
+def test_closed_standard_streams_disturb_nothing(disks):
+    arguments = "--cfg recipe.yaml --data-path data --opts TRAIN.EPOCHS 1 DATA.NUM_WORKERS 0"
+    line = f"{sys.executable} {ROOT / 'main.py'} {arguments} >&- 2>&-"
+    assert subprocess.run(line, shell=True, cwd=disks[0], env=environment()).returncode == 0
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.5])
+def test_fault_25_ctrl_c_during_the_imports_ends_with_one_line(disks, seconds):
+    job = subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), "--cfg", "recipe.yaml", "--data-path", "data"],
+        cwd=disks[0],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    time.sleep(seconds)
+    job.send_signal(signal.SIGINT)
+    _, err = job.communicate(timeout=30)
+    assert (job.returncode, err) == (130, "error: interrupted: run the same command again to resume\n")
 
 
 @pytest.mark.slow

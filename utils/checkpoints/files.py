@@ -28,14 +28,14 @@ def checkpoint_name(epoch: int, step: int | None = None) -> str:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Lists the checkpoints in `folder`, newest first: by number, never by file time."""
-
-    def position(path: Path) -> tuple[float, float]:
-        match = _NAME.fullmatch(path.name)
-        assert match
-        return int(match[1]), int(match[2]) if match[2] else float("inf")
-
     found = [path for path in folder.glob("ckpt_epoch_*.pth") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=position, reverse=True)
+    return sorted(found, key=checkpoint_position, reverse=True)
+
+
+def checkpoint_position(path: Path | None) -> tuple[float, float]:
+    """Returns (epoch, updates within it), by which checkpoints are ordered; None comes first."""
+    match = _NAME.fullmatch(path.name) if path else None
+    return (int(match[1]), int(match[2]) if match[2] else float("inf")) if match else (-1, 0)
 
 
 def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:

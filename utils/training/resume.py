@@ -1,6 +1,7 @@
 """Where a run starts: the newest checkpoint in its folder, --resume, --pretrained, or fresh weights."""
 
 import logging
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 from yacs.config import CfgNode
 
-from utils.checkpoints.files import find_newest, list_checkpoints, read_checkpoint
+from utils.checkpoints.files import checkpoint_position, find_newest, list_checkpoints, read_checkpoint
 from utils.checkpoints.shared import read_once
 from utils.distributed import World
 from utils.errors import CheckpointError, ConfigError
@@ -113,6 +114,8 @@ def find_start(
     Args: fetch: turns the name of a file into a local path, on the main rank.
     Raises: CheckpointError, ConfigError if the checkpoint belongs to another run.
     """
+    if options.auto_resume:
+        _check_other_disks(folder, world)
     reason, origin, contents = read_once(world, lambda: _find(options, folder, fetch))
     own = reason == _NEWEST
     training_state = original.is_original(contents) or {"model", "optimizer", "counters"} <= contents.keys()
@@ -120,6 +123,21 @@ def find_start(
         return Start(options, provenance, load, reason, contents, origin)
     provenance.check(contents, origin, options.accept_changes)
     return Start(options, provenance, load, reason, contents, origin, training_state=True, own=own)
+
+
+def _check_other_disks(folder: RunFolder, world: World) -> None:
+    """Checks that no other machine has a newer checkpoint of this run: a launcher may have numbered the ranks anew.
+
+    Raises: CheckpointError on every rank.
+    """
+    own = next(iter(list_checkpoints(folder.checkpoints)), None)
+    found = world.gather_objects((checkpoint_position(own), platform.node(), str(own)))
+    newest = max(found, key=lambda each: each[0])
+    if newest[0] > found[0][0]:
+        raise CheckpointError(
+            f"{newest[1]} has a newer checkpoint of this run than {found[0][1]}, the machine of rank 0: {newest[2]}:"
+            " copy its output folder there, or remove it"
+        )
 
 
 def _find(
