@@ -93,6 +93,11 @@ class Ranks(World):
 
     size: int = 2
     sent: list[Any] = field(default_factory=list)
+    beside: Any = None  # what the other rank gathers, the same as this one if None
+
+    def gather_objects(self, value):
+        ranks = [value, self.beside or value]
+        return ranks if self.is_main else ranks[::-1]
 
     def broadcast(self, value):
         if not self.is_main:
@@ -126,6 +131,18 @@ def test_other_ranks_get_what_the_main_rank_read_and_need_no_disk(tmp_path):
     other.load_weights(state.model)
     other.restore(state, plan())
     assert (state.model.head.bias[0].item(), state.epoch, state.update) == (3.0, 1, 10)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_newer_checkpoint_on_the_disk_of_another_rank_is_not_passed_over(tmp_path, rank):
+    """The launcher gave rank 0 to another machine than before."""
+    save_checkpoint(tmp_path / "checkpoints", "ckpt_epoch_1.pth", contents(3.0))
+    newer, older = ((1, 3.0), "node7", "x/ckpt_epoch_1_step_3.pth"), ((-1, 0), "node8", "None")
+    theirs = ((2, 5.0), "node7", "x/ckpt_epoch_2_step_5.pth") if rank == 0 else older
+    with pytest.raises(CheckpointError, match=r"has a newer checkpoint of this run than .*: .*/ckpt_epoch_\d.*: copy"):
+        found(tmp_path, Ranks(rank, beside=theirs))
+    for same_or_older in (newer, older):  # a whole epoch comes after its updates
+        assert found(tmp_path, Ranks(beside=same_or_older)).own
 
 
 def test_every_rank_refuses_what_does_not_belong_to_the_run(tmp_path):
