@@ -143,7 +143,7 @@ class World:
     def leave(self) -> None:
         """Destroys the process group."""
         if self.watchdog is not None:
-            self.watchdog.stop()
+            self.watchdog.leave()
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 

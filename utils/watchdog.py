@@ -16,6 +16,7 @@ from utils.errors import DistributedError, RunError, TerminatedError, listing, r
 INTERVAL = 0.5  # seconds between two checks, and between two heartbeats
 SILENCE = 3.0  # seconds without a heartbeat after which a rank counts as gone, once something else looks wrong
 SUSPICIOUS = 60.0  # seconds without progress after which the heartbeats are looked at
+_LEFT = "left"  # instead of a heartbeat
 PATIENCE = 5.0  # seconds a failed rank waits for the others: one of them may host the store
 
 
@@ -66,6 +67,12 @@ class Watchdog(threading.Thread):
         self._stopped.set()
         if self.is_alive() and threading.current_thread() is not self:
             self.join(PATIENCE)
+
+    def leave(self) -> None:
+        """Stops checking at the end of the run; the others do not miss this rank."""
+        self.stop()
+        with suppress(Exception):  # the rank that hosted the store has left before
+            self._store.set(f"beat/{self._rank}", _LEFT)
 
     def claim(self, topic: str) -> bool:
         """Returns True on the first rank that asks for `topic`."""
@@ -118,7 +125,7 @@ class Watchdog(threading.Thread):
             if threading.current_thread() is self:
                 self._send_heartbeat()
         after = self._store.multi_get(keys)
-        return [r for r in range(self._size) if before[r] == after[r] and r != self._rank]
+        return [r for r in range(self._size) if before[r] == after[r] != _LEFT.encode() and r != self._rank]
 
     def _check_progress(self) -> None:
         if self._progress is None:

@@ -88,6 +88,13 @@ def test_fault_26_ranks_without_a_heartbeat_are_named():
     assert str(error).startswith(f"rank 1 ({who}) disappeared at epoch 1, update 7: ") and "same command" in str(error)
 
 
+def test_a_rank_that_has_ended_is_not_missed():
+    """The main rank may still write its last checkpoint."""
+    one, other = pair()
+    other.leave()
+    assert "disappeared" not in str(one.explain(RuntimeError("x")))
+
+
 def test_if_all_ranks_are_there_the_network_is_to_blame():
     one, other = pair()
     other.start()
