@@ -34,6 +34,7 @@ class Interrupt:
         self._world: World | None = None
         self._deferred = False
         self._stop = 0
+        self._interrupted = False  # by SIGINT
         self._save = False
         self._sent = Decision()  # to the main rank
         self._seen = 0  # requests that the main rank has read
@@ -101,10 +102,10 @@ class Interrupt:
 
     def wants_stop(self) -> bool:
         """Returns whether this rank should not begin another batch of an evaluation."""
-        if self._stop or self._world is None or self._world.size == 1:
+        if self._world is None or self._world.size == 1:
             return bool(self._stop)
         self._send(self._world.store)
-        if self._world.store.check(["stop"]):
+        if not self._stop and self._world.store.check(["stop"]):
             self._stop = int(self._world.store.get("stop"))
         return bool(self._stop)
 
@@ -135,7 +136,8 @@ class Interrupt:
         if number == signal.SIGUSR1:
             self._save = self._deferred  # before training there is nothing to save
             return
-        again, self._stop = self._stop == signal.SIGINT == number, self._stop or number
+        again, self._interrupted = self._interrupted and number == signal.SIGINT, number == signal.SIGINT
+        self._stop = self._stop or number
         watchdog = self._world.watchdog if self._world is not None else None
         if again:
             os._exit(130)

@@ -128,12 +128,13 @@ class Watchdog(threading.Thread):
         return [r for r in range(self._size) if before[r] == after[r] != _LEFT.encode() and r != self._rank]
 
     def _check_progress(self) -> None:
+        if self._store.check(["hang"]):
+            self._report_hang()
         if self._progress is None:
             return
         now, idle = time.monotonic(), time.monotonic() - self._progress[1]
         if self._timeout and idle > self._timeout:
             self._store.compare_set("hang", "", str(self._rank))
-        if self._store.check(["hang"]):
             self._report_hang()
         patience = 10.0 if self.stopping else SUSPICIOUS
         if idle > patience and now - self._looked > patience:

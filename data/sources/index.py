@@ -152,7 +152,9 @@ def _store(folder: Path, index: Index, meta: dict[str, Any]) -> None:
         json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         _load(folder)
     except (OSError, ValueError, KeyError, EOFError):
-        shutil.rmtree(folder, ignore_errors=True)
+        unreadable = folder.with_name(f"{folder.name}.{os.getpid()}.unreadable")  # nobody finds it under this name
+        os.replace(folder, unreadable)
+        shutil.rmtree(unreadable, ignore_errors=True)
         raise
 
 

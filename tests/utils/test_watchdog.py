@@ -162,7 +162,6 @@ def test_fault_27_a_rank_that_does_not_respond_is_named():
     assert line.removesuffix(" does not respond") + " does not respond" in lines[-1]
 
 
-@pytest.mark.xfail(reason="_check_progress returns before it looks for a hang if there was no progress", strict=True)
 def test_fault_27_a_rank_that_has_not_begun_shows_its_stacks_too():
     def start():
         both = pair(timeout=0.3)

@@ -41,18 +41,23 @@ def checkpoint_position(path: Path | None) -> tuple[float, float]:
 def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:
     """Writes a checkpoint and its checksum; the checksum is in place before the checkpoint gets its name.
 
+    Where a file of that name is replaced, the checksums of both are there for a moment.
     Raises: ResourceError if the disk is full or not writable; an earlier file of that name is untouched.
     """
-    target = folder / name
+    target, checksum = folder / name, _checksum_path(folder / name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
             with open(temporary, "wb") as file:
                 torch.save(contents, file)
-            write_text(_checksum_path(target), f"{sha256_of(temporary)}  {name}\n")
+            line = f"{sha256_of(temporary)}  {name}\n"
+            replaced = checksum.read_text() if target.exists() and checksum.exists() else ""
+            write_text(checksum, line + replaced)
+        if replaced:
+            write_text(checksum, line)
     except (OSError, RuntimeError) as e:  # torch turns an error of the disk into one of its own
         if not target.exists():
-            _checksum_path(target).unlink(missing_ok=True)
+            checksum.unlink(missing_ok=True)
         raise ResourceError(
             f"cannot save a checkpoint ({_reason(e)}), {_free_mib(folder):,.0f} MiB are free: {target}:"
             " free disk space or set OUTPUT; the checkpoints before are intact"
@@ -106,6 +111,7 @@ def point_to(link: Path, target: Path) -> None:
         text.unlink(missing_ok=True)
     except OSError:
         try:
+            link.unlink(missing_ok=True)
             write_text(text, target.name + "\n")
         except OSError as e:
             log.warning("cannot point %s at %s (%s)", link, target.name, e.strerror)
@@ -126,7 +132,7 @@ def supports_links(folder: Path) -> bool:
 def follow(path: Path) -> Path:
     """Returns the file that last.pth or best.pth points at, as a link or by its text file; other paths unchanged."""
     text = path.with_suffix(".txt")
-    if not path.exists() and path.name in ("last.pth", "best.pth") and text.is_file():
+    if path.name in ("last.pth", "best.pth") and text.is_file():
         return path.with_name(text.read_text(encoding="utf-8").strip())
     return path
 
@@ -135,9 +141,13 @@ def remove_old(folder: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints and the targets of best.pth and last.pth. 0 keeps all."""
     kept = {follow(folder / link).resolve() for link in ("best.pth", "last.pth")}
     for path in list_checkpoints(folder)[keep:] if keep else []:
-        if path.resolve() not in kept:
+        if path.resolve() in kept:
+            continue
+        try:
             path.unlink(missing_ok=True)
             _checksum_path(path).unlink(missing_ok=True)
+        except OSError as e:
+            log.warning("cannot remove an old checkpoint (%s): %s", e.strerror, path)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -159,7 +169,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     path = follow(path)
     checksum = _checksum_path(path)
     try:
-        if checksum.is_file() and checksum.read_text().split()[:1] != [sha256_of(path)]:
+        if checksum.is_file() and sha256_of(path) not in checksum.read_text().split()[::2]:
             raise CheckpointError(f"the file is corrupt (its checksum differs): {path}: use another checkpoint")
     except OSError as e:
         raise CheckpointError(f"cannot read a checkpoint ({e.strerror}): {path}: name another file") from e

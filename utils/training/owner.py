@@ -83,6 +83,8 @@ class Owner(threading.Thread):
     def release(self) -> None:
         """Gives the folder back."""
         self._stopped.set()
+        if self.is_alive():
+            self.join(BEAT)  # a heartbeat under way would create the file again
         if _read(self.path).get("token") == self._record["token"]:
             self.path.unlink(missing_ok=True)
 

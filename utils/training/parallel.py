@@ -43,7 +43,7 @@ def synchronize_buffers(modules: Iterable[nn.Module], world: World) -> None:
 
 
 def check_weights(model: nn.Module, world: World, position: str) -> None:
-    """Checks that all ranks have the same weights, bit for bit.
+    """Checks that all ranks have the same weights, by a sum over the bits of every tensor.
 
     Raises: DistributedError on every rank, naming the first tensor that differs.
     """

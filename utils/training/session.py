@@ -131,12 +131,13 @@ class Session:
         if not update.applied:
             self._report_skipped(update)
         whole = state.step == self._plan.updates_per_epoch
+        saved = False
         if stop or extra or ((by_count or by_time) and not whole):
-            self._save(checkpoint_name(state.epoch, state.step))
+            saved = self._save(checkpoint_name(state.epoch, state.step))
         elif state.update % CHECK_EVERY == 0:
             check_weights(state.model, self._world, self._position())
         if stop:
-            self._stop(stop)
+            self._stop(stop, saved)
         self._saver.check()
 
     def end_epoch(self, objective: Objective) -> None:
@@ -175,14 +176,14 @@ class Session:
         evaluation = objective.evaluate(state.evaluated)
         stop = self._interrupt.stop_of_evaluation()
         if stop:  # cut short: it is evaluated when the run resumes, with the epoch's updates all done
-            self._save(checkpoint_name(state.epoch, state.step))
-            self._stop(stop)
+            self._stop(stop, self._save(checkpoint_name(state.epoch, state.step)))
         return evaluation
 
-    def _stop(self, stop: int) -> None:
+    def _stop(self, stop: int, saved: bool) -> None:
         """Raises: TerminatedError or KeyboardInterrupt, once the state is on disk."""
         self._saver.finish()
-        raise self._interrupt.error(stop, f"the state after update {self._state.update} is saved")
+        what = "is saved" if saved else "was not saved, its weights are not finite"
+        raise self._interrupt.error(stop, f"the state after update {self._state.update} {what}")
 
     def _report_skipped(self, update: Update) -> None:
         """Reports an update without a finite gradient, and ends the run after too many in a row."""
@@ -248,18 +249,22 @@ class Session:
             {f"val/{name}": value for name, value in scalars.items()},
         )
 
-    def _save(self, name: str, best: bool = False) -> None:
-        """Saves a checkpoint. Every rank takes part in collecting the state; the main rank writes it."""
+    def _save(self, name: str, best: bool = False) -> bool:
+        """Saves a checkpoint, unless the weights are no longer finite; returns whether it did.
+
+        Every rank takes part in collecting the state; the main rank writes it.
+        """
         state = self._state
         check_weights(state.model, self._world, self._position())
         if state.skipped_in_row and not all(bool(torch.isfinite(p).all()) for p in state.model.parameters()):
             log.warning("not saved after update %d: the weights are not finite", state.update)
-            return
+            return False
         contents = {**self._provenance.as_dict(), **state.state_dict()}
         if self._world.is_main:
             with self.progress.pause():
                 self._saver.save(name, contents, best)
         self._saved_at = time.monotonic()
+        return True
 
     def _position(self) -> str:
         return f"epoch {self._state.epoch}, update {self._state.update}"

@@ -224,7 +224,6 @@ def test_fault_15_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeyp
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, path.name + ".sha256"]
 
 
-@pytest.mark.xfail(reason="the checksum of the earlier file is replaced before the file is", strict=True)
 @pytest.mark.parametrize("at", ["fsync", "replace"])
 def test_fault_15_a_failed_save_leaves_an_earlier_file_of_that_name_intact(tmp_path, monkeypatch, at):
     """An evaluation that is cut short twice saves the same name twice."""
@@ -243,7 +242,6 @@ def test_fault_15_a_failed_save_leaves_an_earlier_file_of_that_name_intact(tmp_p
     assert find_newest(tmp_path)[0] == path
 
 
-@pytest.mark.xfail(reason="the old link stays beside the text file, and is followed first", strict=True)
 def test_a_link_that_cannot_be_replaced_does_not_hide_the_text_file(tmp_path, request):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     point_to(tmp_path / "last.pth", first)

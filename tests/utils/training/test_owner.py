@@ -178,7 +178,6 @@ def test_fault_09_a_run_whose_folder_was_taken_over_ends(tmp_path):
     assert read(tmp_path)["token"] == "other"
 
 
-@pytest.mark.xfail(reason="a heartbeat under way writes the file again", strict=True)
 def test_a_heartbeat_under_way_does_not_take_the_folder_back(tmp_path, monkeypatch):
     write_record, writing, released = Owner._write, threading.Event(), threading.Event()
 

@@ -127,8 +127,9 @@ def test_a_failed_save_is_reported_once_by_whatever_comes_next(tmp_path, monkeyp
     assert not list_checkpoints(tmp_path)
 
 
-@pytest.mark.xfail(reason="_write does not explain the errors of remove_old", strict=True)
-def test_fault_17_an_old_checkpoint_that_cannot_be_removed_is_an_error_of_the_disk(tmp_path, monkeypatch):
+def test_fault_17_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, monkeypatch, caplog):
+    """The new one is safe, and the run goes on."""
+
     def refuse(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -136,8 +137,9 @@ def test_fault_17_an_old_checkpoint_that_cannot_be_removed_is_an_error_of_the_di
     saver = Saver(tmp_path, keep=1)
     monkeypatch.setattr(os, "unlink", refuse)
     saver.save("ckpt_epoch_3.pth", contents(3))
-    with pytest.raises(ResourceError, match="Read-only file system"):
-        saver.finish()
+    saver.finish()
+    assert "cannot remove an old checkpoint (Read-only file system)" in caplog.text
+    assert find_newest(tmp_path)[0].name == "ckpt_epoch_3.pth"
 
 
 def test_quietly_means_for_a_while_and_without_an_error(tmp_path):

@@ -171,7 +171,6 @@ def test_fault_23_a_signal_ends_the_run_after_the_update_with_its_state_on_disk(
     assert not (tmp_path / "owner.json").exists()
 
 
-@pytest.mark.xfail(reason="_stop does not know whether _save saved", strict=True)
 def test_what_was_not_saved_is_not_called_saved(tmp_path, interrupt):
     run_state = train_state(small())
 
