@@ -16,7 +16,7 @@ from torch import nn
 
 from configs.loading import load_config
 from models.registry import MODELS, build, model_options
-from models.weights.load import load_contents
+from models.weights.load import find_weights, load_contents
 from models.weights.released import released_models, released_url
 from utils.checkpoints.downloads import read_weights
 from utils.errors import ConfigError, did_you_mean
@@ -47,12 +47,15 @@ def _build(config: Path, recipe: str, pretrained: bool | str, options: dict[str,
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}: {recipe}: {did_you_mean(unknown[0], known)}")
-    arguments = {name: getattr(own, name) for name in known} | {"num_classes": row["classes"]} | options
-    model = build(type(own)(**arguments))
-    if pretrained:
-        name = f"hub:{recipe}" if pretrained is True else str(pretrained)
-        contents = read_weights(name, released_url=released_url)
-        load_contents(model, contents, name, head_for=() if "num_classes" in options else None)
+    arguments = {name: getattr(own, name) for name in known} | {"num_classes": row["classes"]}
+    if not pretrained:
+        return build(type(own)(**arguments | options)).eval()
+    name = f"hub:{recipe}" if pretrained is True else str(pretrained)
+    contents = read_weights(name, released_url=released_url)
+    classes = find_weights(contents, name).classes
+    model = build(type(own)(**arguments | {"num_classes": classes} | options))
+    fits = options.get("num_classes", classes) == classes
+    load_contents(model, contents, name, head_for=None if fits else ())
     return model.eval()
 
 

@@ -25,7 +25,7 @@ from utils.checkpoints.shared import read_once
 from utils.distributed import World, join_world, launched_rank
 from utils.evaluation.reports import Evaluated, ReportOptions, assess, report
 from utils.precision import Precision
-from utils.preprocessing import image_size
+from utils.preprocessing import Preprocessing, image_size
 from utils.profiling import explain_memory, measure_throughput
 from utils.terminal import log_lines, start_logging
 from utils.training.classification import Classification
@@ -71,10 +71,11 @@ def train_classifier(cfg: CfgNode, world: World) -> None:
 def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
     """Evaluates the files that were named, and writes only the tables that were asked for."""
     options, reports = model_options(cfg), ReportOptions.from_config(cfg)
-    pipeline = PipelineOptions.from_config(cfg, options.in_chans, preprocessing_of(options))
     precision, rows = Precision.from_config(cfg, world.device), []
     for name in reports.files:
         contents = read_once(world, partial(read_weights, name, released_url=released_url, sha256=cfg.MODEL.SHA256))
+        own = Preprocessing.stored(contents) or preprocessing_of(options)
+        pipeline = PipelineOptions.from_config(cfg, options.in_chans, own)
         val = open_val(SourceOptions.from_config(cfg), world, *known_classes(contents))
         samples = Evaluated(val.class_names, [val.label(i) for i in range(len(val))], val.name, pipeline.val.size)
         allowed, real = chosen_classes(reports.classes, val), real_labels(val.class_names) if reports.real else None

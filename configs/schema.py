@@ -42,7 +42,7 @@ def above(low: float) -> Check:
 
 
 def within(low: float, high: float) -> Check:
-    return lambda v: None if low <= v <= high else f"must lie between {low} and {high}"
+    return lambda v: None if low <= v <= high else f"must be between {low} and {high}"
 
 
 def below_one(value: float) -> str | None:
@@ -66,7 +66,14 @@ def two_below_one(value: list[float]) -> str | None:
 
 
 def sides(low: int) -> Check:
-    return lambda v: None if min([v] if isinstance(v, int) else v) >= low else f"must be at least {low}"
+    """Args: low: of a single side; of two sides each must be at least 1."""
+
+    def check(value: int | list[int]) -> str | None:
+        least = low if isinstance(value, int) else 1
+        smallest = value if isinstance(value, int) else min(value)
+        return None if smallest >= least else f"must be at least {least}"
+
+    return check
 
 
 def numbers(value: list[float] | str) -> str | None:
@@ -78,7 +85,7 @@ def positives(value: list[float] | str) -> str | None:
     return None if good else "must have a number above 0 for each channel"
 
 
-def crop_share(value: float | str) -> str | None:
+def crop_fraction(value: float | str) -> str | None:
     return None if isinstance(value, str) or 0 < value <= 1 else "must be above 0 and at most 1"
 
 
@@ -271,7 +278,7 @@ SCHEMA: dict[str, Any] = {
         "CROP": Key(True, "resize the short side and crop the centre; false: squash the image"),
         # new here
         "IMG_SIZE": Key(0, "size of the input in evaluation; 0: DATA.IMG_SIZE", sides(0), SIZE),
-        "CROP_PCT": Key(AUTO, "centre crop over resized side; auto: the model's, 0.875", crop_share, auto_or(FLOAT)),
+        "CROP_PCT": Key(AUTO, "centre crop over resized side; auto: the model's, 0.875", crop_fraction, auto_or(FLOAT)),
         "VALIDATE": Key(True, "evaluate after every epoch; false: train without validation data"),
         "REAL": Key(False, "also evaluate against the labels of ImageNet-ReaL", free=True),
         "CLASSES": Key(

@@ -35,7 +35,7 @@ from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.safe_load import NOTES
 from utils.errors import CheckpointError, ConfigError, ResourceError, report_error
 from utils.files import atomic_path
-from utils.preprocessing import image_size
+from utils.preprocessing import Preprocessing, image_size
 
 
 def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
@@ -57,7 +57,7 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     _check_layout(options, layout.name)
     _check_windows(model, layout, target)
     stored = _stored(found.weights, model, layout)
-    pixels = preprocessing_of(options).configured(cfg, options.in_chans)
+    pixels = (Preprocessing.stored(contents) or preprocessing_of(options)).configured(cfg, options.in_chans)
     windows = _known_windows(model, found)
     notes = {
         "class_names": contents.get("class_names"),

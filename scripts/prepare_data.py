@@ -28,7 +28,7 @@ FOUND = 3  # exit code of a check with findings
 
 def check(options: argparse.Namespace) -> int:
     """Prints facts and findings; returns 3 if there are findings."""
-    report = check_folder(options.folder, options.workers)
+    report = check_folder(options.folder, options.workers, options.channels)
     print(*report.facts, sep="\n")
     print(*(f"found: {finding}" for finding in report.findings), sep="\n" if report.findings else "")
     if report.findings:
@@ -78,6 +78,8 @@ def main(argv: list[str]) -> int:
             command.add_argument(target, type=Path)
         if name in ("check", "resize"):
             command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
+        if name == "check":
+            command.add_argument("--channels", type=int, default=3, help="IN_CHANS of the model (default %(default)s)")
         if name == "resize":
             command.add_argument("--short-side", type=int, default=320, help="at most, pixels (default %(default)s)")
             command.add_argument("--quality", type=int, default=90, help="of the JPEGs (default %(default)s)")

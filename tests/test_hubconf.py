@@ -17,6 +17,12 @@ small = ast.literal_eval(small)
 model = torch.hub.load(
     repository, "swin_tiny_patch4_window7_224", source="local", pretrained=file, num_classes=7, **small
 )
+own = torch.hub.load(repository, "swin_tiny_patch4_window7_224", source="local", pretrained=file, **small)
+again = torch.hub.load(
+    repository, "swin_tiny_patch4_window7_224", source="local", pretrained=file, num_classes=5, **small
+)
+assert torch.equal(own.head.weight, torch.load(file)["model"]["head.weight"])
+assert torch.equal(own.head.weight, again.head.weight)
 print(model.head.weight.abs().sum().item(), model.training, model.layers[0].blocks[0].attn.qkv.weight.sum().item())
 try:
     torch.hub.load(repository, "swin_tiny_patch4_window7_224", source="local", num_clases=3)
@@ -30,7 +36,8 @@ print(len([name for name in dir(hubconf) if callable(getattr(hubconf, name))]))
 
 def test_models_by_their_released_names(tmp_path):
     peer = small()
-    torch.save({"model": peer.state_dict()}, tmp_path / "small.pth")
+    names = [f"class {i}" for i in range(5)]  # as in a checkpoint of this program
+    torch.save({"model": peer.state_dict(), "class_names": names}, tmp_path / "small.pth")
     run = [sys.executable, "-c", SCRIPT, ROOT, tmp_path / "small.pth", repr({**SMALL, "drop_path_rate": 0.0})]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

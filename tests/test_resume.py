@@ -214,16 +214,36 @@ def as_original(ours: dict, epoch: int) -> dict:
     }
 
 
+def with_1000_outputs(contents: dict) -> dict:
+    """A checkpoint with rows for 1000 classes, in the head and in its moments."""
+    classes = len(contents["model"]["head.weight"])
+
+    def widened(value):
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == classes:
+            return torch.cat([value, torch.rand(1000 - classes, *value.shape[1:])])
+        return value
+
+    model = {name: widened(v) if name.startswith("head.") else v for name, v in contents["model"].items()}
+    state = {
+        i: {kind: widened(v) for kind, v in values.items()} for i, values in contents["optimizer"]["state"].items()
+    }
+    return {**contents, "model": model, "optimizer": {**contents["optimizer"], "state": state}}
+
+
 @pytest.mark.parametrize("way", ["--resume", "auto-resume"])
 def test_a_training_run_of_the_original_continues_bit_equal(tiny_yaml, photos, tmp_path, way):
-    """Stopped after epoch 0 and given the original's form, it ends like the run that was not stopped."""
+    """Stopped after epoch 0 and given the original's form, it ends like the run that was not stopped.
+
+    The original has 1000 outputs for any data: those beyond the data's classes play no part.
+    """
     args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.KEEP_CHECKPOINTS", 0]
     assert run_program(*args).code == 0
     first = torch.load(tmp_path / "tiny/default/checkpoints/ckpt_epoch_0.pth", weights_only=True)
     folder = tmp_path / "tiny/again"
     folder.mkdir()
     path = folder / "ckpt_epoch_0.pth"
-    torch.save(as_original(first, 0), path)
+    contents = as_original(first, 0)
+    torch.save(contents if way == "--resume" else with_1000_outputs(contents), path)
     resumed = run_program(*args[:6], "--tag", "again", *(["--resume", path] if way == "--resume" else []))
     assert resumed.code == 0, resumed.err
     assert "at epoch 1, update 9" in resumed.out and "Train: [0/2]" not in resumed.out

@@ -1,6 +1,6 @@
 """How images are normalised and cropped for a model: what its weights were trained with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,16 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     crop_pct: float = CROP_PCT
     interpolation: str = ""
+
+    @staticmethod
+    def stored(contents: Mapping[str, Any]) -> "Preprocessing | None":
+        """Returns what a checkpoint or converted file says of itself, None if nothing."""
+        values = contents.get("preprocessing")
+        if not isinstance(values, Mapping):
+            return None
+        return Preprocessing(
+            tuple(values["mean"]), tuple(values["std"]), values["crop_pct"], values.get("interpolation", "")
+        )
 
     def configured(self, cfg: CfgNode, channels: int) -> "Preprocessing":
         """Returns the preprocessing of a run: the keys that are set, else these values, for `channels` channels.

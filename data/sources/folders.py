@@ -96,9 +96,14 @@ def _walk(root: Path, found: Sequence[str], names: Sequence[str]) -> tuple[Index
         files += [os.path.relpath(file, root) for file in below.images]
         targets += [labels[name]] * len(below.images)
         ignored += below.ignored
-    if ignored:
-        log.warning("%d files without an image extension are ignored: %s", len(ignored), listing(ignored, 3))
+    warn_of_ignored(ignored)
     return Index.build(files, targets), None, stamps
+
+
+def warn_of_ignored(files: Sequence[str]) -> None:
+    """Logs one line about files that are no images by their extension, if there are any."""
+    if files:
+        log.warning("%d files without an image extension are ignored: %s", len(files), listing(files, 3))
 
 
 class Found(NamedTuple):
@@ -128,7 +133,12 @@ def images_below(folder: Path) -> Found:
 
 def is_image(name: str) -> bool:
     """Returns whether a file has an image extension and is not hidden."""
-    return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith(".")
+    return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a file's own name begins with a dot."""
+    return os.path.basename(name).startswith(".")
 
 
 def _is_flat(folder: Path) -> bool:

@@ -123,15 +123,21 @@ def _known_names(
     store: Store, options: SourceOptions, class_names: Sequence[str] | None, likely_names: Sequence[str] | None
 ) -> Sequence[str] | None:
     if class_names is not None:
+        log.info("class map: the checkpoint's, %d classes", len(class_names))
         return class_names
     own = store.class_names("val")
     fits = options.classes in (0, len(likely_names or ()))
     if likely_names and fits and set(own) <= set(likely_names):
+        few = len(own) < len(likely_names)
+        other = f" (MODEL.NUM_CLASSES {len(own)}: as labels 0 to {len(own) - 1})" if few else ""
+        log.info("class map: ImageNet-1K, since the %d classes of val are its synsets%s", len(own), other)
         return likely_names
     names: Sequence[str] = own
+    split = "val"
     if store.has("train"):
         opened = store.open("train", None, options.classes) if options.classes else None
-        names = store.class_names("train") if opened is None else opened.class_names
+        names, split = store.class_names("train") if opened is None else opened.class_names, "train"
+    log.info("class map: the classes of %s, in the order of their names", split)
     missing = options.classes - len(names)
     return [*names, *(f"class {len(names) + i}" for i in range(missing))] if names else None
 
@@ -139,7 +145,8 @@ def _known_names(
 def _check_count(source: Source, options: SourceOptions) -> None:
     found = len(source.class_names)
     if options.classes and found != options.classes:
-        raise DataError(f"{options.path} has {found} classes, not {options.classes}: MODEL.NUM_CLASSES: set it to 0")
+        where = options.path or options.dataset
+        raise DataError(f"{where} has {found} classes, not {options.classes}: MODEL.NUM_CLASSES: set it to 0")
 
 
 def _check_ranks(world: World, splits: Mapping[str, Source | None]) -> None:

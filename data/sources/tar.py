@@ -7,10 +7,12 @@ from pathlib import Path
 
 from data.sources.archive import SharedFile, below_split, label_by_folder
 from data.sources.base import IndexedSource
-from data.sources.folders import is_image
+from data.sources.folders import is_hidden, is_image, warn_of_ignored
 from data.sources.index import Index, Stamp, stamp, stored
 from data.sources.lists import safe_path
 from utils.errors import DataError
+
+_BESIDE = (".cls", ".txt", ".json")  # what WebDataset's shards hold with an image
 
 
 class TarStore:
@@ -60,6 +62,7 @@ def _index_tar(
 ) -> tuple[Index, list[str], list[Stamp]]:
     images: list[tuple[str, int, int, int]] = []  # name, shard, start, size
     labels: dict[tuple[int, str], int] = {}  # WebDataset: (shard, key) -> label
+    ignored: list[str] = []
     for shard, path in enumerate(shards):
         try:
             with tarfile.open(path, "r:") as file:
@@ -70,8 +73,11 @@ def _index_tar(
                         labels[shard, name.removesuffix(".cls")] = int(text.read()) if text else -1
                     elif member.isfile() and is_image(name):
                         images.append((safe_path(name, f"{path}@/{name}"), shard, member.offset_data, member.size))
+                    elif member.isfile() and not is_hidden(name) and not name.endswith(_BESIDE):
+                        ignored.append(f"{path}@/{name}")
         except (OSError, tarfile.TarError, ValueError) as e:
             raise DataError(f"not a readable tar archive ({e}): {path}: copy it again, uncompressed") from e
+    warn_of_ignored(ignored)
     names = [name for name, *_ in images]
     if labels:
         numbers = [labels.get((shard, posixpath.splitext(name)[0]), -1) for name, shard, _, _ in images]

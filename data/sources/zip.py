@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.sources.archive import SharedFile, below_split, label_by_folder
 from data.sources.base import IndexedSource
-from data.sources.folders import is_image
+from data.sources.folders import is_hidden, is_image, warn_of_ignored
 from data.sources.index import Index, Stamp, stamp, stored
 from data.sources.lists import read_list, safe_path
 from utils.errors import DataError
@@ -106,8 +106,11 @@ def _zip_members(archive: Path, split: str) -> dict[str, zipfile.ZipInfo]:
     """Returns the images of an archive by path, without the split's own folder if all are in it."""
     try:
         with zipfile.ZipFile(archive) as file:
-            infos = [info for info in file.infolist() if is_image(info.filename)]
+            members = [info for info in file.infolist() if not info.is_dir()]
     except (OSError, zipfile.BadZipFile, EOFError, ValueError) as e:
         raise DataError(f"not a readable zip archive ({e}): {archive}: copy it again") from e
+    infos = [info for info in members if is_image(info.filename)]
+    others = [info.filename for info in members if not is_image(info.filename)]
+    warn_of_ignored([f"{archive}@/{name}" for name in others if not is_hidden(name)])
     names = below_split([safe_path(info.filename, f"{archive}@/{info.filename}") for info in infos], split)
     return dict(zip(names, infos, strict=True))

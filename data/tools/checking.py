@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.pipeline.decoding import decode, decode_jpeg, jpeg_size
+from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size
 from data.sources.folders import imagenet_synsets, images_below, is_image, validation_labels
 from utils.errors import DataError, listing
 
@@ -28,8 +29,11 @@ class Report:
     findings: list[str] = field(default_factory=list)
 
 
-def check_folder(root: Path, workers: int) -> Report:
-    """Checks train/ and val/. Args: workers: processes that decode. Raises: DataError if there is no folder."""
+def check_folder(root: Path, workers: int, channels: int = 3) -> Report:
+    """Checks train/ and val/. Args: workers: processes that decode; channels: of the model (MODEL.SWIN.IN_CHANS).
+
+    Raises: DataError if there is no folder.
+    """
     if not root.is_dir():
         raise DataError(f"no folder {root}: name one that contains train/ and val/")
     report, splits = Report(), {}
@@ -41,7 +45,7 @@ def check_folder(root: Path, workers: int) -> Report:
     if len(splits) == 2:
         _compare_classes(splits["train"], splits["val"], report)
     _check_imagenet(splits, report)
-    _check_contents(splits, workers, report)
+    _check_contents(splits, workers, channels, report)
     return report
 
 
@@ -121,13 +125,13 @@ def _check_imagenet(splits: dict[str, Classes], report: Report) -> None:
             report.findings.append(f"ImageNet-1K has {IMAGENET_COUNTS[split]:,} images in {split}, this has {count:,}")
 
 
-def _check_contents(splits: dict[str, Classes], workers: int, report: Report) -> None:
+def _check_contents(splits: dict[str, Classes], workers: int, channels: int, report: Report) -> None:
     owner = {
         file: (split, name) for split, classes in splits.items() for name, files in classes.items() for file in files
     }
     first: dict[bytes, str] = {}
     again = 0
-    for file, digest, error in _examined(sorted(owner), workers):
+    for file, digest, error in _examined(sorted(owner), workers, channels):
         if error:
             report.findings.append(error)
         elif digest not in first:
@@ -141,20 +145,22 @@ def _check_contents(splits: dict[str, Classes], workers: int, report: Report) ->
     report.facts.append(f"{len(first):,} distinct files decoded, {again:,} more duplicate one of their class")
 
 
-def _examined(files: Sequence[str], workers: int) -> Iterator[tuple[str, bytes, str]]:
+def _examined(files: Sequence[str], workers: int, channels: int) -> Iterator[tuple[str, bytes, str]]:
     with ProcessPoolExecutor(max(1, workers), multiprocessing.get_context("forkserver")) as pool:
-        results: Iterable[tuple[str, bytes, str]] = pool.map(_examine, files, chunksize=16)
+        results: Iterable[tuple[str, bytes, str]] = pool.map(partial(_examine, channels), files, chunksize=16)
         yield from tqdm(results, total=len(files), unit=" files", disable=None)
 
 
-def _examine(file: str) -> tuple[str, bytes, str]:
+def _examine(channels: int, file: str) -> tuple[str, bytes, str]:
     """Returns (file, digest of its bytes, what is wrong with it), decoded as in training."""
     if os.path.exists(file) and not os.path.isfile(file):
         return file, b"", f"not a file: {file}"
     try:
         data = Path(file).read_bytes()
         size = jpeg_size(data)
-        if size is None:
+        if channels not in (1, 3):
+            decode_bands(data, file, channels)
+        elif size is None:
             decode(data, file)
         else:
             decode_jpeg(data, file, *size)

@@ -43,7 +43,8 @@ def pack(root: Path, target: Path) -> dict[str, int]:
             for split, source in sources.items():
                 _compare(ZipStore(Path(folder)).open(split, names), source)
             for path in sorted(Path(folder).iterdir()):
-                path.replace(target / path.name)
+                with atomic_path(target / path.name) as temporary:
+                    path.replace(temporary)
     return {split: len(source) for split, source in sources.items()}
 
 
@@ -117,7 +118,7 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
     except DataError as e:
         return e
     scale = short_side / min(image.size)
-    if scale < 1:
+    if scale < 1 and not _is_deep(data):
         size = [max(1, round(side * scale)) for side in image.size]
         # by the file's extension: other programs rely on it
         kind = Image.registered_extensions().get(place.suffix.lower(), "JPEG")
@@ -126,7 +127,14 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
     else:
         with atomic_path(place) as temporary:
             temporary.write_bytes(data)
-    return scale < 1
+        return False
+    return True
+
+
+def _is_deep(data: bytes) -> bool:
+    """Returns whether an image has more than 8 bits, which resizing would lose; it is copied as it is."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.mode.startswith(("I", "F"))
 
 
 def _orientation(data: bytes) -> Image.Exif:

@@ -55,7 +55,7 @@ def _heads(weights: Mapping[str, Any]) -> list[Tensor]:
 def real_labels(class_names: Sequence[str]) -> dict[str, list[int]]:
     """Returns the labels of ImageNet-ReaL: file name of a validation image -> its valid labels.
 
-    Args: class_names: synsets in the label order of the model; a valid class that the model lacks is -1.
+    Args: class_names: synsets in the label order of the model; classes that it lacks are left out.
     Raises: ConfigError if a class is not a synset of ImageNet-1K.
     """
     synsets = ImageNetInfo("imagenet-1k").label_names()
@@ -65,8 +65,9 @@ def real_labels(class_names: Sequence[str]) -> dict[str, list[int]]:
             f"ImageNet-ReaL has no labels for these classes: {listing(strange)}: TEST.REAL: set it to false"
         )
     label = {name: i for i, name in enumerate(class_names)}
-    own = [label.get(synset, -1) for synset in synsets]
-    return {name: [own[i] for i in valid] for name, valid in RealLabelsImagenet([""] * 50_000).real_labels.items()}
+    own = [label.get(synset) for synset in synsets]
+    found = RealLabelsImagenet([""] * 50_000).real_labels
+    return {name: [place for i in valid if (place := own[i]) is not None] for name, valid in found.items()}
 
 
 def map_head(weight: Tensor) -> Tensor:

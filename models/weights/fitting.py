@@ -103,7 +103,8 @@ def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: st
     if rows == CLASSES_1K and classes < rows:
         weights |= {name: weights[name][:classes] for name in names}
         return f"the first {classes} of {rows} outputs, in the label order of the folders, as the original trains them"
+    remedy = f"MODEL.NUM_CLASSES {rows} evaluates the data as its first classes" if rows > classes else "use other data"
     raise CheckpointError(
-        f"the head has {rows} classes, the data {classes}: {origin}: MODEL.NUM_CLASSES {rows} evaluates the data as its"
-        " first classes, --pretrained fine-tunes"
+        f"the head has {rows} classes, the data {classes}: {origin}: {remedy}; --pretrained, with another --tag,"
+        " fine-tunes it"
     )

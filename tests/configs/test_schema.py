@@ -12,7 +12,7 @@ from configs.values import kind_of
     [
         (schema.at_least(1), [1, 2.5], [0, -1], "must be at least 1"),
         (schema.above(0), [1e-9], [0, -1], "must be above 0"),
-        (schema.within(0, 1), [0, 0.5, 1], [-0.1, 1.1], "must lie between 0 and 1"),
+        (schema.within(0, 1), [0, 0.5, 1], [-0.1, 1.1], "must be between 0 and 1"),
         (schema.below_one, [0, 0.999], [1, -0.1], "must be at least 0 and below 1"),
         (schema.one_of("a", "b"), ["a", "b"], ["c", ""], "choose one of a, b"),
         (schema.pair(1), [[0.1, 1.0], [0.5, 0.5]], [[0.5, 0.1], [0, 1], [0.1, 1.1], [0.1]], "the smaller first, above"),
@@ -20,7 +20,7 @@ from configs.values import kind_of
         (schema.sides(1), [224, [224, 1]], [0, [224, 0]], "must be at least 1"),
         (schema.numbers, [[0.5], "auto"], [[]], "a number for each channel"),
         (schema.positives, [[0.5, 1.0], "auto"], [[], [0.0], [1.0, -1.0], "x"], "a number above 0 for each channel"),
-        (schema.crop_share, ["auto", 0.9, 1], [0, 1.1], "above 0 and at most 1"),
+        (schema.crop_fraction, ["auto", 0.9, 1], [0, 1.1], "above 0 and at most 1"),
         (
             schema.policy,
             ["", "none", "rand-m9-mstd0.5-inc1", "original", "originalr-mstd0.5", "augmix-m5-w4-d2", "v0", "3a"],

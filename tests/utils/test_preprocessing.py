@@ -43,3 +43,9 @@ def test_plain_values_and_a_log_line():
 @pytest.mark.parametrize(("value", "size"), [(224, (224, 224)), ([192, 256], (192, 256))])
 def test_a_size_is_a_side_or_two(value, size):
     assert image_size(value) == size
+
+
+def test_what_a_file_says_of_itself_is_read_back():
+    pixels = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 0.9, "bilinear")
+    assert Preprocessing.stored({"preprocessing": pixels.as_dict()}) == pixels
+    assert Preprocessing.stored({"preprocessing": None}) is None is Preprocessing.stored({})

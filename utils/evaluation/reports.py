@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,16 +139,16 @@ def report(
 
 def write_per_class(path: Path, predicted: Sequence[int], samples: Evaluated) -> None:
     """Writes a row for each class that has samples: name, samples, correct, top-1, most frequent wrong answer."""
+    answers: dict[int, Counter[int]] = defaultdict(Counter)
+    for answer, label in zip(predicted, samples.labels, strict=True):
+        if answer != NOT_COUNTED:
+            answers[label][answer] += 1
     rows = []
-    for label, name in enumerate(samples.class_names):
-        pairs = zip(predicted, samples.labels, strict=True)
-        answers = [p for p, target in pairs if target == label and p != NOT_COUNTED]
-        if not answers:
-            continue
-        wrong = [p for p in answers if p != label]
-        mistaken = samples.class_names[max(set(wrong), key=wrong.count)] if wrong else ""
-        correct = len(answers) - len(wrong)
-        rows.append([name, len(answers), correct, f"{100 * correct / len(answers):.2f}", mistaken])
+    for label in sorted(answers):
+        count, correct = answers[label].total(), answers[label].pop(label, 0)
+        mistaken = min(answers[label], key=lambda other: (-answers[label][other], other), default=None)
+        other = "" if mistaken is None else samples.class_names[mistaken]
+        rows.append([samples.class_names[label], count, correct, f"{100 * correct / count:.2f}", other])
     _write_csv(path, ["class", "samples", "correct", "top1", "mostly_mistaken_for"], rows)
 
 

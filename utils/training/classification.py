@@ -19,7 +19,7 @@ class Classification:
     val: batches (images, targets) of this rank's shard, None to train without validation.
     """
 
-    best = Best("top1")
+    best = Best("top1", title="validation accuracy, %", beside=("topk",))
 
     def __init__(
         self,

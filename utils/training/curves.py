@@ -7,16 +7,17 @@ from typing import Any
 
 from utils.errors import one_line
 from utils.files import atomic_path
+from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
 
 _COLORS = ("tab:green", "tab:olive", "tab:cyan", "tab:purple")
 
 
-def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: str | None) -> None:
+def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | None) -> None:
     """Redraws the picture from all lines of `metrics`; a failure is a warning.
 
-    Args: best: the metric to draw, None for losses only.
+    Args: best: the metrics to draw, None for losses only.
     """
     try:
         _draw(metrics, picture, updates_per_epoch, best)
@@ -24,7 +25,7 @@ def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: str 
         log.warning("cannot draw %s (%s); training continues", picture, one_line(e))
 
 
-def _draw(metrics: Path, picture: Path, updates_per_epoch: int, best: str | None) -> None:
+def _draw(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | None) -> None:
     # imported here: only the rank that draws needs it
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,10 +45,10 @@ def _draw(metrics: Path, picture: Path, updates_per_epoch: int, best: str | None
     plot(losses, train, "loss", "training", "tab:blue")
     if any("loss" in point for point in val):
         plot(losses, val, "loss", "validation", "tab:orange")
-    for (key, label), color in zip(_judged(val, best).items(), _COLORS, strict=False):
-        plot(judged, val, key, label, color)
+    for name, color in zip((best.metric, *best.beside) if best and val else (), _COLORS, strict=False):
+        plot(judged, val, name, name, color)
     plot(rate, train, "lr", "learning rate", "tab:red")
-    title = "validation accuracy, %" if best == "top1" else f"validation {best}" if best else "no validation"
+    title = (best.title or f"validation {best.metric}") if best else "no validation"
     for axes, text in ((losses, "loss"), (judged, title), (rate, "learning rate")):
         axes.set_title(text)
         axes.set_xlabel("epoch")
@@ -56,13 +57,3 @@ def _draw(metrics: Path, picture: Path, updates_per_epoch: int, best: str | None
             axes.legend(frameon=False)
     with atomic_path(picture) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
-
-
-def _judged(val: list[dict[str, Any]], best: str | None) -> dict[str, str]:
-    """Returns the metrics to draw beside the losses, with their labels."""
-    if not val or best is None:
-        return {}
-    chosen = {best: "top-1" if best == "top1" else best}
-    if best == "top1" and val[0]["k"] > 1:
-        chosen["topk"] = f"top-{val[0]['k']}"
-    return chosen

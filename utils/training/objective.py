@@ -15,10 +15,15 @@ from utils.batches import Batch
 
 @dataclass(frozen=True)
 class Best:
-    """Which metric of an evaluation decides which checkpoint is the best."""
+    """Which metric of an evaluation decides which checkpoint is the best.
+
+    `title` of its curve, the metric's name if empty; `beside`: further metrics to draw with it.
+    """
 
     metric: str
     higher_is_better: bool = True
+    title: str = ""
+    beside: tuple[str, ...] = ()
 
     def improves(self, value: float, best: float | None) -> bool:
         """Returns whether `value` beats `best`; anything beats None, NaN beats nothing."""

@@ -66,7 +66,7 @@ def _moments(contents: Mapping[str, Any], state: TrainState, origin: Path) -> di
     if sizes != [len(decayed), len(order) - len(decayed)]:
         raise CheckpointError(
             f"its optimizer has groups of {sizes} tensors, not {[len(decayed), len(order) - len(decayed)]}: {origin}:"
-            " pass it to --pretrained to start from its weights"
+            " pass it to --pretrained, with another --tag, to start from its weights"
         )
     names = {id(p): name for name, p in own.items()}
     saved = contents["optimizer"]["state"]
@@ -75,15 +75,24 @@ def _moments(contents: Mapping[str, Any], state: TrainState, origin: Path) -> di
     for index, parameter in enumerate(parameters):
         name = names[id(parameter)]
         values = saved.get(order.index(name), {})
+        if name.startswith("head."):  # as the head itself: the original always has 1000 outputs
+            values = {kind: _first_rows(value, parameter) for kind, value in values.items()}
         for kind, value in values.items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                 raise CheckpointError(
                     f"its optimizer does not fit the model ({kind} of {name} has shape {tuple(value.shape)}): {origin}:"
-                    " pass it to --pretrained to start from its weights"
+                    " pass it to --pretrained, with another --tag, to start from its weights"
                 )
         if values:
             moments[index] = {k: v if isinstance(v, Tensor) else torch.tensor(float(v)) for k, v in values.items()}
     return moments
+
+
+def _first_rows(value: Any, parameter: Tensor) -> Any:
+    """Returns the rows of a moment that belong to the first classes, which are the data's."""
+    if not isinstance(value, Tensor) or not value.ndim or value.shape[1:] != parameter.shape[1:]:
+        return value
+    return value[: len(parameter)]
 
 
 def _is_decayed(name: str, parameter: Tensor) -> bool:

@@ -156,8 +156,8 @@ class Session:
         if due or best or by_count:
             self._save(checkpoint_name(epoch), best)
         if self._world.is_main:
-            metric = self._best.metric if self._best else None
-            draw_curves(self.journal.metrics, self._folder.path / "curves.png", self._plan.updates_per_epoch, metric)
+            picture = self._folder.path / "curves.png"
+            draw_curves(self.journal.metrics, picture, self._plan.updates_per_epoch, self._best)
 
     def _conclude(self) -> None:
         """Logs where everything is."""

@@ -172,6 +172,7 @@ def test_what_was_opened_is_logged(photos, caplog):
         open_validation(photos)
     assert [record.getMessage() for record in caplog.records] == [
         "data: 36 training and 15 validation samples, 3 classes",
+        "class map: the classes of train, in the order of their names",
         "data: 15 validation samples, 3 classes",
     ]
 

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -77,3 +78,16 @@ def test_class_names_that_sort_or_read_badly(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="no folder .*gone"):
         check_folder(tmp_path / "gone", workers=1)
+
+
+def test_more_channels_are_decoded_as_training_decodes_them(tmp_path):
+    import tifffile
+
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / split / label).mkdir(parents=True)
+            bands = np.full((8, 8, 5), len(label) + len(split), np.uint16)
+            bands[0, 0] = ord(label)
+            tifffile.imwrite(tmp_path / split / label / "x.tif", bands, photometric="minisblack", planarconfig="contig")
+    assert check_folder(tmp_path, workers=1, channels=5).findings == []
+    assert len(check_folder(tmp_path, workers=1).findings) == 4

@@ -56,7 +56,7 @@ def mixed(tmp_path):
 
 def test_a_copy_has_short_sides_of_at_most_the_given_size(mixed, tmp_path):
     target = tmp_path / "to"
-    assert resize_copy(mixed, target, 50, 90, workers=1) == (4, 3)
+    assert resize_copy(mixed, target, 50, 90, workers=1) == (4, 2)
     folder = target / "train/a"
     assert (folder / "small.jpg").read_bytes() == (mixed / "train/a/small.jpg").read_bytes()
     found = {p.name: (Image.open(p).format, Image.open(p).size) for p in folder.iterdir()}
@@ -64,10 +64,11 @@ def test_a_copy_has_short_sides_of_at_most_the_given_size(mixed, tmp_path):
         "small.jpg": ("JPEG", (30, 20)),
         "large.png": ("PNG", (75, 50)),
         "rotated.jpg": ("JPEG", (50, 75)),
-        "deep.tif": ("TIFF", (75, 50)),
+        "deep.tif": ("TIFF", Image.open(mixed / "train/a/deep.tif").size),
     }
+    # resizing would make it 8-bit
+    assert (folder / "deep.tif").read_bytes() == (mixed / "train/a/deep.tif").read_bytes()
     assert Image.open(folder / "rotated.jpg").getexif()[ORIENTATION] == 6
-    assert (np.asarray(Image.open(folder / "deep.tif")) == 40).all()
     stamps = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     assert resize_copy(mixed, target, 50, 90, workers=1) == (4, 0)  # all of it is there
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == stamps

@@ -7,7 +7,9 @@ import os
 import pytest
 from PIL import Image
 
+from utils.training.classification import Classification
 from utils.training.curves import draw_curves
+from utils.training.objective import Best
 
 TRAIN = [{"kind": "train", "update": u, "loss": 3.0 / u, "lr": 0.1} for u in range(1, 9)]
 
@@ -15,12 +17,13 @@ TRAIN = [{"kind": "train", "update": u, "loss": 3.0 / u, "lr": 0.1} for u in ran
 @pytest.mark.parametrize(
     ("val", "best"),
     [
-        ([{"kind": "val", "update": 8, "loss": None, "top1": 50.0, "topk": 90.0, "k": 5}], "top1"),
-        ([{"kind": "val", "update": 8, "distance": 0.5}], "distance"),
+        ([{"kind": "val", "update": 8, "loss": None, "top1": 50.0, "topk": 90.0, "k": 5}], Classification.best),
+        ([{"kind": "val", "update": 8, "distance": 0.5}], Best("distance")),
+        ([{"kind": "val", "update": 8, "top1": 0.5}], Best("top1")),
         ([{"kind": "epoch", "update": 8, "train_loss": 0.5}], None),
-        ([], "top1"),
+        ([], Classification.best),
     ],
-    ids=["accuracy", "another metric", "no evaluation", "nothing yet"],
+    ids=["accuracy", "another metric", "another top1", "no evaluation", "nothing yet"],
 )
 def test_any_run_can_be_drawn(tmp_path, val, best):
     metrics, picture = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
@@ -34,7 +37,7 @@ def test_any_run_can_be_drawn(tmp_path, val, best):
 @pytest.mark.parametrize("lines", ["", '{"kind": "train"}\n', '{"kind"', "null\n"])
 def test_lines_that_cannot_be_drawn_are_a_warning_at_most(tmp_path, caplog, lines):
     (tmp_path / "metrics.jsonl").write_text(lines)
-    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png", 4, "top1")
+    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png", 4, Classification.best)
     assert (tmp_path / "curves.png").exists() != bool(caplog.records)
     assert all("cannot draw" in record.getMessage() for record in caplog.records)
 
