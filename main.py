@@ -3,16 +3,17 @@
 import sys
 from functools import partial
 
+from configs.options import check_command_line, parse_command_line
 from utils.interrupt import Interrupt
 
 interrupt = Interrupt()
-if __name__ == "__main__":
-    interrupt.install()  # before the slow imports: a signal ends them with one line
+if __name__ == "__main__":  # before the slow imports
+    interrupt.install()
+    check_command_line(sys.argv[1:])
 
 from yacs.config import CfgNode
 
 from configs.loading import config_differences, dump_config, load_config, shared_config
-from configs.options import parse_command_line
 from data.loaders import PipelineOptions, build_eval_loader, build_train_loader
 from data.pipeline.mixing import build_mixing
 from data.sources.open import SourceOptions, chosen_classes, open_sources, open_val

@@ -1,10 +1,14 @@
 """The command line: the original's options, each of which overrides one configuration key."""
 
 import argparse
+import logging
+import os
+import sys
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from utils.errors import ConfigError, did_you_mean
+from configs.loading import load_config
+from utils.errors import ConfigError, did_you_mean, report_error
 
 # option -> (key, value when the option is a switch or None when it takes one, help)
 OPTIONS: dict[str, tuple[str, Any, str]] = {
@@ -71,6 +75,19 @@ def parse_command_line(argv: list[str]) -> CommandLine:
         if value is not None:
             given.append((key, value, name))
     return CommandLine(known.cfg, tuple(given))
+
+
+def check_command_line(argv: list[str]) -> None:
+    """Ends the program for --help and for mistakes, which need nothing slow to be imported."""
+    logging.disable(logging.WARNING)  # what is deprecated is said later
+    try:
+        command = parse_command_line(argv)
+        load_config(command.cfg, command.overrides)
+    except ConfigError as error:
+        speak = os.environ.get("RANK", "0") == "0"
+        sys.exit(report_error(error, speak=speak, debug="--debug" in argv))
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _dashes(argument: str) -> str:
