@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from configs.loading import load_config
-from utils.errors import ConfigError, did_you_mean, report_error
+from utils.errors import EXIT_CODES, ConfigError, did_you_mean, report_error
 
 # option -> (key, value when the option is a switch or None when it takes one, help)
 OPTIONS: dict[str, tuple[str, Any, str]] = {
@@ -53,7 +53,9 @@ def parse_command_line(argv: list[str]) -> CommandLine:
         prog="main.py",
         allow_abbrev=True,
         description="Train, fine-tune and evaluate Swin Transformers on image folders.",
-        epilog="Every key of the configuration can be set with --opts; configs/schema.py lists them.",
+        epilog="Every key of the configuration can be set with --opts; configs/schema.py lists them. Exit codes: "
+        + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+        + ".",
     )
     parser.add_argument("--cfg", metavar="FILE", required=True, help="YAML file, such as configs/swin_tiny.yaml")
     parser.add_argument("--opts", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="override any key")

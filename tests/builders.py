@@ -219,7 +219,7 @@ def open_validation(
     path: object, dataset: str = "imagenet", names: Any = None, likely: Any = None, **more: Any
 ) -> Source:
     """Opens the validation split of an image folder alone, as an evaluation does."""
-    return open_val(SourceOptions("imagenet", str(path), **more), World(), names, likely)
+    return open_val(SourceOptions(dataset, str(path), **more), World(), names, likely)
 
 
 def in_child(run: Callable[[], object]) -> tuple[int, str]:

@@ -36,14 +36,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only tests that take less than two seconds")
 
 
-# what a test that starts a process of its own calls or asks for
-_STARTS = re.compile(r"\b(run_program|Popen|subprocess\.run|run_until_killed|trained|one_process|hub)\(?\b")
+# calls that start a process, in a test or in a fixture that it asks for
+_STARTS = re.compile(r"(?<![.\w])(run_program|run_until_killed|start|torchrun|subprocess\.run|(subprocess\.)?Popen)\(")
+
+
+def _starts(item: pytest.Function) -> bool:
+    fixtures = (found[-1].func for found in item._fixtureinfo.name2fixturedefs.values())
+    own = (function for function in (item.function, *fixtures) if ROOT in Path(inspect.getfile(function)).parents)
+    return any(_STARTS.search(inspect.getsource(function)) for function in own)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks tests that start the program; --fast leaves them out, with those marked `seconds` or `slow`."""
     for item in items:
-        if isinstance(item, pytest.Function) and _STARTS.search(inspect.getsource(item.function)):
+        if isinstance(item, pytest.Function) and _starts(item):
             item.add_marker("starts")
     if config.getoption("--fast"):
         chosen = [item for item in items if not any(item.get_closest_marker(m) for m in ("starts", "seconds", "slow"))]

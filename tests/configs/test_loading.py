@@ -70,6 +70,7 @@ def test_recipes_resolve_to_what_the_originals_resolve_to(name):
 def test_what_differs_from_the_original_on_purpose_is_documented():
     text = (ROOT / "docs/from_the_original.md").read_text()
     assert all(f"`{key}`" in text for key in ON_PURPOSE)
+    assert "`MODEL.NAME` of `swinv2_large_patch4_window12to16_192to256_22kto1k_ft`" in text
 
 
 def test_all_31_released_recipes_are_compared():

@@ -57,6 +57,26 @@ def test_an_epoch_can_be_entered_at_any_update(photos):
     assert_equal(whole[4:], list(loader.epoch(3, first_update=2)))
 
 
+def test_a_random_mask_is_seeded_by_the_update_alone(photos):
+    """A batch transform need not mix: the mask of masked image modelling, say."""
+
+    def masked(images, labels):
+        mask = torch.rand(len(images), 8, 8) < 0.6
+        return images, (mask, labels)
+
+    def loader(workers):
+        source = open_folder(photos).train
+        return build_train_loader(source, shape(len(source)), World(), pipeline(AUGMENTED, workers=workers), masked)
+
+    whole = [batch.targets for batch in loader(0).epoch(1)]
+    for start, again in ((0, loader(2).epoch(1)), (4, loader(0).epoch(1, 4))):
+        targets = [batch.targets for batch in again]
+        assert len(targets) == len(whole) - start > 0
+        for (mask, labels), (expected, of) in zip(targets, whole[start:], strict=True):
+            assert torch.equal(mask, expected) and torch.equal(labels, of)
+    assert not torch.equal(whole[0][0], whole[1][0])
+
+
 def test_two_ranks_see_what_one_sees(photos):
     alone = list(train_loader(photos, mixing=None, batch_size=8).epoch(0))
     ranks = [list(train_loader(photos, rank, 2, mixing=None).epoch(0)) for rank in range(2)]

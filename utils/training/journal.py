@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from utils.errors import ResourceError, one_line
 from utils.files import write_text
 
 log = logging.getLogger(__name__)
+# of every record; "loss" is the objective's own
+RESERVED = {"kind", "epoch", "step", "update", "samples", "lr", "grad_norm", "skipped", "train_loss"}
 ATTEMPTS, PAUSE = 4, 1.0  # to write a line of metrics; seconds, longer each time
 
 
@@ -78,6 +81,13 @@ class Journal:
     def _give_up(self, error: Exception) -> None:
         log.warning("TensorBoard's files cannot be written any more (%s); training continues", one_line(error))
         self._board = None
+
+
+def refuse_reserved(names: Iterable[str]) -> None:
+    """Raises: ValueError for a part of a loss, or a metric, with the name of a field of metrics.jsonl."""
+    taken = RESERVED.intersection(names)
+    if taken:
+        raise ValueError(f"{', '.join(sorted(taken))}: metrics.jsonl has fields of these names: choose others")
 
 
 def _open_board(folder: Path, step: int) -> Any:

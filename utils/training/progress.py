@@ -15,7 +15,7 @@ from tqdm import tqdm
 from utils.distributed import World
 from utils.evaluation.metrics import Mean, finite
 from utils.profiling import peak_memory
-from utils.training.journal import Journal
+from utils.training.journal import Journal, refuse_reserved
 from utils.training.loop import Update
 from utils.training.plan import RunPlan
 from utils.training.state import TrainState
@@ -101,6 +101,7 @@ class Progress:
 
     def _mean(self, name: str) -> Mean:
         if name != "loss" and name not in self._parts:
+            refuse_reserved([name])
             self._parts.append(name)
         return self._state.means.setdefault(name if name == "loss" else f"loss/{name}", Mean())
 

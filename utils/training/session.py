@@ -17,7 +17,7 @@ from utils.files import write_text
 from utils.interrupt import Interrupt
 from utils.training.curves import draw_curves
 from utils.training.incidents import write_incident
-from utils.training.journal import Journal
+from utils.training.journal import Journal, refuse_reserved
 from utils.training.loop import Update
 from utils.training.objective import Best, Evaluation, Objective
 from utils.training.parallel import check_weights, synchronize_buffers
@@ -243,6 +243,7 @@ class Session:
             return
         of_best = "" if state.best_value is None else f", best {state.best_value:.3f} of epoch {state.best_epoch}"
         log.info(evaluation.line + of_best)
+        refuse_reserved(evaluation.metrics)
         scalars = evaluation.metrics if evaluation.scalars is None else evaluation.scalars
         self.journal.write(
             record | {name: finite(value) for name, value in evaluation.metrics.items()},

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from utils.errors import ResourceError
 from utils.training import journal as module
-from utils.training.journal import Journal
+from utils.training.journal import Journal, refuse_reserved
 
 
 def test_lines_beyond_the_checkpoint_are_removed(tmp_path):
@@ -153,3 +153,9 @@ def test_fault_55_an_event_file_that_fails_when_it_is_closed_is_a_warning(tmp_pa
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", refuse)
     journal.close()
     assert "cannot be written any more ([Errno 5] Input/output error)" in caplog.text
+
+
+def test_names_of_fields_are_refused_for_parts_and_metrics():
+    refuse_reserved(["loss", "distance", "top1"])
+    with pytest.raises(ValueError, match=r"lr, update: metrics\.jsonl has fields"):
+        refuse_reserved(["update", "loss", "lr"])
