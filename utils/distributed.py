@@ -127,6 +127,12 @@ class World:
         digest = sha256(item.encode("utf-8", "backslashreplace")).hexdigest()
         return self.store.add(topic, 1 if self.store.add(f"{topic}/{digest}", 1) == 1 else 0)
 
+    def abort(self, error: BaseException) -> None:
+        """Reports an error and ends all ranks, from any thread."""
+        if self.watchdog is None:
+            os._exit(report_error(error, speak=True))
+        self.watchdog.aborting = error
+
     def end_together(self, error: BaseException, debug: bool) -> int:
         """Reports an error once per job and ends all ranks; returns the exit code of the rank that failed first."""
         watchdog = self.watchdog
@@ -173,6 +179,8 @@ def join_world(timeout_minutes: float = 30) -> World:
     device = _choose_device(local_rank, size)
     if size == 1:
         return World(device=device)
+    if device.type == "cuda":  # nccl's own handling would kill the process before the watchdog says why
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     try:
         store, rank, size = next(
             dist.rendezvous("env://", rank, size, timeout=timedelta(minutes=timeout_minutes or 60))

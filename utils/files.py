@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -27,7 +27,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
         _flush(target.parent)
     except BaseException:
-        _remove(temporary)
+        with suppress(OSError):  # what went wrong first is what to report
+            _remove(temporary)
         raise
 
 

@@ -75,8 +75,8 @@ class Interrupt:
         the others find the announcement when they have finished u.
         """
         if self._world is None or self._world.size == 1:
-            decision, self._save = Decision(self._stop, self._save), False
-            return decision
+            save, self._save = self._save, False
+            return Decision(self._stop, save)
         store = self._world.store
         self._send(store)
         if not self._world.is_main:
@@ -116,10 +116,10 @@ class Interrupt:
 
     def _send(self, store: Any) -> None:
         """Passes on what this rank received since the last call."""
-        received = Decision(0 if self._sent.stop else self._stop, self._save)
+        save, self._save = self._save, False  # a signal from here on waits for the next call
+        received = Decision(0 if self._sent.stop else self._stop, save)
         if received == Decision():
             return
-        self._save = False
         self._sent = Decision(self._stop)
         if received.stop:
             store.set("stop", str(received.stop))

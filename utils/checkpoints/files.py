@@ -7,6 +7,7 @@ in the format of `sha256sum`. docs/architecture.md lists its contents.
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:
         if replaced:
             write_text(checksum, line)
     except (OSError, RuntimeError) as e:  # torch turns an error of the disk into one of its own
-        if not target.exists():
-            checksum.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk this fails too
+            if not target.exists():
+                checksum.unlink(missing_ok=True)
         raise ResourceError(
             f"cannot save a checkpoint ({_reason(e)}), {_free_mib(folder):,.0f} MiB are free: {target}:"
             " free disk space or set OUTPUT; the checkpoints before are intact"
@@ -111,8 +113,8 @@ def point_to(link: Path, target: Path) -> None:
         text.unlink(missing_ok=True)
     except OSError:
         try:
-            link.unlink(missing_ok=True)
             write_text(text, target.name + "\n")
+            link.unlink(missing_ok=True)
         except OSError as e:
             log.warning("cannot point %s at %s (%s)", link, target.name, e.strerror)
 
@@ -132,9 +134,11 @@ def supports_links(folder: Path) -> bool:
 def follow(path: Path) -> Path:
     """Returns the file that last.pth or best.pth points at, as a link or by its text file; other paths unchanged."""
     text = path.with_suffix(".txt")
-    if path.name in ("last.pth", "best.pth") and text.is_file():
-        return path.with_name(text.read_text(encoding="utf-8").strip())
-    return path
+    if path.name not in ("last.pth", "best.pth") or not text.is_file():
+        return path
+    if path.is_symlink() and path.lstat().st_mtime_ns > text.stat().st_mtime_ns:
+        return path  # the text file is from before there were links
+    return path.with_name(text.read_text(encoding="utf-8").strip())
 
 
 def remove_old(folder: Path, keep: int) -> None:

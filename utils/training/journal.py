@@ -51,6 +51,16 @@ class Journal:
         except Exception as e:  # raised by its own thread, of any kind
             self._give_up(e)
 
+    def flush(self) -> None:
+        """Puts metrics.jsonl on disk, as a checkpoint is: after a power failure both must be there."""
+        if self._folder is None or not self.metrics.exists():
+            return
+        descriptor = os.open(self.metrics, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def close(self) -> None:
         """Closes the event file."""
         if self._folder is not None and self._board is not None:

@@ -5,31 +5,36 @@ what NFS keeps consistent between machines; locks of the operating system are no
 question: on the same machine if its process is gone, on another one if its heartbeat does not move.
 """
 
+import atexit
 import json
 import os
 import platform
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.errors import ConfigError, report_error
+from utils.distributed import World
+from utils.errors import ConfigError
 
 BEAT = 5.0  # seconds between two heartbeats
 SILENCE = 25.0  # seconds without a heartbeat after which an owner on another machine is dead
+_SIZE = 512  # bytes of the record
 SETTLE = 0.5  # seconds after which a take-over is looked at again: another process may have had the same idea
 
 
 class Owner(threading.Thread):
     """Holds the folder until `release`. Create it with `take`."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, abort: Callable[[BaseException], None]):
         super().__init__(name="owner", daemon=True)
-        self.path = path
+        self.path, self._abort = path, abort
         self._stopped = threading.Event()
         self._record: dict[str, Any] = {
             "host": platform.node(),
+            "machine": machine_name(),
             "process": os.getpid(),
             "started": _started(os.getpid()),
             "job": os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID") or os.environ.get("LSB_JOBID"),
@@ -38,12 +43,13 @@ class Owner(threading.Thread):
         }
 
     @staticmethod
-    def take(folder: Path) -> "Owner":
+    def take(folder: Path, abort: Callable[[BaseException], None] | None = None) -> "Owner":
         """Takes the folder, if necessary after watching its owner on another machine for a while.
 
+        Args: abort: ends the job, from another thread, if another run took the folder all the same.
         Raises: ConfigError if another run owns it; OSError if it cannot be written.
         """
-        owner = Owner(folder / "owner.json")
+        owner = Owner(folder / "owner.json", abort or World().abort)
         try:
             descriptor = os.open(owner.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             os.close(descriptor)
@@ -56,12 +62,14 @@ class Owner(threading.Thread):
                     f" {other.get('process')}{job}): {folder}: wait for it, set another --tag, or remove {owner.path}"
                     " if that run is dead"
                 ) from None
+            os.close(os.open(owner.path, os.O_CREAT | os.O_WRONLY, 0o644))  # it may have left meanwhile
             owner._write()
             time.sleep(SETTLE)
             if _read(owner.path).get("token") != owner._record["token"]:
                 raise ConfigError(f"another run just took this output folder: {folder}: set another --tag") from None
         owner._write()
         owner.start()
+        atexit.register(owner.release)  # for a run that fails before it has begun
         return owner
 
     def run(self) -> None:
@@ -74,7 +82,8 @@ class Owner(threading.Thread):
                         f"another run (host {found.get('host')}, process {found.get('process')}) took over the output"
                         f" folder: {self.path.parent}: this one ends"
                     )
-                    os._exit(report_error(error, speak=True))
+                    self._abort(error)
+                    return
                 self._record["beat"] += 1
                 self._write()
             except OSError:  # the disk does not respond: others will see that the heartbeat stands still
@@ -84,12 +93,20 @@ class Owner(threading.Thread):
         """Gives the folder back."""
         self._stopped.set()
         if self.is_alive():
-            self.join(BEAT)  # a heartbeat under way would create the file again
+            self.join(BEAT)
         if _read(self.path).get("token") == self._record["token"]:
             self.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        self.path.write_text(json.dumps(self._record), encoding="utf-8")
+        """Writes in place, always as many bytes: on a disk that is full by now the record stays readable.
+
+        It does not create the file, which may have been given back. Raises: OSError.
+        """
+        descriptor = os.open(self.path, os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, json.dumps(self._record).ljust(_SIZE).encode(), 0)
+        finally:
+            os.close(descriptor)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -102,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_alive(path: Path, record: dict[str, Any]) -> bool:
-    if record.get("host") == platform.node():
+    if record.get("machine") == machine_name():
         return record.get("started") is not None and _started(record.get("process", 0)) == record["started"]
     last = time.monotonic() + SILENCE
     while time.monotonic() < last:
@@ -116,10 +133,20 @@ def _is_alive(path: Path, record: dict[str, Any]) -> bool:
     return False
 
 
-def _started(process: int) -> str | None:
-    """Returns when a process of this machine started, None if there is none; its number may be used again."""
+def machine_name() -> str:
+    """Returns a name for the set of processes that this one sees: a container has its own, whatever its host name."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return platform.node()
+
+
+def _started(process: int) -> str | None:
+    """Returns when a process of this machine started, None if it has ended; its number may be used again."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if fields[0] in "ZX" else fields[19]  # a zombie has ended, though nobody has asked for its code
     except (OSError, IndexError):
         pass
     try:  # without /proc

@@ -75,7 +75,7 @@ class RunFolder:
                     f" {'; '.join(differing)}: restore the keys or set another --tag"
                 )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        owner = Owner.take(self.path)
+        owner = Owner.take(self.path, self._world.abort)
         remove_leftovers(self.checkpoints)
         if not trained:
             write_text(self.config, config)
@@ -85,7 +85,15 @@ class RunFolder:
             log.info("no symbolic links in %s: last.txt and best.txt will hold the names of files", self.checkpoints)
         return owner
 
-    def repair_links(self, state: TrainState) -> None:
+    def begin(self, config: str, state: TrainState) -> None:
+        """Writes the configuration that the run goes on with, and repairs links. Raises: ResourceError."""
+        try:
+            write_text(self.config, config)
+        except OSError as e:
+            raise ResourceError(f"cannot write the output folder ({e.strerror}): {self.path}: set OUTPUT") from e
+        self._repair_links(state)
+
+    def _repair_links(self, state: TrainState) -> None:
         """Points last.pth and best.pth at the right files if a save was interrupted between rename and links."""
         best = self.checkpoints / checkpoint_name(state.best_epoch)
         if best.exists():

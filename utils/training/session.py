@@ -13,7 +13,6 @@ from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoin
 from utils.distributed import World
 from utils.errors import NumericsError
 from utils.evaluation.metrics import finite
-from utils.files import write_text
 from utils.interrupt import Interrupt
 from utils.training.curves import draw_curves
 from utils.training.incidents import write_incident
@@ -87,8 +86,7 @@ class Session:
         self._saved_at = time.monotonic()
         self._check_every = min(options.print_freq, 10)
         if world.is_main:
-            write_text(folder.config, provenance.config)
-            folder.repair_links(state)
+            folder.begin(provenance.config, state)
         if world.watchdog is not None:
             world.watchdog.before_exit = self._saver.finish_quietly
 
@@ -263,6 +261,7 @@ class Session:
         contents = {**self._provenance.as_dict(), **state.state_dict()}
         if self._world.is_main:
             with self.progress.pause():
+                self.journal.flush()
                 self._saver.save(name, contents, best)
         self._saved_at = time.monotonic()
         return True

@@ -1,5 +1,6 @@
 """One run per output folder; owners of other machines are records with another host."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,7 @@ from utils.errors import ConfigError
 from utils.training import owner as module
 from utils.training.owner import Owner
 
-HERE = {"host": platform.node(), "job": None, "token": "other", "beat": 0}
+HERE = {"host": platform.node(), "machine": module.machine_name(), "job": None, "token": "other", "beat": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +77,32 @@ def test_fault_09_a_dead_process_is_replaced_at_once(tmp_path, sleeper):
     with pytest.raises(ConfigError, match=f"process {sleeper.pid}, job 77"):
         Owner.take(tmp_path)
     os.kill(sleeper.pid, signal.SIGKILL)
-    sleeper.wait()
+    state = Path(f"/proc/{sleeper.pid}/stat")
+    while state.read_text().split()[2] != "Z":  # a zombie: nobody asks for its exit code
+        time.sleep(0.01)
     begun = time.monotonic()
     owner = Owner.take(tmp_path)
     assert time.monotonic() - begun < module.SILENCE
     owner.release()
+
+
+def test_fault_09_a_container_of_the_same_host_name_is_another_machine(tmp_path):
+    """Its process is not seen from here, so its heartbeat decides."""
+    write(tmp_path, machine=f"{platform.node()} another container", process=4_000_000, started="1")
+    begun = time.monotonic()
+    Owner.take(tmp_path).release()
+    assert time.monotonic() - begun >= module.SILENCE
+
+
+def test_fault_15_a_full_disk_leaves_the_record_of_a_live_owner(taken, tmp_path, monkeypatch):
+    """A heartbeat writes over the record in place; nothing is ever shorter than a whole one."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    time.sleep(3 * module.BEAT)
+    assert read(tmp_path)["token"] == taken._record["token"] and taken.is_alive()
 
 
 def test_fault_09_another_process_of_the_same_number_is_not_the_owner(tmp_path, sleeper):
@@ -94,10 +117,10 @@ def beating(folder, seconds, **record):
         last, number = time.monotonic() + seconds, 0
         while time.monotonic() < last:
             number += 1
-            write(folder, host="elsewhere", process=5, beat=number, **record)
+            write(folder, host="elsewhere", machine="elsewhere", process=5, beat=number, **record)
             time.sleep(0.03)
 
-    write(folder, host="elsewhere", process=5, **record)
+    write(folder, host="elsewhere", machine="elsewhere", process=5, **record)
     thread = threading.Thread(target=beat)
     thread.start()
     return thread
@@ -113,7 +136,7 @@ def test_fault_09_an_owner_on_another_machine_whose_heartbeat_moves_is_named(tmp
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]"], ids=["a record", "empty", "half", "a list"])
 def test_fault_09_an_owner_on_another_machine_that_stands_still_is_replaced(tmp_path, text):
-    write(tmp_path, host="elsewhere", process=os.getpid(), started=module._started(os.getpid()))
+    write(tmp_path, host="elsewhere", machine="elsewhere", process=os.getpid(), started=module._started(os.getpid()))
     if text is not None:  # of a process that was killed while it wrote
         (tmp_path / "owner.json").write_text(text)
     begun = time.monotonic()
@@ -124,7 +147,7 @@ def test_fault_09_an_owner_on_another_machine_that_stands_still_is_replaced(tmp_
 
 def test_fault_09_an_owner_that_leaves_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SILENCE", 20)
-    write(tmp_path, host="elsewhere", process=5)
+    write(tmp_path, host="elsewhere", machine="elsewhere", process=5)
     timer = threading.Timer(0.3, (tmp_path / "owner.json").unlink)
     timer.start()
     begun = time.monotonic()
@@ -166,7 +189,7 @@ def test_fault_09_a_run_whose_folder_was_taken_over_ends(tmp_path):
 
     def start():
         Owner.take(tmp_path)
-        write(tmp_path, host="elsewhere", process=5)
+        write(tmp_path, host="elsewhere", machine="elsewhere", process=5)
         time.sleep(20)
 
     code, err = in_child(start)
@@ -199,7 +222,7 @@ def test_a_heartbeat_under_way_does_not_take_the_folder_back(tmp_path, monkeypat
 def test_what_another_run_took_is_not_released(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 60)
     owner = Owner.take(tmp_path)
-    write(tmp_path, host="elsewhere")
+    write(tmp_path, host="elsewhere", machine="elsewhere")
     owner.release()
     assert read(tmp_path)["host"] == "elsewhere"
 
