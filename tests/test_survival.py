@@ -402,7 +402,7 @@ def test_soak():
             [
                 sys.executable,
                 str(ROOT / "scripts/soak.py"),
-                *"--kills 5 --seed 4 --processes 1 --epochs 2".split(),
+                *"--kills 5 --seed 4 --processes 1 --epochs 1".split(),
                 "--folder",
                 f"{folder}/soak",
             ],
