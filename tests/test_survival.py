@@ -230,14 +230,14 @@ def test_fault_26_the_other_ranks_end_with_5(disks):
 
 
 def test_fault_27_a_rank_that_hangs_is_named_with_the_stacks_of_the_others(disks):
-    job = start(disks, "--opts", "TIMEOUT_MINUTES", 0.08, faults="step:4:stop:1")
+    job = start(disks, "--opts", "TIMEOUT_MINUTES", 0.25, "DATA.NUM_WORKERS", 0, faults="step:4:stop:1")
     _, err = job.jobs[0].communicate(timeout=60)
     job.kill()
     assert job.jobs[0].returncode == 5
     lines = err.splitlines()
     assert any("in train_epoch" in line for line in lines)  # where rank 0 waits
     assert any(line.startswith("rank 1 (") and line.endswith("does not respond") for line in lines)
-    assert lines[-1].startswith("error: no progress for 4.8 seconds at epoch 0, update") and "rank 1 (" in lines[-1]
+    assert lines[-1].startswith("error: no progress for 15 seconds at epoch 0, update") and "rank 1 (" in lines[-1]
     job.jobs[1].communicate()
     assert_nothing_left(disks[0])
 
