@@ -245,8 +245,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="training input")
-    data.add_argument("--data-path", type=Path, metavar="FOLDER", help="holds train/ and val/; default: made files")
-    data.add_argument("--images", type=int, default=1024, help="files to make (default %(default)s)")
+    data.add_argument(
+        "--data-path", type=Path, metavar="FOLDER", help="holds train/ and val/; default: generated files"
+    )
+    data.add_argument("--images", type=int, default=1024, help="files to generate (default %(default)s)")
     data.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
     data.add_argument("--workers", type=int, default=2, help="loader processes (default %(default)s)")
     data.add_argument("--size", type=int, default=224, help="side of the model's images (default %(default)s)")

@@ -222,6 +222,16 @@ def open_validation(
     return open_val(SourceOptions(dataset, str(path), **more), World(), names, likely)
 
 
+class LostStore:
+    """What a store is when the rank that hosted it is gone."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def operation(*_: Any) -> Any:
+            raise torch.distributed.DistNetworkError(f"{name}: connection reset by peer")
+
+        return operation
+
+
 def in_child(run: Callable[[], object]) -> tuple[int, str]:
     """Calls `run` in a forked process; returns its exit code (minus the signal that killed it) and its errors.
 

@@ -68,9 +68,14 @@ class Finished:
     @property
     def error(self) -> str:
         """The only error line; fails if there is none, or several."""
-        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, self.err
-        return lines[0]
+        return only_error(self.err)
+
+
+def only_error(err: str) -> str:
+    """The only error line of a job; fails if there is none, or several."""
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    return lines[0]
 
 
 def command(*arguments: object, processes: int = 0, program: Path = ROOT / "main.py") -> list[str]:

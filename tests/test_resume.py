@@ -261,7 +261,7 @@ def test_resume_from_weights_alone_says_what_starts_afresh(tiny_yaml, photos, tm
     torch.save({"model": state(tmp_path)["model"]}, weights)
     done = run_program(*args[:6], "--tag", "weights", "--resume", weights, *args[6:])
     assert done.code == 0, done.err
-    assert "(--resume); optimizer, schedule and counters start afresh" in done.out
+    assert "(--resume); optimizer, schedule and counters start from scratch" in done.out
 
 
 def test_fault_50_changed_training_samples_are_noticed(tiny_yaml, own_photos, tmp_path):

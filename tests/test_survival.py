@@ -21,7 +21,7 @@ import pytest
 
 from scripts.soak import compare, leftovers
 from tests.builders import AUGMENTED, open_folder, pipeline
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, only_error
 
 RECIPE = """
 DATA: {IMG_SIZE: 32, BATCH_SIZE: 2, NUM_WORKERS: 1}
@@ -66,9 +66,7 @@ class Ended:
     @property
     def error(self) -> str:
         """The only error line of the job."""
-        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, self.err
-        return lines[0]
+        return only_error(self.err)
 
 
 def free_port() -> int:

@@ -142,7 +142,7 @@ class World:
             error = watchdog.explain(error)
         try:
             first = watchdog.claim("error")
-        except Exception:  # the rank that hosted the store is gone: better twice than not at all
+        except RuntimeError:  # the rank that hosted the store is gone: better twice than not at all
             first = True
         return watchdog.raise_alarm(report_error(error, speak=first, debug=debug))
 

@@ -23,10 +23,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_file() and not temporary.is_symlink():
-            _flush(temporary)
+            flush_to_disk(temporary)
         os.replace(temporary, target)
-        _flush(target.parent)
-    except BaseException:
+        flush_to_disk(target.parent)
+    except BaseException:  # also an interrupt: nothing is left behind, and it goes on
         with suppress(OSError):  # what went wrong first is what to report
             _remove(temporary)
         raise
@@ -50,7 +50,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Makes a file, or the names in a folder, survive a power failure. Raises: OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

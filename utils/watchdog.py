@@ -58,7 +58,7 @@ class Watchdog(threading.Thread):
                 if self.aborting is not None:
                     self._abort(self.aborting)
                 self._check_progress()
-        except Exception:  # the rank that hosted the store is gone: the job ends, or has ended
+        except RuntimeError:  # of the store: the rank that hosted it is gone; the job ends, or has ended
             if not self._stopped.wait(15):
                 self._exit(report_error(DistributedError(self._lost("the rank that hosts the store")), speak=True))
 
@@ -71,7 +71,7 @@ class Watchdog(threading.Thread):
     def leave(self) -> None:
         """Stops checking at the end of the run; the others do not miss this rank."""
         self.stop()
-        with suppress(Exception):  # the rank that hosted the store has left before
+        with suppress(RuntimeError):  # the rank that hosted the store has left before
             self._store.set(f"beat/{self._rank}", _LEFT)
 
     def claim(self, topic: str) -> bool:
@@ -87,7 +87,7 @@ class Watchdog(threading.Thread):
             last = time.monotonic() + PATIENCE
             while self._store.add("ended", 0) < self._size and time.monotonic() < last:
                 time.sleep(0.05)
-        except Exception:  # the rank that hosted the store is gone
+        except RuntimeError:  # the rank that hosted the store is gone
             pass
         return code
 
@@ -174,7 +174,7 @@ class Watchdog(threading.Thread):
         self._exit(int(self._store.compare_set("code", "", str(code))))
 
     def _exit(self, code: int) -> None:
-        with suppress(Exception):  # the store may be gone
+        with suppress(RuntimeError):  # the store may be gone
             self._store.add("ended", 1)
         self.before_exit()
         logging.shutdown()

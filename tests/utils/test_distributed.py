@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.builders import LostStore
 from tests.conftest import ROOT, environment
 from utils import distributed, watchdog
 from utils.distributed import World, join_world, launched_rank
@@ -85,7 +86,7 @@ def test_an_error_of_the_program_is_not_taken_for_a_lost_connection(ranks, capsy
 
 
 def test_if_the_store_is_gone_every_rank_reports_and_ends(ranks, capsys):
-    ranks[1].watchdog._store = None
+    ranks[1].watchdog._store = LostStore()
     assert ranks[1].end_together(ConfigError("wrong key"), debug=False) == 2
     assert capsys.readouterr().err == "error: wrong key\n"
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-from tests.builders import in_child
+from tests.builders import LostStore, in_child
 from utils import watchdog as module
 from utils.errors import ConfigError, DistributedError, TerminatedError
 from utils.watchdog import Watchdog, format_stacks
@@ -70,7 +70,7 @@ def test_a_failed_rank_does_not_wait_for_those_that_are_gone():
 
 def test_without_a_store_the_code_is_ones_own():
     one, _ = pair()
-    one._store = None
+    one._store = LostStore()
     assert one.raise_alarm(4) == 4
 
 
@@ -208,7 +208,7 @@ def test_fault_26_the_loss_of_the_store_is_the_loss_of_the_rank_that_hosts_it():
         module.threading.Event = Impatient
         one, _ = pair()
         one.tick("epoch 2, update 9")
-        one._store = None
+        one._store = LostStore()
         one.start()
         wait_here()
 

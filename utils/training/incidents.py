@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from utils.distributed import World
-from utils.evaluation.metrics import finite
 from utils.files import write_text
 
 log = logging.getLogger(__name__)
@@ -29,29 +27,17 @@ def stage_norms(model: nn.Module) -> dict[str, float]:
     return {stage: float(torch.sqrt(square)) for stage, square in squares.items()}
 
 
-def write_incident(
-    folder: Path,
-    world: World,
-    *,
-    update: int,
-    details: dict[str, Any],
-    losses: dict[str, float],
-    samples: Iterable[int],
-    name_of: Callable[[int], str],
-) -> None:
-    """Writes incidents/update_N.json with the losses and sample names of every rank. All ranks call it.
+def write_incident(path: Path, world: World, details: dict[str, Any], own: dict[str, Any]) -> None:
+    """Writes a report of `details` and of what every rank adds; a failure is a warning. All ranks call it.
 
-    Args: details: of the update, the same on all ranks; losses and samples: of this rank.
+    Args: details: of the update, the same on all ranks; own: of this rank.
     """
-    own = {"losses": {name: finite(value) for name, value in losses.items()}, "samples": [name_of(i) for i in samples]}
     ranks = world.gather_objects(own)
     if not world.is_main:
         return
     try:
-        folder.mkdir(exist_ok=True)
-        if sum(1 for _ in folder.iterdir()) >= MOST:
-            return
-        report = {"update": update, **details, "ranks": ranks}
-        write_text(folder / f"update_{update}.json", json.dumps(report, indent=2) + "\n")
+        path.parent.mkdir(exist_ok=True)
+        if sum(1 for _ in path.parent.iterdir()) < MOST:
+            write_text(path, json.dumps({**details, "ranks": ranks}, indent=2) + "\n")
     except OSError as e:
-        log.warning("cannot write a report of update %d (%s): %s", update, e.strerror, folder)
+        log.warning("cannot write a report (%s): %s", e.strerror, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ResourceError, one_line
-from utils.files import write_text
+from utils.files import flush_to_disk, write_text
 
 log = logging.getLogger(__name__)
 # of every record; "loss" is the objective's own
@@ -52,21 +52,23 @@ class Journal:
             self._give_up(e)
 
     def flush(self) -> None:
-        """Puts metrics.jsonl on disk, as a checkpoint is: after a power failure both must be there."""
+        """Puts metrics.jsonl on disk, as a checkpoint is: after a power failure both must be there.
+
+        Raises: ResourceError.
+        """
         if self._folder is None or not self.metrics.exists():
             return
-        descriptor = os.open(self.metrics, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            flush_to_disk(self.metrics)
+        except OSError as e:
+            raise self._unwritable(e) from e
 
     def close(self) -> None:
         """Closes the event file."""
         if self._folder is not None and self._board is not None:
             try:
                 self._board.close()
-            except Exception as e:
+            except Exception as e:  # see `write`
                 self._give_up(e)
 
     def _append(self, line: str) -> None:
@@ -83,10 +85,13 @@ class Journal:
             except OSError as e:
                 error = e
                 time.sleep(PAUSE * attempt)
-        raise ResourceError(
+        raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> ResourceError:
+        return ResourceError(
             f"cannot write the metrics ({error.strerror}): {self.metrics}: free disk space or set OUTPUT, then run the"
             " same command again to resume"
-        ) from error
+        )
 
     def _give_up(self, error: Exception) -> None:
         log.warning("TensorBoard's files cannot be written any more (%s); training continues", one_line(error))
@@ -105,7 +110,7 @@ def _open_board(folder: Path, step: int) -> Any:
 
     try:
         return SummaryWriter(str(folder), purge_step=step)
-    except Exception as e:
+    except Exception as e:  # of the disk, or of TensorBoard: the run matters more
         log.warning("TensorBoard's files cannot be written (%s): %s: training continues", one_line(e), folder)
         return None
 

@@ -79,7 +79,7 @@ class Start:
         """
         if self.origin is None or not self.training_state:
             state.start_at(self.options.first_epoch, plan)
-            afresh = "; optimizer, schedule and counters start afresh" if self.reason == _RESUME else ""
+            afresh = "; optimizer, schedule and counters start from scratch" if self.reason == _RESUME else ""
             log.info("weights: %s (%s)%s", self.loaded or "fresh", self.reason, afresh)
             return
         try:

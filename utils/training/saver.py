@@ -55,7 +55,7 @@ class Saver:
                 point_to(self._folder / "best.pth", path)
             remove_old(self._folder, self._keep)
             log.info("saved %s%s", path, " (best so far)" if best else "")
-        except BaseException as e:
+        except Exception as e:  # whatever it is, it belongs to the run: `check` raises it there
             self._error = e
 
 

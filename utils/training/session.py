@@ -188,6 +188,7 @@ class Session:
         state, plan = self._state, self._plan
         scale = state.scaler.get_scale() if state.scaler.is_enabled() else None
         details = {
+            "update": state.update - 1,
             "epoch": state.epoch,
             "step": state.step,
             "learning_rate": update.learning_rate,
@@ -196,15 +197,12 @@ class Session:
             "loss_scale": scale,
             "skipped_in_row": state.skipped_in_row,
         }
-        write_incident(
-            self._folder.path / "incidents",
-            self._world,
-            update=state.update - 1,
-            details=details,
-            losses={name: float(value) for name, value in update.losses.items()},
-            samples=update.samples,
-            name_of=self._name_of,
-        )
+        own = {
+            "losses": {name: finite(float(value)) for name, value in update.losses.items()},
+            "samples": [self._name_of(index) for index in update.samples],
+        }
+        report = self._folder.path / "incidents" / f"update_{state.update - 1}.json"
+        write_incident(report, self._world, details, own)
         if state.skipped_in_row < plan.max_skipped:
             return
         self._saver.finish()

@@ -66,7 +66,7 @@ def test_fault_38_a_bad_image_ends_the_epoch_with_its_path(own_photos, workers):
 
 @pytest.mark.parametrize("damage", [b"", b"text", None])
 def test_fault_38_samples_left_out_are_the_same_for_every_number_of_workers(own_photos, caplog, damage):
-    """Each is listed once, by name; another sample stands in with its own label."""
+    """Each is listed once, by name; another sample replaces it, with its own label."""
     files = sorted((own_photos / "train" / "class_1").iterdir())[:3]
     for file in files:
         file.write_bytes(file.read_bytes()[:700] if damage is None else damage)

@@ -18,9 +18,11 @@ from utils.training.incidents import stage_norms, write_incident
 NAN, INF = float("nan"), float("inf")
 
 
-def write(folder, update=7, world=None, **more):
-    given = {"details": {"epoch": 1}, "losses": {"loss": 2.0}, "samples": (3, 4), "name_of": "photo_{}".format}
-    write_incident(folder, world or World(), update=update, **{**given, **more})
+OWN = {"losses": {"loss": None, "part": 0.5}, "samples": ["photo_3", "photo_4"]}
+
+
+def write(folder, update=7, world=None):
+    write_incident(folder / f"update_{update}.json", world or World(), {"update": update, "epoch": 1}, OWN)
 
 
 def test_norms_are_those_of_the_parts_of_the_model():
@@ -61,13 +63,13 @@ class Two(World):
 
 def test_a_report_holds_details_losses_and_the_names_of_samples_of_all_ranks(tmp_path):
     theirs = {"losses": {"loss": 1.0}, "samples": ["photo_9"]}
-    write(tmp_path / "incidents", world=Two(theirs=[theirs]), losses={"loss": NAN, "part": 0.5})
+    write(tmp_path / "incidents", world=Two(theirs=[theirs]))
     (file,) = (tmp_path / "incidents").iterdir()
     assert file.name == "update_7.json"
     assert json.loads(file.read_text(), parse_constant=pytest.fail) == {
         "update": 7,
         "epoch": 1,
-        "ranks": [{"losses": {"loss": None, "part": 0.5}, "samples": ["photo_3", "photo_4"]}, theirs],
+        "ranks": [OWN, theirs],
     }
 
 
@@ -90,5 +92,9 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(os, "fsync", refuse)
     write(tmp_path)
-    assert "cannot write a report of update 7" in caplog.text and os.strerror(number) in caplog.text
+    assert (
+        "cannot write a report (" in caplog.text
+        and "update_7.json" in caplog.text
+        and os.strerror(number) in caplog.text
+    )
     assert not list(tmp_path.iterdir())

@@ -69,7 +69,7 @@ def test_weights_alone_start_afresh_and_say_so(tmp_path, caplog):
     torch.save({"model": small().state_dict()}, tmp_path / "w.pth")
     with caplog.at_level("INFO"):
         assert begin(tmp_path / "run", resume=tmp_path / "w.pth") == (0.0, 0)
-    assert "(--resume); optimizer, schedule and counters start afresh" in caplog.text
+    assert "(--resume); optimizer, schedule and counters start from scratch" in caplog.text
 
 
 def test_a_training_state_that_does_not_fit_is_refused(tmp_path):
