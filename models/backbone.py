@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from yacs.config import CfgNode
 
 from models.layers import PatchEmbed
+from models.stochastic_depth import Kept, draw_kept
 from utils.errors import ConfigError
 from utils.preprocessing import Size, image_size
 
@@ -114,11 +115,21 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (B, H, W, C) to the stage's own map (B, H, W, C) and the input of the next stage."""
-        for block in self.blocks:
-            recompute = self.grad_checkpointing and self.training
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+    def rates(self) -> list[float]:
+        """Returns the probability of each branch, two per block, to be skipped: 0 in evaluation."""
+        blocks: Any = self.blocks
+        return [block.drop_path if self.training else 0.0 for block in blocks for _ in range(2)]
+
+    def forward(self, x: Tensor, kept: Sequence[Kept] | None = None) -> tuple[Tensor, Tensor]:
+        """Maps (B, H, W, C) to the stage's own map (B, H, W, C) and the input of the next stage.
+
+        Args: kept: the samples that take part in each branch, two per block; None draws them.
+        """
+        branches = draw_kept(self.rates(), len(x), x.device) if kept is None else kept
+        recompute = self.grad_checkpointing and self.training
+        for i, block in enumerate(self.blocks):
+            own = branches[2 * i : 2 * i + 2]
+            x = checkpoint(block, x, own, use_reentrant=False) if recompute else block(x, own)
         return x, x if self.downsample is None else self.downsample(x)
 
 
@@ -185,11 +196,17 @@ class SwinBackbone(nn.Module):
             x = x + resize_position_embedding(self.absolute_pos_embed, self.grid, (x.shape[1], x.shape[2]))
         return self.pos_drop(x)
 
+    def _draw(self, x: Tensor) -> list[tuple[Stage, list[Kept]]]:
+        """Draws for all branches at once which samples of a batch keep them; returns it for every stage."""
+        rates = [stage.rates() for stage in self.stages()]
+        kept = iter(draw_kept([rate for own in rates for rate in own], len(x), x.device))
+        return [(stage, [next(kept) for _ in own]) for stage, own in zip(self.stages(), rates, strict=True)]
+
     def forward_features(self, images: Tensor) -> Tensor:
         """Maps images (B, C, H, W) to the last feature map after the final norm, (B, h, w, num_features)."""
         x = self._stem(images)
-        for stage in self.layers:
-            _, x = stage(x)
+        for stage, kept in self._draw(x):
+            _, x = stage(x, kept)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -217,8 +234,8 @@ class SwinBackbone(nn.Module):
             raise ValueError(f"stage indices {list(indices or ())} for a model of {count} stages")
         maps: dict[int, Tensor] = {}
         x = self._stem(images)
-        for i, stage in enumerate(self.layers):
-            own, x = stage(x)
+        for i, (stage, kept) in enumerate(self._draw(x)):
+            own, x = stage(x, kept)
             maps[i] = self.norm(own) if norm and i == count - 1 else own
         return self.norm(x), [maps[i].permute(0, 3, 1, 2).contiguous() for i in wanted]
 

@@ -1,10 +1,12 @@
 """Layers shared by the Swin families; maps are (B, H, W, C) throughout."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+CHUNK = 4096  # tokens whose hidden activation stays in the cache of a CPU
 
 
 class PatchEmbed(nn.Module):
@@ -42,7 +44,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,11 +56,37 @@ class PostNormMerging(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(2 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.reduction(gather_patches(x)))
+
+
+class Linear(nn.Linear):
+    """nn.Linear, faster on the CPU without gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """Returns x @ weight^T + bias, or GELU of it.
+
+    On the CPU without gradients bias and GELU are applied while the product is in the cache (oneDNN).
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        y = F.linear(x, weight, bias)
+        return F.gelu(y) if gelu else y
+    if _runs_onednn(x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    y = F.linear(x, weight, bias)
+    return torch.ops.aten.gelu_(y) if gelu else y
+
+
+def _runs_onednn(x: Tensor, weight: Tensor) -> bool:
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
+    return plain and not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.is_available()
 
 
 class Mlp(nn.Module):
@@ -66,31 +94,55 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        fc1, fc2 = self.fc1, self.fc2
+        if torch.compiler.is_compiling() or (self.training and self.drop.p) or not self._is_plain():
+            return self.drop(fc2(self.drop(self.act(fc1(x)))))
+        if torch.is_grad_enabled():
+            return _Mlp.apply(*(as_autocast(t) for t in (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)))
+        return fc2(linear(x, fc1.weight, fc1.bias, gelu=True))
+
+    def _is_plain(self) -> bool:
+        """Returns whether the layers are those of this file, without hooks that expect to be called."""
+        layers: tuple[nn.Module, ...] = (self.fc1, self.act, self.fc2)
+        return all(type(m) in (Linear, nn.GELU) and not m._forward_hooks and not m._forward_pre_hooks for m in layers)
 
 
-def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_prob: float) -> Tensor:
-    """Returns x + branch(x) with stochastic depth (arXiv 1603.09382): each sample skips the branch with `drop_prob`.
+class _Mlp(torch.autograd.Function):
+    """Linear, GELU, linear, remembering less: the hidden activation is computed again from its input."""
 
-    The branch runs on the kept samples only, scaled by 1 / (1 - drop_prob): mathematically the same as multiplying by a
-    mask, without computing what is dropped.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        hidden, out = rows.new_empty(len(rows), len(weight1)), rows.new_empty(len(rows), len(weight2))
+        for part in range(0, len(rows), CHUNK if x.device.type == "cpu" else len(rows)):
+            some = slice(part, part + CHUNK) if x.device.type == "cpu" else slice(None)
+            torch.addmm(bias1, rows[some], weight1.t(), out=hidden[some])
+            torch.addmm(bias2, F.gelu(hidden[some]), weight2.t(), out=out[some])
+        ctx.save_for_backward(x, hidden, weight1, weight2)
+        return out.view_as(x)
 
-    Args: x (B, ...); branch maps (b, ...) to the same shape for any b >= 1; drop_prob: 0 outside training.
-    """
-    if drop_prob == 0.0:
-        return x + branch(x)
-    # drawn on the CPU: the size of a mask drawn on the GPU would force a synchronisation in every block
-    kept = (torch.rand(len(x)) >= drop_prob).nonzero().flatten()
-    scale = 1.0 / (1.0 - drop_prob)
-    if len(kept) == 0:
-        # the parameters must still take part in the backward pass, or DistributedDataParallel waits for them
-        kept, scale = torch.zeros(1, dtype=torch.long), 0.0
-    kept = kept.to(x.device, non_blocking=x.is_cuda)  # on MPS it reads freed memory
-    out = branch(x.index_select(0, kept))
-    return x.index_add(0, kept, out.to(x.dtype), alpha=scale)
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, weight1, weight2 = ctx.saved_tensors
+        g = gradient.flatten(0, -2)
+        activated = F.gelu(hidden)
+        d_weight2, d_bias2 = g.t() @ activated, g.sum(0)
+        d_hidden = torch.mm(g, weight2, out=activated)  # in the memory of what is no longer needed
+        torch.ops.aten.gelu_backward.grad_input(d_hidden, hidden, grad_input=d_hidden)
+        d_weight1, d_bias1 = d_hidden.t() @ x.flatten(0, -2), d_hidden.sum(0)
+        d_x = (d_hidden @ weight1).view_as(x) if ctx.needs_input_grad[0] else None
+        return d_x, d_weight1, d_bias1, d_weight2, d_bias2
+
+
+def as_autocast(x: Tensor) -> Tensor:
+    """Returns `x` in the type that autocast would give the operands of a matrix product."""
+    device = x.device.type
+    enabled = device != "meta" and torch.is_autocast_enabled(device)  # autocast knows no meta device
+    return x.to(torch.get_autocast_dtype(device)) if enabled else x

@@ -1,5 +1,6 @@
 """Swin Transformer V1: "Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Self
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from models.attention import Derived, attend
 from models.backbone import PyramidOptions, SwinBackbone
-from models.layers import Mlp, PatchMerging, add_branch
-from models.window_attention import attend, in_windows, relative_position_index, split_heads
+from models.layers import Linear, Mlp, PatchMerging
+from models.stochastic_depth import Kept, add_branch
+from models.window_attention import in_windows, relative_position_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +52,30 @@ class WindowAttention(nn.Module):
         self.attn_drop = attn_drop
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
+        self._derived = Derived()
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def position_bias(self) -> Tensor:
         """Returns (heads, N, N) for the N tokens of a window."""
         tokens = len(self.relative_position_index)
-        rows = self.relative_position_bias_table.index_select(0, self.relative_position_index.flatten())
+        rows = self.relative_position_bias_table[self.relative_position_index.flatten()]
         return rows.view(tokens, tokens, self.heads).permute(2, 0, 1)
+
+    def _bias(self, mask: Tensor | None) -> Tensor:
+        """Returns what is added to the scores: (windows or 1, heads, N, N)."""
+        bias = self.position_bias()[None]
+        return bias if mask is None else bias + mask[:, None]
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
-        query, key, value = split_heads(self.qkv(windows), self.heads)
-        scores = (query * self.scale) @ key.transpose(-2, -1)
+        query, key, value = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).unbind(3)
+        sources = [t for t in (self.relative_position_bias_table, mask) if t is not None]
+        bias = self._derived.get(lambda: self._bias(mask), *sources)
         dropout = self.attn_drop if self.training else 0.0
-        return self.proj_drop(self.proj(attend(scores, value, self.position_bias(), mask, dropout)))
+        return self.proj_drop(self.proj(attend(query, key, value, bias, self.scale, dropout)))
 
 
 class SwinBlock(nn.Module):
@@ -93,10 +103,9 @@ class SwinBlock(nn.Module):
     def _mlp(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C) to the same shape."""
-        drop_path = self.drop_path if self.training else 0.0
-        return add_branch(add_branch(x, self._attention, drop_path), self._mlp, drop_path)
+    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
+        return add_branch(add_branch(x, self._attention, kept[0]), self._mlp, kept[1])
 
 
 class SwinTransformer(SwinBackbone):

@@ -3,6 +3,7 @@
 Source: the released Swin-MLP models (arXiv 2103.14030, version 2, appendix).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone import PyramidOptions, SwinBackbone
-from models.layers import Mlp, PatchMerging, add_branch
+from models.layers import Mlp, PatchMerging
+from models.stochastic_depth import Kept, add_branch
 from models.window_attention import WindowGrid
 
 
@@ -52,10 +54,9 @@ class SwinMlpBlock(nn.Module):
     def _mlp(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C) to the same shape."""
-        drop_path = self.drop_path if self.training else 0.0
-        return add_branch(add_branch(x, self._spatial, drop_path), self._mlp, drop_path)
+    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
+        return add_branch(add_branch(x, self._spatial, kept[0]), self._mlp, kept[1])
 
 
 class SwinMlp(SwinBackbone):

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from models.attention import Derived, attend, no_autocast
 from models.backbone import PyramidOptions, SwinBackbone
-from models.layers import Mlp, PostNormMerging, add_branch
-from models.window_attention import attend, in_windows, relative_position_index, split_heads
+from models.layers import Linear, Mlp, PostNormMerging, linear
+from models.stochastic_depth import Kept, add_branch
+from models.window_attention import in_windows, relative_position_index
 
 MAX_SCALE = 100.0  # of the cosine similarities: a temperature of at least 0.01 (section 3.3)
 
@@ -66,12 +68,13 @@ class CosineWindowAttention(nn.Module):
         self.heads, self.attn_drop, self.window = heads, attn_drop, window
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, heads, bias=False))
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         # no bias on the keys: it would shift all scores of a query equally
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
+        self._derived = Derived()
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
         self.register_buffer("relative_coords_table", torch.zeros((2 * window - 1) ** 2, 2), persistent=False)
         self.set_pretrained_window(pretrained_window)
@@ -85,22 +88,29 @@ class CosineWindowAttention(nn.Module):
         """Returns (heads, N, N) for the N tokens of a window, each between 0 and 16."""
         tokens = len(self.relative_position_index)
         table = self.cpb_mlp(self.relative_coords_table)
-        rows = table.index_select(0, self.relative_position_index.flatten())
+        rows = table[self.relative_position_index.flatten()]
         return 16 * rows.view(tokens, tokens, self.heads).permute(2, 0, 1).float().sigmoid()
+
+    def _bias(self, mask: Tensor | None) -> Tensor:
+        """Returns what is added to the scores: (windows or 1, heads, N, N)."""
+        bias = self.position_bias()[None]
+        return bias if mask is None else bias + mask[:, None]
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
-        bias = None
+        qkv_bias = None
         if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        query, key, value = split_heads(F.linear(windows, self.qkv.weight, bias), self.heads)
+            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = linear(windows, self.qkv.weight, qkv_bias).unflatten(-1, (3, self.heads, -1))
         # float32: half precision loses the squares of the norm, and the scale multiplies the cosines by up to 100
-        with torch.autocast(windows.device.type.replace("meta", "cpu"), enabled=False):  # autocast knows no meta device
-            query, key = (F.normalize(t.float(), dim=-1) for t in (query, key))
-            scores = query @ key.transpose(-2, -1)
-            scores = scores * self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp()
+        with no_autocast(windows):
+            query, key = F.normalize(qkv[:, :, :, :2].float(), dim=-1).unbind(3)
+            scale = self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp()  # (heads, 1, 1)
+            query = query * scale.view(-1, 1)
+        sources = [*self.cpb_mlp.parameters(), self.relative_coords_table, *([] if mask is None else [mask])]
+        bias = self._derived.get(lambda: self._bias(mask), *sources)
         dropout = self.attn_drop if self.training else 0.0
-        return self.proj_drop(self.proj(attend(scores, value, self.position_bias(), mask, dropout)))
+        return self.proj_drop(self.proj(attend(query, key, qkv[:, :, :, 2], bias, 1.0, dropout)))
 
 
 class SwinV2Block(nn.Module):
@@ -138,10 +148,9 @@ class SwinV2Block(nn.Module):
     def _mlp(self, x: Tensor) -> Tensor:
         return self.norm2(self.mlp(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C) to the same shape."""
-        drop_path = self.drop_path if self.training else 0.0
-        return add_branch(add_branch(x, self._attention, drop_path), self._mlp, drop_path)
+    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
+        return add_branch(add_branch(x, self._attention, kept[0]), self._mlp, kept[1])
 
 
 class SwinTransformerV2(SwinBackbone):

@@ -8,6 +8,7 @@ has parameters.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,22 +45,19 @@ class WindowGrid:
         rows, cols = self.padded
         if (rows, cols) != (height, width):
             x = F.pad(x, (0, 0, 0, cols - width, 0, rows - height))
-        if self.shift_h or self.shift_w:
-            x = x.roll((-self.shift_h, -self.shift_w), (1, 2))
-        m = self.window
-        x = x.view(batch, rows // m, m, cols // m, m, channels).transpose(2, 3)
-        return x.reshape(batch, (rows // m) * (cols // m), m * m, channels)
+        x = x.reshape(batch, rows * cols, channels)
+        if rows * cols > self.window**2:
+            x = permute_tokens(x, *_window_order(self, x.device))
+        return x.view(batch, -1, self.window**2, channels)
 
     def merge(self, windows: Tensor) -> Tensor:
         """Inverts `split`: (B, windows, window * window, C) -> (B, height, width, C), without the padding."""
         batch, channels = windows.shape[0], windows.shape[-1]
-        rows, cols = self.padded
-        m = self.window
-        x = windows.view(batch, rows // m, cols // m, m, m, channels).transpose(2, 3)
-        x = x.reshape(batch, rows, cols, channels)
-        if self.shift_h or self.shift_w:
-            x = x.roll((self.shift_h, self.shift_w), (1, 2))
-        return x[:, : self.height, : self.width]
+        x = windows.reshape(batch, -1, channels)
+        if windows.shape[1] > 1:
+            order, inverse = _window_order(self, windows.device)
+            x = permute_tokens(x, inverse, order)
+        return x.view(batch, *self.padded, channels)[:, : self.height, : self.width]
 
     def mask(self, device: torch.device) -> Tensor | None:
         """Returns what is added to the scores so that tokens from opposite edges do not attend to each other.
@@ -71,7 +69,18 @@ class WindowGrid:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a mask created in inference mode cannot be used in training later
+@torch.inference_mode(False)  # what is created in inference mode cannot be used in training later
+def _window_order(grid: WindowGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns the token of the padded map, row-major, at every position of the windows, and the inverse."""
+    rows, cols = grid.padded
+    m = grid.window
+    tokens = torch.arange(rows * cols).view(rows, cols).roll((-grid.shift_h, -grid.shift_w), (0, 1))
+    order = tokens.view(rows // m, m, cols // m, m).transpose(1, 2).flatten()
+    return order.to(device), order.argsort().to(device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _shift_mask(grid: WindowGrid, device: torch.device) -> Tensor:
     rows, cols = grid.padded
     # tokens that wrapped around an edge belong to another region than their new neighbours
@@ -102,22 +111,25 @@ def relative_position_index(window: int) -> Tensor:
     return rows * (2 * window - 1) + cols
 
 
-def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits (B, windows, N, 3 * C) into query, key, value, each (B, windows, heads, N, C / heads)."""
-    batch, count, tokens, width = qkv.shape
-    parts = qkv.view(batch, count, tokens, 3, heads, width // (3 * heads)).permute(3, 0, 1, 4, 2, 5)
-    return parts[0], parts[1], parts[2]
+def permute_tokens(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Returns x (B, L, C) with its tokens in another order, in one pass over the memory, backward too.
 
-
-def attend(scores: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Returns the weighted sum of the values of each window.
-
-    Args: scores (B, windows, heads, N, N); value (B, windows, heads, N, d); bias (heads, N, N); mask (windows, N, N).
-    Returns: (B, windows, N, heads * d).
+    Args: order int64 (L,): position i of the result is token order[i] of x; inverse: the inverse permutation.
     """
-    # bias and mask are float32, so the softmax runs in float32 under mixed precision too
-    scores = scores + bias
-    if mask is not None:
-        scores = scores + mask[:, None]
-    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0).to(value.dtype)
-    return (weights @ value).transpose(2, 3).flatten(3)
+    return _PermuteTokens.apply(x, order, inverse)
+
+
+class _PermuteTokens(torch.autograd.Function):
+    """index_select, whose own backward pass does not know that the rows are distinct: it fills with zeros and adds."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        batch, length, channels = x.shape
+        rows = torch.arange(0, batch * length, length, device=x.device)[:, None] + order
+        return x.reshape(-1, channels).index_select(0, rows.flatten()).view(batch, length, channels)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return permute_tokens(gradient, inverse, order), None, None

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from utils.errors import DistributedError, report_error
+from utils.runtime import tune_process
 from utils.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -161,7 +162,7 @@ def launched_rank() -> int:
 
 
 def join_world(timeout_minutes: float = 30) -> World:
-    """Joins the job that torchrun launched, or creates a job of one process; selects the device.
+    """Joins the job that torchrun launched, or creates a job of one process; selects the device, tunes the process.
 
     Args: timeout_minutes: without progress, after which the job ends; 0 for never.
     Raises: DistributedError if the launcher's variables are incomplete, the other ranks do not come, or there are more
@@ -177,6 +178,7 @@ def join_world(timeout_minutes: float = 30) -> World:
                 " or unset WORLD_SIZE"
             )
     device = _choose_device(local_rank, size)
+    tune_process(device)
     if size == 1:
         return World(device=device)
     if device.type == "cuda":  # nccl's own handling would kill the process before the watchdog says why

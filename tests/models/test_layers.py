@@ -1,11 +1,10 @@
-"""Patches, merging, the MLP and stochastic depth, by value."""
+"""Patches, merging and the MLP, by value."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from models.layers import Mlp, PatchEmbed, PatchMerging, PostNormMerging, add_branch, gather_patches
+from models.layers import Mlp, PatchEmbed, PatchMerging, PostNormMerging, gather_patches, linear
 
 
 def test_neighbours_are_gathered_down_the_first_column_then_the_second():
@@ -46,30 +45,52 @@ def test_the_mlp_drops_out_after_both_linear_layers():
     torch.testing.assert_close(mlp.train()(x), expected)
 
 
-def test_without_stochastic_depth_a_branch_is_added():
-    x = torch.randn(3, 2)
-    assert torch.equal(add_branch(x, lambda y: 2 * y, 0.0), 3 * x)
+@pytest.mark.parametrize("shape", [(5, 6), (2, 3, 4, 6), (5000, 6)])
+def test_the_mlp_that_recomputes_equals_its_layers(shape):
+    """More rows than one part has, and gradients of all that it takes."""
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    mlp = Mlp(6, 24).double()
+    names = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+    leaves = [x, *(mlp.get_parameter(name) for name in names)]
+    weight = torch.randn(shape, dtype=torch.float64)
+    plain = mlp.fc2(F.gelu(mlp.fc1(x)))
+    torch.testing.assert_close(mlp(x), plain)
+    expected = torch.autograd.grad((plain * weight).sum(), leaves)
+    torch.testing.assert_close(torch.autograd.grad((mlp(x) * weight).sum(), leaves), expected)
 
 
-def test_kept_samples_are_scaled_and_dropped_ones_pass_through():
-    torch.manual_seed(3)
-    kept = torch.rand(64) >= 0.25
-    torch.manual_seed(3)
-    x = torch.ones(64, 5)
-    out = add_branch(x, lambda y: 3 * y, 0.25)
-    assert torch.equal(out[kept], torch.full((int(kept.sum()), 5), 1 + 3 / 0.75))
-    assert torch.equal(out[~kept], x[~kept])
-    assert 0 < kept.sum() < 64
+def test_the_mlp_remembers_one_hidden_tensor():
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        Mlp(6, 24)(torch.randn(10, 6, requires_grad=True))
+    assert sorted(sizes) == [60, 144, 144, 240]  # input, two matrices, hidden
 
 
-def test_a_dropped_branch_still_takes_part_in_the_backward_pass():
-    branch = nn.Linear(4, 4)
-    torch.manual_seed(0)
-    x = torch.randn(1, 4)
-    for _ in range(100):
-        out = add_branch(x, branch, 0.999)
-        if torch.equal(out, x):
-            break
-    assert torch.equal(out, x)
-    out.sum().backward()
-    assert branch.weight.grad is not None and torch.equal(branch.weight.grad, torch.zeros(4, 4))
+@pytest.mark.parametrize("autocast", [False, True])
+def test_without_gradients_the_mlp_gives_the_same(autocast):
+    x, mlp = torch.randn(7, 6), Mlp(6, 24).eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = mlp(x)
+        with torch.no_grad():
+            result = mlp(x)
+    assert result.dtype == expected.dtype
+    torch.testing.assert_close(result, expected, atol=1e-2 if autocast else 1e-6, rtol=1e-2 if autocast else 1e-5)
+
+
+def test_hooks_on_the_layers_of_the_mlp_are_called():
+    mlp, seen = Mlp(6, 24).eval(), []
+    mlp.act.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    x = torch.randn(2, 6)
+    with torch.no_grad():
+        mlp(x)
+        torch.testing.assert_close(seen[0], F.gelu(mlp.fc1(x)))
+
+
+def test_one_call_computes_product_bias_and_gelu_without_gradients(monkeypatch):
+    calls = []
+    monkeypatch.setattr(F, "linear", lambda *a: calls.append(a))
+    x, weight, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
+    with torch.no_grad():
+        result = linear(x, weight, bias, gelu=True)
+    assert calls == []
+    torch.testing.assert_close(result, F.gelu(x @ weight.T + bias))

@@ -1,9 +1,9 @@
-"""The window grid against examples counted by hand, and attention against sums written out."""
+"""The window grid against examples counted by hand."""
 
 import pytest
 import torch
 
-from models.window_attention import WindowGrid, attend, in_windows, relative_position_index, split_heads
+from models.window_attention import WindowGrid, in_windows, permute_tokens, relative_position_index
 
 
 def test_unshifted_windows_are_the_blocks_of_the_map():
@@ -70,15 +70,17 @@ def test_relative_position_index_counts_offsets():
     assert index.tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
 
 
-def test_attend_equals_the_sum_written_out():
-    torch.manual_seed(0)
-    qkv = torch.randn(2, 3, 4, 3 * 8)
-    query, key, value = split_heads(qkv, heads=2)
-    assert query.shape == (2, 3, 2, 4, 4)
-    assert torch.equal(key[1, 2, 1, 3], qkv[1, 2, 3, 8 + 4 : 8 + 8])
-    bias, mask = torch.randn(2, 4, 4), torch.randn(3, 4, 4)
-    result = attend(query @ key.transpose(-2, -1), value, bias, mask, dropout=0.0)
-    for sample, window, head in ((0, 0, 0), (1, 2, 1)):
-        scores = query[sample, window, head] @ key[sample, window, head].T + bias[head] + mask[window]
-        expected = scores.softmax(-1) @ value[sample, window, head]
-        torch.testing.assert_close(result[sample, window, :, head * 4 : head * 4 + 4], expected)
+def test_tokens_are_permuted_and_their_gradients_permuted_back():
+    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    result = permute_tokens(x, order, order.argsort())
+    assert torch.equal(result, x[:, order])
+    weight = torch.randn_like(result)
+    gradient = torch.autograd.grad((result * weight).sum(), x)[0]
+    assert torch.equal(gradient[:, order], weight)
+    assert torch.autograd.gradgradcheck(lambda t: permute_tokens(t, order, order.argsort()).square(), x)
+
+
+def test_a_window_as_large_as_the_map_is_not_copied():
+    x = torch.randn(2, 4, 4, 3)
+    assert WindowGrid.of(4, 4, 4, 2).split(x).data_ptr() == x.data_ptr()

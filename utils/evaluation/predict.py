@@ -19,10 +19,11 @@ def predict(
     was_training = model.training
     model.eval()
     try:
-        for images, targets in batches:
-            with precision.autocast():
-                logits = model(images)
-            yield logits, targets
+        with precision.keep_casts():
+            for images, targets in batches:
+                with precision.autocast():
+                    logits = model(images)
+                yield logits, targets
     finally:
         model.train(was_training)
 

@@ -1,0 +1,117 @@
+"""Attention with an additive bias, in the form that is fastest for its device, and what it needs to remember.
+
+Measured on the CPU (scripts/benchmark.py model): without gradients, torch's fused attention; with gradients, matrix
+products and a softmax in place, whose backward pass also yields the gradient of the bias, which fused kernels do not.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Stamp = tuple[tuple[int, int], ...]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+    """Attends within each window: softmax(scale * query @ key^T + bias) @ value, for every head.
+
+    Args: query, key, value (B, windows, N, heads, d), with any strides; bias float32 (windows or 1, heads, N, N);
+    dropout: probability for the weights.
+    Returns: (B, windows, N, heads * d), of the type of `value`.
+    """
+    if dropout or torch.compiler.is_compiling():
+        out = _plain(query, key, value, bias, scale, dropout)
+    elif torch.is_grad_enabled():
+        out = _Attention.apply(query, key, value, bias, scale)
+    else:
+        out = _fused(query, key, value, bias, scale)
+    return out.flatten(3)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
+    query, key, value = (t.transpose(2, 3) for t in (query, key, value))
+    scores = scale * (query @ key.transpose(-2, -1)) + bias
+    weights = F.dropout(scores.softmax(dim=-1), dropout).to(value.dtype)
+    return (weights @ value).transpose(2, 3)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    batch, count = value.shape[:2]
+    q, k, v = (t.to(query.dtype).flatten(0, 1).transpose(1, 2) for t in (query, key, value))  # (B*windows, heads, N, d)
+    mask = bias.to(q.dtype)
+    if len(mask) > 1:
+        mask = mask.expand(batch, *mask.shape).flatten(0, 1)
+    with no_autocast(q):
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).to(value.dtype).unflatten(0, (batch, count))
+
+
+class _Attention(torch.autograd.Function):
+    """Matrix products and a softmax in place; keeps query, key, value and weights for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+        batch, count, tokens, heads, _ = value.shape
+        q, k, v = (_by_head(t) for t in (query, key, value))
+        with no_autocast(value):
+            scores = q.new_empty(batch, count, heads, tokens, tokens).copy_(bias).flatten(0, 2)
+            torch.baddbmm(scores, q, k.transpose(1, 2), alpha=scale, out=scores)
+            weights = torch.softmax(scores, dim=-1, out=scores).to(v.dtype)
+            out = torch.bmm(weights, v)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.scale, ctx.shape, ctx.windows = scale, value.shape, len(bias)
+        return _by_token(out, value.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights = ctx.saved_tensors
+        batch, count, tokens, heads, _ = ctx.shape
+        g = _by_head(gradient)
+        with no_autocast(g):
+            d_value = torch.bmm(weights.transpose(1, 2), g)
+            d_scores = torch.bmm(g, v.transpose(1, 2))
+            torch.ops.aten._softmax_backward_data.out(d_scores, weights, -1, weights.dtype, grad_input=d_scores)
+            d_bias = None
+            if ctx.needs_input_grad[3]:
+                groups = (batch, count) if ctx.windows > 1 else (batch * count, 1)
+                d_bias = d_scores.view(*groups, heads, tokens, tokens).sum(0, dtype=torch.float32)
+            d_scores = d_scores.to(q.dtype)
+            d_query = torch.baddbmm(q.new_empty(()), d_scores, k, beta=0, alpha=ctx.scale)
+            d_key = torch.baddbmm(q.new_empty(()), d_scores.transpose(1, 2), q, beta=0, alpha=ctx.scale)
+        return *(_by_token(d, ctx.shape) for d in (d_query, d_key, d_value)), d_bias, None
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """(B, windows, N, heads, d) -> (B * windows * heads, N, d), contiguous."""
+    return x.transpose(2, 3).contiguous().flatten(0, 2)
+
+
+def _by_token(x: Tensor, shape: torch.Size) -> Tensor:
+    """(B * windows * heads, N, d) -> a view (B, windows, N, heads, d) = `shape`."""
+    batch, count, tokens, heads, width = shape
+    return x.view(batch, count, heads, tokens, width).transpose(2, 3)
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """Returns the context without mixed precision on the device of `x`."""
+    return torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False)  # autocast knows no meta device
+
+
+class Derived:
+    """A tensor computed from others, kept in evaluation until one of them changes."""
+
+    def __init__(self) -> None:
+        self._entry: tuple[tuple[Tensor, ...], Stamp, Tensor] | None = None  # replaced as one: threads may share it
+
+    def get(self, compute: Callable[[], Tensor], *sources: Tensor) -> Tensor:
+        """Returns compute(), a function of `sources` alone."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(t.is_inference() for t in sources):
+            self._entry = None
+            return compute()
+        stamp = tuple((t.data_ptr(), t._version) for t in sources)  # of tensors that cannot be freed meanwhile
+        if self._entry is None or self._entry[1] != stamp:
+            self._entry = (sources, stamp, compute())
+        return self._entry[2]
