@@ -1,12 +1,15 @@
 """Layers shared by the Swin families; maps are (B, H, W, C) throughout."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.attention import Derived
+
 CHUNK = 4096  # tokens whose hidden activation stays in the cache of a CPU
+ONEDNN_TYPES = (torch.float32, torch.bfloat16)
 
 
 class PatchEmbed(nn.Module):
@@ -64,29 +67,32 @@ class PostNormMerging(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear, faster on the CPU without gradients."""
+    """nn.Linear, which without gradients on the CPU applies bias and GELU while the product is in the cache (oneDNN).
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """Returns x @ weight^T + bias, or GELU of it.
-
-    On the CPU without gradients bias and GELU are applied while the product is in the cache (oneDNN).
+    It keeps the weight in the type of autocast then, instead of converting it for every batch.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        y = F.linear(x, weight, bias)
-        return F.gelu(y) if gelu else y
-    if _runs_onednn(x, weight):
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__(in_features, out_features, bias)
+        self._converted = Derived()
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+        """Returns x @ weight^T + bias, or GELU of it. Args: bias: instead of the layer's own."""
+        weight, bias = self.weight, self.bias if bias is None else bias
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return F.gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
+        x = as_autocast(x)
+        if x.dtype != weight.dtype:
+            bias = None if bias is None else bias.to(x.dtype)
+            weight = self._converted.get(lambda: self.weight.to(x.dtype), self.weight)
+        if x.dtype not in ONEDNN_TYPES or not torch.backends.mkldnn.is_available() or not x.numel():
+            return F.gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
-    y = F.linear(x, weight, bias)
-    return torch.ops.aten.gelu_(y) if gelu else y
 
-
-def _runs_onednn(x: Tensor, weight: Tensor) -> bool:
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
-    return plain and not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.is_available()
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; training frees what evaluation kept."""
+        self._converted = Derived()
+        return super().train(mode)
 
 
 class Mlp(nn.Module):
@@ -101,11 +107,11 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fc1, fc2 = self.fc1, self.fc2
-        if torch.compiler.is_compiling() or (self.training and self.drop.p) or not self._is_plain():
+        if torch.compiler.is_compiling() or (self.training and self.drop.p > 0) or not self._is_plain():
             return self.drop(fc2(self.drop(self.act(fc1(x)))))
         if torch.is_grad_enabled():
             return _Mlp.apply(*(as_autocast(t) for t in (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)))
-        return fc2(linear(x, fc1.weight, fc1.bias, gelu=True))
+        return fc2(fc1(x, gelu=True))
 
     def _is_plain(self) -> bool:
         """Returns whether the layers are those of this file, without hooks that expect to be called."""

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from models.attention import Derived, attend
 from models.backbone import PyramidOptions, SwinBackbone
-from models.layers import Linear, Mlp, PatchMerging
+from models.layers import Linear, Mlp, PatchMerging, as_autocast
 from models.stochastic_depth import Kept, add_branch
 from models.window_attention import in_windows, relative_position_index
 
@@ -98,7 +98,7 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
 
     def _attention(self, x: Tensor) -> Tensor:
-        return in_windows(self.norm1(x), self.window, self.shift, self.attn)
+        return in_windows(as_autocast(self.norm1(x)), self.window, self.shift, self.attn)
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from models.attention import Derived, attend, no_autocast
 from models.backbone import PyramidOptions, SwinBackbone
-from models.layers import Linear, Mlp, PostNormMerging, linear
+from models.layers import Linear, Mlp, PostNormMerging, as_autocast
 from models.stochastic_depth import Kept, add_branch
 from models.window_attention import in_windows, relative_position_index
 
@@ -101,7 +101,7 @@ class CosineWindowAttention(nn.Module):
         qkv_bias = None
         if self.q_bias is not None and self.v_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = linear(windows, self.qkv.weight, qkv_bias).unflatten(-1, (3, self.heads, -1))
+        qkv = self.qkv(windows, qkv_bias).unflatten(-1, (3, self.heads, -1))
         # float32: half precision loses the squares of the norm, and the scale multiplies the cosines by up to 100
         with no_autocast(windows):
             query, key = F.normalize(qkv[:, :, :, :2].float(), dim=-1).unbind(3)
@@ -143,7 +143,7 @@ class SwinV2Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def _attention(self, x: Tensor) -> Tensor:
-        return self.norm1(in_windows(x, self.window, self.shift, self.attn))
+        return self.norm1(in_windows(as_autocast(x), self.window, self.shift, self.attn))
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.norm2(self.mlp(x))

@@ -17,8 +17,8 @@ Forward = Callable[[Tensor], Tensor]
 Loaded = tuple[nn.Module, list[str], list[str]]  # model, missing and unexpected names
 
 
-def build_peer(layout: str, options: PyramidOptions, weights: dict[str, Tensor]) -> Forward | None:
-    """Returns a peer's forward pass with `weights` in its own layout; None if its library is not installed.
+def build_peer_model(layout: str, options: PyramidOptions, weights: dict[str, Tensor]) -> nn.Module | None:
+    """Returns a peer's model with `weights` in its own layout; None if its library is not installed.
 
     Args: options: of our model. Raises: RuntimeError if the peer does not take exactly these weights.
     """
@@ -28,14 +28,21 @@ def build_peer(layout: str, options: PyramidOptions, weights: dict[str, Tensor])
     missing = [name for name in missing if not name.endswith(DERIVED)]
     if missing or unexpected:
         raise RuntimeError(f"{layout} misses {missing[:3]} and does not know {list(unexpected)[:3]}")
+    return model
+
+
+def build_peer(layout: str, options: PyramidOptions, weights: dict[str, Tensor]) -> Forward | None:
+    """Returns the forward pass of `build_peer_model` in evaluation, without gradients."""
+    model = build_peer_model(layout, options, weights)
+    if model is None:
+        return None
     model.eval()
+    return torch.no_grad()(lambda images: logits_of(model(images)))
 
-    @torch.no_grad()
-    def forward(images: Tensor) -> Tensor:
-        result = model(images)
-        return result if isinstance(result, Tensor) else result.logits
 
-    return forward
+def logits_of(output: Any) -> Tensor:
+    """Returns the logits of what a peer's model returns."""
+    return output if isinstance(output, Tensor) else output.logits
 
 
 def _timm(o: PyramidOptions, weights: dict[str, Tensor]) -> Loaded:
@@ -43,7 +50,7 @@ def _timm(o: PyramidOptions, weights: dict[str, Tensor]) -> Loaded:
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
     same = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depths", "num_heads", "window_size")
-    arguments = {name: getattr(o, name) for name in (*same, "mlp_ratio", "qkv_bias")}
+    arguments = {name: getattr(o, name) for name in (*same, "mlp_ratio", "qkv_bias", "drop_path_rate")}
     if isinstance(o, SwinV2Options):
         model: nn.Module = SwinTransformerV2(**arguments, pretrained_window_sizes=o.pretrained_window_sizes)
     else:
@@ -62,6 +69,7 @@ def _torchvision(o: PyramidOptions, weights: dict[str, Tensor]) -> Loaded:
         num_heads=list(o.num_heads),
         window_size=[o.window_size] * 2,
         mlp_ratio=o.mlp_ratio,
+        stochastic_depth_prob=o.drop_path_rate,
         num_classes=o.num_classes,
         **(v2 if isinstance(o, SwinV2Options) else {}),
     )
@@ -72,6 +80,7 @@ def _transformers(o: PyramidOptions, weights: dict[str, Tensor]) -> Loaded:
     transformers: Any = importlib.import_module("transformers")  # optional
     height, width = image_size(o.img_size)
     config = {
+        "drop_path_rate": o.drop_path_rate,
         "image_size": height if height == width else (height, width),
         "num_channels": o.in_chans,
         "num_labels": o.num_classes,

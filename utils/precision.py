@@ -1,7 +1,7 @@
 """Mixed precision: the type of matrix products, and the loss scaling that float16 needs."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -27,17 +27,6 @@ class Precision:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device_type, self.dtype)
-
-    @contextmanager
-    def keep_casts(self) -> Iterator[None]:
-        """Keeps the weights that autocast converts until the end of the block, which must not change them; otherwise
-        they are converted for every batch."""
-        torch.autocast_increment_nesting()
-        try:
-            yield
-        finally:
-            if torch.autocast_decrement_nesting() == 0:
-                torch.clear_autocast_cache()
 
     def scaler(self) -> torch.amp.GradScaler:
         """Returns the scaler that keeps float16 gradients from vanishing; a no-op for the other types."""

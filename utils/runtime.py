@@ -1,7 +1,6 @@
 """Settings of the process that make tensor work on a CPU faster; they change no result."""
 
 import ctypes
-import os
 import sys
 
 import torch
@@ -21,8 +20,6 @@ def tune_process(device: torch.device) -> None:
     """
     if device.type != "cpu":
         return
-    # kernels that oneDNN generates for each shape; stochastic depth lets the shapes of a block vary
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     torch.set_flush_denormal(True)
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.layers import Mlp, PatchEmbed, PatchMerging, PostNormMerging, gather_patches, linear
+from models.layers import Linear, Mlp, PatchEmbed, PatchMerging, PostNormMerging, gather_patches
 
 
 def test_neighbours_are_gathered_down_the_first_column_then_the_second():
@@ -86,11 +86,36 @@ def test_hooks_on_the_layers_of_the_mlp_are_called():
         torch.testing.assert_close(seen[0], F.gelu(mlp.fc1(x)))
 
 
-def test_one_call_computes_product_bias_and_gelu_without_gradients(monkeypatch):
+@pytest.mark.parametrize("bias", [True, False])
+def test_without_gradients_product_bias_and_gelu_are_one_call(bias, monkeypatch):
     calls = []
     monkeypatch.setattr(F, "linear", lambda *a: calls.append(a))
-    x, weight, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
+    x, layer = torch.randn(3, 4), Linear(4, 5, bias)
+    product = x @ layer.weight.T + (layer.bias if bias else 0)
     with torch.no_grad():
-        result = linear(x, weight, bias, gelu=True)
+        torch.testing.assert_close(layer(x), product)
+        torch.testing.assert_close(layer(x, gelu=True), F.gelu(product))
+        torch.testing.assert_close(layer(x, bias=torch.ones(5)), x @ layer.weight.T + 1)
     assert calls == []
-    torch.testing.assert_close(result, F.gelu(x @ weight.T + bias))
+
+
+def test_weights_are_converted_once_until_they_change():
+    x, layer = torch.randn(3, 4), Linear(4, 5).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        first = layer(x)
+        kept = layer._converted._entry[2]
+        assert first.dtype == torch.bfloat16 and torch.equal(layer(x), first)
+        assert layer._converted._entry[2] is kept
+        layer.weight.zero_()
+        assert torch.equal(layer(x), layer.bias.bfloat16().expand(3, 5))
+    layer.train()
+    assert layer._converted._entry is None
+
+
+def test_a_layer_of_another_type_and_an_empty_batch():
+    layer = Linear(4, 5).double()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            layer(torch.ones(2, 4).double(), gelu=True), F.gelu(layer(torch.ones(2, 4).double()))
+        )
+        assert Linear(4, 5)(torch.ones(0, 4)).shape == (0, 5)

@@ -19,11 +19,10 @@ def predict(
     was_training = model.training
     model.eval()
     try:
-        with precision.keep_casts():
-            for images, targets in batches:
-                with precision.autocast():
-                    logits = model(images)
-                yield logits, targets
+        for images, targets in batches:
+            with precision.autocast():
+                logits = model(images)
+            yield logits, targets
     finally:
         model.train(was_training)
 

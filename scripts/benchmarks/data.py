@@ -1,0 +1,136 @@
+"""Training input: this program's loader, timm's create_loader with its prefetcher, torchvision's ImageFolder."""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageDataset, create_loader, create_transform
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from yacs.config import CfgNode
+
+from configs.loading import load_config
+from data.loaders import PipelineOptions, build_train_loader
+from data.sources.open import SourceOptions, open_sources
+from scripts.benchmarks.turns import measure, table, timed
+from utils.distributed import World
+from utils.preprocessing import Preprocessing
+from utils.training.plan import RunPlan
+
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "swin_tiny.yaml"
+CLASSES = 8  # of the generated files
+
+
+def write_photographs(root: Path, count: int) -> None:
+    """Writes `count` distinct JPEGs of 500x375 pixels, quality 95, to train/, and one per class to val/."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(photo) for photo in load_sample_images().images]
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        photo = photographs[number % 2]
+        left, top = int(draw.integers(photo.width - 500)), int(draw.integers(photo.height - 375))
+        crop = photo.crop((left, top, left + 500, top + 375))
+        if draw.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        for part in ("train", "val") if number < CLASSES else ("train",):
+            path = root / part / str(number % CLASSES) / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            crop.save(path, quality=95, subsampling=0)  # about 110 kB, as ImageNet's
+
+
+def loaders(root: Path, cfg: CfgNode, device: torch.device) -> dict[str, Callable[[], float]]:
+    """Returns one epoch of each: this program, timm, torchvision."""
+    world = World(device=device)
+    source = open_sources(SourceOptions("imagenet", str(root)), world).train
+    plan = RunPlan.from_config(cfg, 1, len(source))
+    ours = build_train_loader(source, plan.shape, world, PipelineOptions.from_config(cfg, 3, Preprocessing()))
+    epochs = iter(range(10**9))
+
+    def one_of_ours() -> int:
+        return sum(_arrived(batch.images) for batch in ours.epoch(next(epochs)))
+
+    def one_of(peer: Iterable[Any]) -> Callable[[], float]:
+        return timed(lambda: sum(_arrived(images.to(device, non_blocking=True)) for images, _ in peer))
+
+    peers = {name: one_of(peer) for name, peer in _peers(root, cfg, device).items()}
+    return {"this program": timed(one_of_ours), **peers}
+
+
+def _arrived(images: torch.Tensor) -> int:
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    return len(images)
+
+
+def _peers(root: Path, cfg: CfgNode, device: torch.device) -> dict[str, Iterable[Any]]:
+    size, batch, workers = cfg.DATA.IMG_SIZE, cfg.DATA.BATCH_SIZE, cfg.DATA.NUM_WORKERS
+    augmentation = {
+        "auto_augment": cfg.AUG.AUTO_AUGMENT,
+        "scale": tuple(cfg.AUG.SCALE),
+        "ratio": tuple(cfg.AUG.RATIO),
+        "hflip": cfg.AUG.HFLIP,
+        "interpolation": cfg.DATA.INTERPOLATION,
+        "re_prob": cfg.AUG.REPROB,
+        "re_mode": cfg.AUG.REMODE,
+        "re_count": cfg.AUG.RECOUNT,
+    }
+    timm_loader = create_loader(
+        ImageDataset(str(root / "train")),
+        (3, size, size),
+        batch,
+        is_training=True,
+        num_workers=workers,
+        device=device,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        **augmentation,
+    )
+    transform = create_transform(size, is_training=True, **augmentation)
+    folder = DataLoader(
+        ImageFolder(str(root / "train"), transform),
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    return {"timm": timm_loader, "torchvision": folder}
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs the subcommand `data`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings = [("DATA.NUM_WORKERS", options.workers), ("DATA.IMG_SIZE", options.size), ("AUG.MIXUP", 0)]
+    settings += [("DATA.BATCH_SIZE", options.batch_size), ("AUG.CUTMIX", 0)]
+    cfg = load_config(RECIPE, [(*setting, "benchmark") for setting in settings])
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as made:
+        root = options.data_path or Path(made)
+        if options.data_path is None:
+            write_photographs(root, options.images)
+        files = [file for file in (root / "train").rglob("*") if file.is_file()]
+        kilobytes = sum(file.stat().st_size for file in files) / 1000 / max(1, len(files))
+        rows = measure(loaders(root, cfg, device), options.rounds)
+    setting = (
+        f"{len(files)} files of {kilobytes:.0f} kB on average, {options.size}x{options.size},"
+        f" batch {options.batch_size}, {options.workers} workers, {device}, recipe of {RECIPE.name} without mixing"
+    )
+    return {"setting": setting, "tables": {"training input": table(rows)}, "rows": [asdict(row) for row in rows]}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-path", type=Path, metavar="FOLDER", help="holds train/ and val/; default: generated files"
+    )
+    parser.add_argument("--images", type=int, default=1024, help="files to generate (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes (default %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="side of the model's images (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="epochs of each that count (default %(default)s)")

@@ -1,0 +1,93 @@
+"""Contenders in turn, and what the numbers depend on."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.training.provenance import versions
+
+CEILING = "matrix products alone"  # a bound, not a peer
+
+
+@dataclass(frozen=True)
+class Row:
+    """Images/s of one contender: median, slowest and fastest round; `ratio` to the fastest peer in the same round."""
+
+    name: str
+    median: float
+    slowest: float
+    fastest: float
+    rounds: int
+    ratio: float
+    lowest_ratio: float
+    highest_ratio: float
+
+
+def measure(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> list[Row]:
+    """Runs every contender once per round, in turn, after `warm_up` rounds that do not count.
+
+    Args: contenders: each call does some work and returns its images/s; the first is compared with the others.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(-warm_up, rounds):
+        for name, work in contenders.items():
+            speed = work()
+            if number >= 0:
+                speeds[name].append(speed)
+            which = f"round {number + 1}" if number >= 0 else "warm-up"
+            print(f"{which} {name}: {speed:.1f} images/s", flush=True)
+    return compare(speeds)
+
+
+def compare(speeds: dict[str, list[float]]) -> list[Row]:
+    """Returns a row for each contender. Args: speeds by round; the first contender is ours, the others are peers."""
+    peers = [name for name in list(speeds)[1:] if name != CEILING]
+    best = [max((speeds[peer][i] for peer in peers), default=1.0) for i in range(len(next(iter(speeds.values()))))]
+    rows = []
+    for name, values in speeds.items():
+        ratios = [value / peer for value, peer in zip(values, best, strict=True)]
+        spread = (statistics.median(ratios), min(ratios), max(ratios))
+        rows.append(Row(name, statistics.median(values), min(values), max(values), len(values), *spread))
+    return rows
+
+
+def timed(work: Callable[[], int]) -> Callable[[], float]:
+    """Turns work that returns a number of images into one that returns images/s."""
+
+    def images_per_second() -> float:
+        begun = time.perf_counter()
+        images = work()
+        return images / (time.perf_counter() - begun)
+
+    return images_per_second
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Formats the rows as Markdown."""
+    lines = ["| | images/s, median | slowest to fastest | to the fastest peer, median | lowest to highest |"]
+    lines += ["|---|---|---|---|---|"]
+    for r in rows:
+        ratios = f"{r.ratio:.2f} | {r.lowest_ratio:.2f} to {r.highest_ratio:.2f}"
+        lines.append(f"| {r.name} | {r.median:.1f} | {r.slowest:.1f} to {r.fastest:.1f} | {ratios} |")
+    return "\n".join(lines)
+
+
+def surroundings() -> dict[str, Any]:
+    """Returns what the numbers depend on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu, "versions": versions()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

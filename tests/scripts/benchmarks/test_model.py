@@ -1,0 +1,21 @@
+"""Models beside the peers."""
+
+import json
+
+import pytest
+
+from scripts.benchmark import main
+
+
+@pytest.mark.seconds
+def test_models_are_measured_beside_the_peers(tmp_path, capsys):
+    """Each in a process of its own."""
+    options = ["--rounds", "1", "--batch-size", "1", "--dtypes", "fp32", "--threads", "1"]
+    assert main(["model", *options, "--json", str(tmp_path / "r.json")]) == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    titles = ["training step, fp32", "evaluation, fp32", "peak memory of a training step, fp32, MiB"]
+    assert list(result["rows"]) == [f"swin_tiny, {title}" for title in titles]
+    names = ["this program", "timm", "torchvision", "transformers", "matrix products alone"]
+    assert [row["name"] for row in result["rows"]["swin_tiny, evaluation, fp32"]] == names
+    assert set(result["rows"]["swin_tiny, peak memory of a training step, fp32, MiB"]) == set(names[:-1])
+    assert "peers as they come" in result["setting"] and capsys.readouterr().out.count("| this program |") == 3
