@@ -26,6 +26,7 @@ OPTIONS: dict[str, tuple[str, Any, str]] = {
     "--output": ("OUTPUT", None, "folder of all runs; this one writes to OUTPUT/MODEL.NAME/TAG"),
     "--tag": ("TAG", None, "name of this run"),
     "--eval": ("EVAL_MODE", True, "evaluate --resume FILE and exit"),
+    "--profile": ("PROFILE", True, "profile a few updates of the training into trace.json and the log"),
     "--throughput": ("THROUGHPUT_MODE", True, "measure images/s and exit"),
     "--optim": ("TRAIN.OPTIMIZER.NAME", None, "adamw, sgd, fused_adam or fused_lamb"),
     "--fused-window-process": ("FUSED_WINDOW_PROCESS", True, "no longer used"),

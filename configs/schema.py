@@ -220,6 +220,10 @@ SCHEMA: dict[str, Any] = {
         "AUTO_RESUME": Key(True, "resume from the newest checkpoint in the output folder", free=True),
         "ACCUMULATION_STEPS": Key(1, "micro-batches per update", at_least(1), free=True),
         "USE_CHECKPOINT": Key(False, "activation checkpointing: less memory, a third more time", free=True),
+        "CHECKPOINT_STAGES": Key(
+            [], "stages that USE_CHECKPOINT concerns, from 0; none: all", kind=list_of(INT), free=True
+        ),
+        "COMPILE": Key(False, "torch.compile: slow to start; needs a C++ compiler (CPU) or Triton (CUDA)"),
         "LAYER_DECAY": Key(1.0, "learning-rate factor per layer below the head", within(0, 1)),
         "LR_SCHEDULER": {
             "NAME": Key("cosine", "decay after the warm-up", one_of("cosine", "linear", "step", "multistep")),
@@ -300,6 +304,7 @@ SCHEMA: dict[str, Any] = {
         30.0, "new: minutes without progress that end a job of several ranks; 0: never", at_least(0), free=True
     ),
     "EVAL_MODE": Key(False, "evaluate and exit", free=True),
+    "PROFILE": Key(False, "profile a few updates: trace.json, and the operations that took longest", free=True),
     "THROUGHPUT_MODE": Key(False, "measure images/s and exit", free=True),
     "AMP_OPT_LEVEL": Key("", "no longer used; O0 turns AMP_ENABLE off", deprecated=True),
     "ENABLE_AMP": Key(False, "no longer used", deprecated=True),

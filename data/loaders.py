@@ -89,7 +89,7 @@ class TrainLoader:
             targets: Any = labels
             if self._transform is not None:
                 images, targets = self._transform(images, labels)
-            yield Batch(images, targets, micro.weight, micro.ends_update, tuple(micro.samples))
+            yield Batch(images, targets, micro.weight, micro.ends_update, tuple(micro.samples.tolist()))
 
 
 class EvalLoader:

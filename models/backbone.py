@@ -249,10 +249,17 @@ class SwinBackbone(nn.Module):
         self.head = self._new_head(num_classes).to(self.norm.weight.device)
         self.head.apply(init_weights)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes activations in the backward pass: less memory, about a third more time."""
-        for stage in self.stages():
-            stage.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | None = None) -> None:
+        """Recomputes activations in the backward pass: less memory, about a third more time.
+
+        Args: stages: which, from 0; None for all. Raises: ConfigError if the model has fewer stages.
+        """
+        own = self.stages()
+        wrong = [i for i in stages or () if not 0 <= i < len(own)]
+        if wrong:
+            raise ConfigError(f"there is no stage {wrong[0]}: TRAIN.CHECKPOINT_STAGES: choose from 0 to {len(own) - 1}")
+        for i, stage in enumerate(own):
+            stage.grad_checkpointing = enable and (stages is None or i in stages)
 
     def freeze(self, stages: int | None) -> None:
         """Freezes the patch embedding and the first `stages` stages; None freezes everything but the head.

@@ -1,6 +1,7 @@
 """The model families by the name that MODEL.TYPE has for them, and how a model is built from the configuration."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from models.swin_mlp import SwinMlp
 from models.swin_v2 import SwinTransformerV2
 from utils.errors import ConfigError, did_you_mean
 from utils.preprocessing import Preprocessing, Size, image_size
-from utils.profiling import describe_model
+from utils.profiling import check_compiler, describe_model
 from utils.seeding import seed_all
 
 log = logging.getLogger(__name__)
@@ -106,20 +107,29 @@ def new_model(cfg: CfgNode, options: ModelOptions, num_classes: int, device: tor
 
     Raises: ConfigError.
     """
+    train = cfg.TRAIN
     seed_all("model", cfg.SEED)
     model = build(options, num_classes).to(device)
-    prepare(model, checkpointing=cfg.TRAIN.USE_CHECKPOINT, freeze=cfg.TRAIN.FREEZE)
+    prepare(model, checkpointing=train.USE_CHECKPOINT, stages=train.CHECKPOINT_STAGES, freeze=train.FREEZE)
     log.info(describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
+    if train.COMPILE:
+        check_compiler(device)
+        model.compile()  # in place: names of parameters stay the same
     return model
 
 
-def prepare(model: nn.Module, *, checkpointing: bool = False, freeze: str = "none") -> None:
+def prepare(model: nn.Module, *, checkpointing: bool = False, stages: Sequence[int] = (), freeze: str = "none") -> None:
     """Enables activation checkpointing, and freezes "none", a number of stages, or "all" but the head.
 
-    Raises: ConfigError for a model that cannot be frozen.
+    Args: stages: those to checkpoint; none for all.
+    Raises: ConfigError for a model that cannot be frozen, or has no such stage.
     """
-    if checkpointing:
+    if checkpointing and not stages:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
+    elif checkpointing:
+        if not isinstance(model, SwinBackbone):
+            raise ConfigError("only Swin models have stages: TRAIN.CHECKPOINT_STAGES: set it to []")
+        model.set_grad_checkpointing(True, stages)
     if freeze == "none":
         return
     if not isinstance(model, SwinBackbone):

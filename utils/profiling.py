@@ -1,7 +1,10 @@
 """What a model costs: parameters, multiply-adds, images per second, memory."""
 
+import importlib.util
+import os
 import re
 import resource
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -37,6 +40,14 @@ def describe_model(model: nn.Module, size: Size) -> str:
         reason = str(e).splitlines()[0]
         raise ConfigError(f"{name} takes no images of {sides} ({reason}): DATA.IMG_SIZE, TEST.IMG_SIZE") from e
     return f"{name}: {count_parameters(model):,} parameters, {flops / 1e9:.2f} GFLOPs at {sides}"
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises: ConfigError if torch.compile lacks what it needs to generate code for `device`."""
+    if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        raise ConfigError("torch.compile needs a C++ compiler: TRAIN.COMPILE: install g++, or set it to False")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ConfigError("torch.compile needs the package triton: TRAIN.COMPILE: install it, or set it to False")
 
 
 def peak_memory(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -95,13 +96,19 @@ class Normalize:
         return torch.randn(size, generator=self._generator.manual_seed(seed), device=self._device)
 
 
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Returns the one side stream of the process: torch keeps the memory of a tensor for the stream it came from."""
+    return torch.cuda.Stream(device)
+
+
 def prefetch_to_device(batches: Iterable[Collated], normalize: Normalize) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (images, targets) on the device; on CUDA the next batch is copied and normalised on a side stream."""
     if normalize.device.type != "cuda":
         for batch in batches:
             yield normalize(batch.pixels), batch.targets.to(normalize.device)
         return
-    side, ready = torch.cuda.Stream(normalize.device), None
+    side, ready = _side_stream(normalize.device), None
     for batch in batches:
         with torch.cuda.stream(side):
             following = normalize(batch.pixels), batch.targets.to(normalize.device, non_blocking=True)

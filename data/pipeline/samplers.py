@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from utils.batches import EpochShape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MicroBatch:
     """What one rank computes before the next synchronisation; `index` of the micro-batch in its update.
 
@@ -26,7 +26,7 @@ class MicroBatch:
     update: int
     index: int
     ends_update: bool
-    samples: list[int]
+    samples: Tensor  # int64 (n,)
     weight: float
 
 
@@ -44,7 +44,7 @@ def micro_batches(order: Tensor, shape: EpochShape, rank: int, first_update: int
             own = part.tensor_split(shape.world_size)[rank]
             weight = shape.world_size * len(own) / len(samples)
             kept = own if len(own) else part[:1]
-            yield MicroBatch(update, index, index == len(parts) - 1, kept.tolist(), weight)
+            yield MicroBatch(update, index, index == len(parts) - 1, kept, weight)
 
 
 class TrainSampler(Sampler[list[tuple[int, int]]]):
@@ -55,22 +55,24 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, shape: EpochShape, rank: int, epoch_seed: Callable[[int], int]):
         self._shape, self._rank, self._epoch_seed = shape, rank, epoch_seed
-        self._batches: list[MicroBatch] = []
-        self._epoch = 0
+        self._epoch, self._first_update = 0, shape.updates
+        self._order = torch.empty(0, dtype=torch.int64)
 
-    def start(self, epoch: int, first_update: int) -> list[MicroBatch]:
+    def start(self, epoch: int, first_update: int) -> Iterator[MicroBatch]:
         """Moves to an epoch; returns what an iteration will yield."""
-        order = epoch_order(self._shape.train_size, self._epoch_seed(epoch))
-        self._epoch = epoch
-        self._batches = list(micro_batches(order, self._shape, self._rank, first_update))
-        return self._batches
+        self._epoch, self._first_update = epoch, first_update
+        self._order = epoch_order(self._shape.train_size, self._epoch_seed(epoch))
+        return self._plan()
+
+    def _plan(self) -> Iterator[MicroBatch]:
+        return micro_batches(self._order, self._shape, self._rank, self._first_update)
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return sum(1 for _ in self._plan())
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self._batches:
-            yield [(self._epoch, sample) for sample in batch.samples]
+        for batch in self._plan():
+            yield [(self._epoch, sample) for sample in batch.samples.tolist()]
 
 
 class EvalSampler(Sampler[list[tuple[int, int]]]):

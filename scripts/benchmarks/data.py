@@ -45,12 +45,12 @@ def write_photographs(root: Path, count: int) -> None:
             crop.save(path, quality=95, subsampling=0)  # about 110 kB, as ImageNet's
 
 
-def loaders(root: Path, cfg: CfgNode, device: torch.device) -> dict[str, Callable[[], float]]:
+def loaders(root: Path, recipe: CfgNode, device: torch.device) -> dict[str, Callable[[], float]]:
     """Returns one epoch of each: this program, timm, torchvision."""
     world = World(device=device)
     source = open_sources(SourceOptions("imagenet", str(root)), world).train
-    plan = RunPlan.from_config(cfg, 1, len(source))
-    ours = build_train_loader(source, plan.shape, world, PipelineOptions.from_config(cfg, 3, Preprocessing()))
+    plan = RunPlan.from_config(recipe, 1, len(source))
+    ours = build_train_loader(source, plan.shape, world, PipelineOptions.from_config(recipe, 3, Preprocessing()))
     epochs = iter(range(10**9))
 
     def one_of_ours() -> int:
@@ -59,7 +59,7 @@ def loaders(root: Path, cfg: CfgNode, device: torch.device) -> dict[str, Callabl
     def one_of(peer: Iterable[Any]) -> Callable[[], float]:
         return timed(lambda: sum(_arrived(images.to(device, non_blocking=True)) for images, _ in peer))
 
-    peers = {name: one_of(peer) for name, peer in _peers(root, cfg, device).items()}
+    peers = {name: one_of(peer) for name, peer in _peers(root, recipe, device).items()}
     return {"this program": timed(one_of_ours), **peers}
 
 
@@ -69,17 +69,17 @@ def _arrived(images: torch.Tensor) -> int:
     return len(images)
 
 
-def _peers(root: Path, cfg: CfgNode, device: torch.device) -> dict[str, Iterable[Any]]:
-    size, batch, workers = cfg.DATA.IMG_SIZE, cfg.DATA.BATCH_SIZE, cfg.DATA.NUM_WORKERS
+def _peers(root: Path, recipe: CfgNode, device: torch.device) -> dict[str, Iterable[Any]]:
+    size, batch, workers = recipe.DATA.IMG_SIZE, recipe.DATA.BATCH_SIZE, recipe.DATA.NUM_WORKERS
     augmentation = {
-        "auto_augment": cfg.AUG.AUTO_AUGMENT,
-        "scale": tuple(cfg.AUG.SCALE),
-        "ratio": tuple(cfg.AUG.RATIO),
-        "hflip": cfg.AUG.HFLIP,
-        "interpolation": cfg.DATA.INTERPOLATION,
-        "re_prob": cfg.AUG.REPROB,
-        "re_mode": cfg.AUG.REMODE,
-        "re_count": cfg.AUG.RECOUNT,
+        "auto_augment": recipe.AUG.AUTO_AUGMENT,
+        "scale": tuple(recipe.AUG.SCALE),
+        "ratio": tuple(recipe.AUG.RATIO),
+        "hflip": recipe.AUG.HFLIP,
+        "interpolation": recipe.DATA.INTERPOLATION,
+        "re_prob": recipe.AUG.REPROB,
+        "re_mode": recipe.AUG.REMODE,
+        "re_count": recipe.AUG.RECOUNT,
     }
     timm_loader = create_loader(
         ImageDataset(str(root / "train")),

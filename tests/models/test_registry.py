@@ -23,7 +23,7 @@ from tests.builders import CPU, SMALL, small
 from tests.conftest import ROOT
 from utils.errors import ConfigError
 from utils.preprocessing import Preprocessing
-from utils.profiling import describe_model
+from utils.profiling import check_compiler, describe_model
 
 
 def configured(recipe="swin_tiny.yaml", **overrides):
@@ -160,3 +160,31 @@ def test_preprocessing_is_the_papers_or_that_of_the_timm_model():
     assert preprocessing_of(SwinOptions()) == Preprocessing(interpolation="bicubic")
     half, one = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     assert preprocessing_of(TimmOptions(name="vit_tiny_patch16_224")) == Preprocessing(half, one, 0.9, "bicubic")
+
+
+def test_chosen_stages_are_checkpointed():
+    model = small("swin")
+    prepare(model, checkpointing=True, stages=[1])
+    assert [stage.grad_checkpointing for stage in model.stages()] == [False, True]
+    with pytest.raises(ConfigError, match=r"there is no stage 2: TRAIN.CHECKPOINT_STAGES: choose from 0 to 1"):
+        prepare(model, checkpointing=True, stages=[0, 2])
+    with pytest.raises(ConfigError, match=r"only Swin models have stages: TRAIN.CHECKPOINT_STAGES"):
+        prepare(torch.nn.Linear(1, 1), checkpointing=True, stages=[0])
+
+
+def test_a_compiled_model_keeps_its_names(tiny_yaml, monkeypatch):
+    """Compiled in place, after its cost was counted."""
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *a: pytest.fail("called") or call(*a))
+    cfg = load_config(tiny_yaml, [("TRAIN.COMPILE", True, "test")])
+    model = new_model(cfg, model_options(cfg), 4, torch.device("cpu"))
+    assert model._compiled_call_impl is not None
+    assert set(model.state_dict()) == set(build(model_options(cfg), 4).state_dict())
+
+
+def test_without_a_compiler_compiling_is_refused(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"TRAIN.COMPILE: install g\+\+"):
+        check_compiler(torch.device("cpu"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="package triton"):
+        check_compiler(torch.device("cuda"))

@@ -1,6 +1,6 @@
 """How a model trains on several ranks: wrapping, synchronisation of gradients, their norm, equal weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,7 +18,15 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    changing = any(True for _ in _changing_buffers(model))  # sent with every update if so
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=changing)
+
+
+def _changing_buffers(module: nn.Module) -> Iterator[Tensor]:
+    """Yields the buffers that training changes, such as the running statistics of BatchNorm: floating-point, and part
+    of a checkpoint. Swin's are constants, which every rank computes for itself."""
+    stored = module.state_dict()
+    return (buffer for name, buffer in module.named_buffers() if name in stored and buffer.is_floating_point())
 
 
 def synchronize(wrapped: nn.Module, enabled: bool) -> AbstractContextManager:
@@ -37,9 +45,8 @@ def synchronize_buffers(modules: Iterable[nn.Module], world: World) -> None:
     Training is unaffected: DistributedDataParallel does the same before every forward pass.
     """
     for module in modules:
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                world.broadcast_tensor(buffer)
+        for buffer in _changing_buffers(module):
+            world.broadcast_tensor(buffer)
 
 
 def check_weights(model: nn.Module, world: World, position: str) -> None:

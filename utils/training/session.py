@@ -26,6 +26,7 @@ from utils.training.provenance import Provenance
 from utils.training.run_folder import RunFolder
 from utils.training.saver import Saver
 from utils.training.state import TrainState
+from utils.training.tracing import Tracer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,7 +37,7 @@ CHECK_EVERY = 500  # updates between two comparisons of the ranks' weights, besi
 class SessionOptions:
     """Log every `print_freq` updates; save every `save_freq` epochs, and within an epoch every `save_updates` updates
     or `save_minutes` minutes (0: never); keep the newest `keep` checkpoints (0: all). `best`: the metric that decides
-    which checkpoint is the best, None if there is none."""
+    which checkpoint is the best, None if there is none; `trace`: profile a few updates."""
 
     print_freq: int = 10
     save_freq: int = 1
@@ -44,6 +45,7 @@ class SessionOptions:
     save_minutes: float = 0.0
     keep: int = 3
     best: Best | None = None
+    trace: bool = False
 
     @staticmethod
     def from_config(cfg: CfgNode, best: Best | None) -> "SessionOptions":
@@ -54,6 +56,7 @@ class SessionOptions:
             save_minutes=cfg.TRAIN.SAVE_EVERY_MINUTES,
             keep=cfg.TRAIN.KEEP_CHECKPOINTS,
             best=best,
+            trace=cfg.PROFILE,
         )
 
 
@@ -83,6 +86,7 @@ class Session:
         self.journal = Journal(folder.path if world.is_main else None, state.update)
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
         self._saver = Saver(folder.checkpoints, options.keep)
+        self._tracer = Tracer(folder.path, world.device) if options.trace and world.is_main else None
         self._saved_at = time.monotonic()
         self._check_every = min(options.print_freq, 10)
         if world.is_main:
@@ -96,6 +100,8 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
+            if self._tracer is not None:
+                self._tracer.close()
             self._saver.finish()
             if kind is None:
                 self._conclude()
@@ -116,6 +122,8 @@ class Session:
         """
         state, options = self._state, self._options
         self._tick()
+        if self._tracer is not None:
+            self._tracer.step()
         report_due = self.progress.record(update)
         stop, extra = self._interrupt.decide(state.update)
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0

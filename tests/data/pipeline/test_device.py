@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.pipeline.device import Collated, Normalize, Pixels, prefetch_to_device
+from data.pipeline.device import Collated, Normalize, Pixels, _side_stream, prefetch_to_device
 from tests.builders import CPU
 from utils.preprocessing import Preprocessing
 
@@ -92,3 +92,11 @@ def test_the_gpu_computes_what_the_cpu_looks_up():
     gpu = Normalize(own, torch.device("cuda"))
     (result,) = prefetch_to_device([batch], gpu)
     torch.testing.assert_close(result[0].cpu(), Normalize(own, CPU)(Pixels(images, NO_BOXES)), atol=1e-6, rtol=0)
+
+
+def test_a_process_has_one_side_stream(monkeypatch):
+    """A stream per epoch would keep the memory of the batches of every epoch."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
+    device = torch.device("cuda", 7)
+    assert _side_stream(device) is _side_stream(device) and made == [device]

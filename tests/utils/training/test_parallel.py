@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.builders import CPU, small
 from utils.distributed import World
 from utils.errors import DistributedError
 from utils.training.parallel import check_weights, gradient_norm, synchronize, synchronize_buffers, wrap
@@ -96,3 +97,9 @@ def test_gradients_are_exchanged_in_the_last_backward_pass_only(group):
 def test_parameters_without_a_gradient_do_not_count():
     made = [*parameters([3.0, 4.0]), torch.zeros(2, requires_grad=True)]
     assert gradient_norm(made).item() == 5.0
+
+
+@pytest.mark.parametrize(("model", "sent"), [(small("swinv2"), False), (nn.BatchNorm2d(3), True)])
+def test_buffers_travel_with_every_update_only_if_training_changes_them(model, sent, monkeypatch):
+    monkeypatch.setattr("utils.training.parallel.DistributedDataParallel", lambda model, **settings: settings)
+    assert wrap(model, World(0, 2, CPU))["broadcast_buffers"] is sent

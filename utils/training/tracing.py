@@ -1,0 +1,49 @@
+"""A profile of a few updates: where their time goes."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+log = logging.getLogger(__name__)
+# updates: the first ones allocate and compile; one more warms the profiler up
+SKIPPED, WARM_UP, RECORDED = 5, 1, 3
+OPERATIONS = 10
+
+
+class Tracer:
+    """Records `RECORDED` updates of a run with torch's profiler, once.
+
+    Writes trace.json, which chrome://tracing and ui.perfetto.dev open, and logs the operations that take longest.
+    """
+
+    def __init__(self, folder: Path, device: torch.device):
+        self._path, self._device, self._left = folder / "trace.json", device, SKIPPED + WARM_UP + RECORDED
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        plan = schedule(wait=SKIPPED, warmup=WARM_UP, active=RECORDED, repeat=1)
+        self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._report)
+        self._profiler.start()
+
+    def step(self) -> None:
+        """To be called after every update."""
+        if self._left:
+            self._left -= 1
+            self._profiler.step()
+            if not self._left:
+                self.close()
+
+    def close(self) -> None:
+        """Ends the recording, early if need be."""
+        if self._profiler is not None:
+            self._profiler.stop()
+        self._profiler = None  # type: ignore[assignment]
+        self._left = 0
+
+    def _report(self, recorded: profile) -> None:
+        recorded.export_chrome_trace(str(self._path))
+        averages = recorded.key_averages()
+        order = f"self_{'cuda' if self._device.type == 'cuda' else 'cpu'}_time_total"
+        log.info("%d updates are in %s; the operations that took longest:", RECORDED, self._path)
+        for line in averages.table(sort_by=order, row_limit=OPERATIONS, max_name_column_width=40).splitlines():
+            log.info("%s", line)
