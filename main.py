@@ -50,6 +50,7 @@ def train_classifier(cfg: CfgNode, world: World) -> None:
     folder.claim(dump_config(cfg), partial(config_differences, cfg))
     provenance = Provenance(dump_config(cfg), plan.shape.global_batch, pipeline.preprocessing, *sources.identity())
 
+    batches = build_train_loader(sources.train, plan.shape, world, pipeline, build_mixing(classes, pipeline.mixing))
     model, precision = new_model(cfg, options, classes, world.device), Precision.from_config(cfg, world.device)
     fetch = partial(local_file, released_url=released_url, sha256=cfg.MODEL.SHA256)
     start = find_start(StartOptions.from_config(cfg), folder, provenance, world, load=load_contents, fetch=fetch)
@@ -58,7 +59,6 @@ def train_classifier(cfg: CfgNode, world: World) -> None:
     log_lines([*state.describe(), *plan.describe(), str(pipeline.preprocessing)])
     start.restore(state, plan)
 
-    batches = build_train_loader(sources.train, plan.shape, world, pipeline, build_mixing(classes, pipeline.mixing))
     val = None if sources.val is None else interrupt.guard(build_eval_loader(sources.val, world, pipeline))
     objective = Classification(classes, cfg.MODEL.LABEL_SMOOTHING, val=val, precision=precision, world=world)
     saving = SessionOptions.from_config(cfg, objective.best)

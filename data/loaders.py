@@ -117,7 +117,10 @@ def build_train_loader(
     options: PipelineOptions,
     batch_transform: BatchTransform | None = None,
 ) -> TrainLoader:
-    """Args: batch_transform: applied on the device, seeded per micro-batch. Raises: ConfigError, ResourceError."""
+    """Starts the server of the loader workers too, which takes seconds: best called before the model is built.
+
+    Args: batch_transform: applied on the device, seeded per micro-batch. Raises: ConfigError, ResourceError.
+    """
     check_resources(options.loader, options.train.size, options.train.channels, world.local_size)
     samples = TrainSamples(source, TrainTransform(options.train), seed=options.seed, on_bad=options.loader.on_bad)
     normalize = Normalize(options.preprocessing, world.device, options.train.re_mode)
