@@ -4,14 +4,11 @@ Measured on the CPU (scripts/benchmark.py model): without gradients, torch's fus
 products and a softmax in place, whose backward pass also yields the gradient of the bias, which fused kernels do not.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-Stamp = tuple[tuple[int, int], ...]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
@@ -98,20 +95,3 @@ def _by_token(x: Tensor, shape: torch.Size) -> Tensor:
 def no_autocast(x: Tensor) -> torch.autocast:
     """Returns the context without mixed precision on the device of `x`."""
     return torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False)  # autocast knows no meta device
-
-
-class Derived:
-    """A tensor computed from others, kept in evaluation until one of them changes."""
-
-    def __init__(self) -> None:
-        self._entry: tuple[tuple[Tensor, ...], Stamp, Tensor] | None = None  # replaced as one: threads may share it
-
-    def get(self, compute: Callable[[], Tensor], *sources: Tensor) -> Tensor:
-        """Returns compute(), a function of `sources` alone."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(t.is_inference() for t in sources):
-            self._entry = None
-            return compute()
-        stamp = tuple((t.data_ptr(), t._version) for t in sources)  # of tensors that cannot be freed meanwhile
-        if self._entry is None or self._entry[1] != stamp:
-            self._entry = (sources, stamp, compute())
-        return self._entry[2]

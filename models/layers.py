@@ -1,12 +1,12 @@
 """Layers shared by the Swin families; maps are (B, H, W, C) throughout."""
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Derived
+from utils.derived import derived
 
 CHUNK = 4096  # tokens whose hidden activation stays in the cache of a CPU
 ONEDNN_TYPES = (torch.float32, torch.bfloat16)
@@ -67,14 +67,7 @@ class PostNormMerging(nn.Module):
 
 
 class Linear(nn.Linear):
-    """nn.Linear, which without gradients on the CPU applies bias and GELU while the product is in the cache (oneDNN).
-
-    It keeps the weight in the type of autocast then, instead of converting it for every batch.
-    """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True):
-        super().__init__(in_features, out_features, bias)
-        self._converted = Derived()
+    """nn.Linear; without gradients on the CPU, bias and GELU are applied while the product is in the cache (oneDNN)."""
 
     def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
         """Returns x @ weight^T + bias, or GELU of it. Args: bias: instead of the layer's own."""
@@ -84,15 +77,10 @@ class Linear(nn.Linear):
         x = as_autocast(x)
         if x.dtype != weight.dtype:
             bias = None if bias is None else bias.to(x.dtype)
-            weight = self._converted.get(lambda: self.weight.to(x.dtype), self.weight)
+            weight = derived(lambda: self.weight.to(x.dtype), self.weight)
         if x.dtype not in ONEDNN_TYPES or not torch.backends.mkldnn.is_available() or not x.numel():
             return F.gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
-
-    def train(self, mode: bool = True) -> Self:
-        """Sets the mode; training frees what evaluation kept."""
-        self._converted = Derived()
-        return super().train(mode)
 
 
 class Mlp(nn.Module):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import Derived, attend
+from models.attention import attend
 from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Linear, Mlp, PatchMerging, as_autocast
 from models.stochastic_depth import Kept, add_branch
 from models.window_attention import in_windows, relative_position_index
+from utils.derived import derived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,6 @@ class WindowAttention(nn.Module):
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        self._derived = Derived()
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def position_bias(self) -> Tensor:
@@ -73,7 +73,7 @@ class WindowAttention(nn.Module):
         """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
         query, key, value = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).unbind(3)
         sources = [t for t in (self.relative_position_bias_table, mask) if t is not None]
-        bias = self._derived.get(lambda: self._bias(mask), *sources)
+        bias = derived(lambda: self._bias(mask), *sources)
         dropout = self.attn_drop if self.training else 0.0
         return self.proj_drop(self.proj(attend(query, key, value, bias, self.scale, dropout)))
 

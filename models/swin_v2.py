@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import Derived, attend, no_autocast
+from models.attention import attend, no_autocast
 from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Linear, Mlp, PostNormMerging, as_autocast
 from models.stochastic_depth import Kept, add_branch
 from models.window_attention import in_windows, relative_position_index
+from utils.derived import derived
 
 MAX_SCALE = 100.0  # of the cosine similarities: a temperature of at least 0.01 (section 3.3)
 
@@ -74,7 +75,6 @@ class CosineWindowAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        self._derived = Derived()
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
         self.register_buffer("relative_coords_table", torch.zeros((2 * window - 1) ** 2, 2), persistent=False)
         self.set_pretrained_window(pretrained_window)
@@ -108,7 +108,7 @@ class CosineWindowAttention(nn.Module):
             scale = self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp()  # (heads, 1, 1)
             query = query * scale.view(-1, 1)
         sources = [*self.cpb_mlp.parameters(), self.relative_coords_table, *([] if mask is None else [mask])]
-        bias = self._derived.get(lambda: self._bias(mask), *sources)
+        bias = derived(lambda: self._bias(mask), *sources)
         dropout = self.attn_drop if self.training else 0.0
         return self.proj_drop(self.proj(attend(query, key, qkv[:, :, :, 2], bias, 1.0, dropout)))
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from utils.derived import keep_derived
 from utils.errors import ConfigError, ResourceError
 from utils.precision import Precision
 from utils.preprocessing import Size
@@ -109,6 +110,7 @@ class Throughput:
 
 
 @torch.no_grad()
+@keep_derived()
 def measure_throughput(
     model: nn.Module, batch: int, size: Size, precision: Precision, seconds: float = 10.0
 ) -> Throughput:

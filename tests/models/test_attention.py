@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
-from models.attention import Derived, attend
+from models.attention import attend
 
 SCALE = 0.3
 
@@ -59,28 +58,3 @@ def test_weights_take_the_memory_of_the_scores():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         attend(*packed.unbind(3), bias, SCALE)
     assert sorted(sizes) == [2 * 3 * 2 * 4 * 4, 240, 240, 240]  # weights, query, key, value
-
-
-def test_a_derived_tensor_is_computed_once_until_its_source_changes():
-    source, other, calls = nn.Parameter(torch.ones(2)), torch.ones(2), []
-    derived = Derived()
-
-    def get(*sources):
-        return derived.get(lambda: calls.append(1) or sum(sources) * 2, *sources)
-
-    with torch.no_grad():
-        assert get(source).tolist() == get(source).tolist() == [2, 2] and len(calls) == 1
-        source.add_(1)
-        assert get(source).tolist() == [4, 4] and len(calls) == 2
-        assert get(source, other).tolist() == [6, 6] and len(calls) == 3
-        source.copy_(torch.zeros(2))
-        assert get(source, other).tolist() == [2, 2] and len(calls) == 4
-    get(source)[0].backward()
-    get(source)
-    assert len(calls) == 6 and source.grad.tolist() == [2, 0]
-
-
-def test_a_derived_tensor_of_a_model_made_in_inference_mode():
-    with torch.inference_mode():
-        source = torch.ones(2)
-        assert Derived().get(lambda: source * 2, source).tolist() == [2, 2]

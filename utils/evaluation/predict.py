@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from utils.derived import keep_derived
 from utils.precision import Precision
 
 
@@ -19,10 +20,11 @@ def predict(
     was_training = model.training
     model.eval()
     try:
-        for images, targets in batches:
-            with precision.autocast():
-                logits = model(images)
-            yield logits, targets
+        with keep_derived():
+            for images, targets in batches:
+                with precision.autocast():
+                    logits = model(images)
+                yield logits, targets
     finally:
         model.train(was_training)
 
