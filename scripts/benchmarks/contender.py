@@ -5,6 +5,7 @@ measured as its users write the same: the model, autocast, cross-entropy, clip_g
 """
 
 import multiprocessing
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -59,6 +60,10 @@ class Work(Protocol):
 
     def train(self, dtype: torch.dtype) -> float: ...
 
+    def weights(self) -> int:
+        """Returns MiB."""
+        ...
+
 
 class Contender:
     """A process that measures one contender, and waits in between."""
@@ -72,7 +77,7 @@ class Contender:
         self.exists = self._receive()
 
     def ask(self, task: str, dtype: torch.dtype = torch.float32) -> float:
-        """Returns the images/s of one "evaluate" or "train", or MiB of "memory" beyond those before the model."""
+        """Returns the images/s of one "evaluate" or "train", or the MiB of "memory" of the model, weights included."""
         self._connection.send((task, dtype))
         return self._receive()
 
@@ -93,12 +98,13 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if setting.tuned or name in (OURS, CEILING):
             tune_process(device)
-        work, before = _build(name, setting, device), 0 if device.type == "cuda" else peak_memory(device)
+        work = _build(name, setting, device)
+        others = 0 if device.type == "cuda" or work is None else _resident() - work.weights()
         connection.send(work is not None)
         while work is not None:
             task, dtype = connection.recv()
             if task == "memory":
-                connection.send(peak_memory(device) - before)
+                connection.send(peak_memory(device) - others)
             else:
                 images = setting.batch * (EVALUATED if task == "evaluate" else 1)
                 connection.send(images / getattr(work, task)(dtype))
@@ -106,6 +112,12 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
         return
     except Exception as error:
         connection.send(error)
+
+
+def _resident() -> int:
+    """Returns the MiB of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() // 2**20
 
 
 EVALUATED = 3  # batches that one measurement evaluates
@@ -143,6 +155,10 @@ def compiled(model: nn.Module) -> nn.Module:
     return torch.compile(model)  # type: ignore[return-value]
 
 
+def _bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
 class Ours:
     def __init__(self, model: nn.Module, setting: Setting):
         cfg = load_config(setting.recipe, [("DATA.BATCH_SIZE", setting.batch, "benchmark")])
@@ -155,6 +171,9 @@ class Ours:
         if setting.compiled:
             self._state.wrapped = compiled(model)
         self._images, self._targets = _random_batch(setting, self._device)
+
+    def weights(self) -> int:
+        return _bytes(self._state.model) // 2**20
 
     def evaluate(self, dtype: torch.dtype) -> float:
         precision = Precision(self._device.type, dtype)
@@ -180,6 +199,9 @@ class Peer:
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
         self._model = compiled(model) if setting.compiled else model
         self._images, self._targets = _random_batch(setting, self._device)
+
+    def weights(self) -> int:
+        return _bytes(self._model) // 2**20
 
     def evaluate(self, dtype: torch.dtype) -> float:
         precision = Precision(self._device.type, dtype)
@@ -229,6 +251,9 @@ class Products:
             heads = int(module.heads)  # type: ignore[arg-type]
             count, width = batch * windows * heads, channels // heads
             self._shapes += [(count, tokens, width, tokens), (count, tokens, tokens, width)]
+
+    def weights(self) -> int:
+        return 0
 
     def evaluate(self, dtype: torch.dtype) -> float:
         return EVALUATED * sum(self._product(dtype, n, m, k, c) for n, m, k, c in self._shapes)

@@ -45,13 +45,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _program(recipe: Path, options: argparse.Namespace, folder: str, processes: int) -> float:
     """Returns images/s of main.py on random pixels, from the times in its log."""
-    arguments = ["--cfg", recipe, "--output", folder, "--tag", f"{processes}", "--disable-amp", "--opts"]
+    arguments = ["--cfg", recipe, "--output", tempfile.mkdtemp(dir=folder), "--disable-amp", "--opts"]
     settings = {
         "DATA.DATASET": "synthetic",
         "DATA.IMG_SIZE": options.size,
         "DATA.BATCH_SIZE": options.batch_size // processes,
         "DATA.NUM_WORKERS": 1,
-        "TRAIN.AUTO_RESUME": False,
         "PRINT_FREQ": 1,
     }
     arguments += [text for pair in settings.items() for text in pair]
