@@ -5,26 +5,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from utils.distributed import World
 from utils.files import write_text
 
 log = logging.getLogger(__name__)
 MOST = 100  # reports of a run; float16 skips some updates by design
-
-
-def stage_norms(model: nn.Module) -> dict[str, float]:
-    """Returns the gradient norm of every part of the model: patch_embed, layers.0, ..., head."""
-    squares: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            parts = name.split(".")
-            stage = ".".join(parts[: 2 if len(parts) > 2 and parts[1].isdigit() else 1])
-            square = parameter.grad.detach().float().square().sum()
-            squares[stage] = squares[stage] + square if stage in squares else square
-    return {stage: float(torch.sqrt(square)) for stage, square in squares.items()}
 
 
 def write_incident(path: Path, world: World, details: dict[str, Any], own: dict[str, Any]) -> None:

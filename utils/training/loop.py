@@ -1,32 +1,18 @@
 """One epoch of training."""
 
-import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from utils.batches import Batch
-from utils.training.incidents import stage_norms as stage_norms_of
 from utils.training.objective import Objective
-from utils.training.optim import set_learning_rate
-from utils.training.parallel import gradient_norm, synchronize
+from utils.training.optim import set_learning_rate, step_if_finite
+from utils.training.parallel import gradient_norms, synchronize
 from utils.training.plan import RunPlan
 from utils.training.schedule import learning_rate
 from utils.training.state import TrainState
-
-
-class Update(NamedTuple):
-    """What one update did. `losses`: this rank's contribution to the mean losses, by name, scalars on the device;
-    `applied`: the gradient was finite and the weights were updated; otherwise `stage_norms` says where it was not.
-    `samples`: this rank's, by number."""
-
-    losses: dict[str, Tensor]
-    learning_rate: float
-    grad_norm: float
-    applied: bool
-    samples: tuple[int, ...] = ()
-    stage_norms: dict[str, float] | None = None
+from utils.training.update import Readback, Update
 
 
 def train_epoch(
@@ -38,7 +24,7 @@ def train_epoch(
 ) -> None:
     """Trains to the end of the epoch that `batches` belong to.
 
-    `on_update` is called after every update, when `state` is consistent and can be saved.
+    `on_update` is called after every update; the state can be saved then, once it is settled.
     """
     state.wrapped.train()
     losses: dict[str, Tensor] = {}
@@ -49,16 +35,17 @@ def train_epoch(
         samples += batch.samples
         if not batch.ends_update:
             continue
+        state.settle()  # by now the device is through with the previous update
         rate = learning_rate(state.update - state.skipped, plan)
-        norm, stage_norms = _apply_gradients(state, rate, plan)
-        applied = stage_norms is None
+        names, outcome = _apply_gradients(state, rate, plan)
+        update = Update(state.update, losses, rate, outcome, names, samples)
         state.samples += plan.shape.update_size(state.step)
         state.step += 1
         state.update += 1
-        state.skipped += not applied
-        state.skipped_in_row = 0 if applied else state.skipped_in_row + 1
-        on_update(Update(losses, rate, norm, applied, samples, stage_norms))
+        state.unsettled = update
+        on_update(update)
         losses, samples = {}, ()
+    state.settle()
 
 
 def _backward(state: TrainState, batch: Batch, objective: Objective) -> dict[str, Tensor]:
@@ -70,23 +57,18 @@ def _backward(state: TrainState, batch: Batch, objective: Objective) -> dict[str
     return {name: value.detach() for name, value in losses.items()}
 
 
-def _apply_gradients(state: TrainState, rate: float, plan: RunPlan) -> tuple[float, dict[str, float] | None]:
-    """Clips and steps. A gradient that is not finite is dropped: it is the same on all ranks, so all drop it.
+def _apply_gradients(state: TrainState, rate: float, plan: RunPlan) -> tuple[tuple[str, ...], Readback]:
+    """Clips and steps, without waiting for the device. A gradient that is not finite is dropped: it is the same on all
+    ranks, so all drop it.
 
-    Returns: the norm of the gradient, and if it was dropped the norms of its parts.
+    Returns: the names of the parameters that have a gradient; its norms and the loss scale, as `Update` reads them.
     """
     set_learning_rate(state.optimizer, rate)
+    scale = state.scaler.scale(torch.ones(1, device=state.device))
     state.scaler.unscale_(state.optimizer)
-    total = gradient_norm(state.model.parameters())
-    norm, stage_norms = float(total), None
-    if not math.isfinite(norm):
-        stage_norms = stage_norms_of(state.model)
-    else:
-        if plan.clip_grad:
-            nn.utils.clip_grads_with_norm_(state.model.parameters(), plan.clip_grad, total)
-        state.scaler.step(state.optimizer)
+    names, norms = gradient_norms(state.model)
+    total = torch.linalg.vector_norm(norms)
+    step_if_finite(state.optimizer, total, plan.clip_grad)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if stage_norms is None and state.ema is not None:
-        state.ema.update(state.model, step=state.update - state.skipped + 1)
-    return norm, stage_norms
+    return names, Readback(torch.cat([norms, total.view(1), scale]))

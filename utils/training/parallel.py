@@ -18,8 +18,10 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
-    changing = any(True for _ in _changing_buffers(model))  # sent with every update if so
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=changing)
+    wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    # sent with every update; the argument of this name is deprecated, its successor is unknown to older versions
+    wrapped.broadcast_buffers = any(True for _ in _changing_buffers(model))
+    return wrapped
 
 
 def _changing_buffers(module: nn.Module) -> Iterator[Tensor]:
@@ -34,9 +36,12 @@ def synchronize(wrapped: nn.Module, enabled: bool) -> AbstractContextManager:
     return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not enabled else nullcontext()
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Returns the norm of all gradients, a scalar on the device; the same on every rank."""
-    return nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+def gradient_norms(model: nn.Module) -> tuple[tuple[str, ...], Tensor]:
+    """Returns the names of the N parameters that have a gradient, and its norm in each of them: float32 (N,) on the
+    device, the same on every rank."""
+    found = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    norms = torch._foreach_norm([grad for _, grad in found], dtype=torch.float32)
+    return tuple(name for name, _ in found), torch.stack(norms)
 
 
 def synchronize_buffers(modules: Iterable[nn.Module], world: World) -> None:

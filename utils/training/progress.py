@@ -16,9 +16,9 @@ from utils.distributed import World
 from utils.evaluation.metrics import Mean, finite
 from utils.profiling import peak_memory
 from utils.training.journal import Journal, refuse_reserved
-from utils.training.loop import Update
 from utils.training.plan import RunPlan
 from utils.training.state import TrainState
+from utils.training.update import Update
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Progress:
     def __init__(self, state: TrainState, plan: RunPlan, *, world: World, journal: Journal, print_freq: int):
         self._state, self._plan, self._world, self._journal = state, plan, world, journal
         self._print_freq = print_freq
-        self._pending: list[tuple[Update, int]] = []  # with the weight of each update in the means
+        self._pending: list[tuple[Update, int]] = []  # with the samples of each update
         self._parts = [name.removeprefix("loss/") for name in state.means if name.startswith("loss/")]
         self._rate = 0.0
         self._started = self._interval_started = time.perf_counter()
@@ -65,22 +65,16 @@ class Progress:
     def record(self, update: Update) -> bool:
         """Takes in an update; returns whether a report is due (the same on every rank)."""
         state = self._state
-        # weighted by its samples, so that a small last update counts for less; a skipped one does not count
-        weight = self._plan.shape.update_size(state.step - 1) if update.applied else 0
-        self._pending.append((update, weight))
+        self._pending.append((update, self._plan.shape.update_size(state.step - 1)))
         self._rate = update.learning_rate
         self._updates += 1
         self._interval_updates += 1
         if self._bar is not None:
             self._bar.update()
-        if not update.applied:
-            log.warning(
-                "update %d skipped: its gradient is not finite (%d skipped so far)", state.update - 1, state.skipped
-            )
         return (state.step - 1) % self._print_freq == 0 or state.step == self._plan.updates_per_epoch
 
     def collect(self, wish: bool = False) -> bool:
-        """Adds the pending losses of all ranks to the means of the state.
+        """Adds the pending losses of all ranks to the means of the state, which must be settled.
 
         Args: wish: a flag; the main rank's is broadcast. Returns: the main rank's flag.
         """
@@ -88,13 +82,14 @@ class Progress:
         flag = torch.tensor(float(wish), device=self._world.device)
         rows = self._world.gather(torch.stack([*values, flag]))
         averages = iter((rows[:, :-1].sum(0) / self._world.size).tolist())
-        for update, weight in self._pending:
+        for update, samples in self._pending:
             losses = {name: next(averages) for name in update.losses}
-            if not weight:
+            if not update.applied:
                 continue
+            # weighted by its samples, so that a small last update counts for less
             for name, value in losses.items():
-                self._mean(name).add(value, weight)
-            self._state.means["epoch_loss"].add(losses["loss"], weight)
+                self._mean(name).add(value, samples)
+            self._state.means["epoch_loss"].add(losses["loss"], samples)
             self._state.means["grad_norm"].add(update.grad_norm)
         self._pending = []
         return bool(rows[0, -1])

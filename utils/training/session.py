@@ -17,7 +17,6 @@ from utils.interrupt import Interrupt
 from utils.training.curves import draw_curves
 from utils.training.incidents import write_incident
 from utils.training.journal import Journal, refuse_reserved
-from utils.training.loop import Update
 from utils.training.objective import Best, Evaluation, Objective
 from utils.training.parallel import check_weights, synchronize_buffers
 from utils.training.plan import RunPlan
@@ -27,6 +26,7 @@ from utils.training.run_folder import RunFolder
 from utils.training.saver import Saver
 from utils.training.state import TrainState
 from utils.training.tracing import Tracer
+from utils.training.update import Update
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -89,6 +89,7 @@ class Session:
         self._tracer = Tracer(folder.path, world.device) if options.trace and world.is_main else None
         self._saved_at = time.monotonic()
         self._check_every = min(options.print_freq, 10)
+        self._unjudged: Update | None = None  # its outcome is known after the next one
         if world.is_main:
             folder.begin(provenance.config, state)
         if world.watchdog is not None:
@@ -122,6 +123,8 @@ class Session:
         """
         state, options = self._state, self._options
         self._tick()
+        self._judge()
+        self._unjudged = update
         if self._tracer is not None:
             self._tracer.step()
         report_due = self.progress.record(update)
@@ -130,12 +133,12 @@ class Session:
         clock_due = bool(options.save_minutes) and state.update % self._check_every == 0
         by_time = False
         if report_due or stop or extra or by_count or clock_due:  # what is saved contains the means up to here
+            state.settle()
             overdue = bool(options.save_minutes) and time.monotonic() - self._saved_at >= 60 * options.save_minutes
             by_time = self.progress.collect(wish=overdue)
-        if report_due:
-            self.progress.report()
-        if not update.applied:
-            self._report_skipped(update)
+            if report_due:
+                self.progress.report()
+            self._judge()
         whole = state.step == self._plan.updates_per_epoch
         saved = False
         if stop or extra or ((by_count or by_time) and not whole):
@@ -191,17 +194,24 @@ class Session:
         what = "is saved" if saved else "was not saved, its weights are not finite"
         raise self._interrupt.error(stop, f"the state after update {self._state.update} {what}")
 
+    def _judge(self) -> None:
+        """Reports the last update if it is settled and was skipped. Raises: NumericsError after too many in a row."""
+        update, self._unjudged = self._unjudged, None
+        if update is not None and not update.applied:
+            self._report_skipped(update)
+
     def _report_skipped(self, update: Update) -> None:
-        """Reports an update without a finite gradient, and ends the run after too many in a row."""
         state, plan = self._state, self._plan
-        scale = state.scaler.get_scale() if state.scaler.is_enabled() else None
+        log.warning("update %d skipped: its gradient is not finite (%d skipped so far)", update.number, state.skipped)
+        scale = update.loss_scale if state.scaler.is_enabled() else None
+        epoch, step = divmod(update.number, plan.updates_per_epoch)
         details = {
-            "update": state.update - 1,
-            "epoch": state.epoch,
-            "step": state.step,
+            "update": update.number,
+            "epoch": epoch,
+            "step": step + 1,
             "learning_rate": update.learning_rate,
             "grad_norm": finite(update.grad_norm),
-            "grad_norms": {name: finite(norm) for name, norm in (update.stage_norms or {}).items()},
+            "grad_norms": {name: finite(norm) for name, norm in update.stage_norms().items()},
             "loss_scale": scale,
             "skipped_in_row": state.skipped_in_row,
         }
@@ -209,7 +219,7 @@ class Session:
             "losses": {name: finite(float(value)) for name, value in update.losses.items()},
             "samples": [self._name_of(index) for index in update.samples],
         }
-        report = self._folder.path / "incidents" / f"update_{state.update - 1}.json"
+        report = self._folder.path / "incidents" / f"update_{update.number}.json"
         write_incident(report, self._world, details, own)
         if state.skipped_in_row < plan.max_skipped:
             return
@@ -218,7 +228,7 @@ class Session:
         again = "start again" if newest is None else f"go on from --resume {newest}"
         half = " AMP_DTYPE bfloat16, or" if scale is not None else ""
         raise NumericsError(
-            f"no finite gradient in {state.skipped_in_row} consecutive updates, the last is {state.update - 1} at"
+            f"no finite gradient in {state.skipped_in_row} consecutive updates, the last is {update.number} at"
             f" learning rate {update.learning_rate:.3g}{f' and loss scale {scale:g}' if scale is not None else ''}"
             f" (samples and norms: {self._folder.path / 'incidents'}): TRAIN.BASE_LR: {again} with another --tag and"
             f" --opts{half} TRAIN.BASE_LR {plan.base_lr / 2:g}"

@@ -15,6 +15,7 @@ from utils.precision import Precision
 from utils.training.optim import OptimizerOptions, build_optimizer, describe_groups, parameter_groups
 from utils.training.parallel import wrap
 from utils.training.plan import RunPlan
+from utils.training.update import Update
 
 _BASE_MEANS = ("epoch_loss", "loss", "grad_norm")
 _COUNTERS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples")
@@ -52,7 +53,8 @@ class TrainState:
 
     `model` is the bare model, `wrapped` the same model as it trains. Counters: `epoch` and `step` (updates done in the
     epoch) are the position in the data; `update` counts all updates of the run, `skipped` those among them whose
-    gradient was not finite, which advance neither weights nor schedule. `best_value` and `best_epoch` belong to the
+    gradient was not finite, which advance neither weights nor schedule. `unsettled`: an update whose outcome has not
+    been read yet, None when counters and averaged weights are up to date. `best_value` and `best_epoch` belong to the
     metric that the objective calls best.
     """
 
@@ -73,6 +75,7 @@ class TrainState:
         self.skipped = 0
         self.skipped_in_row = 0
         self.samples = 0
+        self.unsettled: Update | None = None
         self.best_value: float | None = None
         self.best_epoch = -1
         # running means of the epoch and the log interval: saved, so that a resumed run logs the same numbers
@@ -92,6 +95,20 @@ class TrainState:
         if options.ema_decay is not None:
             ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=options.ema_warmup)
         return TrainState(model, wrapped, optimizer, precision=precision, ema=ema)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def settle(self) -> None:
+        """Waits for the outcome of the last update, counts it, and moves the averaged weights if it was applied."""
+        update, self.unsettled = self.unsettled, None
+        if update is None:
+            return
+        self.skipped += not update.applied
+        self.skipped_in_row = 0 if update.applied else self.skipped_in_row + 1
+        if update.applied and self.ema is not None:
+            self.ema.update(self.model, step=self.update - self.skipped)
 
     def start_at(self, epoch: int, plan: RunPlan) -> None:
         """Starts at a later epoch, as if those before had been trained."""
@@ -123,6 +140,7 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors and primitives only. Every rank must call it."""
+        self.settle()
         averaged = {} if self.ema is None else {"model_ema": self.ema.module.state_dict()}
         windows = getattr(self.model, "pretrained_windows", None)  # Swin V2: not stored in any tensor
         return {

@@ -7,47 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
-from tests.builders import small
 from utils.distributed import World
 from utils.training import incidents
-from utils.training.incidents import stage_norms, write_incident
-
-NAN, INF = float("nan"), float("inf")
-
+from utils.training.incidents import write_incident
 
 OWN = {"losses": {"loss": None, "part": 0.5}, "samples": ["photo_3", "photo_4"]}
 
 
 def write(folder, update=7, world=None):
     write_incident(folder / f"update_{update}.json", world or World(), {"update": update, "epoch": 1}, OWN)
-
-
-def test_norms_are_those_of_the_parts_of_the_model():
-    model = nn.ModuleDict(
-        {
-            "patch_embed": nn.ModuleDict({"proj": nn.Linear(1, 1), "norm": nn.Linear(1, 1)}),
-            "layers": nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)]),
-            "head": nn.Linear(1, 1),
-        }
-    )
-    for value, parameter in enumerate(model.parameters()):
-        parameter.grad = torch.full_like(parameter, float(value))
-    model["layers"][1].weight.grad.fill_(NAN)
-    model["head"].bias.grad = None
-    norms = stage_norms(model)
-    assert list(norms) == ["patch_embed", "layers.0", "layers.1", "head"]
-    assert norms["patch_embed"] == pytest.approx((0 + 1 + 4 + 9) ** 0.5) and norms["head"] == 8.0
-    assert norms["layers.0"] == pytest.approx(41**0.5) and norms["layers.1"] != norms["layers.1"]
-
-
-def test_a_small_model_has_few_parts():
-    model = small()
-    model(torch.ones(1, 3, 32, 32)).sum().backward()
-    assert list(stage_norms(model)) == ["patch_embed", "layers.0", "layers.1", "norm", "head"]
-    assert all(0 < norm < INF for norm in stage_norms(model).values())
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from utils.training.optim import (
     describe_groups,
     parameter_groups,
     set_learning_rate,
+    step_if_finite,
 )
 
 
@@ -81,3 +82,42 @@ def test_optimizers_and_their_rates(model):
 def test_every_configured_name_can_be_built():
     assert all(KEYS["TRAIN.OPTIMIZER.NAME"].check(name) is None for name in OPTIMIZERS)
     assert KEYS["TRAIN.OPTIMIZER.NAME"].check("lion")
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "fused_lamb"])
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_a_step_clips_as_torch_does_and_is_not_taken_without_a_finite_gradient(name, clip):
+    """Every optimizer, fused or not, against clipping the gradients first."""
+    start, gradient = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([3.0, 0.0, 4.0])
+    weights = []
+    for ours in (True, False):
+        weight = torch.nn.Parameter(start.clone())
+        groups = [{"params": [weight], "weight_decay": 0.05, "lr_scale": 1.0}]
+        optimizer = build_optimizer(groups, OptimizerOptions(name))
+        set_learning_rate(optimizer, 0.1)
+        for step in range(3):
+            weight.grad = gradient * (step + 1)
+            norm = weight.grad.norm()
+            if ours:
+                step_if_finite(optimizer, norm, clip)
+            else:
+                if clip:
+                    torch.nn.utils.clip_grad_norm_([weight], clip)
+                optimizer.step()
+        weights.append(weight.detach().clone())
+        if ours:
+            moments = str(optimizer.state_dict())
+            for bad in (float("nan"), float("inf")):
+                weight.grad = gradient * bad
+                step_if_finite(optimizer, weight.grad.norm(), clip)
+            assert torch.equal(weight, weights[0]) and str(optimizer.state_dict()) == moments
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=0)
+
+
+def test_the_device_decides_about_a_step_of_the_recipe(monkeypatch):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer([{"params": [weight], "weight_decay": 0.0, "lr_scale": 1.0}], OptimizerOptions())
+    weight.grad = torch.ones(2)
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: pytest.fail("waited for the device"))
+    step_if_finite(optimizer, weight.grad.norm(), 1.0)
+    assert optimizer.state[weight]["step"].item() == 1

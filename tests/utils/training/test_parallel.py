@@ -12,14 +12,15 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.builders import CPU, small
 from utils.distributed import World
 from utils.errors import DistributedError
-from utils.training.parallel import check_weights, gradient_norm, synchronize, synchronize_buffers, wrap
+from utils.training.parallel import check_weights, gradient_norms, synchronize, synchronize_buffers, wrap
 
 
-def parameters(*gradients):
-    made = [nn.Parameter(torch.zeros(len(g))) for g in gradients]
-    for parameter, gradient in zip(made, gradients, strict=True):
-        parameter.grad = torch.tensor(gradient)
-    return made
+def model_with(*gradients):
+    """A model with a parameter for each gradient; the parameter has none where it is None."""
+    model = nn.ParameterList(torch.zeros(2) for _ in gradients)
+    for parameter, gradient in zip(model, gradients, strict=True):
+        parameter.grad = None if gradient is None else torch.tensor(gradient)
+    return model
 
 
 def test_a_single_process_trains_the_model_itself():
@@ -30,15 +31,22 @@ def test_a_single_process_trains_the_model_itself():
     assert model.weight.grad is not None
 
 
-def test_the_norm_is_that_of_all_gradients_and_changes_none():
-    made = parameters([3.0, 0.0], [4.0])
-    assert gradient_norm(made).item() == 5.0
-    assert made[0].grad.tolist() == [3.0, 0.0]
+def test_norms_are_those_of_the_parameters_that_have_a_gradient_and_change_none():
+    model = model_with([3.0, 4.0], None, [0.0, 2.0])
+    names, norms = gradient_norms(model)
+    assert names == ("0", "2") and norms.tolist() == [5.0, 2.0]
+    assert model[0].grad.tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad):
-    assert not gradient_norm(parameters([1.0, bad], [0.0])).isfinite()
+def test_a_gradient_that_is_not_finite_shows_in_its_norm(bad):
+    assert gradient_norms(model_with([1.0, bad], [0.0, 1.0]))[1].isfinite().tolist() == [False, True]
+
+
+def test_half_precision_gradients_do_not_overflow_their_norm():
+    model = model_with([0.0, 0.0]).half()
+    model[0].grad = torch.full((2,), 60000.0, dtype=torch.float16)
+    assert gradient_norms(model)[1].item() == pytest.approx(60000 * 2**0.5, rel=1e-3)
 
 
 def test_a_single_process_has_nobody_to_differ_from():
@@ -94,12 +102,9 @@ def test_gradients_are_exchanged_in_the_last_backward_pass_only(group):
     assert exchanged == [[11.0, 22.0]]  # the sum of both, once
 
 
-def test_parameters_without_a_gradient_do_not_count():
-    made = [*parameters([3.0, 4.0]), torch.zeros(2, requires_grad=True)]
-    assert gradient_norm(made).item() == 5.0
-
-
 @pytest.mark.parametrize(("model", "sent"), [(small("swinv2"), False), (nn.BatchNorm2d(3), True)])
-def test_buffers_travel_with_every_update_only_if_training_changes_them(model, sent, monkeypatch):
-    monkeypatch.setattr("utils.training.parallel.DistributedDataParallel", lambda model, **settings: settings)
-    assert wrap(model, World(0, 2, CPU))["broadcast_buffers"] is sent
+def test_buffers_travel_with_every_update_only_if_training_changes_them(model, sent, group, monkeypatch):
+    wrapped, synchronized = wrap(model, World(0, 2, CPU)), []
+    monkeypatch.setattr(wrapped, "_sync_buffers", lambda: synchronized.append(True))
+    wrapped(torch.ones(2, 3, 32, 32))
+    assert bool(synchronized) is sent

@@ -134,7 +134,7 @@ def test_fault_35_without_a_checkpoint_the_run_starts_again_and_float16_is_doubt
     with pytest.raises(NumericsError) as caught, session(tmp_path, run_state, plan()) as run_session:
         train(run_session, run_state, plan(), poisoned(batches(5)))
     message = str(caught.value)
-    assert "at learning rate 1e-06 and loss scale 128 (samples and norms: " in message
+    assert "at learning rate 1e-06 and loss scale 256 (samples and norms: " in message
     assert "start again with another --tag and --opts AMP_DTYPE bfloat16, or TRAIN.BASE_LR 0.05" in message
 
 

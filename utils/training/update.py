@@ -1,0 +1,72 @@
+"""What one update did, read from the device when it is known there, not when it was launched."""
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class Readback:
+    """Numbers on their way from the device; reading them waits for the device to get there, not for later work.
+
+    Args: values: float32 (N,).
+    """
+
+    def __init__(self, values: Tensor):
+        self._values = values.to("cpu", non_blocking=True)
+        self._arrived: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(values.device))
+
+    @cached_property
+    def numbers(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.tolist()
+
+
+class Update:
+    """One update of the weights.
+
+    Args: number: of the update in the run, from 0; losses: this rank's contribution to the mean losses, by name,
+    scalars on the device; outcome: the gradient norm of every parameter, the norm of all of them, and the loss scale;
+    names: of the parameters; samples: this rank's, by number.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        losses: dict[str, Tensor],
+        learning_rate: float,
+        outcome: Readback,
+        names: tuple[str, ...] = (),
+        samples: tuple[int, ...] = (),
+    ):
+        self.number, self.losses, self.learning_rate, self.samples = number, losses, learning_rate, samples
+        self._outcome, self._names = outcome, names
+
+    @property
+    def grad_norm(self) -> float:
+        """The norm of the gradient, before clipping."""
+        return self._outcome.numbers[-2]
+
+    @property
+    def loss_scale(self) -> float:
+        """1 without loss scaling."""
+        return self._outcome.numbers[-1]
+
+    @property
+    def applied(self) -> bool:
+        """Whether the gradient was finite, and the weights were updated."""
+        return math.isfinite(self.grad_norm)
+
+    def stage_norms(self) -> dict[str, float]:
+        """Returns the gradient norm of every part of the model: patch_embed, layers.0, ..., head."""
+        squares: dict[str, float] = {}
+        for name, norm in zip(self._names, self._outcome.numbers, strict=False):
+            parts = name.split(".")
+            stage = ".".join(parts[: 2 if len(parts) > 2 and parts[1].isdigit() else 1])
+            squares[stage] = squares.get(stage, 0.0) + norm * norm
+        return {stage: math.sqrt(square) for stage, square in squares.items()}
