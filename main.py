@@ -17,7 +17,7 @@ from configs.loading import config_differences, dump_config, load_config, shared
 from data.loaders import PipelineOptions, build_eval_loader, build_train_loader
 from data.pipeline.mixing import build_mixing
 from data.sources.open import SourceOptions, chosen_classes, open_sources, open_val
-from models.registry import default_classes, model_options, new_model, preprocessing_of
+from models.registry import fresh_model, model_options, new_model, preprocessing_of
 from models.weights.class_maps import known_classes, real_labels
 from models.weights.load import load_contents
 from models.weights.released import released_url
@@ -30,6 +30,7 @@ from utils.preprocessing import Preprocessing, image_size
 from utils.profiling import explain_memory, measure_throughput
 from utils.terminal import log_lines, start_logging
 from utils.training.classification import Classification
+from utils.training.fitting import fit_batch_size
 from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
 from utils.training.provenance import Provenance, versions
@@ -89,12 +90,12 @@ def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
 
 def measure(cfg: CfgNode, world: World) -> None:
     """Measures images/s of the forward pass on random images with fresh weights; neither affects the speed."""
-    model = new_model(cfg, model_options(cfg), default_classes(cfg), world.device)
-    precision, size = Precision.from_config(cfg, world.device), image_size(cfg.DATA.IMG_SIZE)
+    model, size = fresh_model(cfg, world.device), image_size(cfg.DATA.IMG_SIZE)
+    precision = Precision.from_config(cfg, world.device)
     log_lines([measure_throughput(model, cfg.DATA.BATCH_SIZE, size, precision).line()])
 
 
-TASKS = {"classification": (train_classifier, evaluate_classifiers)}
+TASKS = {"classification": (train_classifier, evaluate_classifiers)}  # to train, to evaluate
 
 
 def main(argv: list[str]) -> int:
@@ -102,12 +103,11 @@ def main(argv: list[str]) -> int:
     world, code = World(rank=launched_rank()), 0
     start_logging(world.is_main)
     try:
-        command = parse_command_line(argv)
-        cfg = load_config(command.cfg, command.overrides)
+        cfg = load_config(*parse_command_line(argv))
         world = interrupt.join(join_world(cfg.TIMEOUT_MINUTES))
         world.check_equal({**shared_config(cfg), **versions()}, "use one command and the same versions everywhere")
-        train, evaluate = TASKS[cfg.TASK]
-        (measure if cfg.THROUGHPUT_MODE else evaluate if cfg.EVAL_MODE else train)(cfg, world)
+        run = measure if cfg.THROUGHPUT_MODE else TASKS[cfg.TASK][cfg.EVAL_MODE]
+        run(fit_batch_size(cfg, world, fresh_model), world)
         world.leave()
     except (Exception, KeyboardInterrupt) as error:
         code = world.end_together(explain_memory(error, world.device), debug="--debug" in argv)

@@ -4,15 +4,14 @@ import argparse
 import logging
 import os
 import sys
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from configs.loading import load_config
 from utils.errors import EXIT_CODES, ConfigError, did_you_mean, report_error
 
 # option -> (key, value when the option is a switch or None when it takes one, help)
 OPTIONS: dict[str, tuple[str, Any, str]] = {
-    "--batch-size": ("DATA.BATCH_SIZE", None, "images per rank and micro-batch"),
+    "--batch-size": ("DATA.BATCH_SIZE", None, "images per rank and micro-batch; auto: as many as fit"),
     "--data-path": ("DATA.DATA_PATH", None, "folder with train/ and val/, each with one folder of images per class"),
     "--zip": ("DATA.ZIP_MODE", True, "read train.zip and val.zip"),
     "--cache-mode": ("DATA.CACHE_MODE", None, "read archives into memory first: part, full or no"),
@@ -35,8 +34,7 @@ OPTIONS: dict[str, tuple[str, Any, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class CommandLine:
+class CommandLine(NamedTuple):
     """The YAML file, and overrides in rising precedence."""
 
     cfg: str
@@ -84,8 +82,7 @@ def check_command_line(argv: list[str]) -> None:
     """Ends the program for --help and for mistakes, which need nothing slow to be imported."""
     logging.disable(logging.WARNING)  # what is deprecated is said later
     try:
-        command = parse_command_line(argv)
-        load_config(command.cfg, command.overrides)
+        load_config(*parse_command_line(argv))
     except ConfigError as error:
         speak = os.environ.get("RANK", "0") == "0"
         sys.exit(report_error(error, speak=speak, debug="--debug" in argv))

@@ -85,6 +85,10 @@ def positives(value: list[float] | str) -> str | None:
     return None if good else "must have a number above 0 for each channel"
 
 
+def batch_size(value: int | str) -> str | None:
+    return None if isinstance(value, str) or value >= 1 else "must be at least 1"
+
+
 def crop_fraction(value: float | str) -> str | None:
     return None if isinstance(value, str) or 0 < value <= 1 else "must be above 0 and at most 1"
 
@@ -130,7 +134,13 @@ SCHEMA: dict[str, Any] = {
     "TASK": Key(AUTO, "new: what is trained; auto: by the keys", one_of(AUTO, "classification", "simmim")),
     "BASE": Key([""], "YAML files to inherit from, relative to this one", free=True),
     "DATA": {
-        "BATCH_SIZE": Key(128, "images per rank and micro-batch", at_least(1), free=True),
+        "BATCH_SIZE": Key(
+            128,
+            "images per rank and micro-batch; auto: as many as fit into the GPU, by GLOBAL_BATCH_SIZE",
+            batch_size,
+            auto_or(INT),
+            free=True,
+        ),
         "DATA_PATH": Key("", "folder that contains train and val", free=True, per_machine=True),
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
         "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),

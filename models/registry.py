@@ -118,6 +118,11 @@ def new_model(cfg: CfgNode, options: ModelOptions, num_classes: int, device: tor
     return model
 
 
+def fresh_model(cfg: CfgNode, device: torch.device) -> nn.Module:
+    """Builds the model of a run without its data, to see how fast it is and how much memory it takes."""
+    return new_model(cfg, model_options(cfg), default_classes(cfg), device)
+
+
 def prepare(model: nn.Module, *, checkpointing: bool = False, stages: Sequence[int] = (), freeze: str = "none") -> None:
     """Enables activation checkpointing, and freezes "none", a number of stages, or "all" but the head.
 

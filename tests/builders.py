@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
+from configs.loading import load_config
 from data.loaders import PipelineOptions
 from data.pipeline.transforms import EvalTransformOptions, TrainTransformOptions
 from data.pipeline.workers import LoaderOptions
@@ -50,8 +52,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
     "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
 }
+RECIPES = Path(__file__).parent.parent / "configs"
 CPU = torch.device("cpu")
 FLOAT32 = Precision("cpu", torch.float32)
+
+
+def configured(recipe: str | Path = "swin_tiny.yaml", **overrides: Any) -> CfgNode:
+    """Args: recipe: a file, or its name in configs/; overrides: KEY__NAME=value for KEY.NAME."""
+    given = [(key.replace("__", "."), value, "test") for key, value in overrides.items()]
+    return load_config(RECIPES / recipe, given)
 
 
 def small(family: str = "swin", **more: Any) -> Any:

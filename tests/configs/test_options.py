@@ -12,8 +12,7 @@ CFG = str(ROOT / "configs" / "swin_tiny.yaml")
 
 
 def parse(*argv):
-    command = parse_command_line(["--cfg", CFG, *argv])
-    return load_config(command.cfg, command.overrides)
+    return load_config(*parse_command_line(["--cfg", CFG, *argv]))
 
 
 def test_every_option_sets_a_key_of_the_schema():

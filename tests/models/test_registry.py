@@ -5,13 +5,13 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from configs.loading import load_config
 from models.registry import (
     MODELS,
     TimmOptions,
     build,
     build_model,
     default_classes,
+    fresh_model,
     model_options,
     new_model,
     prepare,
@@ -19,17 +19,10 @@ from models.registry import (
 )
 from models.swin import SwinOptions
 from models.swin_v2 import SwinV2Options
-from tests.builders import CPU, SMALL, small
-from tests.conftest import ROOT
+from tests.builders import CPU, SMALL, configured, small
 from utils.errors import ConfigError
 from utils.preprocessing import Preprocessing
 from utils.profiling import check_compiler, describe_model
-
-
-def configured(recipe="swin_tiny.yaml", **overrides):
-    """Args: overrides: KEY__NAME=value for KEY.NAME."""
-    given = [(key.replace("__", "."), value, "test") for key, value in overrides.items()]
-    return load_config(ROOT / "configs" / recipe, given)
 
 
 @pytest.mark.parametrize("family", sorted(MODELS))
@@ -85,12 +78,12 @@ def test_without_data_the_classes_are_those_configured_or_of_the_data_set():
     assert default_classes(configured()) == 1000
     assert default_classes(configured(DATA__DATASET="imagenet22K")) == 21841
     assert default_classes(configured(DATA__DATASET="imagenet22K", MODEL__NUM_CLASSES=7)) == 7
+    assert fresh_model(configured(MODEL__NUM_CLASSES=7, MODEL__SWIN__EMBED_DIM=24), CPU).num_classes == 7
 
 
 def test_the_model_of_a_run_is_prepared_as_configured_and_depends_on_the_seed_only(tiny_yaml, caplog):
     def built(**overrides):
-        given = [(key.replace("__", "."), value, "test") for key, value in overrides.items()]
-        cfg = load_config(tiny_yaml, given)
+        cfg = configured(tiny_yaml, **overrides)
         with caplog.at_level("INFO"):
             return new_model(cfg, model_options(cfg), 3, CPU)
 
@@ -175,7 +168,7 @@ def test_chosen_stages_are_checkpointed():
 def test_a_compiled_model_keeps_its_names(tiny_yaml, monkeypatch):
     """Compiled in place, after its cost was counted."""
     monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *a: pytest.fail("called") or call(*a))
-    cfg = load_config(tiny_yaml, [("TRAIN.COMPILE", True, "test")])
+    cfg = configured(tiny_yaml, TRAIN__COMPILE=True)
     model = new_model(cfg, model_options(cfg), 4, torch.device("cpu"))
     assert model._compiled_call_impl is not None
     assert set(model.state_dict()) == set(build(model_options(cfg), 4).state_dict())

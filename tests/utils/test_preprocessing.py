@@ -2,16 +2,14 @@
 
 import pytest
 
-from configs.loading import load_config
-from tests.conftest import ROOT
+from tests import builders
 from utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, image_size
 
 OWN = Preprocessing((0.1, 0.2, 0.6), (0.3, 0.3, 0.3), 0.95, "bilinear")
 
 
 def configured(channels=3, **keys):
-    overrides = [(name.replace("__", "."), value, "test") for name, value in keys.items()]
-    return OWN.configured(load_config(ROOT / "configs/swin_tiny.yaml", overrides), channels)
+    return OWN.configured(builders.configured(**keys), channels)
 
 
 def test_auto_takes_the_values_of_the_model():

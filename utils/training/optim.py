@@ -90,8 +90,8 @@ def step_if_finite(optimizer: torch.optim.Optimizer, norm: Tensor, clip: float) 
     """
     if optimizer.defaults.get("fused"):
         # what a GradScaler sets: the step divides by the one, and does nothing if the other is 1
-        optimizer.grad_scale = ((norm + 1e-6) / clip).clamp(min=1) if clip else None
-        optimizer.found_inf = torch.isfinite(norm).logical_not().float()
+        optimizer.grad_scale = ((norm + 1e-6) / clip).clamp(min=1) if clip else None  # type: ignore[attr-defined]
+        optimizer.found_inf = torch.isfinite(norm).logical_not().float()  # type: ignore[attr-defined]
         optimizer.step()
     elif torch.isfinite(norm):
         if clip:

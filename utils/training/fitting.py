@@ -1,0 +1,111 @@
+"""DATA.BATCH_SIZE auto: the largest micro-batch that the GPUs have memory for."""
+
+import gc
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from utils.batches import Batch
+from utils.distributed import World
+from utils.errors import ConfigError, ResourceError
+from utils.precision import Precision
+from utils.preprocessing import image_size
+from utils.profiling import input_channels
+from utils.training.classification import Classification
+from utils.training.loop import train_epoch
+from utils.training.plan import RunPlan
+from utils.training.state import StateOptions, TrainState
+
+log = logging.getLogger(__name__)
+EVALUATED = 128  # images per batch of an evaluation, which takes far less memory
+USABLE = 0.92  # of the GPU: stochastic depth and the exchange of gradients take a little more in some updates
+
+
+def fit_batch_size(cfg: CfgNode, world: World, build: Callable[[CfgNode, torch.device], nn.Module]) -> CfgNode:
+    """Returns the configuration with a number for DATA.BATCH_SIZE; one that has a number already, unchanged.
+
+    Divisors of a rank's share of the global batch are tried, each by two updates of a new model, so that the global
+    batch stays what it is by accumulation. The rank with the least memory decides.
+    Args: build: returns a new model on a device.
+    Raises: ConfigError without a GPU or a global batch; ResourceError if a single image is too much.
+    """
+    if isinstance(cfg.DATA.BATCH_SIZE, int):
+        return cfg
+    if cfg.EVAL_MODE or cfg.THROUGHPUT_MODE:
+        return _with_batch_size(cfg, EVALUATED)
+    if world.device.type != "cuda":
+        raise ConfigError("a batch that fits into memory is sought on GPUs only: DATA.BATCH_SIZE: set a number")
+    share = cfg.TRAIN.GLOBAL_BATCH_SIZE // world.size
+    if not share:
+        raise ConfigError("the batch of an update decides the learning rate: TRAIN.GLOBAL_BATCH_SIZE: set it, as 1024")
+    log.info("trying how many images fit into the memory of %s", world.device)
+    trial = Trial(cfg, world, build(cfg, world.device))
+    torch.cuda.set_per_process_memory_fraction(USABLE, world.device)
+    own = largest_that_fits([size for size in range(1, share + 1) if share % size == 0], trial.run)
+    torch.cuda.set_per_process_memory_fraction(1.0, world.device)
+    del trial
+    _release_memory()
+    size = min(world.gather_objects(own))
+    if not size:
+        raise ResourceError(
+            f"the memory of {world.device} is too small for a single image: --use-checkpoint: use it, or a smaller"
+            " model or DATA.IMG_SIZE"
+        )
+    return _with_batch_size(cfg, size)
+
+
+class Trial:
+    """Training of a new model on made-up images, to see what it takes."""
+
+    def __init__(self, cfg: CfgNode, world: World, model: nn.Module) -> None:
+        self._cfg, self._world = cfg, world
+        self._precision = Precision.from_config(cfg, world.device)
+        self._state = TrainState.build(model, StateOptions.from_config(cfg), self._precision, World())
+
+    def run(self, size: int) -> None:
+        """Takes two updates: the first also makes the optimizer's moments. Raises: torch.OutOfMemoryError."""
+        device, share = self._world.device, self._cfg.TRAIN.GLOBAL_BATCH_SIZE
+        model, sides = self._state.model, image_size(self._cfg.DATA.IMG_SIZE)
+        classes = int(model.num_classes)  # type: ignore[arg-type]
+        images = torch.zeros(size, input_channels(model), *sides, device=device)
+        objective = Classification(classes, 0.0, val=None, precision=self._precision, world=World())
+        targets = torch.full((size, classes), 1.0 / classes, device=device)
+        plan = RunPlan.from_config(_with_batch_size(self._cfg, size), self._world.size, 2 * share)
+        self._state.step = 0
+        self._state.optimizer.zero_grad(set_to_none=True)  # those of a batch that did not fit
+        batches = [Batch(images, targets, 1.0, ends_update=True)] * 2
+        train_epoch(self._state, batches, objective, plan, lambda update: None)
+
+
+def largest_that_fits(sizes: Sequence[int], attempt: Callable[[int], None]) -> int:
+    """Returns the largest of the ascending `sizes` for which `attempt` has enough memory, 0 if none."""
+
+    def fails(size: int) -> bool:
+        _release_memory()
+        try:
+            attempt(size)
+        except torch.OutOfMemoryError:
+            return True
+        return False
+
+    count = bisect_left(sizes, True, key=fails)
+    return sizes[count - 1] if count else 0
+
+
+def _release_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _with_batch_size(cfg: CfgNode, size: int) -> CfgNode:
+    changed = cfg.clone()
+    changed.defrost()
+    changed.DATA.BATCH_SIZE = size
+    changed.freeze()
+    return changed
