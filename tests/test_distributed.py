@@ -128,16 +128,6 @@ def test_fault_29_training_of_65_samples_on_two_processes(tiny_yaml, tmp_path):
     assert "an epoch uses 64 of 65 samples" in done.out
 
 
-def test_fault_59_batch_1_and_stochastic_depth_on_two_processes(tiny_yaml, photos, tmp_path):
-    done = run_program(
-        *("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--batch-size", 1),
-        *("--opts", "MODEL.DROP_PATH_RATE", 0.9, "TRAIN.EPOCHS", 1),
-        processes=2,
-    )
-    assert done.code == 0, done.err
-    assert "18 updates" in done.out
-
-
 @pytest.mark.parametrize("bad", [0, 1])
 def test_fault_28_bad_data_of_one_process_end_all_with_one_line_and_the_same_code(tiny_yaml, own_photos, tmp_path, bad):
     """Two processes as a cluster starts them; an unreadable image for each in turn, in the first update."""

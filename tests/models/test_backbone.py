@@ -9,7 +9,7 @@ from configs.loading import load_config
 from models.backbone import init_weights, resize_position_embedding
 from models.registry import MODELS, model_options
 from models.swin import SwinOptions
-from tests.builders import SMALL, small
+from tests.builders import SMALL, randomize, small
 from tests.conftest import ROOT
 from utils.errors import ConfigError
 
@@ -23,6 +23,17 @@ def family(request):
 def test_logits_are_finite_at_any_size(family, size):
     logits = small(family)(torch.randn(2, 3, *size))
     assert logits.shape == (2, 5) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_logits_do_not_depend_on_the_batch_an_image_is_in(family, dtype, tolerance):
+    """Up to float rounding: a matrix product may be summed in another order for another number of rows."""
+    model, images = randomize(small(family)), torch.randn(9, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        together = model(images).float()
+        for size in (1, 4):
+            apart = torch.cat([model(part) for part in images.split(size)]).float()
+            torch.testing.assert_close(apart, together, atol=tolerance * together.abs().max().item(), rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,8 @@ from utils.checkpoints.shared import read_once
 from utils.distributed import join_world
 from utils.errors import ConfigError, DistributedError
 from utils.interrupt import Interrupt
-from utils.training.parallel import check_weights, synchronize_buffers
+from tests.builders import small
+from utils.training.parallel import check_weights, synchronize_buffers, wrap
 
 FOLDER = Path(sys.argv[1])
 
@@ -247,6 +248,22 @@ def third(rank):
     synchronize_buffers([model, model[1]], world)
     norm = model[1]
     found["buffers"] = [before, norm.running_mean.tolist(), norm.running_var.tolist(), int(norm.num_batches_tracked)]
+
+    gradients = []
+    for compiled in (False, True):  # one image per rank, and blocks that neither rank's keeps
+        model = small("swin", drop_path_rate=0.9)
+        if compiled:
+            model.compile(backend="aot_eager")
+        wrapped = wrap(model, world)
+        for seed in range(4):
+            torch.manual_seed(10 * seed + rank)
+            wrapped(torch.randn(1, 3, 32, 32)).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    found["depth"] = {
+        "eager and compiled": (gradients[0] - gradients[1]).abs().max().item(),
+        "ranks": (world.gather(gradients[0])[0] - world.gather(gradients[0])[1]).abs().max().item(),
+        "largest": gradients[0].abs().max().item(),
+    }
 
     interrupt = Interrupt()
     interrupt.join(world)
@@ -387,6 +404,13 @@ def test_running_statistics_become_those_of_the_main_rank(found):
     (own, *one), (theirs, *other) = (rank["buffers"] for rank in found)
     assert own != theirs and one[:2] == other[:2] and one[0] == own
     assert (one[2], other[2]) == (1, 2)  # counters are not statistics
+
+
+@pytest.mark.seconds
+def test_fault_59_one_image_per_rank_and_blocks_that_none_keeps_eager_and_compiled(found):
+    for rank in found:
+        assert rank["depth"]["ranks"] == 0.0 and 0.0 < rank["depth"]["largest"] < float("inf")
+        assert rank["depth"]["eager and compiled"] < 1e-5 * rank["depth"]["largest"]
 
 
 @pytest.mark.seconds
