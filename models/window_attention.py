@@ -8,11 +8,13 @@ has parameters.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class WindowGrid:
             x = F.pad(x, (0, 0, 0, cols - width, 0, rows - height))
         x = x.reshape(batch, rows * cols, channels)
         if rows * cols > self.window**2:
-            x = permute_tokens(x, *_window_order(self, x.device))
+            x = permute_tokens(x, *_of_grid(_window_order, self, x.device))
         return x.view(batch, -1, self.window**2, channels)
 
     def merge(self, windows: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ class WindowGrid:
         batch, channels = windows.shape[0], windows.shape[-1]
         x = windows.reshape(batch, -1, channels)
         if windows.shape[1] > 1:
-            order, inverse = _window_order(self, windows.device)
+            order, inverse = _of_grid(_window_order, self, windows.device)
             x = permute_tokens(x, inverse, order)
         return x.view(batch, *self.padded, channels)[:, : self.height, : self.width]
 
@@ -65,11 +67,20 @@ class WindowGrid:
         Returns: (windows, window * window, window * window) of 0 and -100 (the released models' value, figure 4 of the
         paper), or None if nothing is shifted. Padding is not masked.
         """
-        return _shift_mask(self, device) if self.shift_h or self.shift_w else None
+        return _of_grid(_shift_mask, self, device) if self.shift_h or self.shift_w else None
 
 
-@lru_cache(maxsize=64)
+def _of_grid(make: Callable[[WindowGrid, torch.device], T], grid: WindowGrid, device: torch.device) -> T:
+    """Returns make(grid, device), which is kept; torch.compile traces `make` itself."""
+    return make(grid, device) if torch.compiler.is_compiling() else _kept(make, grid, device)
+
+
+@lru_cache(maxsize=128)
 @torch.inference_mode(False)  # what is created in inference mode cannot be used in training later
+def _kept(make: Callable[[WindowGrid, torch.device], T], grid: WindowGrid, device: torch.device) -> T:
+    return make(grid, device)
+
+
 def _window_order(grid: WindowGrid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns the token of the padded map, row-major, at every position of the windows, and the inverse."""
     rows, cols = grid.padded
@@ -79,8 +90,6 @@ def _window_order(grid: WindowGrid, device: torch.device) -> tuple[Tensor, Tenso
     return order.to(device), order.argsort().to(device)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
 def _shift_mask(grid: WindowGrid, device: torch.device) -> Tensor:
     rows, cols = grid.padded
     # tokens that wrapped around an edge belong to another region than their new neighbours
