@@ -191,6 +191,9 @@ class SwinBackbone(nn.Module):
         return [stage for stage in self.layers if isinstance(stage, Stage)]
 
     def _stem(self, images: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # compiled for each size: windows depend on it; for any batch
+            for side in (2, 3):
+                torch._dynamo.mark_static(images, side)
         x = self.patch_embed(images)
         if self.absolute_pos_embed is not None:
             x = x + resize_position_embedding(self.absolute_pos_embed, self.grid, (x.shape[1], x.shape[2]))

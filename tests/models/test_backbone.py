@@ -36,6 +36,17 @@ def test_logits_do_not_depend_on_the_batch_an_image_is_in(family, dtype, toleran
             torch.testing.assert_close(apart, together, atol=tolerance * together.abs().max().item(), rtol=0)
 
 
+def test_compiled_logits_are_the_eager_ones(family):
+    """With gradients and without; at two sizes, which are compiled apart, and for two batches, which are not."""
+    model = randomize(small(family, drop_path_rate=0.2))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for shape, gradients in (((2, 3, 32, 32), True), ((2, 3, 18, 30), False), ((3, 3, 18, 30), False)):
+        images = torch.randn(shape)
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(compiled(images), model(images), atol=1e-5, rtol=1e-5)
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize(
     "more", [{"drop_path_rate": 0.1}, {"ape": True, "drop_path_rate": 0.9}, {"patch_norm": False, "drop_rate": 0.1}]
 )
