@@ -186,6 +186,12 @@ def _check_together(values: dict[str, Any]) -> None:
         )
     if values["TRAIN.START_EPOCH"] >= values["TRAIN.EPOCHS"]:
         raise ConfigError("TRAIN.START_EPOCH is not below TRAIN.EPOCHS: nothing is left to train")
+    warmup, epochs = values["TRAIN.WARMUP_EPOCHS"], values["TRAIN.EPOCHS"]
+    if warmup and warmup >= epochs and not (values["EVAL_MODE"] or values["THROUGHPUT_MODE"]):
+        raise ConfigError(
+            f"{warmup} of {epochs} epochs are warm-up, TRAIN.BASE_LR would never be reached: TRAIN.WARMUP_EPOCHS: set"
+            f" it below {epochs}, such as {epochs // 10}"
+        )
     for name in ("MODEL.NAME", "TAG"):
         path = PurePath(values[name])
         if not values[name].strip() or path.is_absolute() or ".." in path.parts:

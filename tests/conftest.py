@@ -106,7 +106,7 @@ def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, **env:
 
 def accuracy(out: str) -> tuple[int, int]:
     """Returns correct and counted samples of the last evaluation in a log."""
-    correct, count = re.findall(r"\* Acc@1 .*\((\d+) of (\d+)\)", out)[-1]
+    correct, count = re.findall(r"Acc@1 .*\((\d+) of (\d+)\)", out)[-1]
     return int(correct), int(count)
 
 
@@ -136,6 +136,6 @@ MODEL:
   NAME: tiny
   DROP_PATH_RATE: 0.2
   SWIN: {PATCH_SIZE: 2, EMBED_DIM: 16, DEPTHS: [2, 2], NUM_HEADS: [2, 4], WINDOW_SIZE: 4}
-TRAIN: {EPOCHS: 2, WARMUP_EPOCHS: 1, BASE_LR: 0.05}
+TRAIN: {EPOCHS: 2, WARMUP_EPOCHS: 0, BASE_LR: 0.05}
 PRINT_FREQ: 2
 """

@@ -30,7 +30,7 @@ def one_process(tiny_yaml, photos, tmp_path_factory) -> Path:
         "--cfg", tiny_yaml, "--data-path", photos, "--output", output, "--batch-size", 8, *EXACT, processes=1
     )
     assert done.code == 0, done.err
-    assert "1 epochs x 5 updates" in done.out
+    assert "1 epoch x 5 updates" in done.out
     return output
 
 

@@ -29,12 +29,12 @@ def test_the_main_job_trains_swin_tiny_on_photographs(tmp_path, processes):
     photos = write_photos(tmp_path / "photos", classes=2, train=4, val=2, size=256)
     done = run_program(
         *("--cfg", SWIN_TINY, "--data-path", photos, "--output", tmp_path, "--batch-size", 2),
-        *("--opts", "TRAIN.EPOCHS", 1, "PRINT_FREQ", 1, "DATA.NUM_WORKERS", 1),
+        *("--opts", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "PRINT_FREQ", 1, "DATA.NUM_WORKERS", 1),
         processes=processes,
     )
     assert done.code == 0, done.err
     assert "SwinTransformer: 27,520,892 parameters" in done.out  # Swin-T with a head for two classes
-    assert done.out.count("Train: [0/1]") == 8 // (2 * processes)
+    assert done.out.count("] [0/1][") == 8 // (2 * processes)
     assert accuracy(done.out)[1] == 4
 
 
@@ -57,7 +57,7 @@ def test_fault_25_ctrl_c_ends_the_run_after_an_update(tiny_yaml, photos, tmp_pat
         start_new_session=True,
     )
     for line in job.stdout:
-        if "Train: [2/500]" in line:
+        if "[2/500][" in line:
             break
     os.killpg(job.pid, signal.SIGINT)  # as the terminal does: to the loader's processes too
     out, err = job.communicate(timeout=60)

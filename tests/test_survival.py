@@ -160,7 +160,7 @@ def test_fault_23_sigterm_saves_and_the_run_continues_bit_equal(disks, undisturb
         assert newest <= saved
         assert not (disks[1] / "output").exists()
     slow = torchrun(disks[0], faults="step:1:sleep=0.5")
-    wait_for(disks[0] / RUN / "log.txt", "Train: [1/2][6/9]", slow)
+    wait_for(disks[0] / RUN / "log.txt", "[1/2][7/9]", slow)
     begun = time.monotonic()
     slow.send_signal(signal.SIGTERM)
     _, err = slow.communicate(timeout=60)
@@ -291,7 +291,7 @@ def test_ranks_that_see_other_data_or_another_configuration_are_refused(disks):
 def test_fault_09_a_second_run_in_the_folder_is_refused_and_a_dead_one_replaced(disks):
     folder = disks[0]
     first = start([folder], faults="step:2:sleep=0.3")
-    wait_for(folder / RUN / "log.txt", "Train: [0/2][3/", first.jobs[0])
+    wait_for(folder / RUN / "log.txt", "[0/2][3/", first.jobs[0])
     second = start([folder]).wait()
     assert second.codes == [2]
     assert f"process {first.jobs[0].pid}" in second.error and "another run writes to this output folder" in second.error
@@ -350,17 +350,29 @@ def test_a_reader_that_goes_away_and_a_plain_locale_disturb_nothing(disks, tmp_p
     """main.py ... | head -1, into a folder with a name that the locale cannot show."""
     folder = disks[0]
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    options = ["--output", "größe", "--opts", "TRAIN.EPOCHS", 1, "PRINT_FREQ", 1, "DATA.NUM_WORKERS", 0]
+    options = [
+        "--output",
+        "größe",
+        "--opts",
+        "TRAIN.EPOCHS",
+        1,
+        "TRAIN.WARMUP_EPOCHS",
+        0,
+        "PRINT_FREQ",
+        1,
+        "DATA.NUM_WORKERS",
+        0,
+    ]
     job = start([folder], *options, **plain).jobs[0]
     assert "data: 36 training" in job.stdout.readline()
     job.stdout.close()
     err = job.stderr.read()
     assert job.wait() == 0 and err == ""
-    assert "trained 1 epochs" in (folder / "größe/soak/default/log.txt").read_text()
+    assert "trained 1 epoch in" in (folder / "größe/soak/default/log.txt").read_text()
 
 
 def test_closed_standard_streams_disturb_nothing(disks):
-    arguments = "--cfg recipe.yaml --data-path data --opts TRAIN.EPOCHS 1 DATA.NUM_WORKERS 0"
+    arguments = "--cfg recipe.yaml --data-path data --opts TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0"
     line = f"{sys.executable} {ROOT / 'main.py'} {arguments} >&- 2>&-"
     assert subprocess.run(line, shell=True, cwd=disks[0], env=environment()).returncode == 0
 

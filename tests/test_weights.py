@@ -122,7 +122,7 @@ def test_a_released_v2_file_is_evaluated_as_the_readme_says(imagenet, tmp_path):
         *("--disable_amp", "--opts", "DATA.NUM_WORKERS", 0, "DATA.BATCH_SIZE", 8, *tables, *narrow),
     )
     assert done.code == 0, done.err
-    assert accuracy(done.out) == (correct, 15) and done.out.count(" * Acc@1") == 2 and "ReaL Acc@1" in done.out
+    assert accuracy(done.out) == (correct, 15) and done.out.count("] Acc@1") == 2 and "ReaL Acc@1" in done.out
     assert len(list(csv.DictReader((tmp_path / "r.csv").open()))) == 2
     assert {r["class"] for r in csv.DictReader((tmp_path / "c.csv").open())} == {SYNSETS[i] for i in (850, 3, 700)}
 

@@ -84,6 +84,11 @@ def listing(names: Iterable[str], count: int = 5) -> str:
     return ", ".join(first[:count]) + (", ..." if len(first) > count else "")
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Returns "1 epoch", "2 epochs"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """Returns "did you mean X?" for the known name closest to `name`, ignoring case.
 
@@ -122,6 +127,7 @@ def report_error(error: BaseException, *, speak: bool, debug: bool = False, deta
         detail += "".join(traceback.format_exception(error))
     _tell_launcher(text)
     for handler in logging.getLogger().handlers:  # the terminal gets the line from stderr
+        handler.flush()
         if isinstance(handler, logging.FileHandler):
             handler.handle(logging.LogRecord("error", logging.ERROR, "", 0, f"{detail}error: {text}", None, None))
     with suppress(OSError, ValueError, RuntimeError, AttributeError):  # closed, or in use by the code interrupted

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _program(recipe: Path, options: argparse.Namespace, folder: str, processes: int) -> float:
-    """Returns images/s of main.py on random pixels, from the times in its log."""
+    """Returns images/s of main.py on random pixels, from its log."""
     arguments = ["--cfg", recipe, "--output", tempfile.mkdtemp(dir=folder), "--disable-amp", "--opts"]
     settings = {
         "DATA.DATASET": "synthetic",
@@ -65,16 +65,16 @@ def _program(recipe: Path, options: argparse.Namespace, folder: str, processes: 
         text=True,
     ) as program:
         assert program.stdout is not None
-        seconds, last = [], ""
+        speeds, last = [], ""
         for line in program.stdout:
             last = line.strip() or last
-            found = re.search(r"\ttime ([\d.]+) ", line)
-            if found and "Train:" in line:
-                seconds.append(float(found[1]))
-            if len(seconds) == UPDATES:
+            found = re.search(r" ([\d.,]+) img/s", line)
+            if found:
+                speeds.append(float(found[1].replace(",", "")))
+            if len(speeds) == UPDATES:
                 program.terminate()
                 program.communicate()
-                return options.batch_size / statistics.median(seconds[UPDATES // 2 :])
+                return statistics.median(speeds[UPDATES // 2 :])
     raise ResourceError(f"the training ended early: {last}")
 
 

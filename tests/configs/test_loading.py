@@ -91,7 +91,7 @@ def test_dump_reads_back_to_the_same_values(tmp_path):
 
 
 def test_precedence(tmp_path):
-    write(tmp_path, "TRAIN: {EPOCHS: 5, BASE_LR: 1, MIN_LR: 0.5}", "base.yaml")
+    write(tmp_path, "TRAIN: {EPOCHS: 5, WARMUP_EPOCHS: 1, BASE_LR: 1, MIN_LR: 0.5}", "base.yaml")
     path = write(tmp_path, "BASE: [base.yaml]\nTRAIN: {EPOCHS: 6, BASE_LR: 2}")
     cfg = load_config(path, [("TRAIN.EPOCHS", "7", "--opts"), ("AUG.MIXUP", 0, "--opts"), ("TRAIN.EPOCHS", "8", "--x")])
     assert (cfg.TRAIN.EPOCHS, cfg.TRAIN.BASE_LR, cfg.TRAIN.MIN_LR) == (8, 2.0, 0.5)
@@ -171,6 +171,8 @@ def test_fault_03_values_take_the_type_of_their_key(key, given, value):
         ("TRAIN.FREEZE", "head", "none, all or a number of stages"),
         ("MODEL.SHA256", "abc", "64 hexadecimal digits"),
         ("TRAIN.START_EPOCH", 300, "nothing is left to train"),
+        ("TRAIN.EPOCHS", 20, "20 of 20 epochs are warm-up, TRAIN.BASE_LR would never be reached"),
+        ("TRAIN.WARMUP_EPOCHS", 300, "TRAIN.WARMUP_EPOCHS: set it below 300, such as 30"),
     ],
 )
 def test_fault_03_wrong_values_are_refused(key, value, message):

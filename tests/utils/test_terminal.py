@@ -1,13 +1,22 @@
 """Where log lines go: coloured to the terminal, plain to the file, from the main rank."""
 
+import fcntl
 import logging
+import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 from functools import partial
 
 import pytest
 from termcolor import colored
 
-from utils.terminal import EVERY_RANK, log_lines, log_to_file, start_logging
+from tests.conftest import ROOT, environment
+from utils import terminal
+from utils.terminal import EVERY_RANK, Bar, duration, log_lines, log_to_file, show_table, start_logging, track
 
 everywhere = logging.getLogger(EVERY_RANK)
 log = logging.getLogger("somewhere")
@@ -19,6 +28,7 @@ def handlers():
     loggers = [logging.getLogger(), everywhere]
     before = [(logger, logger.handlers, logger.level) for logger in loggers]
     yield
+    Bar.allowed = True
     for logger, own, level in before:
         for handler in logger.handlers:
             if handler not in own:
@@ -35,7 +45,7 @@ def test_the_file_has_every_line_in_plain_text(tmp_path, capsys):
     log.debug("not shown")
     log_lines(["one", "two"])
     text = (tmp_path / "log.txt").read_text()
-    stamp = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] "
+    stamp = r"\[\d\d-\d\d \d\d:\d\d:\d\d\] "
     lines = ["before the file is known", "careful", "one", "two"]
     assert re.fullmatch("".join(f"{stamp}{line}\n" for line in lines), text)
     out = capsys.readouterr().out
@@ -78,3 +88,85 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     start_logging(is_main=True)
     with pytest.raises(OSError, match="No such file"):
         log_to_file(tmp_path / "gone/log.txt")
+
+
+def test_durations_are_short():
+    assert [duration(s) for s in (0.9, 65, 86399, 86400, 200_000)] == [
+        "0:00:00",
+        "0:01:05",
+        "23:59:59",
+        "1d 0h",
+        "2d 7h",
+    ]
+
+
+def test_a_table_is_aligned(caplog):
+    with caplog.at_level(logging.INFO):
+        show_table("classes", ["name", "top1"], [["cat", 99.5], ["elephant", 7]])
+    assert caplog.messages == ["classes", "  name      top1", "  cat       99.5", "  elephant     7"]
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(caplog, monkeypatch):
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: float(next(now)))
+    with caplog.at_level(logging.INFO):
+        assert list(track("abcdef", "evaluating", 6, "batches")) == list("abcdef")
+    assert caplog.messages == [
+        "evaluating: 3 of 6 batches, 0:00:30 left",
+        "evaluating: 6 of 6 batches, 0:00:00 left",
+    ]
+
+
+SHOW = """
+import logging, sys
+from utils.terminal import IN_BAR, SUMMARY, Bar, start_logging, track
+start_logging(True)
+log = logging.getLogger("x")
+log.info("before")
+with Bar("epoch 3", 1251, "", 100) as bar:
+    for step in range(3):
+        bar.advance(1, f"loss 6.90{step}1, 312 img/s, run 12:01:22, epoch")
+        bar._progress.refresh()
+        log.info("[0/300][10/1251] for the file", extra=IN_BAR)
+    log.warning("a warning above the bar")
+    log.info("x" * 150)
+for _ in track(range(3), "evaluating", 3, "batches"):
+    pass
+log.info("epoch 3: Acc@1 81.3", extra=SUMMARY)
+"""
+
+
+def on_terminal(columns, **variables):
+    """Returns what a terminal of that width gets to see."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    variables = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **variables}
+    child = subprocess.Popen([sys.executable, "-c", SHOW], stdout=theirs, stderr=theirs, env=environment(**variables))
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    except OSError:  # the other end is closed
+        pass
+    assert child.wait() == 0, seen
+    os.close(ours)
+    return seen.decode()
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_bar_stays_on_its_line_below_the_log(columns):
+    seen = on_terminal(columns)
+    assert "\x1b[36m" in seen  # a summary is coloured
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
+    lines = re.split(r"[\r\n]+", plain)
+    bars = [line for line in lines if line.startswith("epoch 3")]
+    assert bars and all(len(line) <= columns for line in bars)
+    assert any(re.search(r"━ +103/1251 +loss 6.9021, 312 img/s, run 12:01:22, epoch", line) for line in bars)
+    assert any(line.endswith("] a warning above the bar") for line in lines)
+    assert "x" * 150 in plain and "for the file" not in plain
+
+
+def test_no_color_is_honoured():
+    seen = on_terminal(80, NO_COLOR="1")
+    assert not re.search(r"\x1b\[[0-9;]*[39]\d(;|m)", seen) and "epoch 3: Acc@1 81.3" in seen

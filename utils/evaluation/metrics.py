@@ -53,7 +53,7 @@ class Accuracy:
     def line(self) -> str:
         """Returns a log line."""
         counts = f"({self.correct1} of {self.count})"
-        return f" * Acc@1 {self.top1:.3f} Acc@{self.k} {self.topk:.3f} loss {self.loss:.4f} {counts}"
+        return f"Acc@1 {self.top1:.3f} Acc@{self.k} {self.topk:.3f} loss {self.loss:.4f} {counts}"
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

@@ -112,7 +112,7 @@ def real_accuracy(predicted: Sequence[int], samples: Evaluated, real: Mapping[st
     if not known:
         return "ReaL: none of the files is an ImageNet validation image (ILSVRC2012_val_00000001.JPEG, ...)"
     correct = sum(p in labels for p, labels in known)
-    return f" * ReaL Acc@1 {100 * correct / len(known):.3f} ({correct} of {len(known)})"
+    return f"ReaL Acc@1 {100 * correct / len(known):.3f} ({correct} of {len(known)})"
 
 
 def report(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from yacs.config import CfgNode
 
 from utils.batches import EpochShape
-from utils.errors import ConfigError
+from utils.errors import ConfigError, count
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,14 @@ class RunPlan:
     def describe(self) -> list[str]:
         """Returns log lines: what was decided, and by which rule."""
         shape = self.shape
-        lines = [
-            f"global batch {shape.global_batch} = {shape.batch_size} images x {shape.world_size} ranks"
-            f" x {shape.accumulation} micro-batches",
+        return [
+            f"global batch {shape.global_batch} = {count(shape.batch_size, 'image')}"
+            f" x {count(shape.world_size, 'rank')} x {count(shape.accumulation, 'micro-batch', 'micro-batches')}",
             f"learning rate {self.peak_lr:.4g} = {self.base_lr:.4g} x {shape.global_batch} / 512,"
             f" {self.scheduler} after {self.warmup_updates} updates of warm-up",
-            f"{self.epochs} epochs x {shape.updates} updates = {self.total_updates} updates;"
-            f" an epoch uses {shape.samples} of {shape.train_size} samples",
+            f"{count(self.epochs, 'epoch')} x {shape.updates:,} updates = {count(self.total_updates, 'update')};"
+            f" an epoch uses {shape.samples:,} of {shape.train_size:,} samples",
         ]
-        if self.warmup_epochs >= self.epochs:
-            lines.append("the whole run is warm-up: TRAIN.WARMUP_EPOCHS is not below TRAIN.EPOCHS")
-        return lines
 
 
 def _split_batch(cfg: CfgNode, world_size: int) -> tuple[int, int]:

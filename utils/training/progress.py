@@ -1,20 +1,17 @@
 """How a run is doing: means per log interval, speed, time spent waiting for data, remaining time."""
 
 import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.distributed import World
 from utils.evaluation.metrics import Mean, finite
-from utils.profiling import peak_memory
+from utils.terminal import IN_BAR, Bar, duration
 from utils.training.journal import Journal, refuse_reserved
 from utils.training.plan import RunPlan
 from utils.training.state import TrainState
@@ -41,26 +38,24 @@ class Progress:
         self._waited = 0.0
         self._updates = self._interval_updates = 0
         self._interval_samples = state.samples
-        self._bar: tqdm | None = None
+        self._bar = self._new_bar()
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """Passes batches on and measures the time spent waiting for them."""
-        self._bar = self._new_bar()
         now = time.perf_counter()  # the time since the last report was an evaluation, or the start of the run
         self._started += now - self._interval_started
         self._interval_started = now
         iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                break
-            finally:
-                self._waited += time.perf_counter() - asked
-            yield batch
-        if self._bar is not None:
-            self._bar.close()
+        with self._new_bar() as self._bar:
+            while True:
+                asked = time.perf_counter()
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+                finally:
+                    self._waited += time.perf_counter() - asked
+                yield batch
 
     def record(self, update: Update) -> bool:
         """Takes in an update; returns whether a report is due (the same on every rank)."""
@@ -69,9 +64,8 @@ class Progress:
         self._rate = update.learning_rate
         self._updates += 1
         self._interval_updates += 1
-        if self._bar is not None:
-            self._bar.update()
-        return (state.step - 1) % self._print_freq == 0 or state.step == self._plan.updates_per_epoch
+        self._bar.advance()
+        return state.step % self._print_freq == 0 or state.step == self._plan.updates_per_epoch
 
     def collect(self, wish: bool = False) -> bool:
         """Adds the pending losses of all ranks to the means of the state, which must be settled.
@@ -103,20 +97,20 @@ class Progress:
     def report(self) -> None:
         """Writes log line, metrics and scalars of the interval and starts a new one. `collect` comes first."""
         state, plan, now = self._state, self._plan, time.perf_counter()
-        seconds = (now - self._interval_started) / max(1, self._interval_updates)
-        average = (now - self._started) / max(1, self._updates)
-        waiting = min(1.0, self._waited / max(1e-9, now - self._interval_started))
-        speed = (state.samples - self._interval_samples) / max(1e-9, now - self._interval_started)
+        seconds = max(1e-9, now - self._interval_started)
+        waiting = min(1.0, self._waited / seconds)
+        speed = (state.samples - self._interval_samples) / seconds
         loss, norm = state.means["loss"].value, state.means["grad_norm"].value
         parts = {name: self._mean(name).value for name in self._parts}
-        shown = "".join(f"\t{name} {value:.4f}" for name, value in parts.items())
-        log.info(
-            f"Train: [{state.epoch}/{plan.epochs}][{state.step - 1}/{plan.updates_per_epoch}]"
-            f"\teta {timedelta(seconds=int(average * (plan.total_updates - state.update)))} lr {self._rate:.6f}"
-            f"\ttime {seconds:.4f} ({average:.4f})\tloss {loss:.4f} ({state.means['epoch_loss'].value:.4f}){shown}"
-            f"\tgrad_norm {norm:.4f}\tmem {peak_memory(self._world.device)}MB"
-            f"\t{speed:.0f} images/s, {waiting:.0%} waiting for data"
-        )
+        left = duration(self.seconds_left())
+        texts = [f"[{state.epoch}/{plan.epochs}][{state.step}/{plan.updates_per_epoch}] loss {loss:.4f}"]
+        texts += [f"{name} {value:.4f}" for name, value in parts.items()]
+        images = f"{speed:.2f} img/s" if speed < 100 else f"{speed:,.0f} img/s"
+        texts += [f"lr {self._rate:.2e}", f"norm {norm:.2f}", images, f"eta {left}"]
+        texts += [f"scale {state.scaler.get_scale():g}"] if state.scaler.is_enabled() else []
+        texts += [f"waits {waiting:.0%}"] if waiting >= 0.05 else []  # for data
+        log.info(" ".join(texts), extra=IN_BAR)
+        self._bar.advance(0, f"loss {loss:.4f}, {images}, run {left}, epoch")
         record = {
             "kind": "train",
             "epoch": state.epoch,
@@ -131,6 +125,8 @@ class Progress:
         }
         scalars = {"loss": loss, "lr": self._rate, "grad_norm": norm, **parts}
         speeds = {"speed/images_per_s": speed, "speed/waiting_for_data": waiting}
+        if state.scaler.is_enabled():
+            scalars["loss_scale"] = state.scaler.get_scale()
         self._journal.write(record, {f"train/{name}": value for name, value in scalars.items()} | speeds)
         for name in ("loss", "grad_norm", *(f"loss/{part}" for part in self._parts)):
             state.means[name].clear()
@@ -146,14 +142,10 @@ class Progress:
         self._started += paused
         self._interval_started += paused
 
-    def _new_bar(self) -> tqdm | None:
-        if not (self._world.is_main and sys.stderr.isatty()):
-            return None
-        return tqdm(
-            total=self._plan.updates_per_epoch,
-            initial=self._state.step,
-            desc=f"epoch {self._state.epoch}",
-            unit="update",
-            leave=False,
-            dynamic_ncols=True,
-        )
+    def seconds_left(self) -> float:
+        """Returns how long the rest of the run takes at the speed so far, evaluations and saving not counted."""
+        average = (time.perf_counter() - self._started) / max(1, self._updates)
+        return average * (self._plan.total_updates - self._state.update)
+
+    def _new_bar(self) -> Bar:
+        return Bar(f"epoch {self._state.epoch}", self._plan.updates_per_epoch, "", self._state.step)

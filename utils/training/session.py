@@ -11,9 +11,11 @@ from yacs.config import CfgNode
 
 from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
 from utils.distributed import World
-from utils.errors import NumericsError
+from utils.errors import NumericsError, count
 from utils.evaluation.metrics import finite
 from utils.interrupt import Interrupt
+from utils.profiling import peak_memory
+from utils.terminal import SUMMARY, duration
 from utils.training.curves import draw_curves
 from utils.training.incidents import write_incident
 from utils.training.journal import Journal, refuse_reserved
@@ -87,7 +89,7 @@ class Session:
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
         self._saver = Saver(folder.checkpoints, options.keep)
         self._tracer = Tracer(folder.path, world.device) if options.trace and world.is_main else None
-        self._saved_at = time.monotonic()
+        self._saved_at = self._epoch_started = self._started = time.monotonic()
         self._check_every = min(options.print_freq, 10)
         self._unjudged: Update | None = None  # its outcome is known after the next one
         if world.is_main:
@@ -155,8 +157,14 @@ class Session:
         Raises: what `after_update` raises.
         """
         state, epoch = self._state, self._state.epoch
+        trained = time.monotonic() - self._epoch_started
         evaluation = self._evaluate(objective)
+        self._epoch_started = time.monotonic()
         best = self._is_best(evaluation)
+        log.info(
+            f"epoch {epoch}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak memory"
+            f" {peak_memory(self._world.device)} MiB, {duration(self.progress.seconds_left())} left"
+        )
         self._record(evaluation)
         state.epoch, state.step = epoch + 1, 0
         state.means["epoch_loss"].clear()
@@ -169,14 +177,22 @@ class Session:
             draw_curves(self.journal.metrics, picture, self._plan.updates_per_epoch, self._best)
 
     def _conclude(self) -> None:
-        """Logs where everything is."""
-        state = self._state
+        """Logs how the run ended, where everything is, and what to do with it."""
+        state, folder = self._state, self._folder
         if state.step or not state.update:
             return
-        best = ""
+        best, name = folder.checkpoints / "best.pth", "last.pth"
+        lines = [f"trained {count(self._plan.epochs, 'epoch')} in {duration(time.monotonic() - self._started)}"]
         if self._best is not None and state.best_value is not None:
-            best = f", best {self._best.metric} {state.best_value:.3f}"
-        log.info(f"trained {self._plan.epochs} epochs{best}: {self._folder.path}")
+            name = "best.pth"
+            lines += [f"  best      {best}: {self._best.metric} {state.best_value:.3f} of epoch {state.best_epoch}"]
+        lines += [
+            f"  last      {folder.checkpoints / 'last.pth'}",
+            f"  curves    {folder.path / 'curves.png'}, metrics.jsonl, tensorboard/, log.txt",
+            f"  evaluate  python main.py --cfg {folder.config} --eval --resume {folder.checkpoints / name}",
+        ]
+        for line in lines:
+            log.info(line, extra=SUMMARY)
 
     def _evaluate(self, objective: Objective) -> Evaluation | None:
         state = self._state
@@ -255,8 +271,8 @@ class Session:
         if evaluation is None:
             self.journal.write(record, {})
             return
-        of_best = "" if state.best_value is None else f", best {state.best_value:.3f} of epoch {state.best_epoch}"
-        log.info(evaluation.line + of_best)
+        of_best = "" if state.best_value is None else f", best {state.best_value:.3f}"
+        log.info(f"epoch {state.epoch}: {evaluation.line}{of_best}", extra=SUMMARY)
         refuse_reserved(evaluation.metrics)
         scalars = evaluation.metrics if evaluation.scalars is None else evaluation.scalars
         self.journal.write(

@@ -21,7 +21,7 @@ def test_counts_by_hand():
     assert (result.top1, result.topk) == (25.0, 50.0)
     expected = torch.nn.functional.cross_entropy(LOGITS, TARGETS).item()
     assert result.loss == pytest.approx(expected, rel=1e-6)
-    assert result.line() == f" * Acc@1 25.000 Acc@2 50.000 loss {expected:.4f} (1 of 4)"
+    assert result.line() == f"Acc@1 25.000 Acc@2 50.000 loss {expected:.4f} (1 of 4)"
 
 
 def test_sums_do_not_depend_on_how_samples_are_batched():

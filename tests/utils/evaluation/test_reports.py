@@ -50,7 +50,7 @@ def test_classes_that_are_not_allowed_cannot_win():
 
 def test_real_labels_allow_several_answers_and_skip_images_without_any():
     real = {file_name(0).split("/")[-1]: [1, 0], file_name(1).split("/")[-1]: [], file_name(2).split("/")[-1]: [2]}
-    assert real_accuracy(run().predicted, SAMPLES, real) == " * ReaL Acc@1 50.000 (1 of 2)"
+    assert real_accuracy(run().predicted, SAMPLES, real) == "ReaL Acc@1 50.000 (1 of 2)"
     others = Evaluated(("a", "b"), [1], lambda i: "photo.jpg", (1, 1))
     assert "none of the files" in real_accuracy([1], others, real)
 

@@ -65,7 +65,7 @@ def test_saving_by_time_does_not_wait_for_log_lines(tmp_path):
     run_state, run_plan = train_state(small()), plan(shape(80))
     with session(tmp_path, run_state, run_plan, print_freq=100, save_minutes=1e-9) as run_session:
         train(run_session, run_state, run_plan, batches(19))
-    assert saved(tmp_path) == ["ckpt_epoch_0_step_1.pth", "ckpt_epoch_0_step_10.pth"]  # the first with its log line
+    assert saved(tmp_path) == ["ckpt_epoch_0_step_10.pth"]
 
 
 def test_saved_epochs(tmp_path):
@@ -101,7 +101,10 @@ def test_a_run_ends_with_a_line_and_a_folder_that_is_free(tmp_path, caplog):
         assert (tmp_path / "owner.json").exists()
         train(run_session, run_state, plan())
         run_session.end_epoch(judged(50.0))
-    assert f"trained 2 epochs, best top1 50.000: {tmp_path}" in caplog.text
+    folder = tmp_path / "checkpoints"
+    assert "trained 2 epochs in 0:00:0" in caplog.text
+    assert f"best      {folder}/best.pth: top1 50.000 of epoch 0" in caplog.text
+    assert f"--cfg {tmp_path}/config.yaml --eval --resume {folder}/best.pth" in caplog.text
     assert not (tmp_path / "owner.json").exists() and (tmp_path / "curves.png").exists()
 
 
