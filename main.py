@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
     start_logging(world.is_main)
     try:
         cfg = load_config(*parse_command_line(argv))
-        world = interrupt.join(join_world(cfg.TIMEOUT_MINUTES))
+        world = interrupt.join(join_world(cfg.TIMEOUT_MINUTES, cfg.DEVICE))
         world.check_equal({**shared_config(cfg), **versions()}, "use one command and the same versions everywhere")
         run = measure if cfg.THROUGHPUT_MODE else TASKS[cfg.TASK][cfg.EVAL_MODE]
         run(fit_batch_size(cfg, world, fresh_model), world)

@@ -13,11 +13,13 @@ import yaml
 from yacs.config import CfgNode
 
 from configs.schema import KEYS, flatten
+from configs.synonyms import meant_by
 from configs.values import AUTO, kind_of
 from utils.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
 CLASSIFICATION = "classification"
+CONFIGS = Path(__file__).parent
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,7 +47,7 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, Any, str]] = ()
     values: dict[str, Any] = {name: key.default for name, key in KEYS.items()}
     origins: dict[str, str] = {}
     chosen: list[str] = []  # keys set on purpose; a dump of a whole configuration says nothing about that
-    for file, given in _read_chain(Path(path), ()):
+    for file, given in _read_chain(find_config(path), ()):
         _merge(values, origins, [(name, value, str(file)) for name, value in given.items()])
         chosen += given if len(given) < len(KEYS) // 2 else []
     overrides = list(overrides)
@@ -98,6 +100,21 @@ def config_differences(cfg: CfgNode, text: str) -> list[str]:
     return [f"{name} was {value}, now {now[name]}" for name, value in before.items() if value != now[name]]
 
 
+def find_config(name: str | Path) -> Path:
+    """Returns the file that `name` means: a path, also from the folder of the program, or the name of a file anywhere
+    in configs/, such as "swin_tiny" or that of a released model. Raises: ConfigError if there is none."""
+    path = Path(name)
+    if path.exists():
+        return path
+    if (CONFIGS.parent / path).is_file():
+        return CONFIGS.parent / path
+    known = {file.stem: file for file in sorted(CONFIGS.rglob("*.yaml"), reverse=True)}
+    if path.parent == Path() and path.suffix in ("", ".yaml") and path.stem in known:
+        return known[path.stem]
+    near = did_you_mean(path.stem, known, "configs/ has the recipes") if path.suffix in ("", ".yaml") else "name a file"
+    raise ConfigError(f"no such configuration: {name}: --cfg: {near}")
+
+
 def _read_chain(path: Path, chain: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
     """Returns the files that `path` builds on, lowest precedence first, then itself."""
     links = " -> ".join(str(p) for p in (*chain, path))
@@ -140,9 +157,7 @@ def _coerce(name: str, value: Any, origin: str) -> Any:
     if name not in KEYS:
         if any(k.startswith(name + ".") for k in KEYS):
             raise ConfigError(f"{name} is a group of keys: {origin}: set one of its keys, as {name}.KEY")
-        raise ConfigError(
-            f"no such key: {name} in {origin}: {did_you_mean(name, KEYS, 'configs/schema.py lists all keys')}"
-        )
+        raise ConfigError(f"no such key: {name} in {origin}: {_nearest(name)}")
     key = KEYS[name]
     kind = key.kind or kind_of(key.default)
     try:
@@ -153,6 +168,11 @@ def _coerce(name: str, value: Any, origin: str) -> Any:
     if complaint:
         raise ConfigError(f"{name} is {result!r}: {origin}: {complaint}")
     return result
+
+
+def _nearest(name: str) -> str:
+    meant = meant_by(name, [])
+    return f"did you mean {meant}?" if meant else did_you_mean(name, KEYS, "docs/configuration.md lists all keys")
 
 
 def _drop_deprecated(values: dict[str, Any], origins: dict[str, str]) -> None:

@@ -4,34 +4,62 @@ import argparse
 import logging
 import os
 import sys
+from itertools import zip_longest
 from typing import Any, NamedTuple, NoReturn
 
-from configs.loading import load_config
+from configs.loading import dump_config, load_config
+from configs.schema import KEYS
+from configs.synonyms import SYNONYMS, meant_by
 from utils.errors import EXIT_CODES, ConfigError, did_you_mean, report_error
 
-# option -> (key, value when the option is a switch or None when it takes one, help)
-OPTIONS: dict[str, tuple[str, Any, str]] = {
-    "--batch-size": ("DATA.BATCH_SIZE", None, "images per rank and micro-batch; auto: as many as fit"),
-    "--data-path": ("DATA.DATA_PATH", None, "folder with train/ and val/, each with one folder of images per class"),
-    "--zip": ("DATA.ZIP_MODE", True, "read train.zip and val.zip"),
-    "--cache-mode": ("DATA.CACHE_MODE", None, "read archives into memory first: part, full or no"),
-    "--pretrained": ("MODEL.PRETRAINED", None, "weights to start from"),
-    "--resume": ("MODEL.RESUME", None, "checkpoint to resume from, or to evaluate"),
-    "--sha256": ("MODEL.SHA256", None, "expected SHA-256 of the file of --pretrained or --resume"),
-    "--accumulation-steps": ("TRAIN.ACCUMULATION_STEPS", None, "micro-batches per update"),
-    "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", True, "activation checkpointing: less memory, a third more time"),
-    "--disable-amp": ("AMP_ENABLE", False, "no mixed precision"),
-    "--amp-opt-level": ("AMP_OPT_LEVEL", None, "no longer used (O0: no mixed precision)"),
-    "--output": ("OUTPUT", None, "folder of all runs; this one writes to OUTPUT/MODEL.NAME/TAG"),
-    "--tag": ("TAG", None, "name of this run"),
-    "--eval": ("EVAL_MODE", True, "evaluate --resume FILE and exit"),
-    "--profile": ("PROFILE", True, "profile a few updates of the training into trace.json and the log"),
-    "--throughput": ("THROUGHPUT_MODE", True, "measure images/s and exit"),
-    "--optim": ("TRAIN.OPTIMIZER.NAME", None, "adamw, sgd, fused_adam or fused_lamb"),
-    "--fused-window-process": ("FUSED_WINDOW_PROCESS", True, "no longer used"),
-    "--fused-layernorm": ("FUSED_LAYERNORM", True, "no longer used"),
-    "--local-rank": ("LOCAL_RANK", None, "no longer used: torchrun sets it"),
+
+class Option(NamedTuple):
+    """An option of the command line that sets `key`: to `value` if it is a switch, else to what follows it."""
+
+    key: str
+    about: str
+    value: Any = None
+
+
+# by group, as --help shows them
+GROUPS: dict[str, dict[str, Option]] = {
+    "data": {
+        "--data-path": Option("DATA.DATA_PATH", "folder with train/ and val/, each with a folder of images per class"),
+        "--batch-size": Option("DATA.BATCH_SIZE", "images per rank and micro-batch; auto: as many as fit"),
+        "--zip": Option("DATA.ZIP_MODE", "read train.zip and val.zip", True),
+        "--cache-mode": Option("DATA.CACHE_MODE", "read archives into memory first: part, full or no"),
+    },
+    "weights": {
+        "--pretrained": Option("MODEL.PRETRAINED", "weights to start from: a file, a URL, hub:NAME, hf:OWNER/NAME"),
+        "--resume": Option("MODEL.RESUME", "checkpoint to resume from, or to evaluate"),
+        "--sha256": Option("MODEL.SHA256", "expected SHA-256 of the file of --pretrained or --resume"),
+    },
+    "training": {
+        "--optim": Option("TRAIN.OPTIMIZER.NAME", "adamw, sgd, fused_adam or fused_lamb"),
+        "--accumulation-steps": Option("TRAIN.ACCUMULATION_STEPS", "micro-batches per update"),
+        "--use-checkpoint": Option(
+            "TRAIN.USE_CHECKPOINT", "activation checkpointing: less memory, a third more time", True
+        ),
+        "--disable-amp": Option("AMP_ENABLE", "no mixed precision", False),
+    },
+    "the run": {
+        "--output": Option("OUTPUT", "folder of all runs; this one writes to OUTPUT/MODEL.NAME/TAG"),
+        "--tag": Option("TAG", "name of this run"),
+        "--device": Option("DEVICE", "auto, cuda or cpu"),
+    },
+    "instead of training": {
+        "--eval": Option("EVAL_MODE", "evaluate --resume FILE", True),
+        "--throughput": Option("THROUGHPUT_MODE", "measure images/s", True),
+        "--profile": Option("PROFILE", "train, and profile a few updates into trace.json and the log", True),
+    },
+    "accepted for scripts of the original, without effect": {
+        "--amp-opt-level": Option("AMP_OPT_LEVEL", "O0: as --disable-amp"),
+        "--fused-window-process": Option("FUSED_WINDOW_PROCESS", "", True),
+        "--fused-layernorm": Option("FUSED_LAYERNORM", "", True),
+        "--local-rank": Option("LOCAL_RANK", ""),
+    },
 }
+OPTIONS = {name: option for group in GROUPS.values() for name, option in group.items()}
 
 
 class CommandLine(NamedTuple):
@@ -48,41 +76,80 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_command_line(argv: list[str]) -> CommandLine:
     """Raises: ConfigError for an unknown option (with the nearest one) or a missing value."""
-    parser = _Parser(
-        prog="main.py",
-        allow_abbrev=True,
-        description="Train, fine-tune and evaluate Swin Transformers on image folders.",
-        epilog="Every key of the configuration can be set with --opts; configs/schema.py lists them. Exit codes: "
-        + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
-        + ".",
-    )
-    parser.add_argument("--cfg", metavar="FILE", required=True, help="YAML file, such as configs/swin_tiny.yaml")
-    parser.add_argument("--opts", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="override any key")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for name, (_, switch, text) in OPTIONS.items():
-        if switch is None:
-            parser.add_argument(name, metavar=name.rsplit("-", 1)[-1].upper(), help=text)
-        else:
-            parser.add_argument(name, action="store_const", const=switch, help=text)
-    known, unknown = parser.parse_known_args([_dashes(a) for a in argv])
+    parser = _new_parser()
+    arguments = [_dashes(a) for a in argv]
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="VALUE"):
+        if argument.startswith("--") and argument[2:].partition("=")[0] in SYNONYMS:
+            _check_meaning(argument, following)  # before it is taken for an abbreviation
+    known, unknown = parser.parse_known_args(arguments)
     if unknown:
+        _check_meaning(*unknown[:2])
         near = did_you_mean(unknown[0], ["--cfg", "--opts", "--debug", "--help", *OPTIONS], "main.py --help lists them")
         raise ConfigError(f"unknown option {unknown[0]}: {near}")
     if len(known.opts) % 2:
         raise ConfigError(f"--opts takes pairs of KEY VALUE: {known.opts[-1]} has no value: add it")
     given = [(key, value, "--opts") for key, value in zip(known.opts[::2], known.opts[1::2], strict=True)]
-    for name, (key, _, _) in OPTIONS.items():
+    for name, option in OPTIONS.items():
         value = getattr(known, name[2:].replace("-", "_"))
         if value is not None:
-            given.append((key, value, name))
+            given.append((option.key, value, name))
     return CommandLine(known.cfg, tuple(given))
 
 
+def _new_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="main.py",
+        allow_abbrev=True,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+        usage="main.py --cfg FILE [options] [--opts KEY VALUE ...]",
+        description="Train, fine-tune and evaluate Swin Transformers on image folders.",
+        epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
+    )
+    first = parser.add_argument_group("configuration")
+    first.add_argument("--cfg", metavar="FILE", required=True, help="YAML file, or its name in configs/: swin_tiny")
+    first.add_argument(
+        "--opts",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY VALUE",
+        help="set any key of the configuration (docs/configuration.md)",
+    )
+    first.add_argument("--print-config", action="store_true", help="print the whole configuration and end")
+    first.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for title, options in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name, option in options.items():
+            text = f"{option.about} [{option.key}]".strip()
+            if option.value is None:
+                group.add_argument(name, metavar=name.rsplit("-", 1)[-1].upper(), help=text)
+            else:
+                group.add_argument(name, action="store_const", const=option.value, help=text)
+    return parser
+
+
+def _check_meaning(option: str, value: str = "VALUE") -> None:
+    """Raises: ConfigError with the option or key that somebody means by an option of another program."""
+    name, equals, own_value = option.partition("=")
+    meant = meant_by(name, list(KEYS)) if name.startswith("-") else None
+    if meant is None:
+        return
+    own = {known.key: each for each, known in OPTIONS.items() if known.value is not False}
+    meant = own.get(meant, meant)
+    if meant.startswith(name):  # an abbreviation
+        return
+    value = own_value if equals else "VALUE" if value.startswith("--") else value
+    raise ConfigError(f"unknown option {name}: use {meant if meant[0] == '-' else f'--opts {meant} {value}'}")
+
+
 def check_command_line(argv: list[str]) -> None:
-    """Ends the program for --help and for mistakes, which need nothing slow to be imported."""
+    """Ends the program for --help, --print-config and mistakes, which need nothing slow to be imported."""
     logging.disable(logging.WARNING)  # what is deprecated is said later
     try:
-        load_config(*parse_command_line(argv))
+        cfg = load_config(*parse_command_line(argv))
+        if "--print-config" in [_dashes(a) for a in argv]:
+            print(dump_config(cfg), end="")
+            sys.exit()
     except ConfigError as error:
         speak = os.environ.get("RANK", "0") == "0"
         sys.exit(report_error(error, speak=speak, debug="--debug" in argv))

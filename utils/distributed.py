@@ -1,5 +1,6 @@
 """The ranks of a job: how they meet, their devices, and what they exchange."""
 
+import logging
 import os
 import platform
 import secrets
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ from utils.errors import DistributedError, report_error
 from utils.runtime import tune_process
 from utils.watchdog import Watchdog
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 _NEVER = timedelta(days=365)
 
@@ -161,10 +164,11 @@ def launched_rank() -> int:
     return int(text) if text.isdigit() else 0
 
 
-def join_world(timeout_minutes: float = 30) -> World:
+def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
     """Joins the job that torchrun launched, or creates a job of one process; selects the device, tunes the process.
 
-    Args: timeout_minutes: without progress, after which the job ends; 0 for never.
+    Args: timeout_minutes: without progress, after which the job ends; 0 for never; device_type: "auto" for a GPU if
+    there is one, "cuda", "cpu".
     Raises: DistributedError if the launcher's variables are incomplete, the other ranks do not come, or there are more
     ranks on this machine than GPUs.
     """
@@ -177,7 +181,7 @@ def join_world(timeout_minutes: float = 30) -> World:
                 f"WORLD_SIZE is {size} but {missing[0]} is not set: {missing[0]}: start with torchrun, which sets it,"
                 " or unset WORLD_SIZE"
             )
-    device = _choose_device(local_rank, size)
+    device = _choose_device(device_type, local_rank, size)
     tune_process(device)
     if size == 1:
         return World(device=device)
@@ -243,8 +247,8 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "nccl", "peer"))
 
 
-def _choose_device(local_rank: int, size: int) -> torch.device:
-    if torch.cuda.is_available():
+def _choose_device(wanted: str, local_rank: int, size: int) -> torch.device:
+    if wanted != "cpu" and torch.cuda.is_available():
         count = torch.cuda.device_count()
         if local_rank >= count:
             raise DistributedError(
@@ -252,6 +256,12 @@ def _choose_device(local_rank: int, size: int) -> torch.device:
             )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
-    if torch.backends.mps.is_available() and size == 1:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    why = f"CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else "torch finds none"
+    if wanted == "cuda":
+        raise DistributedError(f"no GPU can be used ({why}): --device: use cpu, or mend the driver of the GPU")
+    if wanted == "auto" and (hidden or Path("/dev/nvidia0").exists()):
+        log.warning("no GPU can be used (%s): running on the CPU; --device cpu if that is meant", why)
+    if wanted == "auto" and torch.backends.mps.is_available() and size == 1:
         return torch.device("mps")
     return torch.device("cpu")

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.loading import config_differences, dump_config, flat_config, load_config, parse_config, shared_config
+from configs.loading import (
+    config_differences,
+    dump_config,
+    find_config,
+    flat_config,
+    load_config,
+    parse_config,
+    shared_config,
+)
 from configs.schema import KEYS
 from tests.conftest import RELEASED, ROOT
 from utils.errors import ConfigError
@@ -313,3 +321,25 @@ def test_a_dump_of_every_key_does_not_ask_for_simmim(tmp_path):
 def test_names_of_nothing_are_not_evaluated(tmp_path):
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         load_config(write(tmp_path, "EVAL_MODE: true"), [("MODEL.RESUME", " , ", "--resume")])
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("swin_tiny", "swin_tiny.yaml"),
+        ("swin_tiny.yaml", "swin_tiny.yaml"),
+        ("configs/swin_tiny.yaml", "swin_tiny.yaml"),
+        ("swinv2_base_patch4_window8_256", "swinv2/swinv2_base_patch4_window8_256.yaml"),
+    ],
+)
+def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch, name, file):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name).samefile(ROOT / "configs" / file)
+    (tmp_path / "swin_tiny.yaml").write_text("TAG: own")
+    assert load_config("swin_tiny.yaml").TAG == "own"
+
+
+@pytest.mark.parametrize("name", ["swin_tny", "swin_tny.yaml", "gone/swin_tny.yaml"])
+def test_a_recipe_that_is_not_there_is_named_with_the_nearest_one(name):
+    with pytest.raises(ConfigError, match=f"no such configuration: {name}: --cfg: did you mean swin_tiny"):
+        find_config(name)

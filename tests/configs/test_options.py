@@ -2,8 +2,8 @@
 
 import pytest
 
-from configs.loading import load_config
-from configs.options import OPTIONS, parse_command_line
+from configs.loading import flat_config, load_config, parse_config
+from configs.options import OPTIONS, check_command_line, parse_command_line
 from configs.schema import KEYS
 from tests.conftest import ROOT
 from utils.errors import ConfigError
@@ -16,7 +16,7 @@ def parse(*argv):
 
 
 def test_every_option_sets_a_key_of_the_schema():
-    assert {key for key, _, _ in OPTIONS.values()} <= set(KEYS)
+    assert {option.key for option in OPTIONS.values()} <= set(KEYS)
 
 
 def test_options_of_the_original():
@@ -65,6 +65,14 @@ def test_zero_counts_as_given():
         (["--opts", "TAG"], "TAG has no value"),
         (["--batch-size"], "expected one argument"),
         (["stray"], "unknown option stray"),
+        (["--lr", "0.1"], "unknown option --lr: use --opts TRAIN.BASE_LR 0.1"),
+        (["--epochs=3"], "unknown option --epochs: use --opts TRAIN.EPOCHS 3"),
+        (["--amp"], "unknown option --amp: use --opts AMP_ENABLE VALUE"),
+        (["--workers", "--eval"], "use --opts DATA.NUM_WORKERS VALUE"),
+        (["--num_classes", "7"], "use --opts MODEL.NUM_CLASSES 7"),
+        (["--grad-checkpointing"], "use --use-checkpoint"),
+        (["-b", "64"], "use --batch-size"),
+        (["--opts", "TRAIN.LR", "1"], "no such key: TRAIN.LR in --opts: did you mean TRAIN.BASE_LR?"),
     ],
 )
 def test_fault_01_mistyped_options(argv, message):
@@ -89,3 +97,14 @@ def test_help_needs_nothing_else(capsys):
     assert caught.value.code == 0
     out = capsys.readouterr().out
     assert all(option in out for option in OPTIONS)
+
+
+def test_an_abbreviation_is_no_word_of_another_program():
+    assert parse("--data", "/data").DATA.DATA_PATH == "/data"
+
+
+def test_the_whole_configuration_can_be_printed(capsys):
+    with pytest.raises(SystemExit) as end:
+        check_command_line(["--cfg", CFG, "--print_config", "--opts", "TAG", "x"])
+    assert not end.value.code
+    assert parse_config(capsys.readouterr().out, "printed") == flat_config(parse("--opts", "TAG", "x"))

@@ -140,6 +140,18 @@ def test_ranks_that_do_not_meet_say_so(launched, rank):
         join_world(timeout_minutes=0.01)
 
 
+def test_a_gpu_that_cannot_be_used_is_a_warning_or_if_it_was_wanted_an_error(launched, monkeypatch, caplog):
+    launched(CUDA_VISIBLE_DEVICES="abc")
+    assert join_world().device.type == "cpu"
+    assert caplog.messages == [
+        "no GPU can be used (CUDA_VISIBLE_DEVICES is 'abc'): running on the CPU; --device cpu if that is meant"
+    ]
+    caplog.clear()
+    assert join_world(device_type="cpu").device.type == "cpu" and not caplog.messages
+    with pytest.raises(DistributedError, match="no GPU can be used .*: --device: use cpu"):
+        join_world(device_type="cuda")
+
+
 def test_more_ranks_than_gpus_are_refused(launched, monkeypatch):
     launched(WORLD_SIZE=2, RANK=1, LOCAL_RANK=1, MASTER_ADDR="localhost", MASTER_PORT=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
