@@ -111,7 +111,7 @@ def new_model(cfg: CfgNode, options: ModelOptions, num_classes: int, device: tor
     seed_all("model", cfg.SEED)
     model = build(options, num_classes).to(device)
     prepare(model, checkpointing=train.USE_CHECKPOINT, stages=train.CHECKPOINT_STAGES, freeze=train.FREEZE)
-    log.info(describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
+    log.info("model: %s", describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
     if train.COMPILE:
         check_compiler(device)
         model.compile()  # in place: names of parameters stay the same

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def input_channels(model: nn.Module) -> int:
 
 
 def describe_model(model: nn.Module, size: Size) -> str:
-    """Returns a log line with parameters and FLOPs. Raises: ConfigError if the model rejects images of `size`."""
+    """Returns a log line: parameters, FLOPs and feature maps. Raises: ConfigError if it rejects images of `size`."""
     name, sides = type(model).__name__, f"{size[0]}x{size[1]}"
     try:
         flops = count_flops(model, size)
@@ -40,7 +41,10 @@ def describe_model(model: nn.Module, size: Size) -> str:
     except (RuntimeError, AssertionError) as e:  # models of timm
         reason = str(e).splitlines()[0]
         raise ConfigError(f"{name} takes no images of {sides} ({reason}): DATA.IMG_SIZE, TEST.IMG_SIZE") from e
-    return f"{name}: {count_parameters(model):,} parameters, {flops / 1e9:.2f} GFLOPs at {sides}"
+    info: Any = getattr(model, "feature_info", None) or []  # of a pyramid, in timm's form
+    maps = [f"{each['num_chs']}x{'x'.join(str(-(-side // each['reduction'])) for side in size)}" for each in info]
+    shown = f", maps {' '.join(maps)}" if maps else ""
+    return f"{name}: {count_parameters(model):,} parameters, {flops / 1e9:.2f} GFLOPs at {sides}{shown}"
 
 
 def check_compiler(device: torch.device) -> None:

@@ -1,13 +1,29 @@
 """Settings of the process that make tensor work on a CPU faster; they change no result."""
 
 import ctypes
+import platform
 import sys
+from pathlib import Path
 
 import torch
+
+from utils.errors import count
 
 # parameters of glibc's mallopt
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER, _GIBIBYTE = -1, 2**30
+
+
+def device_name(device: torch.device) -> str:
+    """Returns what a GPU is called, or the processor and how many threads of it torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor_name()}, {count(torch.get_num_threads(), 'thread')} each"
+
+
+def processor_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def tune_process(device: torch.device) -> None:

@@ -18,8 +18,10 @@ from data.sources.tar import TarStore
 from data.sources.zip import ZipStore
 from utils.distributed import World
 from utils.errors import DataError, did_you_mean, listing
+from utils.terminal import log_lines
 
 log = logging.getLogger(__name__)
+SHOWN = 5  # samples that are named at the start
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "imagenet": FolderStore,
@@ -69,10 +71,15 @@ class Sources:
         """Returns class names, training samples of each class, and the digest of their names and labels."""
         return self.class_names, tuple(self.train.counts()), self.train.fingerprint()
 
-    def describe(self) -> str:
-        """Returns a log line: how many samples and classes."""
+    def describe(self) -> list[str]:
+        """Returns log lines: how many samples and classes, and samples from all over the training split."""
         val = f" and {len(self.val):,} validation" if self.val is not None else ""
-        return f"{len(self.train):,} training{val} samples, {len(self.class_names):,} classes"
+        shown = [i * len(self.train) // SHOWN for i in range(min(SHOWN, len(self.train)))]
+        samples = [f"{Path(self.train.name(i)).name} ({self.class_names[self.train.label(i)]})" for i in shown]
+        return [
+            f"data: {len(self.train):,} training{val} samples, {len(self.class_names):,} classes",
+            f"samples: {', '.join(samples)}",
+        ]
 
 
 def open_sources(options: SourceOptions, world: World) -> Sources:
@@ -90,7 +97,7 @@ def open_sources(options: SourceOptions, world: World) -> Sources:
     _check_count(train, options)
     sources = Sources(train, val)
     _check_ranks(world, {"training": train, "validation": val})
-    log.info("data: %s", sources.describe())
+    log_lines(sources.describe())
     return sources
 
 

@@ -1,16 +1,15 @@
 """Contenders in turn, and what the numbers depend on."""
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from utils.runtime import processor_name
 from utils.training.provenance import versions
 
 CEILING = "matrix products alone"  # a bound, not a peer
@@ -82,12 +81,4 @@ def table(rows: Iterable[Row]) -> str:
 def surroundings() -> dict[str, Any]:
     """Returns what the numbers depend on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu, "versions": versions()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"processor": processor_name(), "cores": os.cpu_count(), "gpu": gpu, "versions": versions()}

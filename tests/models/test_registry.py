@@ -95,7 +95,7 @@ def test_the_model_of_a_run_is_prepared_as_configured_and_depends_on_the_seed_on
     assert all(p.requires_grad for p in one.stages()[1].parameters())
     assert torch.equal(one.head.weight, same.head.weight) and not torch.equal(one.head.weight, other.head.weight)
     assert not any(stage.grad_checkpointing for stage in same.stages())
-    assert caplog.messages[0].startswith("SwinTransformer: ") and "at 32x32" in caplog.messages[0]
+    assert caplog.messages[0].startswith("model: SwinTransformer: ") and "at 32x32" in caplog.messages[0]
 
 
 @pytest.fixture(scope="module")

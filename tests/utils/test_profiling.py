@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.builders import small
 from utils.errors import ConfigError, ResourceError
 from utils.precision import choose_precision
 from utils.profiling import (
@@ -27,6 +28,7 @@ def test_parameters_and_multiply_adds():
     assert count_parameters(network()) == (3 * 16 + 1) * 8 + (128 + 1) * 10
     assert count_flops(network(), (16, 16)) == 16 * 8 * 48 + 128 * 10
     assert describe_model(network(), (16, 16)) == "Sequential: 1,682 parameters, 0.00 GFLOPs at 16x16"
+    assert describe_model(small(), (30, 32)).endswith(" at 30x32, maps 8x15x16 16x8x8")
 
 
 def test_throughput_is_a_median_between_its_extremes():

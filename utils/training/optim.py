@@ -111,5 +111,6 @@ def describe_groups(groups: Iterable[dict[str, Any]]) -> str:
     groups = list(groups)
     decayed = [p for g in groups if g["weight_decay"] for p in g["params"]]
     kept = [p for g in groups if not g["weight_decay"] for p in g["params"]]
-    sizes = [f"{len(ps)} tensors ({sum(p.numel() for p in ps):,} parameters)" for ps in (decayed, kept)]
-    return f"weight decay on {sizes[0]}, none on {sizes[1]}, {len(groups)} groups"
+    sizes = [f"{sum(p.numel() for p in ps):,} parameters in {len(ps)} tensors" for ps in (decayed, kept)]
+    decay = max((g["weight_decay"] for g in groups), default=0)
+    return f"weight decay {decay:g} on {sizes[0]}, none on {sizes[1]}"

@@ -27,6 +27,7 @@ class RunPlan:
     gamma: float
     clip_grad: float
     max_skipped: int
+    seed: int = 0
 
     @staticmethod
     def from_config(cfg: CfgNode, world_size: int, train_size: int) -> "RunPlan":
@@ -54,6 +55,7 @@ class RunPlan:
             gamma=schedule.GAMMA,
             clip_grad=train.CLIP_GRAD,
             max_skipped=train.MAX_SKIPPED_UPDATES,
+            seed=cfg.SEED,
         )
 
     @property
@@ -76,8 +78,8 @@ class RunPlan:
             f" x {count(shape.world_size, 'rank')} x {count(shape.accumulation, 'micro-batch', 'micro-batches')}",
             f"learning rate {self.peak_lr:.4g} = {self.base_lr:.4g} x {shape.global_batch} / 512,"
             f" {self.scheduler} after {self.warmup_updates} updates of warm-up",
-            f"{count(self.epochs, 'epoch')} x {shape.updates:,} updates = {count(self.total_updates, 'update')};"
-            f" an epoch uses {shape.samples:,} of {shape.train_size:,} samples",
+            f"plan: {count(self.epochs, 'epoch')} x {shape.updates:,} updates = {count(self.total_updates, 'update')};"
+            f" an epoch uses {shape.samples:,} of {shape.train_size:,} samples; seed {self.seed}",
         ]
 
 

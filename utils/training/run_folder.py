@@ -21,9 +21,10 @@ from utils.checkpoints.files import (
     supports_links,
 )
 from utils.distributed import World
-from utils.errors import ConfigError, ResourceError
+from utils.errors import ConfigError, ResourceError, count
 from utils.files import write_text
-from utils.terminal import log_to_file
+from utils.runtime import device_name
+from utils.terminal import log_lines, log_to_file
 from utils.training.owner import Owner
 from utils.training.provenance import versions
 from utils.training.state import TrainState
@@ -81,6 +82,8 @@ class RunFolder:
             write_text(self.config, config)
         write_text(self.path / "env.json", json.dumps(_environment(self._world), indent=2) + "\n")
         log_to_file(self.path / "log.txt")
+        where = f"{platform.node()}, {count(self._world.size, 'rank')} on {device_name(self._world.device)}"
+        log_lines([f"machine: {where}; torch {torch.__version__}", f"output: {self.path}"])
         if not supports_links(self.checkpoints):
             log.info("no symbolic links in %s: last.txt and best.txt will hold the names of files", self.checkpoints)
         return owner
@@ -111,7 +114,6 @@ def _environment(world: World) -> dict[str, Any]:
         commit = subprocess.run(describe, cwd=root, capture_output=True, text=True).stdout.strip() or None
     except OSError:  # git is not installed
         commit = None
-    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
     return {
         "command": [sys.executable, *sys.argv],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,6 +121,6 @@ def _environment(world: World) -> dict[str, Any]:
         "versions": versions(),
         "host": platform.node(),
         "machine": platform.platform(),
-        "device": gpu or f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "device": device_name(world.device),
         "processes": world.size,
     }

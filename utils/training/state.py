@@ -124,8 +124,8 @@ class TrainState:
         size = self.checkpoint_bytes() / 2**20
         average = "" if self.ema is None else f", EMA of the weights with decay {self.ema.decay}"
         return [
-            f"{type(self.optimizer).__name__}, {describe_groups(self.optimizer.param_groups)}",
-            f"{self.precision}{average}; a checkpoint takes about {size:,.0f} MiB",
+            f"optimizer: {type(self.optimizer).__name__}, {describe_groups(self.optimizer.param_groups)}",
+            f"precision: {self.precision}{average}; a checkpoint takes about {size:,.0f} MiB",
         ]
 
     def checkpoint_bytes(self) -> int:

@@ -106,7 +106,7 @@ def test_a_run_trains_on_the_same_batches_from_archives_and_lists(photos, tmp_pa
         options = options_of("--data-path", path, "--opts", "DATA.DATASET", dataset, "MODEL.NUM_CLASSES", 21841)
         assert (options.classes, options.zipped) == (21841, False)
     sources = open_sources(options, World())
-    assert ("21,841 classes" in sources.describe()) == (not zipped)
+    assert ("21,841 classes" in sources.describe()[0]) == (not zipped)
     flat = replace(AUGMENTED, auto_augment="none")
     loaders = [
         build_train_loader(source, shape(36), World(), pipeline(flat))
@@ -161,7 +161,7 @@ def test_more_classes_than_the_data_has_are_the_models_own(photos):
 def test_training_without_validation_data(own_photos):
     shutil.rmtree(own_photos / "val")
     sources = open_folder(own_photos, validate=False)
-    assert sources.val is None and sources.describe() == "36 training samples, 3 classes"
+    assert sources.val is None and sources.describe()[0] == "data: 36 training samples, 3 classes"
     with pytest.raises(DataError, match="no folder val/ .*TEST.VALIDATE false"):
         open_folder(own_photos)
 
@@ -172,6 +172,8 @@ def test_what_was_opened_is_logged(photos, caplog):
         open_validation(photos)
     assert [record.getMessage() for record in caplog.records] == [
         "data: 36 training and 15 validation samples, 3 classes",
+        "samples: photo_0.jpg (class_0), photo_5.jpg (class_0), photo_10.jpg (class_1), photo_7.jpg (class_1),"
+        " photo_2.jpg (class_2)",
         "class map: the classes of train, in the order of their names",
         "data: 15 validation samples, 3 classes",
     ]

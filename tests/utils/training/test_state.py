@@ -153,5 +153,5 @@ def test_the_size_of_a_checkpoint_counts_its_copies(name, ema, copies):
     state = train_state(nn.Linear(10, 10), ema_decay=ema, optimizer=OptimizerOptions(name))
     assert state.checkpoint_bytes() == copies * 110 * 4
     lines = state.describe()
-    assert "weight decay on 1 tensors (100 parameters), none on 1 tensors (10 parameters)" in lines[0]
+    assert "on 100 parameters in 1 tensors, none on 10 parameters in 1 tensors" in lines[0]
     assert ("EMA of the weights with decay 0.9" in lines[1]) == (ema is not None)
