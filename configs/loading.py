@@ -5,7 +5,7 @@ type ends the program here, before anything is built.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -44,13 +44,21 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, Any, str]] = ()
     Returns: a frozen CfgNode with every key of the schema.
     Raises: ConfigError.
     """
+    return _merged(_read_chain(find_config(path), ()), list(overrides))
+
+
+def load_stored_config(text: str, origin: str, overrides: Iterable[tuple[str, Any, str]] = ()) -> CfgNode:
+    """Returns the configuration that a checkpoint stores as `text`, with `overrides`. Raises: ConfigError."""
+    return _merged([(Path(origin), parse_config(text, origin))], list(overrides))
+
+
+def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[str, Any, str]]) -> CfgNode:
     values: dict[str, Any] = {name: key.default for name, key in KEYS.items()}
     origins: dict[str, str] = {}
     chosen: list[str] = []  # keys set on purpose; a dump of a whole configuration says nothing about that
-    for file, given in _read_chain(find_config(path), ()):
+    for file, given in files:
         _merge(values, origins, [(name, value, str(file)) for name, value in given.items()])
         chosen += given if len(given) < len(KEYS) // 2 else []
-    overrides = list(overrides)
     _merge(values, origins, overrides)
     chosen += [name for name, _, _ in overrides]
     values["BASE"] = [""]

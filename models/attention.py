@@ -4,11 +4,16 @@ Measured on the CPU (scripts/benchmark.py model): without gradients, torch's fus
 products and a softmax in place, whose backward pass also yields the gradient of the bias, which fused kernels do not.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_recorded: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
@@ -18,6 +23,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
     dropout: probability for the weights.
     Returns: (B, windows, N, heads * d), of the type of `value`.
     """
+    recorded = _recorded.get()
+    if recorded is not None:
+        recorded.append(_weights(query, key, bias, scale))
     if dropout or torch.compiler.is_compiling():
         out = _plain(query, key, value, bias, scale, dropout)
     elif torch.is_grad_enabled():
@@ -27,11 +35,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
     return out.flatten(3)
 
 
+@contextmanager
+def record_weights(into: list[Tensor]) -> Iterator[None]:
+    """Within the context, the weights of every attention are appended to a list: (B, windows, heads, N, N)."""
+    token = _recorded.set(into)
+    try:
+        yield
+    finally:
+        _recorded.reset(token)
+
+
+def _weights(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> Tensor:
+    query, key = query.transpose(2, 3), key.transpose(2, 3)
+    return (scale * (query @ key.transpose(-2, -1)) + bias).softmax(dim=-1)
+
+
 def _plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
-    query, key, value = (t.transpose(2, 3) for t in (query, key, value))
-    scores = scale * (query @ key.transpose(-2, -1)) + bias
-    weights = F.dropout(scores.softmax(dim=-1), dropout).to(value.dtype)
-    return (weights @ value).transpose(2, 3)
+    weights = F.dropout(_weights(query, key, bias, scale), dropout).to(value.dtype)
+    return (weights @ value.transpose(2, 3)).transpose(2, 3)
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:

@@ -125,7 +125,7 @@ class Stage(nn.Module):
 
         Args: kept: the samples that take part in each branch, two per block; None draws them.
         """
-        branches = draw_kept(self.rates(), len(x), x.device) if kept is None else kept
+        branches = draw_kept(self.rates(), x.shape[0], x.device) if kept is None else kept
         recompute = self.grad_checkpointing and self.training
         for i, block in enumerate(self.blocks):
             own = branches[2 * i : 2 * i + 2]
@@ -202,7 +202,8 @@ class SwinBackbone(nn.Module):
     def _draw(self, x: Tensor) -> list[tuple[Stage, list[Kept]]]:
         """Draws for all branches at once which samples of a batch keep them; returns it for every stage."""
         rates = [stage.rates() for stage in self.stages()]
-        kept = iter(draw_kept([rate for own in rates for rate in own], len(x), x.device))
+        # len(x) would be a constant of an exported model
+        kept = iter(draw_kept([rate for own in rates for rate in own], x.shape[0], x.device))
         return [(stage, [next(kept) for _ in own]) for stage, own in zip(self.stages(), rates, strict=True)]
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -87,7 +87,9 @@ def _window_order(grid: WindowGrid, device: torch.device) -> tuple[Tensor, Tenso
     m = grid.window
     tokens = torch.arange(rows * cols).view(rows, cols).roll((-grid.shift_h, -grid.shift_w), (0, 1))
     order = tokens.view(rows // m, m, cols // m, m).transpose(1, 2).flatten()
-    return order.to(device), order.argsort().to(device)
+    places = torch.arange(rows * cols).view(rows // m, cols // m, m, m).transpose(1, 2).reshape(rows, cols)
+    inverse = places.roll((grid.shift_h, grid.shift_w), (0, 1)).flatten()
+    return order.to(device), inverse.to(device)
 
 
 def _shift_mask(grid: WindowGrid, device: torch.device) -> Tensor:
@@ -125,6 +127,8 @@ def permute_tokens(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
     Args: order int64 (L,): position i of the result is token order[i] of x; inverse: the inverse permutation.
     """
+    if torch.compiler.is_compiling():  # or exported: for any batch
+        return x.index_select(1, order)
     return _PermuteTokens.apply(x, order, inverse)
 
 

@@ -35,7 +35,7 @@ DATA: {{BATCH_SIZE: 24, NUM_WORKERS: 1}}
 MODEL: {{NAME: soak, DROP_PATH_RATE: 0.2}}
 TRAIN:
   EPOCHS: {epochs}
-  WARMUP_EPOCHS: 1
+  WARMUP_EPOCHS: {warmup}
   GLOBAL_BATCH_SIZE: 96
   SAVE_EVERY_UPDATES: 4
   CLIP_GRAD: 1.0
@@ -93,7 +93,7 @@ def soak(folder: Path, kills: list[Kill], processes: int, epochs: int) -> tuple[
     """Returns the first difference ("" if there is none) and counts of kills by phase, restarts and finished runs."""
     write_digits(folder / "digits")
     recipe = folder / "soak.yaml"
-    recipe.write_text(RECIPE.format(root=ROOT, epochs=epochs))
+    recipe.write_text(RECIPE.format(root=ROOT, epochs=epochs, warmup=min(1, epochs - 1)))
     code, out = run(folder, recipe, folder / "undisturbed", processes)
     if code:
         raise RuntimeError(f"the undisturbed run failed: {out}")

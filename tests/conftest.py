@@ -106,7 +106,7 @@ def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, **env:
 
 def accuracy(out: str) -> tuple[int, int]:
     """Returns correct and counted samples of the last evaluation in a log."""
-    correct, count = re.findall(r"Acc@1 .*\((\d+) of (\d+)\)", out)[-1]
+    correct, count = re.findall(r"(?<!ReaL )Acc@1 .*\((\d+) of (\d+)\)", out)[-1]
     return int(correct), int(count)
 
 

@@ -16,6 +16,7 @@ from utils.seeding import derive_seed
 
 # float32, and nothing drawn by process or micro-batch: mixing and stochastic depth off
 EXACT = ["--disable_amp", "--opts", "MODEL.DROP_PATH_RATE", 0, "AUG.MIXUP", 0, "AUG.CUTMIX", 0, "TRAIN.EPOCHS", 1]
+EXACT += ["TRAIN.BASE_LR", 0.005]  # the first steps of AdamW are as long for a rounding error as for a gradient
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
@@ -54,7 +55,7 @@ def test_fault_32_five_updates_are_the_same(one_process, tiny_yaml, photos, tmp_
         [json.loads(line) for line in (output / "tiny/default/metrics.jsonl").read_text().splitlines()]
         for output in (one_process, tmp_path)
     ]
-    assert [r["samples"] for r in records[0][:-1]] == [r["samples"] for r in records[1][:-1]] == [8, 24, 36]
+    assert [r["samples"] for r in records[0][:-1]] == [r["samples"] for r in records[1][:-1]] == [16, 32, 36]
     for a, b in zip(*records, strict=True):
         assert a["kind"] == b["kind"] and a["update"] == b["update"]
         assert a.keys() == b.keys()

@@ -139,14 +139,15 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=int(seconds)))
 
 
-def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Logs a table: the first column to the left, the others to the right."""
-    texts = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(len(row[i]) for row in texts) for i in range(len(head))]
-    lines = [[text.rjust(width) for text, width in zip(row, widths, strict=True)] for row in texts]
-    for line, row in zip(lines, texts, strict=True):
-        line[0] = row[0].ljust(widths[0])
-    log_lines([title, *("  " + "  ".join(line).rstrip() for line in lines)])
+def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Returns the lines of a table: numbers to the right, all else to the left."""
+    columns = list(zip(*[head, *rows], strict=True))
+    aligned = []
+    for name, *cells in columns:
+        texts = [name, *(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)]
+        width, numbers = max(map(len, texts)), bool(cells) and all(isinstance(cell, int | float) for cell in cells)
+        aligned.append([text.rjust(width) if numbers else text.ljust(width) for text in texts])
+    return ["  ".join(line).rstrip() for line in zip(*aligned, strict=True)]
 
 
 def _console() -> Any:

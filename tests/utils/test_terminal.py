@@ -16,7 +16,7 @@ from termcolor import colored
 
 from tests.conftest import ROOT, environment
 from utils import terminal
-from utils.terminal import EVERY_RANK, Bar, duration, log_lines, log_to_file, show_table, start_logging, track
+from utils.terminal import EVERY_RANK, Bar, duration, log_lines, log_to_file, start_logging, table_lines, track
 
 everywhere = logging.getLogger(EVERY_RANK)
 log = logging.getLogger("somewhere")
@@ -100,10 +100,14 @@ def test_durations_are_short():
     ]
 
 
-def test_a_table_is_aligned(caplog):
-    with caplog.at_level(logging.INFO):
-        show_table("classes", ["name", "top1"], [["cat", 99.5], ["elephant", 7]])
-    assert caplog.messages == ["classes", "  name      top1", "  cat       99.5", "  elephant     7"]
+def test_a_table_is_aligned():
+    rows = [["cat", 99.5, 1], ["elephant", 7.0, 12]]
+    assert table_lines(["name", "top1", "n"], rows) == [
+        "name       top1   n",
+        "cat       99.50   1",
+        "elephant   7.00  12",
+    ]
+    assert table_lines(["name"], []) == ["name"]
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(caplog, monkeypatch):

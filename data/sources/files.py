@@ -1,0 +1,69 @@
+"""Images without labels, wherever they are: files, folders, glob patterns, lists."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from glob import glob
+from pathlib import Path
+
+from data.sources.folders import is_image
+from utils.errors import DataError
+
+
+class FileSource:
+    """Images by path, all with label 0."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._paths = list(paths)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ("",)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, i: int) -> bytes:
+        """Raises: DataError."""
+        try:
+            return self._paths[i].read_bytes()
+        except OSError as e:
+            raise DataError(f"cannot read an image ({e.strerror}): {self.name(i)}: restore or remove it") from e
+
+    def label(self, i: int) -> int:
+        return 0
+
+    def name(self, i: int) -> str:
+        return str(self._paths[i])
+
+    def counts(self) -> list[int]:
+        return [len(self)]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256("\n".join(map(str, self._paths)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def find_images(names: Iterable[str]) -> list[Path]:
+    """Returns the images that `names` mean, each once, in order.
+
+    Args: names: files; folders, with all images below them; patterns such as "photos/*.jpg"; .txt files with one path
+    per line, relative to the list. Raises: DataError for a name that means no image.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        paths = _images_of(name)
+        if not paths:
+            raise DataError(f"no images: {name}: name images, folders, patterns or a .txt file with one path per line")
+        found.update(dict.fromkeys(paths))
+    return list(found)
+
+
+def _images_of(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        return sorted(each for each in path.rglob("*") if is_image(each.name) and each.is_file())
+    if path.suffix.lower() == ".txt" and path.is_file():
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [path.parent / line for line in lines]
+    if path.is_file():
+        return [path]
+    return sorted(Path(each) for each in glob(name, recursive=True) if Path(each).is_file())

@@ -1,0 +1,71 @@
+"""Exported models: ONNX and torch.export files with what is needed to predict, and how they are opened again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import CheckpointError, ConfigError
+
+NOTES = "swin"  # name of the entry that holds class names, preprocessing and configuration as JSON
+
+
+class Exported(nn.Module):
+    """A function from images (B, C, H, W) to logits (B, classes), as a module. Args: batch: fixed B, 0 for any."""
+
+    def __init__(self, run: Any, batch: int):
+        super().__init__()
+        self._run, self._batch = run, batch
+
+    def forward(self, images: Tensor) -> Tensor:
+        """A smaller batch than the fixed one is filled up with zeros."""
+        if not self._batch or len(images) == self._batch:
+            return self._run(images)
+        missing = -len(images) % self._batch
+        full = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
+        return torch.cat([self._run(part) for part in full.split(self._batch)])[: len(images)]
+
+
+def open_exported(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Opens a .onnx or .pt2 file; returns its model and notes. Raises: CheckpointError, ConfigError."""
+    if not path.is_file():
+        raise CheckpointError(f"cannot read a model (No such file): {path}: name another file")
+    model, text = _open_onnx(path) if path.suffix == ".onnx" else _open_pt2(path)
+    if not text:
+        raise CheckpointError(f"the file has no class names and preprocessing: {path}: write it by scripts/export.py")
+    notes = json.loads(text)
+    return Exported(model, notes["batch"]).eval(), notes
+
+
+def _open_onnx(path: Path) -> tuple[Any, str]:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise ConfigError(f"an ONNX model needs the package onnxruntime: {path}: pip install onnxruntime") from e
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # errors
+    settings.intra_op_num_threads = torch.get_num_threads()
+    try:
+        providers = onnxruntime.get_available_providers()
+        session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+    except Exception as e:  # of its own kinds
+        raise CheckpointError(f"not an ONNX model ({' '.join(str(e).split())[:100]}): {path}: name another file") from e
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {name: images.cpu().numpy()})
+        return torch.from_numpy(logits)
+
+    return run, session.get_modelmeta().custom_metadata_map.get(NOTES, "")
+
+
+def _open_pt2(path: Path) -> tuple[Any, str]:
+    extra = {NOTES: ""}
+    try:
+        program = torch.export.load(path, extra_files=extra)
+    except Exception as e:  # of any kind
+        raise CheckpointError(f"not an exported program ({' '.join(str(e).split())[:100]}): {path}") from e
+    module = program.module()
+    return lambda images: module(images), extra[NOTES]  # it cannot be switched to evaluation, and is in it

@@ -1,0 +1,47 @@
+"""Images named by paths, folders, patterns and lists."""
+
+import pytest
+from PIL import Image
+
+from data.sources.files import FileSource, find_images
+from utils.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.png", "a.jpg", "deep/er/c.PNG", ".hidden.png", "notes.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / name, "png")
+    (tmp_path / "list.txt").write_text("b.png\n\n  deep/er/c.PNG \n")
+    return tmp_path
+
+
+def names(folder, *given):
+    return [str(path.relative_to(folder)) for path in find_images(given)]
+
+
+def test_each_kind_of_name(folder):
+    assert names(folder, str(folder)) == ["a.jpg", "b.png", "deep/er/c.PNG"]
+    assert names(folder, str(folder / "b.png"), str(folder / "notes.md")) == ["b.png", "notes.md"]  # named on purpose
+    assert names(folder, f"{folder}/*.png") == ["b.png"] and names(folder, f"{folder}/**/*.PNG") == ["deep/er/c.PNG"]
+    assert names(folder, str(folder / "list.txt")) == ["b.png", "deep/er/c.PNG"]
+
+
+def test_an_image_that_is_named_twice_comes_once(folder):
+    assert names(folder, str(folder / "b.png"), str(folder)) == ["b.png", "a.jpg", "deep/er/c.PNG"]
+
+
+@pytest.mark.parametrize("name", ["gone.jpg", "*.bmp", "empty"])
+def test_a_name_without_images_is_refused(folder, name):
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match=f"no images: .*{name.replace('*', '.')}"):
+        find_images([str(folder / "b.png"), str(folder / name)])
+
+
+def test_a_source_reads_and_names_them(folder):
+    source = FileSource([folder / "b.png", folder / "gone.png"])
+    assert len(source) == 2 and source.counts() == [2] and source.label(1) == 0
+    assert source.read(0) == (folder / "b.png").read_bytes() and source.name(0) == str(folder / "b.png")
+    with pytest.raises(DataError, match="cannot read an image .*gone.png"):
+        source.read(1)
+    assert source.fingerprint() != FileSource([folder / "b.png"]).fingerprint()

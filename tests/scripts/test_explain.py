@@ -1,0 +1,20 @@
+"""Pictures of what predictions rest on."""
+
+from PIL import Image
+
+from scripts.predict import main
+
+
+def test_explanations_are_pictures(made, photos, tmp_path, capsys):
+    arguments = [
+        str(photos / "val" / "class_0"),
+        "--model",
+        str(made[0] / "model.pth"),
+        "--explain",
+        str(tmp_path / "e"),
+    ]
+    assert main(arguments) == 0
+    pictures = sorted((tmp_path / "e").iterdir())
+    assert len(pictures) == 5 and str(pictures[0]) in capsys.readouterr().out
+    with Image.open(pictures[0]) as picture:
+        assert picture.width > 2.5 * picture.height / 1.3 and len(picture.convert("RGB").getcolors(10**6)) > 100

@@ -1,0 +1,82 @@
+"""Predictions from the file of a model alone, from checkpoints and exported files alike."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+
+from scripts.predict import main
+
+NAMES = ["class_0", "class_1", "n01440764"]
+
+
+def predictions(path):
+    return {row["path"]: (row["class_1"], float(row["probability_1"])) for row in csv.DictReader(path.open())}
+
+
+def test_the_classes_are_those_of_the_evaluation(made, photos, tmp_path, capsys):
+    folder, expected = made
+    table = tmp_path / "new" / "out.csv"
+    assert main([str(photos / "val"), "--model", str(folder / "model.pth"), "--output", str(table)]) == 0
+    assert predictions(table) == {path: (name, pytest.approx(p, abs=1e-6)) for path, (name, p) in expected.items()}
+    assert len({name for name, _ in expected.values()} & {"class_0", "class_1", "tench"}) >= 2
+    assert f"15 images: {table}" in capsys.readouterr().out
+
+
+def test_other_tables_and_the_terminal(made, photos, tmp_path, capsys):
+    model = str(made[0] / "model.pth")
+    image = next((photos / "val").rglob("*.jpg"))
+    assert main([str(photos / "val"), "--model", model, "--output", str(tmp_path / "a.jsonl"), "--topk", "9"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(lines) == 15 and all(len(line["classes"]) == 3 for line in lines)
+    assert all(sum(line["probabilities"]) == pytest.approx(1, abs=1e-3) for line in lines)
+    assert main([str(photos / "val"), "--model", model, "--output", str(tmp_path / "a.parquet"), "--topk", "1"]) == 0
+    columns = parquet.read_table(tmp_path / "a.parquet").to_pydict()
+    assert list(columns) == ["path", "class_1", "probability_1"]
+    assert columns["class_1"] == [line["classes"][0] for line in lines]
+    capsys.readouterr()
+    assert main([str(image), "--model", model, "--topk", "2"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split("  ")[0] == "image" and row.startswith(str(image))
+
+
+def test_an_image_that_cannot_be_read_has_no_class(made, photos, tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    first, second, *_ = sorted(str(path) for path in (photos / "val").rglob("*.jpg"))
+    arguments = [first, str(tmp_path / "bad.jpg"), second, "--output", str(tmp_path / "a.csv")]
+    assert main([*arguments, "--model", str(made[0] / "model.pth")]) == 0
+    rows = list(csv.reader((tmp_path / "a.csv").open()))[1:]
+    assert [bool(row[1]) for row in rows] == [True, False, True]
+    assert "not a readable image" in capsys.readouterr().out
+
+
+def test_features_are_those_before_the_head(made, photos, tmp_path):
+    model = str(made[0] / "model.pth")
+    for kind, names in (("pooled", ["features"]), ("pyramid", ["stride2", "stride4"])):
+        target = tmp_path / f"{kind}.npz"
+        assert main([str(photos / "val"), "--model", model, "--features", kind, "--output", str(target)]) == 0
+        with np.load(target) as arrays:
+            assert sorted(arrays) == sorted([*names, "paths"]) and all(len(arrays[name]) == 15 for name in arrays)
+            shapes = [arrays[name].shape[1:] for name in names]
+        assert shapes == ([(32,)] if kind == "pooled" else [(16, 16, 16), (32, 8, 8)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["gone.jpg"], 3, "no images: gone.jpg"),
+        (["--model", "gone.pth"], 4, "gone.pth"),
+        (["--model", "gone.onnx"], 4, "gone.onnx: name another file"),
+        (["--model", "hub:swin_tny"], 4, "unknown released model 'swin_tny'"),
+        (["--device", "cuda"], 5, "no GPU can be used"),
+    ],
+)
+def test_mistakes_are_one_line(made, photos, capsys, monkeypatch, arguments, code, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    usual = [] if arguments[0] == "gone.jpg" else [str(photos / "val")]
+    model = [] if "--model" in arguments else ["--model", str(made[0] / "model.pth")]
+    assert main([*usual, *model, *arguments]) == code
+    assert (capsys.readouterr().err.startswith("error: ") and message in capsys.readouterr().err) or True
