@@ -89,6 +89,10 @@ def batch_size(value: int | str) -> str | None:
     return None if isinstance(value, str) or value >= 1 else "must be at least 1"
 
 
+def worker_count(value: int | str) -> str | None:
+    return None if isinstance(value, str) or value >= 0 else "must be at least 0"
+
+
 def crop_fraction(value: float | str) -> str | None:
     return None if isinstance(value, str) or 0 < value <= 1 else "must be above 0 and at most 1"
 
@@ -159,7 +163,14 @@ SCHEMA: dict[str, Any] = {
         ),
         "ACCEPT_CHANGES": Key(False, "new: resume although the training samples changed", free=True),
         "PIN_MEMORY": Key(True, "page-locked batches, for faster copies to a GPU", free=True, per_machine=True),
-        "NUM_WORKERS": Key(8, "loader workers per rank; 0: none", at_least(0), free=True, per_machine=True),
+        "NUM_WORKERS": Key(
+            AUTO,
+            "loader workers per rank; 0: none; auto: one per core of the rank's share, at most 8 (the original's)",
+            worker_count,
+            auto_or(INT),
+            free=True,
+            per_machine=True,
+        ),
         "EXIF": Key(
             "ignore", "new: orientation: ignore, as for the published numbers; apply", one_of("ignore", "apply")
         ),

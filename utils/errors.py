@@ -118,7 +118,7 @@ def report_error(error: BaseException, *, speak: bool, debug: bool = False, deta
     Args: speak: whether this rank reports for the whole job; detail: lines to print before.
     """
     if isinstance(error, KeyboardInterrupt):
-        code, text = 130, f"interrupted: {one_line(error) if error.args else 'run the same command again to resume'}"
+        code, text = 130, f"interrupted{': ' if error.args else ''}{one_line(error) if error.args else ''}"
     else:
         code, text = getattr(error, "exit_code", 1), one_line(error)
     if not speak:

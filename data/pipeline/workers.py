@@ -54,11 +54,18 @@ class LoaderOptions:
     def from_config(cfg: CfgNode) -> "LoaderOptions":
         return LoaderOptions(
             batch_size=cfg.DATA.BATCH_SIZE,
-            workers=cfg.DATA.NUM_WORKERS,
+            workers=cfg.DATA.NUM_WORKERS if isinstance(cfg.DATA.NUM_WORKERS, int) else default_workers(),
             pin_memory=cfg.DATA.PIN_MEMORY,
             on_bad=cfg.DATA.ON_BAD_IMAGE,
             timeout=cfg.DATA.TIMEOUT,
         )
+
+
+def default_workers() -> int:
+    """Returns one worker for each core that this rank can use besides the others of its machine, at most 8."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // (int(ranks) if ranks.isdigit() else 1)))
 
 
 class MonitoredLoader:

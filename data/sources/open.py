@@ -21,6 +21,7 @@ from utils.errors import DataError, did_you_mean, listing
 from utils.terminal import log_lines
 
 log = logging.getLogger(__name__)
+_OTHER_NAMES = {"train": ("training", "Train", "trn"), "val": ("validation", "valid", "Val", "test", "dev")}
 SHOWN = 5  # samples that are named at the start
 
 STORES: dict[str, Callable[[Path], Store]] = {
@@ -95,6 +96,8 @@ def open_sources(options: SourceOptions, world: World) -> Sources:
         train = store.open("train", None, options.classes)
         val = store.open("val", train.class_names, options.classes) if options.validate else None
     _check_count(train, options)
+    if val is not None:
+        _check_presence(val, options)
     sources = Sources(train, val)
     _check_ranks(world, {"training": train, "validation": val})
     log_lines(sources.describe())
@@ -156,6 +159,17 @@ def _check_count(source: Source, options: SourceOptions) -> None:
         raise DataError(f"{where} has {found} classes, not {options.classes}: MODEL.NUM_CLASSES: set it to 0")
 
 
+def _check_presence(val: Source, options: SourceOptions) -> None:
+    """Warns of classes that have no validation samples. Raises: DataError if there is no sample at all."""
+    if not len(val):
+        raise DataError(
+            f"no validation samples of the classes of train: {options.path}: TEST.VALIDATE: set it to false"
+        )
+    absent = [name for name, count in zip(val.class_names, val.counts(), strict=True) if not count]
+    if absent:
+        log.warning("%d classes have no validation samples: %s", len(absent), listing(absent))
+
+
 def _check_ranks(world: World, splits: Mapping[str, Source | None]) -> None:
     """Raises: DistributedError if the ranks see different samples: a disk of a machine differs from the others."""
     if world.size == 1:
@@ -198,9 +212,19 @@ def _find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
     if dataset == "imagenet" and not options.zipped:
         for split in splits:
             if not store.has(split):
+                _check_folder(Path(path), split)
                 optional = " (or set TEST.VALIDATE false)" if splits == ("train", "val") and split == "val" else ""
                 raise DataError(f"no folder {split}/ in {path}: --data-path: it must contain train/ and val/{optional}")
     return store
+
+
+def _check_folder(path: Path, split: str) -> None:
+    """Raises: DataError if the folder that is meant is near: its parent, or a split under another name."""
+    if path.name in ("train", "val") and (path.parent / split).is_dir():
+        raise DataError(f"{path} is one split: --data-path: name the folder that contains it, {path.parent}")
+    other = next((name for name in _OTHER_NAMES[split] if (path / name).is_dir()), None)
+    if other:
+        raise DataError(f"no folder {split}/ in {path}, but {other}/: --data-path: rename it, or link {split} to it")
 
 
 def chosen_classes(choice: str, source: Source) -> list[int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.backbone import resize_position_embedding
 from models.weights.class_maps import CLASSES_1K, CLASSES_22K, map_head
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, count
 from utils.preprocessing import Size
 
 Weights = dict[str, Tensor]
@@ -24,7 +24,7 @@ def fit_weights(weights: Weights, own: Mapping[str, Tensor], grid: Size) -> list
     embedding.
     Returns: what was done, for the log.
     """
-    done = []
+    done, tables = [], 0
     for name, value in list(weights.items()):
         target = own.get(name)
         if target is None or target.shape == value.shape:
@@ -33,7 +33,7 @@ def fit_weights(weights: Weights, own: Mapping[str, Tensor], grid: Size) -> list
             continue
         if name.endswith("relative_position_bias_table") and value.shape[1] == target.shape[1] and _is_square(value):
             weights[name] = resize_bias_table(value, len(target))
-            done.append("position tables resized")
+            tables += 1
         elif name == "absolute_pos_embed" and value.shape[2] == target.shape[2] and _is_square(value[0]):
             side = round(value.shape[1] ** 0.5)
             weights[name] = resize_position_embedding(value, (side, side), grid).flatten(1, 2)
@@ -41,7 +41,7 @@ def fit_weights(weights: Weights, own: Mapping[str, Tensor], grid: Size) -> list
         elif name == "patch_embed.proj.weight" and value.shape[2:] == target.shape[2:]:
             weights[name] = adapt_input_channels(value, target.shape[1])
             done.append(f"filters for {value.shape[1]} input channels adapted to {target.shape[1]}")
-    return list(dict.fromkeys(done))
+    return [*([f"{count(tables, 'position table')} resized"] if tables else []), *done]
 
 
 def _is_square(rows: Tensor) -> bool:

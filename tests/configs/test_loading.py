@@ -62,7 +62,7 @@ def test_released_recipes_hold_the_published_settings(row):
 
 ORIGINAL = json.loads((Path(__file__).parent / "original_recipes.json").read_text())
 # docs/from_the_original.md explains these
-ON_PURPOSE = {"MODEL.NUM_CLASSES", "OUTPUT"}
+ON_PURPOSE = {"MODEL.NUM_CLASSES", "OUTPUT", "DATA.NUM_WORKERS"}
 
 
 @pytest.mark.parametrize("name", [name for name in ORIGINAL["recipes"] if (ROOT / "configs" / name).exists()])

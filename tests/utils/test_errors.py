@@ -61,7 +61,7 @@ def test_every_class_has_its_own_documented_exit_code():
     ("error", "code", "line"),
     [
         (ConfigError("no such key: X"), 2, "error: no such key: X"),
-        (KeyboardInterrupt(), 130, "error: interrupted: run the same command again to resume"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
         (KeyboardInterrupt("update 5 is saved"), 130, "error: interrupted: update 5 is saved"),
         (TerminatedError("terminated by SIGTERM"), 75, "error: terminated by SIGTERM"),
     ],

@@ -38,7 +38,7 @@ def interrupt():
     ("number", "code", "line"),
     [
         (signal.SIGTERM, 75, "error: terminated by SIGTERM: run the same command again to resume\n"),
-        (signal.SIGINT, 130, "error: interrupted: run the same command again to resume\n"),
+        (signal.SIGINT, 130, "error: interrupted\n"),
     ],
 )
 def test_before_training_a_signal_ends_the_process_with_one_line(monkeypatch, number, code, line):

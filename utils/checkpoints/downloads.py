@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import torch
 from tqdm import tqdm
 
-from utils.checkpoints.files import read_checkpoint
+from utils.checkpoints.files import list_checkpoints, read_checkpoint
 from utils.errors import CheckpointError, ResourceError
 from utils.files import atomic_path, sha256_of
 
@@ -29,7 +29,7 @@ def local_file(name: str, *, released_url: Callable[[str], str], sha256: str = "
     """
     kind, _, rest = name.partition(":")
     remote = kind in ("http", "https", "hub", "hf")
-    path = Path(name)
+    path = newest_in(Path(name))
     if remote:
         url = released_url(rest) if kind == "hub" else name
         path = _from_hugging_face(rest) if kind == "hf" else _download(url, sha256)
@@ -37,6 +37,15 @@ def local_file(name: str, *, released_url: Callable[[str], str], sha256: str = "
         _verify(path, sha256)
     elif remote:
         log.info("sha256 of %s: %s (not verified: --sha256 was not given)", path, sha256_of(path))
+    return path
+
+
+def newest_in(path: Path) -> Path:
+    """Returns the last checkpoint of the folder of a run; a path that is no such folder, unchanged."""
+    for folder in (path / "checkpoints", path):
+        newest = next(iter(list_checkpoints(folder)), None) if path.is_dir() else None
+        if newest is not None:
+            return newest
     return path
 
 
@@ -104,7 +113,7 @@ def _from_hugging_face(name: str) -> Path:
     repository, _, file = rest.partition("/")
     for candidate in [file] if file else ["model.safetensors", "pytorch_model.bin"]:
         try:
-            return Path(hf_hub_download(f"{owner}/{repository}", candidate))
+            return Path(hf_hub_download(f"{owner}/{repository}", candidate, etag_timeout=5))
         except hub.LocalEntryNotFoundError as e:
             raise CheckpointError(
                 f"cannot reach Hugging Face: hf:{name}: try again, or download the file yourself"

@@ -56,7 +56,7 @@ class Provenance:
             raise CheckpointError(
                 f"the checkpoint has {len(names)} classes, the data {len(self.class_names)};"
                 f" {_first_difference(names, self.class_names)}: {origin}:"
-                " to fine-tune on other classes pass it to --pretrained"
+                " another --tag trains on other data; to fine-tune on other classes pass it to --pretrained"
             )
         batch = saved.get("global_batch")
         if batch is not None and batch != self.global_batch:

@@ -20,7 +20,7 @@ from data.pipeline.transforms import TrainTransform
 from data.pipeline.workers import LoaderOptions, MonitoredLoader, check_resources
 from data.sources.base import IndexedSource
 from data.sources.index import Index, stored
-from tests.builders import PLAIN, open_folder
+from tests.builders import PLAIN, configured, open_folder
 from tests.conftest import ROOT
 from tests.data.pipeline.troubled import Deadly, ManyPaths, ParentOfWorker
 from utils.distributed import World
@@ -199,3 +199,12 @@ def test_options_of_a_loader_come_from_the_configuration():
     overrides = [(f"DATA.{name}", value, "test") for name, value in given.items()]
     cfg = load_config(ROOT / "configs/swin_tiny.yaml", overrides)
     assert LoaderOptions.from_config(cfg) == LoaderOptions(3, 5, False, "skip", 7.0)
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "workers"), [(2, "1", 2), (2, "2", 1), (64, "8", 8), (64, "2", 8), (3, "x", 3)]
+)
+def test_by_default_there_is_a_worker_for_each_core_of_a_ranks_share(monkeypatch, cores, ranks, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert LoaderOptions.from_config(configured()).workers == workers

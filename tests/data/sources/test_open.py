@@ -207,3 +207,23 @@ def test_chosen_classes(photos, tmp_path):
         chosen_classes(str(tmp_path / "names.txt"), source)
     with pytest.raises(DataError, match="No such file"):
         chosen_classes(str(tmp_path / "gone.txt"), source)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_folder_of_one_split_is_not_the_data_set(photos, split):
+    with pytest.raises(
+        DataError, match=f"/{split} is one split: --data-path: name the folder that contains it, {photos}"
+    ):
+        open_folder(photos / split)
+
+
+def test_a_split_under_another_name_is_pointed_out(own_photos):
+    (own_photos / "val").rename(own_photos / "validation")
+    with pytest.raises(DataError, match="no folder val/ in .*, but validation/: --data-path: rename it"):
+        open_folder(own_photos)
+
+
+def test_classes_without_validation_samples_are_named(own_photos, caplog):
+    shutil.rmtree(own_photos / "val" / "class_1")
+    open_folder(own_photos)
+    assert "1 classes have no validation samples: class_1" in caplog.text

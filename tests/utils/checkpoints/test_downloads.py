@@ -197,3 +197,17 @@ for name in sys.argv[1:]:
     server.server_close()
     offline, cached = fetch("hf:owner/more", "hf:owner/model/pytorch_model.bin")
     assert "cannot reach Hugging Face: hf:owner/more" in offline and cached == found
+
+
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2_step_4.pth"):
+        torch.save({"model": {"a": torch.ones(1)}}, run / "checkpoints" / name)
+    last = run / "checkpoints/ckpt_epoch_2_step_4.pth"
+    assert (
+        local_file(str(run), released_url=released_url)
+        == local_file(str(run / "checkpoints"), released_url=None)
+        == last
+    )
+    assert local_file(str(tmp_path), released_url=released_url) == tmp_path  # what it is not is refused when it is read

@@ -54,7 +54,9 @@ def test_fault_50_changed_samples_are_refused_or_accepted(counts, message, caplo
 def test_another_number_of_classes_is_refused(names, difference):
     with pytest.raises(CheckpointError) as caught:
         OWN.check({"class_names": names}, HERE, accept_changes=True)
-    assert difference in str(caught.value) and "ckpt.pth: to fine-tune on other classes" in str(caught.value)
+    assert difference in str(caught.value) and "to fine-tune on other classes pass it to --pretrained" in str(
+        caught.value
+    )
 
 
 def test_the_values_survive_json():
