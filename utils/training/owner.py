@@ -56,6 +56,7 @@ class Owner(threading.Thread):
         except FileExistsError:
             other = _read(owner.path)
             if _is_alive(owner.path, other):
+                other = other or _read(owner.path)  # it was just being written
                 job = f", job {other['job']}" if other.get("job") else ""
                 raise ConfigError(
                     f"another run writes to this output folder (host {other.get('host')}, process"
