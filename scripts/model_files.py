@@ -43,8 +43,8 @@ class ModelFile:
 def open_model(name: str, cfg: str = "", overrides: Overrides = ()) -> ModelFile:
     """Opens a model that was trained, released or exported.
 
-    Args: name: a checkpoint, a URL, "hub:<released model>", "hf:<repository>", an exported .onnx or .pt2 file; cfg: the
-    recipe, needed for weights that do not store one; overrides: further keys.
+    Args: name: a checkpoint, the folder of a run for its best one, a URL, "hub:<released model>", "hf:<repository>",
+    an exported .onnx or .pt2 file; cfg: the recipe, for weights that do not store one; overrides: further keys.
     Raises: CheckpointError, ConfigError.
     """
     if Path(name).suffix in (".onnx", ".pt2"):
@@ -55,6 +55,8 @@ def open_model(name: str, cfg: str = "", overrides: Overrides = ()) -> ModelFile
         preprocessing = Preprocessing.stored(notes)
         assert preprocessing is not None
         return ModelFile(model, tuple(notes["class_names"]), own, preprocessing, notes["channels"])
+    best = Path(name) / "checkpoints" / "best.pth"  # of a run's folder
+    name = str(best) if best.exists() else name
     contents = read_weights(name, released_url=released_url)
     own = _config_of(contents, name, cfg, overrides)
     options = model_options(own)

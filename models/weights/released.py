@@ -25,6 +25,6 @@ def released_url(name: str) -> str:
     # a file lacks the suffix of its recipe's name
     known |= {Path(url).stem: url for url in known.values()}
     if name not in known:
-        hint = did_you_mean(name, known, "README.md lists them all")
+        hint = did_you_mean(name, known, "docs/models.md lists them all")
         raise CheckpointError(f"unknown released model {name!r}: hub:{name}: {hint}")
     return known[name]

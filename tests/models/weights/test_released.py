@@ -45,5 +45,5 @@ def test_a_name_is_the_recipes_or_the_files():
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(CheckpointError, match="did you mean .*swin_tiny_patch4_window7_224"):
         released_url("swin_tiny_window7_224")
-    with pytest.raises(CheckpointError, match="unknown released model 'zzz': hub:zzz: README.md lists them all"):
+    with pytest.raises(CheckpointError, match="unknown released model 'zzz': hub:zzz: docs/models.md lists them all"):
         released_url("zzz")

@@ -1,0 +1,73 @@
+"""Writes docs/models.md and docs/configuration.md from the tables behind them: python -m scripts.doc_tables"""
+
+from pathlib import Path
+from typing import Any
+
+from configs.options import OPTIONS
+from configs.schema import KEYS
+from models.weights.released import released_models
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+MODELS = """# Models
+
+The released classifiers, under the names of their recipes (`--cfg swin_tiny_patch4_window7_224`) and of their
+weights (`--resume hub:swin_tiny_patch4_window7_224`). Parameters and GFLOPs (multiply-adds) are exact; top-1 and top-5
+are the published ImageNet-1K accuracies, %. This page is written by `python -m scripts.doc_tables`.
+
+"""
+CONFIGURATION = """# Configuration
+
+Every key: its default, its meaning, and the option of the command line that sets it. Any key is set by
+`--opts KEY VALUE`; an option overrides `--opts`, which overrides the YAML file, its `BASE` files, and the default.
+`python main.py --cfg FILE --print-config` shows the result. Keys marked * may change between two starts of a run: they
+do not affect its result. Names and defaults are the original repository's, but for keys marked "new"
+([what differs](from_the_original.md)). This page is written by `python -m scripts.doc_tables`.
+"""
+
+
+def models_page() -> str:
+    """Returns docs/models.md: a row per released recipe."""
+    rows = ["| recipe | pixels | window | parameters | GFLOPs | top-1 | top-5 | weights |", "|---" * 8 + "|"]
+    for row in sorted(released_models(), key=lambda r: (("swin", "swinv2", "swin_mlp").index(r["type"]), r["params"])):
+        top1, top5 = row.get("imagenet1k_top1", ""), row.get("imagenet1k_top5", "")
+        link = f"[file]({row['weights_url']})" if row.get("weights_url") else ""
+        size = f"{row['img_size']} | {row['window']} | {row['params']:,} | {row['flops'] / 1e9:.1f}"
+        rows.append(f"| {row['config']} | {size} | {top1} | {top5} | {link} |")
+    return MODELS + "\n".join(rows) + "\n"
+
+
+def configuration_page() -> str:
+    """Returns docs/configuration.md: a table per group of keys."""
+    option_of = {option.key: name for name, option in OPTIONS.items()}
+    groups: dict[str, list[str]] = {}
+    for name, key in KEYS.items():
+        if key.deprecated:
+            continue
+        group = name.rpartition(".")[0] or "General"
+        option = f"`{option_of[name]}`" if name in option_of else ""
+        row = f"| `{name}`{' *' if key.free else ''} | {_default(key.default)} | {key.about} | {option} |"
+        groups.setdefault(group, []).append(row)
+    parts = [CONFIGURATION]
+    for group, rows in groups.items():
+        parts += [f"\n## {group}\n\n| key | default | meaning | option |\n|---|---|---|---|\n", "\n".join(rows), "\n"]
+    return "".join(parts)
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return f"`{value}`" if value else ""
+    return f"`{value:.4g}`" if isinstance(value, float) else f"`{value}`"
+
+
+PAGES = {"models.md": models_page, "configuration.md": configuration_page}
+
+
+def main() -> None:
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page())
+
+
+if __name__ == "__main__":
+    main()
