@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ def _draw(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | Non
     from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    train = [line for line in lines if line["kind"] == "train"]
+    train = whole_intervals([line for line in lines if line["kind"] == "train"])
     val = [line for line in lines if line["kind"] == "val"]
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, judged, rate = figure.subplots(1, 3)
+    (losses, judged), (rate, norm) = figure.subplots(2, 2, sharex=True)
 
     def plot(axes: Any, points: list[dict[str, Any]], key: str, label: str, color: str) -> None:
         values = [float("nan") if p.get(key) is None else p[key] for p in points]
@@ -46,14 +47,23 @@ def _draw(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | Non
     if any("loss" in point for point in val):
         plot(losses, val, "loss", "validation", "tab:orange")
     for name, color in zip((best.metric, *best.beside) if best and val else (), _COLORS, strict=False):
-        plot(judged, val, name, name, color)
+        plot(judged, val, name, f"top{val[-1]['k']}" if name == "topk" and "k" in val[-1] else name, color)
     plot(rate, train, "lr", "learning rate", "tab:red")
+    plot(norm, train, "grad_norm", "before clipping", "tab:brown")
     title = (best.title or f"validation {best.metric}") if best else "no validation"
-    for axes, text in ((losses, "loss"), (judged, title), (rate, "learning rate")):
+    for axes, text in ((losses, "loss"), (judged, title), (rate, "learning rate"), (norm, "gradient norm")):
         axes.set_title(text)
-        axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-        if axes.lines:
+        if len(axes.lines) and axes is not rate:
             axes.legend(frameon=False)
+    for axes in (rate, norm):
+        axes.set_xlabel("epochs trained")
     with atomic_path(picture) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def whole_intervals(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leaves out the means of intervals that the end of an epoch cut short: of few updates, they would be spikes."""
+    lengths = [b["update"] - a["update"] for a, b in pairwise([{"update": 0}, *records])]
+    usual = max(lengths, default=0)
+    return [record for record, length in zip(records, lengths, strict=True) if 2 * length > usual]

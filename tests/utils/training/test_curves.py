@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from utils.training.classification import Classification
-from utils.training.curves import draw_curves
+from utils.training.curves import draw_curves, whole_intervals
 from utils.training.objective import Best
 
 TRAIN = [{"kind": "train", "update": u, "loss": 3.0 / u, "lr": 0.1} for u in range(1, 9)]
@@ -55,3 +55,9 @@ def test_a_picture_that_cannot_be_written_is_a_warning_and_the_old_one_stays(tmp
     message = record.getMessage()
     assert message.startswith(f"cannot draw {tmp_path}/curves.png (") and os.strerror(number) in message
     assert (tmp_path / "curves.png").read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_intervals_that_the_end_of_an_epoch_cut_short_are_left_out():
+    records = [{"update": update} for update in (10, 20, 23, 33, 43, 46)]
+    assert [record["update"] for record in whole_intervals(records)] == [10, 20, 33, 43]
+    assert whole_intervals([]) == [] and len(whole_intervals([{"update": 3}, {"update": 6}])) == 2
