@@ -1,0 +1,92 @@
+"""Averages the weights of several checkpoints of a run, which often evaluates better than the last of them.
+
+    python scripts/average_checkpoints.py output/swin_tiny/default averaged.pth
+    python scripts/average_checkpoints.py a.pth b.pth c.pth averaged.pth
+
+A folder stands for all its checkpoints at the end of an epoch. The result evaluates, predicts and fine-tunes like any
+checkpoint; training cannot be resumed from it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
+
+from models.weights.load import WRAPPERS
+from utils.checkpoints.files import list_checkpoints, read_checkpoint
+from utils.errors import CheckpointError, ResourceError, count, report_error
+from utils.files import atomic_path
+
+# of a checkpoint, what describes its weights
+KEPT = ("class_names", "preprocessing", "config", "pretrained_windows", "versions")
+
+
+def average(paths: Sequence[Path], target: Path) -> str:
+    """Writes the mean of the weights in float64, the EMA's where there is one; other tensors are those of the last.
+
+    Returns: a line that says what was written. Raises: CheckpointError, ResourceError.
+    """
+    sums: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
+    for path in paths:
+        contents = read_checkpoint(path)
+        weights = next((contents[name] for name in WRAPPERS if isinstance(contents.get(name), dict)), contents)
+        tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+        if sums and {n: v.shape for n, v in tensors.items()} != {n: v.shape for n, v in sums.items()}:
+            raise CheckpointError(f"weights of another model than in {paths[0]}: {path}: average those of one run")
+        for name, value in tensors.items():
+            mean = value.is_floating_point()
+            sums[name] = sums[name] + value.double() if mean and name in sums else value.double() if mean else value
+    if not sums:
+        raise CheckpointError(f"no weights: {paths[0]}: name checkpoints")
+    model = {n: (v / len(paths)).float() if v.is_floating_point() else v for n, v in sums.items()}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary:
+            torch.save({"model": model, **{key: contents[key] for key in KEPT if key in contents}}, temporary)
+    except (OSError, RuntimeError) as e:
+        raise ResourceError(f"cannot write the checkpoint ({e}): {target}: name another file") from e
+    return f"{target}: mean of {count(len(paths), 'checkpoint')}, {paths[0].name} to {paths[-1].name}"
+
+
+def checkpoints_of(names: Sequence[Path], last: int) -> list[Path]:
+    """Returns files, and for folders of runs their checkpoints at the end of an epoch; at most the `last` ones, 0: all.
+
+    Raises: CheckpointError for a folder without any.
+    """
+    found: list[Path] = []
+    for name in names:
+        if not name.is_dir():
+            found.append(name)
+            continue
+        folder = name / "checkpoints" if (name / "checkpoints").is_dir() else name
+        own = [path for path in reversed(list_checkpoints(folder)) if "_step_" not in path.name]
+        if not own:
+            raise CheckpointError(f"no checkpoints of whole epochs: {name}: name the folder of a run, or files")
+        found += own
+    return found[-last:]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="checkpoints, or the folder of a run")
+    parser.add_argument("target", type=Path, help="file to write, ends in .pth")
+    parser.add_argument("--last", type=int, default=0, metavar="N", help="only the last N (default: all)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(argv)
+    if options.target.suffix != ".pth" or options.last < 0:
+        parser.error(f"{options.target}: must end in .pth; --last must be at least 0")
+    try:
+        print(average(checkpoints_of(options.sources, options.last), options.target))
+    except (Exception, KeyboardInterrupt) as error:
+        return report_error(error, debug=options.debug, speak=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,57 @@
+"""The mean of checkpoints."""
+
+import pytest
+import torch
+
+from scripts.average_checkpoints import checkpoints_of, main
+from scripts.model_files import open_model
+from tests.builders import small
+from utils.errors import CheckpointError
+
+
+def write(path, value, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = {"a": torch.full((2,), value), "n": torch.tensor(int(value)), "h": torch.full((1,), value).half()}
+    torch.save({"model": model, "class_names": ["x"], "optimizer": {}, **more}, path)
+    return str(path)
+
+
+def test_the_mean_keeps_what_describes_the_weights(tmp_path, capsys):
+    files = [write(tmp_path / f"{i}.pth", float(i)) for i in (1, 2, 6)]
+    assert main([*files, str(tmp_path / "new/mean.pth")]) == 0
+    found = torch.load(tmp_path / "new/mean.pth", weights_only=True)
+    assert found["model"]["a"].tolist() == [3.0, 3.0] and found["model"]["h"].dtype == torch.float32
+    assert found["model"]["n"].item() == 6 and found["class_names"] == ["x"] and "optimizer" not in found
+    assert "mean of 3 checkpoints, 1.pth to 6.pth" in capsys.readouterr().out
+
+
+def test_averaged_weights_are_preferred_as_in_evaluation(tmp_path):
+    write(tmp_path / "a.pth", 1.0, model_ema={"a": torch.tensor([5.0])})
+    assert main([str(tmp_path / "a.pth"), str(tmp_path / "mean.pth")]) == 0
+    assert torch.load(tmp_path / "mean.pth", weights_only=True)["model"]["a"].item() == 5.0
+
+
+def test_a_folder_stands_for_its_epochs(tmp_path):
+    for name in ("ckpt_epoch_9.pth", "ckpt_epoch_10.pth", "ckpt_epoch_11.pth", "ckpt_epoch_12_step_3.pth"):
+        write(tmp_path / "run/checkpoints" / name, 1.0)
+    names = [path.name for path in checkpoints_of([tmp_path / "run"], 0)]
+    assert names == ["ckpt_epoch_9.pth", "ckpt_epoch_10.pth", "ckpt_epoch_11.pth"]
+    assert [path.name for path in checkpoints_of([tmp_path / "run/checkpoints"], 2)] == names[1:]
+    with pytest.raises(CheckpointError, match="no checkpoints of whole epochs"):
+        checkpoints_of([tmp_path], 0)
+
+
+def test_other_models_and_other_files_are_refused(tmp_path, capsys):
+    one = write(tmp_path / "a.pth", 1.0)
+    torch.save({"model": small().state_dict()}, tmp_path / "b.pth")
+    assert main([one, str(tmp_path / "b.pth"), str(tmp_path / "mean.pth")]) == 4
+    assert "weights of another model than in" in capsys.readouterr().err and not (tmp_path / "mean.pth").exists()
+    with pytest.raises(SystemExit):
+        main([one, "mean.txt"])
+
+
+def test_the_result_predicts(made, tmp_path):
+    model = str(made[0] / "model.pth")
+    assert main([model, model, str(tmp_path / "mean.pth")]) == 0
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(open_model(str(tmp_path / "mean.pth")).model(images), open_model(model).model(images))
