@@ -315,6 +315,7 @@ SCHEMA: dict[str, Any] = {
         "SHUFFLE": Key(False, "no longer used", deprecated=True),
     },
     "DEVICE": Key("auto", "new: auto: a GPU if there is one; cuda; cpu", one_of(AUTO, "cuda", "cpu"), free=True),
+    "LOG": {"WANDB": Key("", "new: project of Weights & Biases to log to as well", free=True)},
     "AMP_ENABLE": Key(True, "mixed precision"),
     "AMP_DTYPE": Key("auto", "new: its type", one_of("auto", "bfloat16", "float16")),
     "OUTPUT": Key("output", "folder of all runs; a run writes to OUTPUT/MODEL.NAME/TAG", free=True, per_machine=True),

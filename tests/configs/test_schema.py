@@ -55,7 +55,15 @@ def test_keys_that_may_change_between_two_starts_of_a_run():
         *("MODEL.NUM_CLASSES", "TRAIN.AUTO_RESUME", "TRAIN.ACCUMULATION_STEPS", "TRAIN.USE_CHECKPOINT"),
         "TRAIN.CHECKPOINT_STAGES",
         *("TRAIN.GLOBAL_BATCH_SIZE", "TRAIN.SAVE_EVERY_UPDATES", "TRAIN.SAVE_EVERY_MINUTES", "TRAIN.KEEP_CHECKPOINTS"),
-        *("TRAIN.MAX_SKIPPED_UPDATES", "TEST.REAL", "TEST.CLASSES", "TEST.PER_CLASS", "TEST.RESULTS", "DEVICE"),
+        *(
+            "TRAIN.MAX_SKIPPED_UPDATES",
+            "TEST.REAL",
+            "TEST.CLASSES",
+            "TEST.PER_CLASS",
+            "TEST.RESULTS",
+            "DEVICE",
+            "LOG.WANDB",
+        ),
         *("OUTPUT", "SAVE_FREQ", "PRINT_FREQ", "TIMEOUT_MINUTES", "EVAL_MODE", "PROFILE", "THROUGHPUT_MODE"),
     ]
 

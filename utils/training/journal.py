@@ -1,31 +1,33 @@
-"""What a run records for programs: metrics.jsonl and TensorBoard event files."""
+"""What a run records for programs: metrics.jsonl, and the trackers."""
 
 import json
-import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.errors import ResourceError, one_line
+from utils.errors import ResourceError
 from utils.files import flush_to_disk, write_text
+from utils.training.trackers import Trackers
 
-log = logging.getLogger(__name__)
 # of every record; "loss" is the objective's own
 RESERVED = {"kind", "epoch", "step", "update", "samples", "lr", "grad_norm", "skipped", "train_loss"}
 ATTEMPTS, PAUSE = 4, 1.0  # to write a line of metrics; seconds, longer each time
 
 
 class Journal:
-    """metrics.jsonl and TensorBoard of a run; on ranks that do not write, `folder` is None.
+    """metrics.jsonl and the trackers of a run; on ranks that do not write, `folder` is None.
 
     metrics.jsonl contains only what is reproducible, so that an interrupted run ends with the same bytes as an
-    uninterrupted one; speeds go to TensorBoard and the log.
+    uninterrupted one; speeds go to the trackers and the log.
     """
 
-    def __init__(self, folder: Path | None, update: int):
-        """Continues after `update`: what an interrupted run recorded beyond it is removed."""
+    def __init__(self, folder: Path | None, update: int, wandb: str = ""):
+        """Continues after `update`: what an interrupted run recorded beyond it is removed.
+
+        Args: wandb: a project of Weights & Biases, "" for none.
+        """
         self._folder = folder
         if folder is None:
             return
@@ -33,23 +35,17 @@ class Journal:
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         kept = [line for line in lines if _update_of(line) <= update]
         write_text(self.metrics, "".join(line + "\n" for line in kept))
-        self._board = _open_board(folder / "tensorboard", update + 1)
+        self._trackers = Trackers(folder, update, wandb)
 
     def write(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
-        """Appends `record`, which contains `update`, as one line, and `scalars` to TensorBoard at that update.
+        """Appends `record`, which contains `update`, as one line, and gives `scalars` to the trackers at that update.
 
-        Raises: ResourceError if metrics.jsonl cannot be written; TensorBoard is given up with a warning.
+        Raises: ResourceError if metrics.jsonl cannot be written; a tracker that fails is given up with a warning.
         """
         if self._folder is None:
             return
         self._append(json.dumps(record, allow_nan=False) + "\n")
-        if self._board is None:
-            return
-        try:
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, record["update"])
-        except Exception as e:  # raised by its own thread, of any kind
-            self._give_up(e)
+        self._trackers.write(scalars, record["update"])
 
     def flush(self) -> None:
         """Puts metrics.jsonl on disk, as a checkpoint is: after a power failure both must be there.
@@ -63,13 +59,15 @@ class Journal:
         except OSError as e:
             raise self._unwritable(e) from e
 
+    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Gives the trackers the configuration and the best metrics of a run that has ended."""
+        if self._folder is not None:
+            self._trackers.finish(settings, metrics)
+
     def close(self) -> None:
-        """Closes the event file."""
-        if self._folder is not None and self._board is not None:
-            try:
-                self._board.close()
-            except Exception as e:  # see `write`
-                self._give_up(e)
+        """Closes the trackers."""
+        if self._folder is not None:
+            self._trackers.close()
 
     def _append(self, line: str) -> None:
         for attempt in range(ATTEMPTS):
@@ -93,26 +91,12 @@ class Journal:
             " same command again to resume"
         )
 
-    def _give_up(self, error: Exception) -> None:
-        log.warning("TensorBoard's files cannot be written any more (%s); training continues", one_line(error))
-        self._board = None
-
 
 def refuse_reserved(names: Iterable[str]) -> None:
     """Raises: ValueError for a part of a loss, or a metric, with the name of a field of metrics.jsonl."""
     taken = RESERVED.intersection(names)
     if taken:
         raise ValueError(f"{', '.join(sorted(taken))}: metrics.jsonl has fields of these names: choose others")
-
-
-def _open_board(folder: Path, step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import: on the writing rank only
-
-    try:
-        return SummaryWriter(str(folder), purge_step=step)
-    except Exception as e:  # of the disk, or of TensorBoard: the run matters more
-        log.warning("TensorBoard's files cannot be written (%s): %s: training continues", one_line(e), folder)
-        return None
 
 
 def _update_of(line: str) -> float:

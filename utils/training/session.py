@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from yacs.config import CfgNode
 
 from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
@@ -28,6 +29,7 @@ from utils.training.run_folder import RunFolder
 from utils.training.saver import Saver
 from utils.training.state import TrainState
 from utils.training.tracing import Tracer
+from utils.training.trackers import write_summary
 from utils.training.update import Update
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ CHECK_EVERY = 500  # updates between two comparisons of the ranks' weights, besi
 class SessionOptions:
     """Log every `print_freq` updates; save every `save_freq` epochs, and within an epoch every `save_updates` updates
     or `save_minutes` minutes (0: never); keep the newest `keep` checkpoints (0: all). `best`: the metric that decides
-    which checkpoint is the best, None if there is none; `trace`: profile a few updates."""
+    which checkpoint is the best, None if there is none; `trace`: profile a few updates; `wandb`: a project of Weights &
+    Biases, "" for none."""
 
     print_freq: int = 10
     save_freq: int = 1
@@ -48,6 +51,7 @@ class SessionOptions:
     keep: int = 3
     best: Best | None = None
     trace: bool = False
+    wandb: str = ""
 
     @staticmethod
     def from_config(cfg: CfgNode, best: Best | None) -> "SessionOptions":
@@ -59,6 +63,7 @@ class SessionOptions:
             keep=cfg.TRAIN.KEEP_CHECKPOINTS,
             best=best,
             trace=cfg.PROFILE,
+            wandb=cfg.LOG.WANDB,
         )
 
 
@@ -85,7 +90,7 @@ class Session:
         self._name_of = name_of
         if world.is_main:
             check_space(folder.checkpoints, state.checkpoint_bytes(), options.keep)
-        self.journal = Journal(folder.path if world.is_main else None, state.update)
+        self.journal = Journal(folder.path if world.is_main else None, state.update, options.wandb)
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
         self._saver = Saver(folder.checkpoints, options.keep)
         self._tracer = Tracer(folder.path, world.device) if options.trace and world.is_main else None
@@ -175,6 +180,7 @@ class Session:
         if self._world.is_main:
             picture = self._folder.path / "curves.png"
             draw_curves(self.journal.metrics, picture, self._plan.updates_per_epoch, self._best)
+            write_summary(self.journal.metrics, self._folder.path / "summary.csv")
 
     def _conclude(self) -> None:
         """Logs how the run ended, where everything is, and what to do with it."""
@@ -193,6 +199,20 @@ class Session:
         ]
         for line in lines:
             log.info(line, extra=SUMMARY)
+        if self._best is not None and state.best_value is not None:
+            self.journal.finish(self._settings(), {self._best.metric: state.best_value})
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns the configuration as flat names and values."""
+        settings: dict[str, Any] = {}
+        pending = list((yaml.safe_load(self._provenance.config) or {}).items())
+        while pending:
+            name, value = pending.pop()
+            if isinstance(value, dict):
+                pending += [(f"{name}.{inner}", each) for inner, each in value.items()]
+            else:
+                settings[name] = value
+        return settings
 
     def _evaluate(self, objective: Objective) -> Evaluation | None:
         state = self._state

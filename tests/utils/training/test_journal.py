@@ -124,7 +124,7 @@ def test_fault_55_a_folder_of_tensorboard_that_is_not_writable_is_a_warning(tmp_
     assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n'
     (record,) = caplog.records
     message = record.getMessage()
-    assert message.startswith("TensorBoard's files cannot be written (") and "training continues" in message
+    assert message.startswith("TensorBoard cannot be started (") and "training continues" in message
 
 
 def test_fault_55_an_event_file_that_fails_later_is_given_up_with_one_warning(tmp_path, caplog, monkeypatch):
@@ -140,7 +140,7 @@ def test_fault_55_an_event_file_that_fails_later_is_given_up_with_one_warning(tm
     journal.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "TensorBoard's files cannot be written any more ([Errno 28] No space left on device); training continues"
+        "TensorBoard fails and is given up ([Errno 28] No space left on device); training continues"
     ]
 
 
@@ -152,7 +152,7 @@ def test_fault_55_an_event_file_that_fails_when_it_is_closed_is_a_warning(tmp_pa
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", refuse)
     journal.close()
-    assert "cannot be written any more ([Errno 5] Input/output error)" in caplog.text
+    assert "given up ([Errno 5] Input/output error)" in caplog.text
 
 
 def test_names_of_fields_are_refused_for_parts_and_metrics():

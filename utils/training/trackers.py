@@ -1,0 +1,128 @@
+"""Where a run's scalars go besides metrics.jsonl: one class per tracker. A tracker that fails is given up."""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from utils.errors import ConfigError, one_line
+from utils.files import write_text
+
+log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Takes scalars by name, such as "train/loss" and "val/top1", at an update."""
+
+    def write(self, scalars: Mapping[str, float], update: int) -> None: ...
+    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Takes the configuration of a run that has ended, and its best metrics."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in tensorboard/. Args: update: where the run goes on; later ones of an earlier start are hidden."""
+
+    def __init__(self, folder: Path, update: int):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: on the writing rank only
+
+        self._folder = folder / "tensorboard"
+        self._writer = SummaryWriter(str(self._folder), purge_step=update + 1)
+
+    def write(self, scalars: Mapping[str, float], update: int) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, update)
+
+    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Fills the tab HParams."""
+        plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in settings.items()}
+        self._writer.add_hparams(plain, {f"best/{name}": v for name, v in metrics.items()}, run_name=".")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project `LOG.WANDB`, the same one after a restart. WANDB_MODE=offline works without a network."""
+
+    def __init__(self, folder: Path, project: str):
+        try:
+            import wandb
+        except ImportError as e:
+            raise ConfigError("Weights & Biases needs the package wandb: LOG.WANDB: pip install wandb") from e
+        name = "/".join(folder.resolve().parts[-2:])
+        digest = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        self._run = wandb.init(project=project, name=name, id=digest, resume="allow", dir=str(folder))
+
+    def write(self, scalars: Mapping[str, float], update: int) -> None:
+        self._run.log(dict(scalars), step=update)
+
+    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        self._run.config.update(dict(settings), allow_val_change=True)
+        self._run.summary.update({f"best/{name}": value for name, value in metrics.items()})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackers:
+    """All trackers of a run. Args: wandb: a project, "" for none. Raises: ConfigError if a package is missing."""
+
+    def __init__(self, folder: Path, update: int, wandb: str = ""):
+        self._all: list[Tracker] = []
+        makers: dict[str, Callable[[], Tracker]] = {"TensorBoard": lambda: TensorBoard(folder, update)}
+        if wandb:
+            makers["Weights & Biases"] = lambda: WeightsAndBiases(folder, wandb)
+        for name, make in makers.items():
+            try:
+                self._all.append(make())
+            except ConfigError:
+                raise
+            except Exception as e:  # of the disk, the network, or the tracker: the run matters more
+                log.warning("%s cannot be started (%s); training continues", name, one_line(e))
+
+    def write(self, scalars: Mapping[str, float], update: int) -> None:
+        self._each(lambda tracker: tracker.write(scalars, update))
+
+    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        self._each(lambda tracker: tracker.finish(settings, metrics))
+
+    def close(self) -> None:
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._all):
+            try:
+                call(tracker)
+            except Exception as e:  # raised by threads of their own, of any kind
+                name = type(tracker).__name__
+                log.warning("%s fails and is given up (%s); training continues", name, one_line(e))
+                self._all.remove(tracker)
+
+
+def write_summary(metrics: Path, target: Path) -> None:
+    """Writes a row per epoch under the names of timm's summary.csv, from metrics.jsonl; a failure is a warning."""
+    try:
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        rows, rate = [], None
+        for line in lines:
+            if line["kind"] == "train":
+                rate = line["lr"]
+                continue
+            known = {"epoch": line["epoch"], "train_loss": line["train_loss"], "lr": rate}
+            names = {"loss": "eval_loss", "top1": "eval_top1", "topk": f"eval_top{line.get('k', 'k')}"}
+            rows.append(known | {names[name]: line[name] for name in names if name in line})
+        buffer = io.StringIO(newline="")
+        head = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(buffer, head, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(target, buffer.getvalue())
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        log.warning("cannot write %s (%s); training continues", target, one_line(e))
