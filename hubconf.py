@@ -1,6 +1,8 @@
-"""torch.hub's entry points: every released model by its name.
+"""torch.hub's entry points: every released model by its name, and predictions from the file of a model.
 
     model = torch.hub.load(REPOSITORY, "swin_tiny_patch4_window7_224", pretrained=True)
+
+    predict = torch.hub.load(REPOSITORY, "predictor", "hub:swin_tiny_patch4_window7_224")
 
 REPOSITORY is this repository on GitHub ("owner/name"), or the path of a checkout with `source="local"`. torch.hub puts
 the repository on the import path while it builds the model, so this works from any working directory, unless the
@@ -59,11 +61,22 @@ def _build(config: Path, recipe: str, pretrained: bool | str, options: dict[str,
     return model.eval()
 
 
+def predictor(name: str, recipe: str = "", device: str = "cpu") -> Any:
+    """Returns a function from an image to class names with probabilities; see scripts/predictor.py."""
+    from scripts.predictor import Predictor  # it needs what the models do not
+
+    return Predictor(name, recipe, device)
+
+
 def __dir__() -> list[str]:
+    return ["predictor", *_names()]
+
+
+def _names() -> list[str]:
     return [row["config"] for row in released_models()]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __dir__():
+    if name not in _names():
         raise AttributeError(name)
     return _entry_point(name)

@@ -1,12 +1,16 @@
 """torch.hub builds every released model, from any working directory."""
 
+import hashlib
+import re
 import subprocess
 import sys
 
 import torch
 
+from models.registry import build_model
+from models.weights.released import released_url
 from tests.builders import SMALL, small
-from tests.conftest import RELEASED, ROOT
+from tests.conftest import RELEASED, ROOT, environment
 
 SCRIPT = """
 import ast, sys, torch
@@ -30,7 +34,7 @@ except Exception as error:
     print(type(error).__name__, error)
 sys.path.insert(0, repository)
 import hubconf
-print(len([name for name in dir(hubconf) if callable(getattr(hubconf, name))]))
+print(len([name for name in dir(hubconf) if name != "predictor" and callable(getattr(hubconf, name))]))
 """
 
 
@@ -47,3 +51,24 @@ def test_models_by_their_released_names(tmp_path):
     assert int(parameters) == 28_288_354 - 997 * 769  # Swin-T with a head for three classes
     assert second == f"0.0 False {peer.layers[0].blocks[0].attn.qkv.weight.sum().item()}"
     assert third.startswith("ConfigError") and "did you mean num_classes?" in third
+
+
+def test_the_notebook_runs_from_any_folder(tmp_path, photos):
+    """All blocks of docs/notebook.md in turn, with random weights in the place of a download."""
+    name = "swin_tiny_patch4_window7_224"
+    url = released_url(name)
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    cached = tmp_path / "hub/checkpoints" / f"{name}-{digest}.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save({"model": build_model("swin").state_dict()}, cached)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/notebook.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
+    image = next((photos / "val").rglob("*.jpg"))
+    check = "assert logits.shape == (1, 1000) and features.shape == (1, 768)"
+    code = "\n".join([f"REPOSITORY, IMAGE = {str(ROOT)!r}, {str(image)!r}", *blocks, check])
+    environ = environment(TORCH_HOME=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *classes, shapes = done.stdout.splitlines()[-4:]
+    assert all(re.fullmatch(r" *\d+\.\d%  \S.*", line) for line in classes)
+    assert shapes == "[(1, 96, 120, 160), (1, 192, 60, 80), (1, 384, 30, 40), (1, 768, 15, 20)]"

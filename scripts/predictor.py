@@ -1,0 +1,53 @@
+"""A model for notebooks: from images to class names."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.pipeline.device import Normalize, Pixels
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions
+from scripts.model_files import in_words, open_model
+from utils.derived import keep_derived
+
+
+class Predictor:
+    """Predicts the classes of single images, as scripts/predict.py does with many.
+
+    Args: name: a checkpoint, the folder of a run, a URL, "hub:<released model>", "hf:<repository>", an exported file;
+    recipe: for weights that do not store one; device: of the model.
+    Attributes: model; class_names in label order; transform: see `Predictor.transform`.
+    Raises: CheckpointError, ConfigError.
+    """
+
+    def __init__(self, name: str, recipe: str = "", device: str = "cpu"):
+        opened = open_model(name, recipe)
+        self.device = torch.device(device)
+        self.model: Any = opened.model.to(self.device)
+        self.class_names = tuple(in_words(each) for each in opened.class_names)
+        crop_pct = opened.preprocessing.crop_pct
+        self._prepare = EvalTransform(EvalTransformOptions.from_config(opened.cfg, opened.channels, crop_pct))
+        self._normalize = Normalize(opened.preprocessing, self.device)
+
+    def transform(self, image: "str | Path | Image.Image") -> Tensor:
+        """Returns the input of the model for an image or its path: float32 (1, C, H, W). Raises: DataError, OSError."""
+        if isinstance(image, Image.Image):
+            buffer = io.BytesIO()
+            image.save(buffer, "png")
+            data, name = buffer.getvalue(), "the image"
+        else:
+            data, name = Path(image).read_bytes(), str(image)
+        pixels = torch.from_numpy(self._prepare(data, name).pixels)[None]
+        return self._normalize(Pixels(pixels, torch.zeros(0, 6, dtype=torch.int64)))
+
+    @torch.no_grad()
+    def __call__(self, image: "str | Path | Image.Image", topk: int = 5) -> list[tuple[str, float]]:
+        """Returns the most probable classes of an image with their probabilities."""
+        with keep_derived():
+            probabilities = self.model(self.transform(image))[0].float().softmax(0)
+        best = probabilities.topk(min(topk, len(self.class_names)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [(self.class_names[label], probability) for label, probability in pairs]
