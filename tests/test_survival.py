@@ -152,12 +152,13 @@ def assert_nothing_left(folder: Path, seconds: float = 10) -> None:
 @pytest.mark.slow
 def test_fault_23_sigterm_saves_and_the_run_continues_bit_equal(disks, undisturbed):
     """To one rank in an update, in an evaluation, in a save; then to the launcher. Rank 1 never sees a checkpoint."""
-    for faults, saved in (("step:4:term:1", 5), ("evaluation:1:term:1", 9), ("step:3:usr1:1,save:5:term:0", 13)):
+    in_a_save = "step:3:usr1:1,save:5:term:0"
+    for faults, earliest, latest in (("step:4:term:1", 4, 6), ("evaluation:1:term:1", 9, 9), (in_a_save, 10, 14)):
         ended = start(disks, faults=faults).wait()
         assert ended.codes == [75, 75], ended.err
         assert ended.error.startswith("error: terminated by SIGTERM, the state after update"), ended.err
         stopped = int(re.search(r"after update (\d+)", ended.error)[1])
-        assert saved <= stopped <= saved + 2  # the ranks agree first
+        assert earliest <= stopped <= latest  # the ranks agree first
         assert max(int(line["update"]) for line in records(disks[0] / RUN)) <= stopped
         assert not (disks[1] / "output").exists()
     slow = torchrun(disks[0], faults="step:1:sleep=0.5")
