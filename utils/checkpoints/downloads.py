@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
@@ -102,18 +103,30 @@ def _fetch(url: str, file: BinaryIO) -> None:
         raise CheckpointError(f"the download ended after {received:,} of {size:,} bytes: {url}: try again")
 
 
+def _answers(url: str) -> bool:
+    """Returns whether a server responds within five seconds, whatever it says."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def _from_hugging_face(name: str) -> Path:
     """Downloads `owner/repository/file`; without a file, tries the usual names of weights."""
     try:
+        from huggingface_hub import constants, hf_hub_download
         from huggingface_hub import errors as hub
-        from huggingface_hub import hf_hub_download
     except ImportError as e:
         raise CheckpointError(f"hf: needs the package huggingface_hub: hf:{name}: pip install huggingface_hub") from e
+    offline = not _answers(constants.ENDPOINT)  # the package would try for half a minute
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     for candidate in [file] if file else ["model.safetensors", "pytorch_model.bin"]:
         try:
-            return Path(hf_hub_download(f"{owner}/{repository}", candidate, etag_timeout=5))
+            return Path(hf_hub_download(f"{owner}/{repository}", candidate, local_files_only=offline))
         except hub.LocalEntryNotFoundError as e:
             raise CheckpointError(
                 f"cannot reach Hugging Face: hf:{name}: try again, or download the file yourself"
