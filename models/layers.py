@@ -1,5 +1,6 @@
 """Layers shared by the Swin families; maps are (B, H, W, C) throughout."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -78,9 +79,17 @@ class Linear(nn.Linear):
         if x.dtype != weight.dtype:
             bias = None if bias is None else bias.to(x.dtype)
             weight = derived(lambda: self.weight.to(x.dtype), self.weight)
-        if x.dtype not in ONEDNN_TYPES or not torch.backends.mkldnn.is_available() or not x.numel():
+        if not _has_kernel(x.dtype) or not x.numel():
             return F.gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+
+
+@cache
+def _has_kernel(dtype: torch.dtype) -> bool:
+    """Returns whether oneDNN has linear layers of a type on this processor."""
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return dtype in ONEDNN_TYPES and torch.backends.mkldnn.is_available()
 
 
 class Mlp(nn.Module):
@@ -104,7 +113,8 @@ class Mlp(nn.Module):
     def _is_plain(self) -> bool:
         """Returns whether the layers are those of this file, without hooks that expect to be called."""
         layers: tuple[nn.Module, ...] = (self.fc1, self.act, self.fc2)
-        return all(type(m) in (Linear, nn.GELU) and not m._forward_hooks and not m._forward_pre_hooks for m in layers)
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return all(type(m) in (Linear, nn.GELU) and not any(getattr(m, kind) for kind in hooks) for m in layers)
 
 
 class _Mlp(torch.autograd.Function):

@@ -153,7 +153,7 @@ def assert_nothing_left(folder: Path, seconds: float = 10) -> None:
 def test_fault_23_sigterm_saves_and_the_run_continues_bit_equal(disks, undisturbed):
     """To one rank in an update, in an evaluation, in a save; then to the launcher. Rank 1 never sees a checkpoint."""
     in_a_save = "step:3:usr1:1,save:5:term:0"
-    for faults, earliest, latest in (("step:4:term:1", 4, 6), ("evaluation:1:term:1", 9, 9), (in_a_save, 10, 14)):
+    for faults, earliest, latest in (("step:4:term:1", 4, 7), ("evaluation:1:term:1", 9, 9), (in_a_save, 10, 15)):
         ended = start(disks, faults=faults).wait()
         assert ended.codes == [75, 75], ended.err
         assert ended.error.startswith("error: terminated by SIGTERM, the state after update"), ended.err

@@ -7,6 +7,7 @@ agree on what to do, since they must all save and stop after the same one. A sec
 
 import os
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # this module is imported before anything slow
     from utils.distributed import World
 
 T = TypeVar("T")
+AHEAD = 2  # updates between the announcement of a decision and what it decides
 _AGAIN = "run the same command again to resume"
 
 
@@ -38,7 +40,7 @@ class Interrupt:
         self._save = False
         self._sent = Decision()  # to the main rank
         self._seen = 0  # requests that the main rank has read
-        self._next = Decision()  # what the main rank has announced
+        self._announced = deque([Decision()] * AHEAD)  # by the main rank, for the updates that follow
         self.cut_short = False  # an evaluation ended early
 
     def install(self) -> "Interrupt":
@@ -71,8 +73,9 @@ class Interrupt:
     def decide(self, update: int) -> Decision:
         """Returns what to do after `update`: the same on every rank. Every rank calls it after every update.
 
-        The main rank announces what is done after update u before it takes part in the exchange of gradients of u; so
-        the others find the announcement when they have finished u.
+        A rank that asks about update u knows the outcome of u - 1, but u itself may still be on its way through the
+        device: so the main rank has launched the exchange of gradients of u - 1, and done what comes before it, such as
+        asking about u - 2. There it announced what is done after u.
         """
         if self._world is None or self._world.size == 1:
             save, self._save = self._save, False
@@ -81,9 +84,10 @@ class Interrupt:
         self._send(store)
         if not self._world.is_main:
             return _decode(store.get(f"decision/{update}")) if store.check([f"decision/{update}"]) else Decision()
-        decision, self._next = self._next, self._collect(store)
-        if self._next != Decision() and not decision.stop:
-            store.set(f"decision/{update + 1}", f"{self._next.stop},{int(self._next.save)}")
+        decision, new = self._announced.popleft(), self._collect(store)
+        self._announced.append(new)
+        if new != Decision() and not decision.stop:
+            store.set(f"decision/{update + AHEAD}", f"{new.stop},{int(new.save)}")
         return decision
 
     def guard(self, items: Iterable[T]) -> "Guarded[T]":

@@ -43,7 +43,8 @@ def fit_batch_size(cfg: CfgNode, world: World, build: Callable[[CfgNode, torch.d
     if not share:
         raise ConfigError("the batch of an update decides the learning rate: TRAIN.GLOBAL_BATCH_SIZE: set it, as 1024")
     log.info("trying how many images fit into the memory of %s", world.device)
-    trial = Trial(cfg, world, build(cfg, world.device))
+    # all branches of all samples: what stochastic depth drops differs from update to update
+    trial = Trial(cfg, world, build(_with(cfg, "MODEL", "DROP_PATH_RATE", 0.0), world.device))
     torch.cuda.set_per_process_memory_fraction(USABLE, world.device)
     own = largest_that_fits([size for size in range(1, share + 1) if share % size == 0], trial.run)
     torch.cuda.set_per_process_memory_fraction(1.0, world.device)
@@ -67,7 +68,8 @@ class Trial:
         self._state = TrainState.build(model, StateOptions.from_config(cfg), self._precision, World())
 
     def run(self, size: int) -> None:
-        """Takes two updates: the first also makes the optimizer's moments. Raises: torch.OutOfMemoryError."""
+        """Takes two updates: the first makes the optimizer's moments, the second has two micro-batches, so that
+        gradients are there beside the activations. Raises: torch.OutOfMemoryError."""
         device, share = self._world.device, self._cfg.TRAIN.GLOBAL_BATCH_SIZE
         model, sides = self._state.model, image_size(self._cfg.DATA.IMG_SIZE)
         classes = int(model.num_classes)  # type: ignore[arg-type]
@@ -75,9 +77,11 @@ class Trial:
         objective = Classification(classes, 0.0, val=None, precision=self._precision, world=World())
         targets = torch.full((size, classes), 1.0 / classes, device=device)
         plan = RunPlan.from_config(_with_batch_size(self._cfg, size), self._world.size, 2 * share)
-        self._state.step = 0
-        self._state.optimizer.zero_grad(set_to_none=True)  # those of a batch that did not fit
-        batches = [Batch(images, targets, 1.0, ends_update=True)] * 2
+        # what a batch that did not fit has left
+        self._state.step, self._state.unsettled, self._state.scaler = 0, None, self._precision.scaler()
+        self._state.optimizer.zero_grad(set_to_none=True)
+        self._state.optimizer.state.clear()
+        batches = [Batch(images, targets, 1.0, ends_update=ends) for ends in (True, False, True)]
         train_epoch(self._state, batches, objective, plan, lambda update: None)
 
 
@@ -104,8 +108,12 @@ def _release_memory() -> None:
 
 
 def _with_batch_size(cfg: CfgNode, size: int) -> CfgNode:
+    return _with(cfg, "DATA", "BATCH_SIZE", size)
+
+
+def _with(cfg: CfgNode, group: str, name: str, value: float) -> CfgNode:
     changed = cfg.clone()
     changed.defrost()
-    changed.DATA.BATCH_SIZE = size
+    changed[group][name] = value
     changed.freeze()
     return changed

@@ -30,12 +30,14 @@ def train_epoch(
     losses: dict[str, Tensor] = {}
     samples: tuple[int, ...] = ()
     for batch in batches:
+        if state.settle_early:
+            state.settle()
         for name, value in _backward(state, batch, objective).items():
             losses[name] = losses[name] + value if name in losses else value
         samples += batch.samples
         if not batch.ends_update:
             continue
-        state.settle()  # by now the device is through with the previous update
+        state.settle()  # waits for the previous update; the passes of this one are queued already
         rate = learning_rate(state.update - state.skipped, plan)
         names, outcome = _apply_gradients(state, rate, plan)
         update = Update(state.update, losses, rate, outcome, names, samples)

@@ -61,7 +61,11 @@ def _adamw(groups: Groups, o: OptimizerOptions) -> torch.optim.Optimizer:
 
 
 def _sgd(groups: Groups, o: OptimizerOptions) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=0.0, momentum=o.momentum, nesterov=o.momentum > 0, fused=_can_fuse(groups))
+    sgd = torch.optim.SGD(groups, lr=0.0, momentum=o.momentum, nesterov=o.momentum > 0, fused=_can_fuse(groups))
+    for group in sgd.param_groups if o.momentum else ():
+        for p in group["params"]:  # a fused step that is not taken would leave them uninitialised
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def _fused_lamb(groups: Groups, o: OptimizerOptions) -> torch.optim.Optimizer:

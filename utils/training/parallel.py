@@ -20,11 +20,11 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     devices = [world.device] if world.device.type == "cuda" else None
     wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     # sent with every update; the argument of this name is deprecated, its successor is unknown to older versions
-    wrapped.broadcast_buffers = any(True for _ in _changing_buffers(model))
+    wrapped.broadcast_buffers = any(True for _ in changing_buffers(model))
     return wrapped
 
 
-def _changing_buffers(module: nn.Module) -> Iterator[Tensor]:
+def changing_buffers(module: nn.Module) -> Iterator[Tensor]:
     """Yields the buffers that training changes, such as the running statistics of BatchNorm: floating-point, and part
     of a checkpoint. Swin's are constants, which every rank computes for itself."""
     stored = module.state_dict()
@@ -50,7 +50,7 @@ def synchronize_buffers(modules: Iterable[nn.Module], world: World) -> None:
     Training is unaffected: DistributedDataParallel does the same before every forward pass.
     """
     for module in modules:
-        for buffer in _changing_buffers(module):
+        for buffer in changing_buffers(module):
             world.broadcast_tensor(buffer)
 
 

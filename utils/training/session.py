@@ -108,9 +108,9 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
+            self._saver.finish()
             if self._tracer is not None:
                 self._tracer.close()
-            self._saver.finish()
             if kind is None:
                 self._conclude()
         finally:

@@ -13,7 +13,7 @@ from utils.distributed import World
 from utils.evaluation.metrics import Mean
 from utils.precision import Precision
 from utils.training.optim import OptimizerOptions, build_optimizer, describe_groups, parameter_groups
-from utils.training.parallel import wrap
+from utils.training.parallel import changing_buffers, wrap
 from utils.training.plan import RunPlan
 from utils.training.update import Update
 
@@ -76,6 +76,8 @@ class TrainState:
         self.skipped_in_row = 0
         self.samples = 0
         self.unsettled: Update | None = None
+        # running statistics change in the forward pass already: an average must have taken in the last update by then
+        self.settle_early = ema is not None and any(True for _ in changing_buffers(model))
         self.best_value: float | None = None
         self.best_epoch = -1
         # running means of the epoch and the log interval: saved, so that a resumed run logs the same numbers

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from utils.errors import count, one_line
+
 log = logging.getLogger(__name__)
 # updates: the first ones allocate and compile; one more warms the profiler up
 SKIPPED, WARM_UP, RECORDED = 5, 1, 3
@@ -23,12 +25,14 @@ class Tracer:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         plan = schedule(wait=SKIPPED, warmup=WARM_UP, active=RECORDED, repeat=1)
         self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._report)
+        self._recorded = 0
         self._profiler.start()
 
     def step(self) -> None:
         """To be called after every update."""
         if self._left:
             self._left -= 1
+            self._recorded += self._left < RECORDED
             self._profiler.step()
             if not self._left:
                 self.close()
@@ -41,9 +45,13 @@ class Tracer:
         self._left = 0
 
     def _report(self, recorded: profile) -> None:
-        recorded.export_chrome_trace(str(self._path))
+        try:
+            recorded.export_chrome_trace(str(self._path))
+        except (OSError, RuntimeError) as e:
+            log.warning("cannot write %s (%s); training continues", self._path, one_line(e))
+            return
         averages = recorded.key_averages()
         order = f"self_{'cuda' if self._device.type == 'cuda' else 'cpu'}_time_total"
-        log.info("%d updates are in %s; the operations that took longest:", RECORDED, self._path)
+        log.info("%s in %s; the operations that took longest:", count(self._recorded, "update"), self._path)
         for line in averages.table(sort_by=order, row_limit=OPERATIONS, max_name_column_width=40).splitlines():
             log.info("%s", line)

@@ -14,7 +14,7 @@ class Readback:
     """
 
     def __init__(self, values: Tensor):
-        self._values = values.to("cpu", non_blocking=True)
+        self._values = values.to("cpu", non_blocking=values.device.type == "cuda")
         self._arrived: torch.cuda.Event | None = None
         if values.device.type == "cuda":
             self._arrived = torch.cuda.Event()

@@ -160,6 +160,20 @@ def test_averaged_weights_follow():
     assert not torch.equal(start, first)
 
 
+def test_averaged_running_statistics_do_not_depend_on_when_the_state_is_read():
+    """A model of BatchNorm, whose statistics the forward pass changes: settled after every update, or with the next."""
+    averages = []
+    for at_once in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5), nn.BatchNorm1d(5))
+        run_state = train_state(model, ema_decay=0.5)
+        settle = lambda update, own=run_state, now=at_once: own.settle() if now else None  # noqa: E731
+        train_epoch(run_state, batches(4), objective(), plan(), settle)
+        averages.append(run_state.evaluated.state_dict())
+    for one, other in zip(averages[0].values(), averages[1].values(), strict=True):
+        assert torch.equal(one, other)
+
+
 class Reads(TorchDispatchMode):
     """Counts the reads of single numbers, for each of which a program waits for its GPU."""
 

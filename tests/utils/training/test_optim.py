@@ -95,6 +95,9 @@ def test_a_step_clips_as_torch_does_and_is_not_taken_without_a_finite_gradient(n
         groups = [{"params": [weight], "weight_decay": 0.05, "lr_scale": 1.0}]
         optimizer = build_optimizer(groups, OptimizerOptions(name))
         set_learning_rate(optimizer, 0.1)
+        if ours:
+            weight.grad = gradient * float("nan")
+            step_if_finite(optimizer, weight.grad.norm(), clip)
         for step in range(3):
             weight.grad = gradient * (step + 1)
             norm = weight.grad.norm()

@@ -19,7 +19,7 @@ def test_a_few_updates_are_recorded_once(tmp_path, caplog):
     tracer.close()
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert sum(event.get("name") == "aten::mm" for event in events) == tracing.RECORDED
-    assert "3 updates are in" in caplog.text and "aten::mm" in caplog.text
+    assert "3 updates in" in caplog.text and "aten::mm" in caplog.text
 
 
 def test_a_run_that_ends_before_records_nothing(tmp_path):
