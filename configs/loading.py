@@ -112,7 +112,7 @@ def find_config(name: str | Path) -> Path:
     """Returns the file that `name` means: a path, also from the folder of the program, or the name of a file anywhere
     in configs/, such as "swin_tiny" or that of a released model. Raises: ConfigError if there is none."""
     path = Path(name)
-    if path.exists():
+    if path.exists() and not path.is_dir():
         return path
     if (CONFIGS.parent / path).is_file():
         return CONFIGS.parent / path

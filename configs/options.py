@@ -52,7 +52,7 @@ GROUPS: dict[str, dict[str, Option]] = {
         "--throughput": Option("THROUGHPUT_MODE", "measure images/s", True),
         "--profile": Option("PROFILE", "train, and profile a few updates into trace.json and the log", True),
     },
-    "accepted for scripts of the original, without effect": {
+    "accepted for scripts of the original": {
         "--amp-opt-level": Option("AMP_OPT_LEVEL", "O0: as --disable-amp"),
         "--fused-window-process": Option("FUSED_WINDOW_PROCESS", "", True),
         "--fused-layernorm": Option("FUSED_LAYERNORM", "", True),
@@ -148,7 +148,8 @@ def check_command_line(argv: list[str]) -> None:
     try:
         cfg = load_config(*parse_command_line(argv))
         if "--print-config" in [_dashes(a) for a in argv]:
-            print(dump_config(cfg), end="")
+            if os.environ.get("RANK", "0") == "0":
+                print(dump_config(cfg), end="")
             sys.exit()
     except ConfigError as error:
         speak = os.environ.get("RANK", "0") == "0"

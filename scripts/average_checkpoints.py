@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from models.weights.load import WRAPPERS
 from utils.checkpoints.files import list_checkpoints, read_checkpoint
-from utils.errors import CheckpointError, ResourceError, count, report_error
+from utils.errors import CheckpointError, ResourceError, count, run_to_exit_code
 from utils.files import atomic_path
 
 # of a checkpoint, what describes its weights
@@ -81,11 +81,9 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.target.suffix != ".pth" or options.last < 0:
         parser.error(f"{options.target}: must end in .pth; --last must be at least 0")
-    try:
-        print(average(checkpoints_of(options.sources, options.last), options.target))
-    except (Exception, KeyboardInterrupt) as error:
-        return report_error(error, debug=options.debug, speak=True)
-    return 0
+    return run_to_exit_code(
+        lambda: print(average(checkpoints_of(options.sources, options.last), options.target)), options.debug
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from configs.loading import parse_config
-from utils.errors import DataError, ResourceError, report_error
+from utils.errors import DataError, ResourceError, run_to_exit_code
 from utils.files import atomic_path
 from utils.terminal import table_lines
 
@@ -93,24 +93,25 @@ def _plot(axes: Any, points: list[dict[str, Any]], key: str, label: str, color: 
         axes.plot(*zip(*known, strict=True), label=label, color=color, linestyle=style, linewidth=1.3, marker=marker)
 
 
+def compare(folders: Sequence[Path], picture: Path | None) -> None:
+    """Prints the tables, and draws the curves into `picture`. Raises: DataError, ResourceError."""
+    runs = [Run.read(folder) for folder in folders]
+    head = ["run", "epochs", "best top1", "of epoch", "lowest val loss", "last train loss"]
+    print("\n".join(table_lines(head, [run.row() for run in runs])))
+    rows = differences(runs)
+    if rows:
+        print("\n".join(["", *table_lines(["key", *(run.name for run in runs)], rows)]))
+    if picture:
+        draw(runs, picture)
+        print(f"\ncurves: {picture}")
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders output/<MODEL.NAME>/<TAG>")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the curves to write")
     options = parser.parse_args(argv)
-    try:
-        runs = [Run.read(folder) for folder in options.runs]
-        head = ["run", "epochs", "best top1", "of epoch", "lowest val loss", "last train loss"]
-        print("\n".join(table_lines(head, [run.row() for run in runs])))
-        rows = differences(runs)
-        if rows:
-            print("\n".join(["", *table_lines(["key", *(run.name for run in runs)], rows)]))
-        if options.picture:
-            draw(runs, options.picture)
-            print(f"\ncurves: {options.picture}")
-    except (Exception, KeyboardInterrupt) as error:
-        return report_error(error, speak=True)
-    return 0
+    return run_to_exit_code(lambda: compare(options.runs, options.picture))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from scripts.peers import build_peer
 from utils.checkpoints.downloads import read_weights
 from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.safe_load import NOTES
-from utils.errors import CheckpointError, ConfigError, ResourceError, report_error
+from utils.errors import CheckpointError, ConfigError, ResourceError, run_to_exit_code
 from utils.files import atomic_path
 from utils.preprocessing import Preprocessing, image_size
 
@@ -209,12 +209,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--to", required=True, choices=sorted([*LAYOUTS, "mmsegmentation"]), help="layout to write")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
-    try:
+
+    def run() -> None:
         for line in convert(options.cfg, options.source, options.target, options.to):
             print(line)
-    except (Exception, KeyboardInterrupt) as error:
-        return report_error(error, debug=options.debug, speak=True)
-    return 0
+
+    return run_to_exit_code(run, options.debug)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from configs.loading import dump_config
 from scripts.exported import NOTES, open_exported
 from scripts.model_files import ModelFile, open_model
 from utils.derived import keep_derived
-from utils.errors import CheckpointError, ConfigError, ResourceError, report_error
+from utils.errors import CheckpointError, ConfigError, ResourceError, run_to_exit_code
 from utils.files import atomic_path
 
 OPSET = 20
@@ -144,12 +144,12 @@ def main(argv: list[str]) -> int:
         parser.error("--batch must be at least 0")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     overrides = [("TEST.IMG_SIZE", options.size, "--size")] if options.size else []
-    try:
+
+    def run() -> None:
         for line in export(open_model(options.model, options.cfg, overrides), options.target, options.batch):
             print(line)
-    except (Exception, KeyboardInterrupt) as error:
-        return report_error(error, debug=options.debug, speak=True)
-    return 0
+
+    return run_to_exit_code(run, options.debug)
 
 
 if __name__ == "__main__":

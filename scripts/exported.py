@@ -50,7 +50,7 @@ def _open_onnx(path: Path) -> tuple[Any, str]:
     try:
         providers = onnxruntime.get_available_providers()
         session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
-    except Exception as e:  # of its own kinds
+    except Exception as e:  # onnxruntime's errors have no base of their own
         raise CheckpointError(f"not an ONNX model ({' '.join(str(e).split())[:100]}): {path}: name another file") from e
     name = session.get_inputs()[0].name
 
@@ -65,7 +65,7 @@ def _open_pt2(path: Path) -> tuple[Any, str]:
     extra = {NOTES: ""}
     try:
         program = torch.export.load(path, extra_files=extra)
-    except Exception as e:  # of any kind
+    except Exception as e:  # what torch.export raises for a foreign file is not documented
         raise CheckpointError(f"not an exported program ({' '.join(str(e).split())[:100]}): {path}") from e
     module = program.module()
     return lambda images: module(images), extra[NOTES]  # it cannot be switched to evaluation, and is in it

@@ -28,7 +28,7 @@ from data.sources.files import FileSource, find_images
 from models.backbone import SwinBackbone
 from scripts.model_files import ModelFile, in_words, open_model
 from utils.distributed import World, join_world
-from utils.errors import ConfigError, ResourceError, count, report_error
+from utils.errors import ConfigError, ResourceError, count, run_to_exit_code
 from utils.evaluation.predict import predict
 from utils.files import atomic_path
 from utils.precision import Precision
@@ -199,11 +199,7 @@ def main(argv: list[str]) -> int:
     if options.topk < 1 or options.batch_size < 1 or options.workers < 0:
         parser.error("--topk and --batch-size must be at least 1, --workers at least 0")
     start_logging(is_main=True)
-    try:
-        _run(options)
-    except (Exception, KeyboardInterrupt) as error:
-        return report_error(error, debug=options.debug, speak=True)
-    return 0
+    return run_to_exit_code(lambda: _run(options), options.debug)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ MISTAKES = re.findall(r"^\| `?(--[^|`]*)`?[^|]* \| `([^|]*)` \|$", (ROOT / "docs
 
 @pytest.mark.parametrize(("command", "answer"), MISTAKES)
 def test_a_mistake_is_answered_as_the_documentation_says(command, answer, monkeypatch, tmp_path):
-    """Those that the configuration answers; the others stand in the tests of what answers them."""
+    """Without the mistakes that need weights or a GPU, which are tested elsewhere."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
 from typing import ClassVar
@@ -135,6 +135,17 @@ def report_error(error: BaseException, *, speak: bool, debug: bool = False, deta
     with suppress(OSError, ValueError, RuntimeError, AttributeError):
         print(f"{detail}error: {text}", file=sys.stderr, flush=True)
     return code
+
+
+def run_to_exit_code(action: Callable[[], object], debug: bool = False) -> int:
+    """Calls the action of a script; returns the exit code, after the line for an error if there was one."""
+    try:
+        action()
+    except BrokenPipeError:  # the reader of the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Exception, KeyboardInterrupt) as error:
+        return report_error(error, debug=debug, speak=True)
+    return 0
 
 
 def _tell_launcher(text: str) -> None:

@@ -110,7 +110,7 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
                 connection.send(images / getattr(work, task)(dtype))
     except EOFError:
         return
-    except Exception as error:
+    except Exception as error:  # the parent process reports it, whatever it is
         connection.send(error)
 
 
