@@ -70,6 +70,10 @@ class Interrupt:
             return KeyboardInterrupt(*([f"{state}: {_AGAIN}"] if state else []))
         return TerminatedError(f"terminated by {signal.Signals(stop).name}{state and ', '}{state}: {_AGAIN}")
 
+    def request_save(self) -> None:
+        """Asks for a checkpoint, as SIGUSR1 does."""
+        self._save = True
+
     def decide(self, update: int) -> Decision:
         """Returns what to do after `update`: the same on every rank. Every rank calls it after every update.
 

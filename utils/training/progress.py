@@ -67,15 +67,13 @@ class Progress:
         self._bar.advance()
         return state.step % self._print_freq == 0 or state.step == self._plan.updates_per_epoch
 
-    def collect(self, wish: bool = False) -> bool:
-        """Adds the pending losses of all ranks to the means of the state, which must be settled.
-
-        Args: wish: a flag; the main rank's is broadcast. Returns: the main rank's flag.
-        """
+    def collect(self) -> None:
+        """Adds the pending losses of all ranks to the means of the state, which must be settled."""
+        if not self._pending:
+            return
         values: list[Tensor] = [value.float() for update, _ in self._pending for value in update.losses.values()]
-        flag = torch.tensor(float(wish), device=self._world.device)
-        rows = self._world.gather(torch.stack([*values, flag]))
-        averages = iter((rows[:, :-1].sum(0) / self._world.size).tolist())
+        rows = self._world.gather(torch.stack(values))
+        averages = iter((rows.sum(0) / self._world.size).tolist())
         for update, samples in self._pending:
             losses = {name: next(averages) for name in update.losses}
             if not update.applied:
@@ -86,7 +84,6 @@ class Progress:
             self._state.means["epoch_loss"].add(losses["loss"], samples)
             self._state.means["grad_norm"].add(update.grad_norm)
         self._pending = []
-        return bool(rows[0, -1])
 
     def _mean(self, name: str) -> Mean:
         if name != "loss" and name not in self._parts:

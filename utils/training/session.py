@@ -95,7 +95,6 @@ class Session:
         self._saver = Saver(folder.checkpoints, options.keep)
         self._tracer = Tracer(folder.path, world.device) if options.trace and world.is_main else None
         self._saved_at = self._epoch_started = self._started = time.monotonic()
-        self._check_every = min(options.print_freq, 10)
         self._unjudged: Update | None = None  # its outcome is known after the next one
         if world.is_main:
             folder.begin(provenance.config, state)
@@ -135,20 +134,18 @@ class Session:
         if self._tracer is not None:
             self._tracer.step()
         report_due = self.progress.record(update)
+        self._watch_clock()
         stop, extra = self._interrupt.decide(state.update)
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0
-        clock_due = bool(options.save_minutes) and state.update % self._check_every == 0
-        by_time = False
-        if report_due or stop or extra or by_count or clock_due:  # what is saved contains the means up to here
+        if report_due or stop or extra or by_count:  # what is saved contains the means up to here
             state.settle()
-            overdue = bool(options.save_minutes) and time.monotonic() - self._saved_at >= 60 * options.save_minutes
-            by_time = self.progress.collect(wish=overdue)
+            self.progress.collect()
             if report_due:
                 self.progress.report()
             self._judge()
         whole = state.step == self._plan.updates_per_epoch
         saved = False
-        if stop or extra or ((by_count or by_time) and not whole):
+        if stop or extra or (by_count and not whole):
             saved = self._save(checkpoint_name(state.epoch, state.step))
         elif state.update % CHECK_EVERY == 0:
             check_weights(state.model, self._world, self._position())
@@ -213,6 +210,17 @@ class Session:
             else:
                 settings[name] = value
         return settings
+
+    def _watch_clock(self) -> None:
+        """Asks for a save if the last one is too long ago; the ranks agree on the update as they do after a signal."""
+        now = time.monotonic()
+        if (
+            self._options.save_minutes
+            and self._world.is_main
+            and now - self._saved_at >= 60 * self._options.save_minutes
+        ):
+            self._interrupt.request_save()
+            self._saved_at = now  # not again before it is done
 
     def _evaluate(self, objective: Objective) -> Evaluation | None:
         state = self._state

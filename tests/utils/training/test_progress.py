@@ -72,7 +72,7 @@ def test_skipped_updates_do_not_count_and_small_ones_count_less(written):
         state.step = step  # four updates of four samples, one of two
         due.append(run.record(update(loss, loss, applied)))
     assert due == [False, False, False, False, True]
-    assert run.collect(wish=True) is True
+    run.collect()
     run.report()
     assert written[0][0]["loss"] == pytest.approx((3 * 4 * 1.0 + 2 * 4.0) / 14)
 
@@ -146,7 +146,6 @@ def test_parts_survive_a_round_trip_through_a_checkpoint(written):
     assert (written[0][0]["loss"], written[0][0]["part"]) == (1.0, 0.5)
 
 
-def test_batches_are_passed_on_and_the_wish_of_the_main_rank_comes_back():
+def test_batches_are_passed_on():
     run = progress(train_state(small()))
     assert list(run.watch(iter([1, 2, 3]))) == [1, 2, 3]
-    assert [run.collect(wish) for wish in (True, False)] == [True, False]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import utils.training.session as session_module
 from configs.loading import load_config
 from tests.builders import CPU, batches, objective, plan, session, shape, small, train_state
 from tests.conftest import ROOT
@@ -61,11 +62,13 @@ def saved(folder):
     return sorted(p.name for p in (folder / "checkpoints").glob("ckpt*.pth") if not p.is_symlink())
 
 
-def test_saving_by_time_does_not_wait_for_log_lines(tmp_path):
-    run_state, run_plan = train_state(small()), plan(shape(80))
-    with session(tmp_path, run_state, run_plan, print_freq=100, save_minutes=1e-9) as run_session:
-        train(run_session, run_state, run_plan, batches(19))
-    assert saved(tmp_path) == ["ckpt_epoch_0_step_10.pth"]
+def test_saving_by_time_does_not_wait_for_log_lines(tmp_path, monkeypatch):
+    """A clock that moves three seconds an update; a save every twelve."""
+    run_state, run_plan, now = train_state(small()), plan(shape(80)), [0.0]
+    monkeypatch.setattr(session_module.time, "monotonic", lambda: now[0])
+    with session(tmp_path, run_state, run_plan, print_freq=100, save_minutes=0.2) as run_session:
+        train(run_session, run_state, run_plan, batches(11), after=lambda: now.__setitem__(0, now[0] + 3))
+    assert saved(tmp_path) == ["ckpt_epoch_0_step_4.pth", "ckpt_epoch_0_step_8.pth"]
 
 
 def test_saved_epochs(tmp_path):
