@@ -13,11 +13,12 @@ generated from scikit-learn's two photographs, at ImageNet's size and quality (5
 
     python scripts/benchmark.py train
 
-the whole program from end to end beside the bare training step, by one process and by two;
+the whole program from end to end beside the bare training step, by one process and by two, and what an update
+consists of;
 
     python scripts/benchmark.py scale
 
-the time of an evaluation per pixel, at image sizes from 224 to 1024;
+the time of an evaluation per pixel at image sizes from 224 to 1024, and images/s by batch size and processes;
 
     python scripts/benchmark.py save
 

@@ -9,7 +9,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,10 +74,15 @@ class Contender:
         self._process = context.Process(target=_serve, args=(theirs, name, setting), daemon=True)
         self._process.start()
         theirs.close()
-        self.exists = self._receive()
+
+    @cached_property
+    def exists(self) -> bool:
+        """Whether its library is installed; waits until the process is ready."""
+        return self._receive()
 
     def ask(self, task: str, dtype: torch.dtype = torch.float32) -> float:
         """Returns the images/s of one "evaluate" or "train", or the MiB of "memory" of the model, weights included."""
+        assert self.exists
         self._connection.send((task, dtype))
         return self._receive()
 

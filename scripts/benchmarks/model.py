@@ -2,17 +2,15 @@
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from configs.loading import load_config
+from configs.loading import find_config, load_config
 from scripts.benchmarks.contender import OURS, PEERS, Contender, Setting
 from scripts.benchmarks.turns import CEILING, Row, measure, table
 from utils.preprocessing import image_size
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # steps until the memory of a process stops growing
 WARM_UP = 6
@@ -22,7 +20,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the subcommand `model`."""
     tables, rows = {}, {}
     for name in options.models:
-        recipe = CONFIGS / f"{name}.yaml"
+        recipe = find_config(name)
         size = options.size or image_size(load_config(recipe).DATA.IMG_SIZE)[0]
         setting = Setting(recipe, options.batch_size, size, options.threads, options.compile, options.tuned_peers)
         for title, measured in _measure(setting, options).items():

@@ -1,8 +1,8 @@
 """The whole program from end to end beside the bare training step, by one process and by two."""
 
 import argparse
+import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -12,50 +12,77 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from configs.loading import find_config
 from scripts.benchmarks.contender import OURS, Contender, Setting
-from scripts.benchmarks.turns import measure, table
+from scripts.benchmarks.stopwatch import MARK, PARTS
+from scripts.benchmarks.turns import compare, table, take_turns
 from utils.errors import ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
-BARE = "the bare step"
-UPDATES = 14  # of each run; the first half warms up
+BARE, ONE, TWO = "the bare step", "one process", "two processes"
+TITLES = dict(zip(PARTS, ("waiting for data", "step", "counting and logging", "saving, when it is due"), strict=True))
+WARM_UP = 1  # rounds
+UPDATES = 14  # of each run; the first half warms up, and ends with a save as the second half does
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the subcommand `train`."""
-    recipe, batch = ROOT / "configs" / f"{options.model}.yaml", options.batch_size
+    recipe, batch = find_config(options.model), options.batch_size
     bare = Contender(OURS, Setting(recipe, batch, options.size, options.threads))
+    laps: list[dict[str, float]] = []
     try:
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+
+            def program(processes: int) -> float:
+                new = _program(recipe, options, folder, processes)
+                laps.extend(new if processes == 1 else [])
+                return batch / statistics.median(lap["data"] + lap["step"] + lap["log"] for lap in new)
+
             contenders: dict[str, Callable[[], float]] = {
-                "one process": lambda: _program(recipe, options, folder, 1),
+                ONE: lambda: program(1),
                 BARE: lambda: statistics.median(bare.ask("train") for _ in range(UPDATES // 2)),
-                "two processes": lambda: _program(recipe, options, folder, 2),
+                TWO: lambda: program(2),
             }
-            rows = measure(contenders, options.rounds)
+            speeds = take_turns(contenders, options.rounds, WARM_UP)
     finally:
         bare.close()
     setting = (
         f"{options.model} at {options.size}, global batch {batch}, float32, {options.threads} threads shared by all"
-        f" processes, random pixels read by one loader worker per process, median of {UPDATES // 2} updates a round,"
-        f" n = {options.rounds}; ratios to {BARE} or to two processes, whichever is faster"
+        f" processes, random pixels read by one loader worker per process, median of {UPDATES // 2} updates a round"
+        f" without saving, n = {options.rounds}"
     )
-    return {"setting": setting, "tables": {"training, fp32": table(rows)}, "rows": [asdict(row) for row in rows]}
+    counted = laps[WARM_UP * UPDATES // 2 :]
+    pairs = {f"{ONE} to {BARE}": (ONE, BARE), f"{TWO} to {ONE}": (TWO, ONE)}
+    rows = {title: compare({name: speeds[name] for name in pair}) for title, pair in pairs.items()}
+    return {
+        "setting": setting,
+        "tables": {title: table(each) for title, each in rows.items()} | {f"an update of {ONE}": _split(counted)},
+        "rows": {title: [asdict(row) for row in each] for title, each in rows.items()} | {"laps": counted},
+    }
 
 
-def _program(recipe: Path, options: argparse.Namespace, folder: str, processes: int) -> float:
-    """Returns images/s of main.py on random pixels, from its log."""
-    arguments = ["--cfg", recipe, "--output", tempfile.mkdtemp(dir=folder), "--disable-amp", "--opts"]
+def _split(laps: list[dict[str, float]]) -> str:
+    lines = ["| | ms, median | least to most |", "|---|---|---|"]
+    for part in PARTS:
+        values = [1000 * lap[part] for lap in laps if part != "save" or lap[part] > 0]
+        lines.append(f"| {TITLES[part]} | {statistics.median(values):.1f} | {min(values):.1f} to {max(values):.1f} |")
+    return "\n".join(lines)
+
+
+def _program(recipe: Path, options: argparse.Namespace, folder: str, processes: int) -> list[dict[str, float]]:
+    """Returns the laps of main.py on random pixels, without the first half."""
     settings = {
         "DATA.DATASET": "synthetic",
         "DATA.IMG_SIZE": options.size,
         "DATA.BATCH_SIZE": options.batch_size // processes,
         "DATA.NUM_WORKERS": 1,
-        "PRINT_FREQ": 1,
+        "TRAIN.SAVE_EVERY_UPDATES": UPDATES // 2,
     }
+    arguments = ["--cfg", recipe, "--output", tempfile.mkdtemp(dir=folder), "--disable-amp", "--opts"]
     arguments += [text for pair in settings.items() for text in pair]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), ROOT / "main.py", *arguments]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--no-python"]
+    python = [sys.executable, "-m", "scripts.benchmarks.stopwatch"]
+    command = [*([sys.executable, *launcher] if processes > 1 else []), *python, *arguments]
     threads = {"OMP_NUM_THREADS": str(max(1, options.threads // processes))}
     with subprocess.Popen(
         [str(part) for part in command],
@@ -63,18 +90,18 @@ def _program(recipe: Path, options: argparse.Namespace, folder: str, processes: 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=ROOT,
     ) as program:
         assert program.stdout is not None
-        speeds, last = [], ""
+        laps, last = [], ""
         for line in program.stdout:
             last = line.strip() or last
-            found = re.search(r" ([\d.,]+) img/s", line)
-            if found:
-                speeds.append(float(found[1].replace(",", "")))
-            if len(speeds) == UPDATES:
+            if line.startswith(MARK):  # once per rank
+                laps.append(json.loads(line.removeprefix(MARK)))
+            if len(laps) == UPDATES * processes:
                 program.terminate()
                 program.communicate()
-                return statistics.median(speeds[UPDATES // 2 :])
+                return laps[len(laps) // 2 :]
     raise ResourceError(f"the training ended early: {last}")
 
 
@@ -83,4 +110,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="of all processes together (default %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="side of the images (default %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds that count (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default %(default)s)")

@@ -30,9 +30,14 @@ class Row:
 
 
 def measure(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> list[Row]:
+    """Compares the first contender with the others, which are peers. Args: as for `take_turns`."""
+    return compare(take_turns(contenders, rounds, warm_up))
+
+
+def take_turns(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Runs every contender once per round, in turn, after `warm_up` rounds that do not count.
 
-    Args: contenders: each call does some work and returns its images/s; the first is compared with the others.
+    Args: contenders: each call does some work and returns its images/s. Returns: those of every round.
     """
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(-warm_up, rounds):
@@ -42,7 +47,7 @@ def measure(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: in
                 speeds[name].append(speed)
             which = f"round {number + 1}" if number >= 0 else "warm-up"
             print(f"{which} {name}: {speed:.1f} images/s", flush=True)
-    return compare(speeds)
+    return speeds
 
 
 def compare(speeds: dict[str, list[float]]) -> list[Row]:

@@ -34,4 +34,4 @@ def test_the_bound_consists_of_all_products_of_the_model():
 
 def test_errors_of_a_contender_arrive():
     with pytest.raises(Exception, match="nothing"):
-        Contender(OURS, Setting(ROOT / "nothing.yaml", 1, 32, 1))
+        Contender(OURS, Setting(ROOT / "nothing.yaml", 1, 32, 1)).ask("train")
