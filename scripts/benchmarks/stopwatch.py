@@ -69,7 +69,8 @@ def install(watch: Stopwatch) -> None:
 
     def timed_update(session: Session, *arguments: Any) -> None:
         after_update(session, *arguments)
-        print(MARK + json.dumps(watch.lap()), flush=True)
+        sys.stdout.write(MARK + json.dumps(watch.lap()) + "\n")  # in one piece: several ranks share the pipe
+        sys.stdout.flush()
 
     Session.watch, Session.after_update = timed_batches, timed_update  # type: ignore[method-assign, assignment]
     Session._save = watch.attributed("save", Session._save)  # type: ignore[method-assign]
