@@ -60,7 +60,7 @@ def train_classifier(cfg: CfgNode, world: World) -> None:
     log_lines([*state.describe(), *plan.describe(), str(pipeline.preprocessing)])
     start.restore(state, plan)
 
-    val = None if sources.val is None else interrupt.guard(build_eval_loader(sources.val, world, pipeline))
+    val = None if sources.val is None else build_eval_loader(sources.val, world, pipeline, interrupt.guard)
     objective = Classification(classes, cfg.MODEL.LABEL_SMOOTHING, val=val, precision=precision, world=world)
     saving = SessionOptions.from_config(cfg, objective.best)
     with Session(state, plan, folder, world, saving, provenance, interrupt, sources.train.name) as session:
@@ -79,7 +79,7 @@ def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
         own = Preprocessing.stored(contents) or preprocessing_of(options)
         pipeline = PipelineOptions.from_config(cfg, options.in_chans, own)
         val = open_val(SourceOptions.from_config(cfg), world, *known_classes(contents))
-        samples = Evaluated(val.class_names, [val.label(i) for i in range(len(val))], val.name, pipeline.val.size)
+        samples = Evaluated(val.class_names, val.name, pipeline.val.size)
         allowed, real = chosen_classes(reports.classes, val), real_labels(val.class_names) if reports.real else None
         model = new_model(cfg, options, len(val.class_names), world.device)
         log_lines([f"weights: {load_contents(model, contents, name)}", str(pipeline.preprocessing)])

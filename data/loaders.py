@@ -1,10 +1,11 @@
 """Batches for training and evaluation, on the device; order and augmentation depend on counters only."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -17,6 +18,7 @@ from data.pipeline.workers import LoaderOptions, MonitoredLoader, check_resource
 from data.sources.base import Source
 from utils.batches import Batch, EpochShape
 from utils.distributed import World
+from utils.errors import DataError
 from utils.preprocessing import Preprocessing
 from utils.seeding import derive_seed, seed_all
 
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # maps (images, labels) of a micro-batch to (images, targets): mixing, masking
 BatchTransform = Callable[[Tensor, Tensor], tuple[Tensor, Any]]
+Guard = Callable[[Iterable[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -95,19 +98,36 @@ class TrainLoader:
 class EvalLoader:
     """This rank's shard of the evaluation: (images float32 (B, C, H, W), targets int64 (B,)) on the device.
 
-    The target of an image that could not be read is -1; it must not be counted.
+    The target of an image that could not be read is -1; it must not be counted. `class_names` in label order.
     """
 
-    def __init__(self, samples: EvalSamples, options: LoaderOptions, world: World, normalize: Normalize):
+    def __init__(
+        self,
+        samples: EvalSamples,
+        class_names: Sequence[str],
+        options: LoaderOptions,
+        world: World,
+        *,
+        normalize: Normalize,
+        guard: Guard,
+    ):
         sampler = EvalSampler(len(samples), options.batch_size, world.rank, world.size)
-        self._length, self._normalize = len(sampler), normalize
+        self.class_names = class_names
+        self._samples, self._length, self._normalize, self._guard = samples, len(sampler), normalize, guard
         self._loader = MonitoredLoader(samples, sampler, options, world, persistent=False)
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return prefetch_to_device(self._loader, self._normalize)
+        return iter(self._guard(prefetch_to_device(self._loader, self._normalize)))
+
+    def pixels(self, index: int) -> Tensor:
+        """Returns a sample of the whole data set before normalisation: uint8 (C, H, W). Raises: DataError."""
+        sample = self._samples[0, index]
+        if isinstance(sample, DataError):
+            raise sample
+        return torch.from_numpy(sample.prepared.pixels)
 
 
 def build_train_loader(
@@ -129,8 +149,9 @@ def build_train_loader(
     )
 
 
-def build_eval_loader(source: Source, world: World, options: PipelineOptions) -> EvalLoader:
-    """Raises: ResourceError."""
+def build_eval_loader(source: Source, world: World, options: PipelineOptions, guard: Guard = iter) -> EvalLoader:
+    """Args: guard: passes batches on, and may end an evaluation early. Raises: ResourceError."""
     check_resources(options.loader, options.val.size, options.val.channels, world.local_size)
     samples = EvalSamples(source, EvalTransform(options.val), on_bad=options.loader.on_bad)
-    return EvalLoader(samples, options.loader, world, Normalize(options.preprocessing, world.device))
+    normalize = Normalize(options.preprocessing, world.device)
+    return EvalLoader(samples, source.class_names, options.loader, world, normalize=normalize, guard=guard)

@@ -12,10 +12,11 @@ from data.loaders import PipelineOptions, build_eval_loader
 from data.sources.files import FileSource
 from models.backbone import SwinBackbone
 from models.explain import attention_rollout, class_activation
-from scripts.model_files import ModelFile, in_words
+from scripts.model_files import ModelFile
 from utils.distributed import World
 from utils.errors import ConfigError
 from utils.files import atomic_path
+from utils.pictures import new_figure
 
 
 def explain(
@@ -31,11 +32,10 @@ def explain(
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = PipelineOptions.from_config(opened.cfg, opened.channels, opened.preprocessing)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (opened.preprocessing.mean, opened.preprocessing.std))
-    label = {in_words(name): i for i, name in enumerate(opened.class_names)}
     pairs = iter(enumerate(zip(paths, rows, strict=True)))
     for images, targets in build_eval_loader(FileSource(paths), world, pipeline):
         batch = [next(pairs) for _ in range(len(images))]
-        chosen = [label[row.classes[0]] if row.classes else 0 for _, (_, row) in batch]
+        chosen = [row.labels[0] if row.labels else 0 for _, (_, row) in batch]
         evidence = class_activation(model, images, chosen)
         attention = attention_rollout(model, images) if model.family != "swin_mlp" else None
         for i, (number, (path, row)) in enumerate(batch):
@@ -50,12 +50,8 @@ def explain(
 
 
 def _draw(target: Path, pixels: Tensor, panels: list[tuple[str, Tensor | None]], title: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     height, width = pixels.shape[1:]
-    figure = Figure(figsize=(3.2 * len(panels), 3.2 * height / width + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.2 * len(panels), 3.2 * height / width + 0.6)
     figure.suptitle(title, fontsize=11)
     image = (pixels[:3].permute(1, 2, 0) if len(pixels) >= 3 else pixels[0]).numpy()
     for axes, (name, values) in zip(figure.subplots(1, len(panels)), panels, strict=True):

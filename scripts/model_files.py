@@ -1,7 +1,7 @@
 """Opens a model from its file alone: weights with the configuration they store, or an exported model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ Overrides = Sequence[tuple[str, Any, str]]
 class ModelFile:
     """A model in evaluation mode and what images it takes: `size` in pixels, `channels`, `preprocessing`.
 
-    `model` maps (B, C, H, W) to logits (B, classes); `class_names` in label order; `cfg`: its configuration.
+    `model` maps (B, C, H, W) to logits (B, classes); `class_names` in label order; `cfg`: its configuration; `versions`
+    of the libraries that wrote it, if it says so.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class ModelFile:
     cfg: CfgNode
     preprocessing: Preprocessing
     channels: int
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> Size:
@@ -66,7 +68,8 @@ def open_model(name: str, cfg: str = "", overrides: Overrides = ()) -> ModelFile
     model = build(options)
     load_contents(model, contents, name)
     stored = Preprocessing.stored(contents) or preprocessing_of(options)
-    return ModelFile(model.eval(), names, own, stored.configured(own, options.in_chans), options.in_chans)
+    preprocessing, versions = stored.configured(own, options.in_chans), contents.get("versions") or {}
+    return ModelFile(model.eval(), names, own, preprocessing, options.in_chans, versions)
 
 
 def _config_of(contents: Mapping[str, Any], name: str, cfg: str, overrides: Overrides) -> CfgNode:
@@ -96,13 +99,3 @@ def class_names_of(contents: Mapping[str, Any], classes: int) -> tuple[str, ...]
     if classes == CLASSES_1K:
         return tuple(ImageNetInfo("imagenet-1k").label_names())
     return tuple(f"class {i}" for i in range(classes))
-
-
-def in_words(class_name: str) -> str:
-    """Returns the first word for a synset of ImageNet ("n01440764": "tench"), other names unchanged."""
-    if not (len(class_name) == 9 and class_name[0] == "n" and class_name[1:].isdigit()):
-        return class_name
-    try:
-        return str(ImageNetInfo("imagenet-1k").label_name_to_description(class_name)).split(",")[0]
-    except KeyError:
-        return class_name

@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from data.loaders import PipelineOptions, build_eval_loader
+from data.loaders import EvalLoader, PipelineOptions, build_eval_loader
 from data.sources.files import FileSource, find_images
 from models.backbone import SwinBackbone
-from scripts.model_files import ModelFile, in_words, open_model
+from scripts.model_files import ModelFile, open_model
+from utils.class_words import in_words
 from utils.distributed import World, join_world
 from utils.errors import ConfigError, ResourceError, count, run_to_exit_code
 from utils.evaluation.predict import predict
@@ -41,9 +41,10 @@ FEATURES = ("pooled", "pyramid")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of an image, none if it could not be read."""
+    """The most probable classes of an image, by number and by name; none if it could not be read."""
 
     path: str
+    labels: tuple[int, ...]
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
 
@@ -56,22 +57,22 @@ class Prediction:
 def predictions(opened: ModelFile, paths: list[Path], options: argparse.Namespace, world: World) -> list[Prediction]:
     """Returns one prediction per image, in order."""
     batches = _batches(opened, paths, world)
-    names = [in_words(name) for name in opened.class_names]
+    names = in_words(opened.class_names)
     k, rows = min(options.topk, len(names)), iter(paths)
     found = []
     precision = Precision.from_config(opened.cfg, world.device)
     for logits, targets in predict(opened.model, batches, precision):
         probabilities, classes = logits.float().softmax(1).topk(k)
         for row, best, readable in zip(probabilities.tolist(), classes.tolist(), (targets >= 0).tolist(), strict=True):
-            own = tuple(names[label] for label in best) if readable else ()
-            found.append(Prediction(str(next(rows)), own, tuple(row) if readable else ()))
+            labels = tuple(best) if readable else ()
+            words = tuple(names[label] for label in labels)
+            found.append(Prediction(str(next(rows)), labels, words, tuple(row[: len(labels)])))
     return found
 
 
-def _batches(opened: ModelFile, paths: list[Path], world: World) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(opened: ModelFile, paths: list[Path], world: World) -> EvalLoader:
     pipeline = PipelineOptions.from_config(opened.cfg, opened.channels, opened.preprocessing)
-    loader = build_eval_loader(FileSource(paths), world, pipeline)
-    return track(loader, "predicting", len(loader), "batches")
+    return build_eval_loader(FileSource(paths), world, pipeline)
 
 
 @torch.no_grad()
@@ -84,7 +85,8 @@ def save_features(opened: ModelFile, paths: list[Path], target: Path, kind: str,
         raise ConfigError(f"{type(opened.model).__name__} has no feature maps: --features: use a checkpoint of a Swin")
     parts: dict[str, list[np.ndarray]] = {}
     precision = Precision.from_config(opened.cfg, world.device)
-    for images, _ in _batches(opened, paths, world):
+    loader = _batches(opened, paths, world)
+    for images, _ in track(loader, "computing", len(loader), "batches"):
         with precision.autocast():
             for name, values in _features(opened.model, images, kind).items():
                 parts.setdefault(name, []).append(values.float().cpu().numpy())

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data.pipeline.device import Normalize, Pixels
 from data.pipeline.transforms import EvalTransform, EvalTransformOptions
-from scripts.model_files import in_words, open_model
+from scripts.model_files import open_model
+from utils.class_words import in_words
 from utils.derived import keep_derived
 
 
@@ -27,7 +28,7 @@ class Predictor:
         opened = open_model(name, recipe)
         self.device = torch.device(device)
         self.model: Any = opened.model.to(self.device)
-        self.class_names = tuple(in_words(each) for each in opened.class_names)
+        self.class_names = in_words(opened.class_names)
         crop_pct = opened.preprocessing.crop_pct
         self._prepare = EvalTransform(EvalTransformOptions.from_config(opened.cfg, opened.channels, crop_pct))
         self._normalize = Normalize(opened.preprocessing, self.device)

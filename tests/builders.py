@@ -129,7 +129,25 @@ def train_state(
 def objective(
     classes: int = 5, smoothing: float = 0.1, precision: Precision = FLOAT32, val: Any = None
 ) -> Classification:
-    return Classification(classes, smoothing, val=val, precision=precision, world=World())
+    held_out = None if val is None else HeldOut(val, classes)
+    return Classification(classes, smoothing, val=held_out, precision=precision, world=World())
+
+
+class HeldOut:
+    """Batches (images, targets) as validation data."""
+
+    def __init__(self, val: Any, classes: int):
+        self._val, self.class_names = val, tuple(f"class {i}" for i in range(classes))
+
+    def __len__(self) -> int:
+        return len(self._val)
+
+    def __iter__(self) -> Any:
+        return iter(self._val)
+
+    def pixels(self, index: int) -> Tensor:
+        images = torch.cat([images for images, _ in self._val])
+        return (images[index].clamp(0, 1) * 255).byte()
 
 
 def batches(count: int, size: int = 4, classes: int = 5, pixels: int = 32) -> list[Batch]:

@@ -6,8 +6,8 @@ import torch
 from configs.loading import dump_config
 from data.loaders import PipelineOptions, build_eval_loader
 from models.registry import build, model_options
-from scripts.model_files import in_words
 from tests.builders import configured, open_folder, randomize
+from utils.class_words import in_words
 from utils.distributed import World
 from utils.evaluation.predict import predict
 from utils.precision import Precision
@@ -35,5 +35,5 @@ def made(tiny_yaml, photos, tmp_path_factory):
     expected = {}
     for logits, _ in predict(model, loader, precision):
         for row in logits.float():
-            expected[val.name(len(expected))] = (in_words(NAMES[row.argmax()]), row.softmax(0).max().item())
+            expected[val.name(len(expected))] = (in_words(NAMES)[row.argmax()], row.softmax(0).max().item())
     return folder, expected

@@ -1,19 +1,9 @@
 """Runs side by side."""
 
-import json
-
 from PIL import Image
 
 from scripts.compare_runs import main
-
-
-def write(folder, rate, top1):
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"TAG: {folder.name}\nTRAIN: {{BASE_LR: {rate}, EPOCHS: 40}}\n")
-    lines = [{"kind": "train", "update": 1, "loss": 2.5}, {"kind": "val", "update": 1, "epoch": 0, "top1": 10.0}]
-    lines += [{"kind": "val", "update": 2, "epoch": 1, "top1": top1, "loss": 1.25}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(folder)
+from tests.scripts.test_runs import write
 
 
 def test_results_differences_and_curves(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import torch
 
-from scripts.model_files import in_words, open_model
+from scripts.model_files import open_model
 from scripts.predict import main
 
 
@@ -13,7 +13,3 @@ def test_weights_that_do_not_store_their_recipe_need_one(made, tiny_yaml, photos
     assert main([image, "--model", str(tmp_path / "bare.pth")]) == 2
     assert "does not say which model it is of" in capsys.readouterr().err
     assert open_model(str(tmp_path / "bare.pth"), str(tiny_yaml)).class_names == ("class 0", "class 1", "class 2")
-
-
-def test_synsets_are_shown_as_words():
-    assert [in_words(name) for name in ("n01440764", "n00000000", "cat")] == ["tench", "n00000000", "cat"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from utils.distributed import World
 from utils.errors import DataError
+from utils.evaluation.answers import AnswerCollector, Answers
 from utils.evaluation.predict import predict
 from utils.precision import Precision
 
@@ -112,9 +113,10 @@ def accuracy_of(sums: Tensor, k: int) -> Accuracy:
 
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, precision: Precision, world: World
-) -> Accuracy:
-    """Returns the accuracy over all ranks' shards; independent of batch size and number of ranks."""
-    counter = AccuracyCounter(classes)
+) -> tuple[Accuracy, Answers]:
+    """Returns the accuracy over all ranks' shards, and the answers; independent of batch size and number of ranks."""
+    counter, collector = AccuracyCounter(classes), AnswerCollector()
     for logits, targets in predict(model, batches, precision):
         counter.add(logits, targets)
-    return counter.result(world)
+        collector.add(logits, targets)
+    return counter.result(world), collector.result(world)

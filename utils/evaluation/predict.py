@@ -1,12 +1,13 @@
 """Predictions as a stream: one pass over a data set, consumed by whoever counts, reports or writes them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 
 import torch
 from torch import Tensor, nn
 
 from utils.derived import keep_derived
 from utils.precision import Precision
+from utils.terminal import track
 
 
 @torch.no_grad()
@@ -15,9 +16,12 @@ def predict(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (logits, targets) of each batch, in order, with the model in evaluation mode.
 
-    Consumes no random numbers, so training is unaffected; the mode of the model is restored at the end.
+    Consumes no random numbers, so training is unaffected; the mode of the model is restored at the end. Batches whose
+    number is known show how far it is.
     """
     was_training = model.training
+    if isinstance(batches, Sized):
+        batches = track(batches, "evaluating", len(batches), "batches")
     model.eval()
     try:
         with keep_derived():

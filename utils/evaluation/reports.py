@@ -2,9 +2,7 @@
 
 import csv
 import io
-import math
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from utils.class_words import in_words
 from utils.distributed import World
 from utils.errors import ResourceError
+from utils.evaluation.answers import NOT_COUNTED, AnswerCollector, Answers
 from utils.evaluation.metrics import Accuracy, AccuracyCounter
 from utils.evaluation.predict import predict, restrict
 from utils.files import write_text
@@ -23,8 +23,6 @@ from utils.precision import Precision
 from utils.preprocessing import Size
 from utils.profiling import count_parameters
 from utils.terminal import log_lines
-
-NOT_COUNTED = -1
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,14 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class Assessment:
-    """The evaluation of one file: accuracy, images/s, parameters, image size in pixels, and the predicted class of
-    every sample in order (`NOT_COUNTED` where it could not be read)."""
+    """The evaluation of one file: accuracy, images/s, parameters, image size in pixels, and the answer to every
+    sample."""
 
     accuracy: Accuracy
     images_per_s: float
     parameters: int
     size: Size
-    predicted: list[int]
+    answers: Answers
 
     def line(self) -> str:
         """Returns a log line."""
@@ -63,10 +61,9 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What is evaluated: class names, the label of every sample, a function that names its file, and the image size."""
+    """What is evaluated: class names, a function that names the file of a sample, and the image size."""
 
     class_names: Sequence[str]
-    labels: Sequence[int]
     name: Callable[[int], str]
     size: Size
 
@@ -80,34 +77,27 @@ def assess(
     precision: Precision,
     world: World,
 ) -> Assessment:
-    """Evaluates and keeps the predictions. Args: allowed: labels that may win, empty for all."""
+    """Evaluates and keeps the answers. Args: allowed: labels that may win, empty for all."""
     chosen = torch.tensor(sorted(allowed), device=world.device)
-    counter = AccuracyCounter(len(allowed or samples.class_names))
-    own: list[Tensor] = []
+    counter, collector = AccuracyCounter(len(allowed or samples.class_names)), AnswerCollector()
     begun = time.perf_counter()
     for logits, targets in predict(model, batches, precision):
         logits = restrict(logits, chosen) if allowed else logits
         counter.add(logits, targets)
-        own.append(torch.where(targets < 0, NOT_COUNTED, logits.argmax(1)).cpu())
+        collector.add(logits, targets)
     accuracy = counter.result(world)
     seconds = time.perf_counter() - begun
-    predicted = _in_order(torch.cat(own) if own else torch.zeros(0, dtype=torch.long), len(samples.labels), world)
-    return Assessment(accuracy, accuracy.count / seconds, count_parameters(model), samples.size, predicted)
+    answers = collector.result(world)
+    return Assessment(accuracy, accuracy.count / seconds, count_parameters(model), samples.size, answers)
 
 
-def _in_order(own: Tensor, count: int, world: World) -> list[int]:
-    """Gathers the predictions of all ranks in the order of the samples: rank r has samples r, r + size, ..."""
-    padded = torch.full((-(-count // world.size),), float("nan"), device=world.device)
-    padded[: len(own)] = own.to(world.device, torch.float32)
-    return [int(value) for value in world.gather(padded).T.flatten().tolist() if not math.isnan(value)]
-
-
-def real_accuracy(predicted: Sequence[int], samples: Evaluated, real: Mapping[str, Sequence[int]]) -> str:
+def real_accuracy(answers: Answers, samples: Evaluated, real: Mapping[str, Sequence[int]]) -> str:
     """Returns a log line with the accuracy against several valid labels per image (ImageNet-ReaL, arXiv 2006.07159).
 
     Args: real: file name -> valid labels; images without any are left out.
     """
-    counted = [(p, Path(samples.name(i)).name) for i, p in enumerate(predicted) if p != NOT_COUNTED]
+    pairs = enumerate(zip(answers.labels.tolist(), answers.predicted.tolist(), strict=True))
+    counted = [(p, Path(samples.name(i)).name) for i, (label, p) in pairs if label != NOT_COUNTED]
     known = [(p, real[name]) for p, name in counted if real.get(name)]
     if not known:
         return "ReaL: none of the files is an ImageNet validation image (ILSVRC2012_val_00000001.JPEG, ...)"
@@ -128,28 +118,27 @@ def report(
     Raises: ResourceError if a table cannot be written.
     """
     last = rows[-1][1]
-    log_lines([last.line(), *([real_accuracy(last.predicted, samples, real)] if real is not None else [])])
+    log_lines([last.line(), *([real_accuracy(last.answers, samples, real)] if real is not None else [])])
     if not world.is_main:
         return
     if options.results:
         write_results(Path(options.results), rows)
     if options.per_class:
-        write_per_class(Path(options.per_class), last.predicted, samples)
+        write_per_class(Path(options.per_class), last.answers, samples.class_names)
 
 
-def write_per_class(path: Path, predicted: Sequence[int], samples: Evaluated) -> None:
-    """Writes a row for each class that has samples: name, samples, correct, top-1, most frequent wrong answer."""
-    answers: dict[int, Counter[int]] = defaultdict(Counter)
-    for answer, label in zip(predicted, samples.labels, strict=True):
-        if answer != NOT_COUNTED:
-            answers[label][answer] += 1
-    rows = []
-    for label in sorted(answers):
-        count, correct = answers[label].total(), answers[label].pop(label, 0)
-        mistaken = min(answers[label], key=lambda other: (-answers[label][other], other), default=None)
-        other = "" if mistaken is None else samples.class_names[mistaken]
-        rows.append([samples.class_names[label], count, correct, f"{100 * correct / count:.2f}", other])
-    _write_csv(path, ["class", "samples", "correct", "top1", "mostly_mistaken_for"], rows)
+def write_per_class(path: Path, answers: Answers, class_names: Sequence[str]) -> None:
+    """Writes a row for each class that has samples: name, samples, correct, top-1, most frequent wrong answer.
+
+    Where class names are synsets of ImageNet, `words` says what they are.
+    """
+    words, rows = in_words(class_names), []
+    for score in answers.per_class(len(class_names)):
+        other = "" if score.mistaken_for is None else class_names[score.mistaken_for]
+        rows.append([class_names[score.label], score.samples, score.correct, f"{score.top1:.2f}", other])
+        rows[-1] += [words[score.label]] if words != tuple(class_names) else []
+    head = ["class", "samples", "correct", "top1", "mostly_mistaken_for"]
+    _write_csv(path, head + (["words"] if words != tuple(class_names) else []), rows)
 
 
 def write_results(path: Path, rows: Sequence[tuple[str, Assessment]]) -> None:

@@ -1,6 +1,7 @@
 """Image classification: smoothed cross-entropy, judged by top-1 accuracy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,15 +9,23 @@ from torch import Tensor, nn
 from utils.batches import Batch
 from utils.distributed import World
 from utils.evaluation.metrics import evaluate
+from utils.evaluation.pictures import Gallery, answer_pictures
 from utils.precision import Precision
 from utils.training.objective import Best, Evaluation
+
+
+class Validation(Gallery, Protocol):
+    """Batches (images, targets) of this rank's shard, and the images of the whole data set."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class Classification:
     """The objective of the Swin papers.
 
     Args: classes: of the model; label_smoothing: for hard labels (arXiv 1512.00567), mixed ones are smoothed already;
-    val: batches (images, targets) of this rank's shard, None to train without validation.
+    val: None to train without validation.
     """
 
     best = Best("top1", title="validation accuracy, %", beside=("topk",))
@@ -26,7 +35,7 @@ class Classification:
         classes: int,
         label_smoothing: float,
         *,
-        val: Iterable[tuple[Tensor, Tensor]] | None,
+        val: Validation | None,
         precision: Precision,
         world: World,
     ):
@@ -43,9 +52,9 @@ class Classification:
         """Returns top-1, top-k and loss over the whole validation set."""
         if self._val is None:
             return None
-        result = evaluate(model, self._val, self._classes, self._precision, self._world)
+        result, answers = evaluate(model, self._val, self._classes, self._precision, self._world)
         scalars = {"loss": result.loss, "top1": result.top1, f"top{result.k}": result.topk}
-        return Evaluation(result.as_dict(), result.line(), scalars)
+        return Evaluation(result.as_dict(), result.line(), scalars, answer_pictures(answers, self._val))
 
 
 def classification_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

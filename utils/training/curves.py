@@ -8,6 +8,7 @@ from typing import Any
 
 from utils.errors import one_line
 from utils.files import atomic_path
+from utils.pictures import new_figure
 from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
@@ -27,15 +28,10 @@ def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best
 
 
 def _draw(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | None) -> None:
-    # imported here: only the rank that draws needs it
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     train = whole_intervals([line for line in lines if line["kind"] == "train"])
     val = [line for line in lines if line["kind"] == "val"]
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 6.4)
     (losses, judged), (rate, norm) = figure.subplots(2, 2, sharex=True)
 
     def plot(axes: Any, points: list[dict[str, Any]], key: str, label: str, color: str) -> None:

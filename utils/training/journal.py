@@ -9,6 +9,7 @@ from typing import Any
 
 from utils.errors import ResourceError
 from utils.files import flush_to_disk, write_text
+from utils.pictures import Pictures
 from utils.training.trackers import Trackers
 
 # of every record; "loss" is the objective's own
@@ -46,6 +47,11 @@ class Journal:
             return
         self._append(json.dumps(record, allow_nan=False) + "\n")
         self._trackers.write(scalars, record["update"])
+
+    def show(self, pictures: Pictures, update: int) -> None:
+        """Gives pictures to the trackers; only the rank that writes draws them."""
+        if self._folder is not None:
+            self._trackers.show(pictures, update)
 
     def flush(self) -> None:
         """Puts metrics.jsonl on disk, as a checkpoint is: after a power failure both must be there.

@@ -5,12 +5,13 @@ classification.py has the first one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from utils.batches import Batch
+from utils.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,13 @@ class Evaluation:
     """The outcome of an evaluation.
 
     `metrics` by name, as metrics.jsonl records them; `line` for the log; `scalars` for TensorBoard, the metrics
-    themselves if None.
+    themselves if None; `pictures`: functions that draw what a tracker shows at the end of the run, by name.
     """
 
     metrics: Mapping[str, float]
     line: str
     scalars: Mapping[str, float] | None = None
+    pictures: Pictures = field(default_factory=dict)
 
 
 class Objective(Protocol):

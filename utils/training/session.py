@@ -4,12 +4,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 import yaml
 from yacs.config import CfgNode
 
+from utils.batches import Batch
 from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
 from utils.distributed import World
 from utils.errors import NumericsError, count
@@ -17,6 +19,7 @@ from utils.evaluation.metrics import finite
 from utils.interrupt import Interrupt
 from utils.profiling import peak_memory
 from utils.terminal import SUMMARY, duration
+from utils.training.batch_sheet import draw_batch
 from utils.training.curves import draw_curves
 from utils.training.incidents import write_incident
 from utils.training.journal import Journal, refuse_reserved
@@ -33,7 +36,6 @@ from utils.training.trackers import write_summary
 from utils.training.update import Update
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 CHECK_EVERY = 500  # updates between two comparisons of the ranks' weights, besides every save
 
 
@@ -116,10 +118,16 @@ class Session:
             self.journal.close()
             self._folder.release()
 
-    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Passes the batches of an epoch on and measures waiting times."""
         self._tick()
-        return self.progress.watch(batches)
+        first, preprocessing = self._state.update == 0, self._provenance.preprocessing
+        for batch in self.progress.watch(batches):
+            if first and preprocessing is not None:
+                draw = partial(draw_batch, batch, preprocessing, self._provenance.class_names)
+                self.journal.show({"train/first_batch": draw}, 0)
+            first = False
+            yield batch
 
     def after_update(self, update: Update) -> None:
         """Logs and saves if due. `state.step` of `updates_per_epoch` updates are done.
@@ -168,6 +176,8 @@ class Session:
             f" {peak_memory(self._world.device)} MiB, {duration(self.progress.seconds_left())} left"
         )
         self._record(evaluation)
+        if evaluation is not None and epoch + 1 == self._plan.epochs:
+            self.journal.show({f"val/{name}": draw for name, draw in evaluation.pictures.items()}, state.update)
         state.epoch, state.step = epoch + 1, 0
         state.means["epoch_loss"].clear()
         due = (epoch + 1) % self._options.save_freq == 0 or epoch + 1 == self._plan.epochs

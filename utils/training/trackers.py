@@ -9,8 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from PIL import Image
+
 from utils.errors import ConfigError, one_line
 from utils.files import write_text
+from utils.pictures import Pictures
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +23,7 @@ class Tracker(Protocol):
     """Takes scalars by name, such as "train/loss" and "val/top1", at an update."""
 
     def write(self, scalars: Mapping[str, float], update: int) -> None: ...
+    def show(self, name: str, picture: Image.Image, update: int) -> None: ...
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Takes the configuration of a run that has ended, and its best metrics."""
         ...
@@ -38,6 +43,9 @@ class TensorBoard:
     def write(self, scalars: Mapping[str, float], update: int) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, update)
+
+    def show(self, name: str, picture: Image.Image, update: int) -> None:
+        self._writer.add_image(name, np.asarray(picture), update, dataformats="HWC")
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Fills the tab HParams."""
@@ -62,6 +70,11 @@ class WeightsAndBiases:
 
     def write(self, scalars: Mapping[str, float], update: int) -> None:
         self._run.log(dict(scalars), step=update)
+
+    def show(self, name: str, picture: Image.Image, update: int) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Image(picture)}, step=update)
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         self._run.config.update(dict(settings), allow_val_change=True)
@@ -89,6 +102,16 @@ class Trackers:
 
     def write(self, scalars: Mapping[str, float], update: int) -> None:
         self._each(lambda tracker: tracker.write(scalars, update))
+
+    def show(self, pictures: Pictures, update: int) -> None:
+        """Draws and passes on; a picture that cannot be drawn is left out with a warning."""
+        for name, draw in pictures.items():
+            try:
+                picture = draw()
+            except Exception as e:  # of the data, the disk or Matplotlib: the run matters more
+                log.warning("cannot draw %s (%s); training continues", name, one_line(e))
+                continue
+            self._each(lambda tracker, name=name, picture=picture: tracker.show(name, picture, update))  # type: ignore[misc]
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         self._each(lambda tracker: tracker.finish(settings, metrics))

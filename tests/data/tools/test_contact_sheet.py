@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.tools.contact_sheet import CAPTION, COLUMNS, GAP, TILE, draw_sheet
+from data.tools.contact_sheet import draw_sheet
 from tests.builders import PLAIN
 from utils.errors import ResourceError
+from utils.pictures import CAPTION, COLUMNS, GAP, TILE
 
 
 @pytest.fixture

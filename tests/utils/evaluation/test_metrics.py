@@ -54,12 +54,13 @@ def test_evaluation_leaves_training_as_it_was():
     torch.manual_seed(4)
     before = torch.get_rng_state()
     work = eval_batches(batches(3))
-    result = evaluate(model, work, 5, FLOAT32, World())
+    result, answers = evaluate(model, work, 5, FLOAT32, World())
     assert model.training and torch.equal(before, torch.get_rng_state())
     model.eval()
     logits = torch.cat([model(images) for images, _ in work])
     targets = torch.cat([t for _, t in work])
     assert result.correct1 == (logits.argmax(1) == targets).sum().item() and result.count == 12
+    assert torch.equal(answers.predicted, logits.argmax(1)) and torch.equal(answers.labels, targets)
     assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-6)
     assert result.k == 5 and result.correctk == 12
 
@@ -67,4 +68,4 @@ def test_evaluation_leaves_training_as_it_was():
 def test_fault_60_top_k_shrinks_with_the_classes():
     model = small(num_classes=3)
     work = eval_batches(batches(1, classes=3))
-    assert evaluate(model, work, 3, FLOAT32, World()).k == 3
+    assert evaluate(model, work, 3, FLOAT32, World())[0].k == 3

@@ -28,7 +28,7 @@ class Echo(nn.Module):
 
 LOGITS = torch.tensor([[4.0, 3, 2, 1], [1, 2, 3, 4], [1, 4, 3, 2], [0, 1, 3, 2], [9, 0, 0, 1]])
 LABELS = [0, 0, 1, 3, 3]
-SAMPLES = Evaluated(("a", "b", "c", "d"), LABELS, file_name, (1, 1))
+SAMPLES = Evaluated(("a", "b", "c", "d"), file_name, (1, 1))
 NO_TABLES = ReportOptions((), "", False, "", "")
 
 
@@ -39,20 +39,20 @@ def run(allowed=()):
 
 def test_predictions_stand_in_the_order_of_the_samples():
     done = run()
-    assert done.predicted == [0, 3, 1, 2, 0] and done.accuracy.correct1 == 2 and done.parameters == 0
+    assert done.answers.predicted.tolist() == [0, 3, 1, 2, 0] and done.accuracy.correct1 == 2 and done.parameters == 0
     assert "Acc@1 40.000 Acc@4 100.000" in done.line()
 
 
 def test_classes_that_are_not_allowed_cannot_win():
     done = run(allowed=[0, 1, 3])
-    assert done.predicted == [0, 3, 1, 3, 0] and done.accuracy.correct1 == 3 and done.accuracy.k == 3
+    assert done.answers.predicted.tolist() == [0, 3, 1, 3, 0] and done.accuracy.correct1 == 3 and done.accuracy.k == 3
 
 
 def test_real_labels_allow_several_answers_and_skip_images_without_any():
     real = {file_name(0).split("/")[-1]: [1, 0], file_name(1).split("/")[-1]: [], file_name(2).split("/")[-1]: [2]}
-    assert real_accuracy(run().predicted, SAMPLES, real) == "ReaL Acc@1 50.000 (1 of 2)"
-    others = Evaluated(("a", "b"), [1], lambda i: "photo.jpg", (1, 1))
-    assert "none of the files" in real_accuracy([1], others, real)
+    assert real_accuracy(run().answers, SAMPLES, real) == "ReaL Acc@1 50.000 (1 of 2)"
+    others = Evaluated(("a", "b"), lambda i: "photo.jpg", (1, 1))
+    assert "none of the files" in real_accuracy(run().answers, others, real)
 
 
 def test_real_labels_follow_the_class_names_of_the_head():
@@ -76,7 +76,7 @@ def test_tables(tmp_path):
         ("a.pth", "40.000", "4", "5"),
         ("b.pth", "40.000", "2", "5"),
     ]
-    write_per_class(tmp_path / "c.csv", run().predicted, SAMPLES)
+    write_per_class(tmp_path / "c.csv", run().answers, SAMPLES.class_names)
     rows = list(csv.reader((tmp_path / "c.csv").open()))
     assert rows[1:] == [
         ["a", "2", "1", "50.00", "d"],

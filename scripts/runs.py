@@ -1,0 +1,82 @@
+"""Runs read from their folders, to compare and to report."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.loading import parse_config
+from utils.errors import DataError
+from utils.pictures import new_figure
+from utils.training.curves import whole_intervals
+
+UNINTERESTING = ("OUTPUT", "TAG", "BASE")
+SUMMARY_HEAD = ("run", "epochs", "best top1", "of epoch", "lowest val loss", "last train loss")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run: flat configuration, and the records of metrics.jsonl by kind."""
+
+    folder: Path
+    config: dict[str, Any]
+    train: list[dict[str, Any]]
+    val: list[dict[str, Any]]
+
+    @staticmethod
+    def read(folder: Path) -> "Run":
+        """Raises: DataError if the folder is not that of a run."""
+        try:
+            config = parse_config((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
+            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        except (OSError, ValueError) as e:
+            reason = getattr(e, "strerror", e)
+            raise DataError(f"not the folder of a run ({reason}): {folder}: name output/<MODEL.NAME>/<TAG>") from e
+        train, val = ([line for line in lines if line["kind"] == kind] for kind in ("train", "val"))
+        return Run(folder, config, train, val)
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.folder.resolve().parts[-2:])
+
+    def summary(self) -> list[Any]:
+        """Returns the cells of `SUMMARY_HEAD`."""
+        top1 = [(line["top1"], -line["epoch"]) for line in self.val if line.get("top1") is not None]
+        best, epoch = max(top1, default=(float("nan"), 1))
+        losses = [line["loss"] for line in self.val if line.get("loss") is not None]
+        last = self.train[-1]["loss"] if self.train and self.train[-1]["loss"] is not None else float("nan")
+        epochs = 1 + max((line["epoch"] for line in self.val), default=-1)
+        return [self.name, epochs, float(best), -epoch, float(min(losses, default=float("nan"))), float(last)]
+
+
+def differences(runs: Sequence[Run]) -> list[list[str]]:
+    """Returns a row per key that is not the same in all runs: its name, and its value in each."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in UNINTERESTING)
+    rows = [[key, *(str(run.config.get(key, "")) for run in runs)] for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def curves_figure(runs: Sequence[Run]) -> Any:
+    """Returns a figure of losses and accuracies of all runs over their updates."""
+    figure = new_figure(11, 4)
+    losses, judged = figure.subplots(1, 2)
+    for number, run in enumerate(runs):
+        color = f"C{number}"
+        _plot(losses, whole_intervals(run.train), "loss", f"{run.name}, training", color, "-")
+        _plot(losses, run.val, "loss", f"{run.name}, validation", color, "--")
+        _plot(judged, run.val, "top1", run.name, color, "-")
+    for axes, title in ((losses, "loss"), (judged, "validation top-1, %")):
+        axes.set_title(title)
+        axes.set_xlabel("updates")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _plot(axes: Any, points: list[dict[str, Any]], key: str, label: str, color: str, style: str) -> None:
+    known = [(point["update"], point[key]) for point in points if point.get(key) is not None]
+    if known:
+        marker = "o" if len(known) < 2 else None
+        axes.plot(*zip(*known, strict=True), label=label, color=color, linestyle=style, linewidth=1.3, marker=marker)

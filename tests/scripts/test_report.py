@@ -1,0 +1,90 @@
+"""The page about runs: what stands on it, and how a browser shows it."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+import yaml
+
+from scripts.report import main
+from tests.scripts.test_runs import write
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def page(made, photos, tmp_path_factory):
+    """The page of two runs: one with a checkpoint, one that has saved none. Returns its path and what was printed."""
+    folder = tmp_path_factory.mktemp("report")
+    runs = [write(folder / f"tiny/{tag}", rate, 50.0) for tag, rate in (("first", 0.1), ("<second>", 0.2))]
+    (folder / "tiny/first/checkpoints").mkdir()
+    shutil.copy(made[0] / "model.pth", folder / "tiny/first/checkpoints/last.pth")
+    data = shutil.copytree(photos, folder / "data")
+    (data / "val/class_2").rename(data / "val/n01440764")
+    (folder / "tiny/first/log.txt").write_text("[11-02 10:00:00] plan: old\n[11-02 11:00:00] plan: 2 epochs\n")
+    target = folder / "pages/both.html"
+    assert main([*runs, "--output", str(target), "--data-path", str(data), "--device", "cpu"]) == 0
+    return target
+
+
+def test_the_page_has_everything_in_it(page, made):
+    text = page.read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:)[^\"]*\"", text)  # nothing is loaded from elsewhere
+    assert "<script" not in text and "tiny/&lt;second&gt;" in text and "<second>" not in text
+    assert "plan: 2 epochs" in text and "plan: old" not in text
+    assert "not evaluated: no checkpoint in" in text
+    classes = {"class_2": "tench"}
+    wrong = sum(classes.get(c := name.split("/")[-2], c) != answer for name, (answer, _) in made[1].items())
+    assert wrong and text.count("<figcaption>") == min(wrong, 24)
+    assert f"({len(made[1]) - wrong} of {len(made[1])})" in text
+    assert "<td>tench</td>" in text  # n01440764
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian: apt-get install chromium)")
+def test_a_browser_shows_the_page_without_scrolling_sideways(page, tmp_path):
+    probe = tmp_path / "probe.html"
+    script = """<script>addEventListener("load", () => { document.body.innerHTML = "measured " + JSON.stringify({
+        images: [...document.images].every(image => image.naturalWidth > 0), count: document.images.length,
+        overflow: document.documentElement.scrollWidth > innerWidth, rows: document.querySelectorAll("tr").length,
+        height: document.body.scrollHeight}); })</script>"""
+    probe.write_text(page.read_text().replace("</body>", script + "</body>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=800,900", f"--user-data-dir={tmp_path}/own"]
+    shown = subprocess.run([BROWSER, *flags, "--dump-dom", str(probe)], capture_output=True, text=True, timeout=120)
+    found = re.search(r"measured (\{.*?\})", shown.stdout)
+    assert found, shown.stderr[-2000:]
+    measured = json.loads(found[1])
+    assert measured["images"] and not measured["overflow"]
+    assert measured["count"] == 2 + page.read_text().count("<figcaption>") and measured["rows"] > 10
+
+
+def test_a_run_alone_is_reported_in_its_folder(tmp_path, capsys):
+    run = write(tmp_path / "tiny/a", 0.1, 50.0)
+    assert main([run, "--no-evaluation"]) == 0
+    text = (tmp_path / "tiny/a/report.html").read_text()
+    assert "Differences" not in text and "not evaluated: --no-evaluation" in text
+
+
+def test_data_that_is_gone_costs_only_the_evaluation(made, tmp_path, capsys):
+    run = write(tmp_path / "tiny/a", 0.1, 50.0)
+    (tmp_path / "tiny/a/checkpoints").mkdir()
+    contents = torch.load(made[0] / "model.pth")
+    config = yaml.safe_load(contents["config"])
+    config["DATA"]["DATA_PATH"] = str(tmp_path / "moved")
+    torch.save({**contents, "config": yaml.safe_dump(config)}, tmp_path / "tiny/a/checkpoints/best.pth")
+    assert main([run]) == 0
+    assert "--data-path names another folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"), [(["x"], 3, "not the folder"), (["x", "--workers", "-1"], 2, "")]
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, code, line):
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert main(arguments) == code
+    except SystemExit as e:
+        assert e.code == code
+    assert line in capsys.readouterr().err

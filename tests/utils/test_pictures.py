@@ -1,0 +1,35 @@
+"""Sheets of images, and pixels as they were."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from utils.pictures import GAP, HEAD, TILE, new_figure, rendered, restore, sheet, to_image
+from utils.preprocessing import Preprocessing
+
+
+def test_normalised_pixels_are_restored():
+    own = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+    pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (own.mean, own.std))
+    assert torch.equal(restore((pixels / 255 - mean) / std, own), pixels)
+
+
+def test_images_have_three_channels_or_one():
+    assert to_image(torch.zeros(3, 4, 6, dtype=torch.uint8)).size == (6, 4)
+    assert to_image(torch.zeros(3, 4, 6, dtype=torch.uint8)).mode == "RGB"
+    assert to_image(torch.zeros(5, 4, 6, dtype=torch.uint8)).mode == "L"
+
+
+def test_tiles_stand_in_rows_and_long_captions_are_cut():
+    blue = Image.new("RGB", (10, 10), (0, 0, 255))
+    long = sheet([(blue, "a name that is far too long for a tile of this width")] * 9, "title", "")
+    assert np.asarray(long)[HEAD + TILE // 2, GAP + TILE // 2].tolist() == [0, 0, 255]
+    right = np.asarray(sheet([(blue, "a name that is far too long for a tile of this width")], "t", ""))[HEAD + TILE :]
+    assert (right[:, GAP + TILE :] == np.array([251, 250, 247])).all()  # nothing sticks out
+
+
+def test_a_figure_becomes_an_image():
+    figure = new_figure(2, 1)
+    figure.subplots().plot([0, 1])
+    assert rendered(figure, dpi=100).size == (200, 100)

@@ -1,0 +1,35 @@
+"""ImageNet's class names as words."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+from timm.data import ImageNetInfo
+
+
+def in_words(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the first word for each synset of ImageNet ("n01440764": "tench"), other names unchanged.
+
+    Names stay different: two synsets with the same word keep their number ("crane (n02012849)").
+    """
+    words = [_word(name) for name in class_names]
+    often = Counter(words)
+    pairs = zip(class_names, words, strict=True)
+    return tuple(word if often[word] == 1 or word == name else f"{word} ({name})" for name, word in pairs)
+
+
+@cache
+def _word(class_name: str) -> str:
+    if not (len(class_name) == 9 and class_name[0] == "n" and class_name[1:].isdigit()):
+        return class_name
+    for subset in ("imagenet-1k", "imagenet-22k"):
+        try:
+            return str(_info(subset).label_name_to_description(class_name)).split(",")[0]
+        except KeyError:
+            continue
+    return class_name
+
+
+@cache
+def _info(subset: str) -> ImageNetInfo:
+    return ImageNetInfo(subset)
