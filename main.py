@@ -26,14 +26,15 @@ from utils.checkpoints.shared import read_once
 from utils.distributed import World, join_world, launched_rank
 from utils.evaluation.reports import Evaluated, ReportOptions, assess, report
 from utils.precision import Precision
-from utils.preprocessing import Preprocessing, image_size
-from utils.profiling import explain_memory, measure_throughput
+from utils.preprocessing import Preprocessing
+from utils.profiling import explain_memory, log_throughput
 from utils.terminal import log_lines, start_logging
 from utils.training.classification import Classification
 from utils.training.fitting import fit_batch_size
 from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
 from utils.training.provenance import Provenance, versions
+from utils.training.rehearsal import rehearse
 from utils.training.resume import StartOptions, find_start
 from utils.training.run_folder import RunFolder
 from utils.training.session import Session, SessionOptions
@@ -63,6 +64,8 @@ def train_classifier(cfg: CfgNode, world: World) -> None:
     val = None if sources.val is None else build_eval_loader(sources.val, world, pipeline, interrupt.guard)
     objective = Classification(classes, cfg.MODEL.LABEL_SMOOTHING, val=val, precision=precision, world=world)
     saving = SessionOptions.from_config(cfg, objective.best)
+    if cfg.DRY_RUN:
+        return rehearse(state, batches, objective, plan, folder, saving.keep, world)
     with Session(state, plan, folder, world, saving, provenance, interrupt, sources.train.name) as session:
         while state.epoch < plan.epochs:
             micro_batches = session.watch(batches.epoch(state.epoch, state.step))
@@ -88,13 +91,6 @@ def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
         report(rows, samples, reports, real, world)
 
 
-def measure(cfg: CfgNode, world: World) -> None:
-    """Measures images/s of the forward pass on random images with fresh weights; neither affects the speed."""
-    model, size = fresh_model(cfg, world.device), image_size(cfg.DATA.IMG_SIZE)
-    precision = Precision.from_config(cfg, world.device)
-    log_lines([measure_throughput(model, cfg.DATA.BATCH_SIZE, size, precision).line()])
-
-
 TASKS = {"classification": (train_classifier, evaluate_classifiers)}  # to train, to evaluate
 
 
@@ -106,7 +102,7 @@ def main(argv: list[str]) -> int:
         cfg = load_config(*parse_command_line(argv))
         world = interrupt.join(join_world(cfg.TIMEOUT_MINUTES, cfg.DEVICE))
         world.check_equal({**shared_config(cfg), **versions()}, "use one command and the same versions everywhere")
-        run = measure if cfg.THROUGHPUT_MODE else TASKS[cfg.TASK][cfg.EVAL_MODE]
+        run = partial(log_throughput, fresh_model) if cfg.THROUGHPUT_MODE else TASKS[cfg.TASK][cfg.EVAL_MODE]
         run(fit_batch_size(cfg, world, fresh_model), world)
         world.leave()
     except (Exception, KeyboardInterrupt) as error:

@@ -19,6 +19,8 @@ from utils.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
 CLASSIFICATION = "classification"
+# keys of what is done instead of training
+MODES = {"EVAL_MODE": "--eval", "THROUGHPUT_MODE": "--throughput", "DRY_RUN": "--dry-run"}
 CONFIGS = Path(__file__).parent
 
 
@@ -226,8 +228,9 @@ def _check_together(values: dict[str, Any]) -> None:
             raise ConfigError(f"{name} is {values[name]!r}: it names a folder below OUTPUT: use a plain name")
     if values["EVAL_MODE"] and not (values["MODEL.RESUME"] or values["MODEL.PRETRAINED"]).strip(" ,"):
         raise ConfigError("nothing to evaluate: --eval: name the weights with --resume FILE")
-    if values["EVAL_MODE"] and values["THROUGHPUT_MODE"]:
-        raise ConfigError("--eval and --throughput together: use one of them")
+    modes = [option for key, option in MODES.items() if values[key]]
+    if len(modes) > 1:
+        raise ConfigError(f"{' and '.join(modes)} together: use one of them")
 
 
 def _nest(values: dict[str, Any]) -> CfgNode:

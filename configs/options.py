@@ -49,6 +49,7 @@ GROUPS: dict[str, dict[str, Option]] = {
     },
     "instead of training": {
         "--eval": Option("EVAL_MODE", "evaluate --resume FILE", True),
+        "--dry-run": Option("DRY_RUN", "train a few updates, write nothing, and say what the run would take", True),
         "--throughput": Option("THROUGHPUT_MODE", "measure images/s", True),
         "--profile": Option("PROFILE", "train, and profile a few updates into trace.json and the log", True),
     },

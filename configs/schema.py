@@ -327,6 +327,7 @@ SCHEMA: dict[str, Any] = {
         30.0, "new: minutes without progress that end a job of several ranks; 0: never", at_least(0), free=True
     ),
     "EVAL_MODE": Key(False, "evaluate and exit", free=True),
+    "DRY_RUN": Key(False, "new: train a few updates, write nothing, and say what the run would take", free=True),
     "PROFILE": Key(False, "profile a few updates: trace.json, and the operations that took longest", free=True),
     "THROUGHPUT_MODE": Key(False, "measure images/s and exit", free=True),
     "AMP_OPT_LEVEL": Key("", "no longer used; O0 turns AMP_ENABLE off", deprecated=True),

@@ -7,7 +7,6 @@ A folder stands for all its checkpoints at the end of an epoch. The result evalu
 checkpoint; training cannot be resumed from it.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from models.weights.load import WRAPPERS
 from utils.checkpoints.files import list_checkpoints, read_checkpoint
 from utils.errors import CheckpointError, ResourceError, count, run_to_exit_code
 from utils.files import atomic_path
+from utils.script_parser import ScriptParser
 
 # of a checkpoint, what describes its weights
 KEPT = ("class_names", "preprocessing", "config", "pretrained_windows", "versions")
@@ -73,7 +73,7 @@ def checkpoints_of(names: Sequence[Path], last: int) -> list[Path]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="checkpoints, or the folder of a run")
     parser.add_argument("target", type=Path, help="file to write, ends in .pth")
     parser.add_argument("--last", type=int, default=0, metavar="N", help="only the last N (default: all)")

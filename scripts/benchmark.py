@@ -34,13 +34,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from scripts.benchmarks import data, model, save, scale, train
 from scripts.benchmarks.turns import surroundings
-from utils.errors import report_error
+from utils.errors import run_to_exit_code
+from utils.script_parser import ScriptParser
 
 COMMANDS = {"model": model, "data": data, "train": train, "scale": scale, "save": save}
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
@@ -49,18 +50,18 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.rounds < 1 or (options.command == "data" and options.images < options.batch_size):
         parser.error("give at least one round, and images for a batch")
-    try:
-        if options.json:
-            options.json.touch()  # before anything is measured
-        result = {**COMMANDS[options.command].run(options), **surroundings()}
-    except (Exception, KeyboardInterrupt) as error:
-        return report_error(error, debug=False, speak=True)
+    return run_to_exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.json:
+        options.json.touch()  # before anything is measured
+    result = {**COMMANDS[options.command].run(options), **surroundings()}
     print(f"\n{result['setting']}\n{result['processor']}, {result['cores']} cores, {result['versions']}")
     for title, text in result["tables"].items():
         print(f"\n{title}\n\n{text}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python scripts/compare_runs.py output/swin_tiny/default output/swin_tiny/longer --picture curves.png
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from scripts.runs import SUMMARY_HEAD, Run, curves_figure, differences
 from utils.errors import ResourceError, run_to_exit_code
 from utils.files import atomic_path
+from utils.script_parser import ScriptParser
 from utils.terminal import table_lines
 
 
@@ -38,7 +38,7 @@ def _draw(runs: Sequence[Run], picture: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders output/<MODEL.NAME>/<TAG>")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the curves to write")
     options = parser.parse_args(argv)

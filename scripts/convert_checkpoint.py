@@ -36,6 +36,7 @@ from utils.checkpoints.safe_load import NOTES
 from utils.errors import CheckpointError, ConfigError, ResourceError, run_to_exit_code
 from utils.files import atomic_path
 from utils.preprocessing import Preprocessing, image_size
+from utils.script_parser import ScriptParser
 
 
 def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
@@ -202,7 +203,7 @@ def _output_file(name: str) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT", type=_output_file, help="ends in .pth or .safetensors")
     parser.add_argument("--cfg", required=True, metavar="FILE", help="configuration of the model")

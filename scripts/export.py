@@ -7,7 +7,6 @@ Class names, preprocessing and configuration go into the file, so that scripts/p
 it alone. The logits of the file are compared with those of the model before it appears.
 """
 
-import argparse
 import json
 import logging
 import statistics
@@ -29,6 +28,7 @@ from scripts.model_files import ModelFile, open_model
 from utils.derived import keep_derived
 from utils.errors import CheckpointError, ConfigError, ResourceError, run_to_exit_code
 from utils.files import atomic_path
+from utils.script_parser import ScriptParser
 
 OPSET = 20
 TOLERANCE = 1e-4  # of logits, relative to the largest
@@ -130,7 +130,7 @@ def _speed(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("model", help="checkpoint, hub:NAME, hf:OWNER/NAME or URL")
     parser.add_argument("target", type=Path, help="ends in .onnx or .pt2")
     parser.add_argument("--cfg", default="", metavar="FILE", help="recipe of weights that do not store their own")

@@ -32,6 +32,7 @@ from utils.errors import ConfigError, ResourceError, count, run_to_exit_code
 from utils.evaluation.predict import predict
 from utils.files import atomic_path
 from utils.precision import Precision
+from utils.script_parser import ScriptParser
 from utils.terminal import start_logging, table_lines, track
 
 SHOWN = 40  # rows of the table on the terminal
@@ -175,8 +176,8 @@ def _run(options: argparse.Namespace) -> None:
         print(f"... {len(rows) - SHOWN:,} more: --output FILE.csv writes all")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> ScriptParser:
+    parser = ScriptParser(__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, folder, 'pattern', or .txt file of paths")
     parser.add_argument("--model", required=True, help="checkpoint, hub:NAME, hf:OWNER/NAME, URL, .onnx or .pt2 file")
     parser.add_argument("--cfg", default="", metavar="FILE", help="recipe of weights that do not store their own")

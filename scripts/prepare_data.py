@@ -20,7 +20,8 @@ from data.pipeline.transforms import TrainTransformOptions
 from data.tools.checking import check_folder
 from data.tools.contact_sheet import draw_sheet
 from data.tools.packing import pack, resize_copy, sort_validation
-from utils.errors import report_error
+from utils.errors import run_to_exit_code
+from utils.script_parser import ScriptParser
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "swin_tiny.yaml"
 FOUND = 3  # exit code of a check with findings
@@ -37,7 +38,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def zip_(options: argparse.Namespace) -> int:
-    for part, count in pack(options.folder, options.target).items():
+    for part, count in pack(options.folder, options.target, replace=options.force).items():
         print(f"{options.target / part}.zip: {count:,} images, read back and compared")
     return 0
 
@@ -49,7 +50,9 @@ def resize(options: argparse.Namespace) -> int:
 
 
 def val_folders(options: argparse.Namespace) -> int:
-    print(f"{options.folder / 'val'}: {sort_validation(options.folder):,} images moved into folders of their classes")
+    moved = sort_validation(options.folder)
+    done = f"{moved:,} images moved into folders of their classes" if moved else "is sorted already, nothing to do"
+    print(f"{options.folder / 'val'}: {done}")
     return 0
 
 
@@ -62,7 +65,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, function, target in (
         ("check", check, None),
@@ -80,6 +83,8 @@ def main(argv: list[str]) -> int:
             command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
         if name == "check":
             command.add_argument("--channels", type=int, default=3, help="IN_CHANS of the model (default %(default)s)")
+        if name == "zip":
+            command.add_argument("--force", action="store_true", help="replace archives that are there")
         if name == "resize":
             command.add_argument("--short-side", type=int, default=320, help="at most, pixels (default %(default)s)")
             command.add_argument("--quality", type=int, default=90, help="of the JPEGs (default %(default)s)")
@@ -90,10 +95,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain any bytes
-    try:
-        return options.function(options)
-    except (Exception, KeyboardInterrupt) as error:
-        return report_error(error, debug=False, speak=True)
+    return run_to_exit_code(lambda: options.function(options))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from utils.evaluation.pictures import confusion_figure
 from utils.files import write_text
 from utils.pictures import to_image
 from utils.precision import Precision
+from utils.script_parser import ScriptParser
 from utils.terminal import start_logging
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -161,7 +162,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders output/<MODEL.NAME>/<TAG>")
     parser.add_argument("--output", type=Path, metavar="FILE", help="page to write (default: report.html in the run)")
     parser.add_argument("--data-path", default="", metavar="FOLDER", help="data to evaluate on (default: the run's)")

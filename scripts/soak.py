@@ -7,7 +7,6 @@ kills hit updates, saves, evaluations, the time between epochs and the start, of
 EMA, optimizer and TensorBoard scalars must be equal bit for bit.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.sources.digits import write_digits
+from utils.script_parser import ScriptParser
 
 RECIPE = """
 BASE: [{root}/configs/quickstart.yaml]
@@ -174,7 +174,7 @@ def leftovers(folder: Path) -> list[int]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--kills", type=int, default=200, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of phases, places and ranks (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="ranks (default: %(default)s)")

@@ -78,7 +78,7 @@ for p in model.parameters():
     torch.nn.init.normal_(p, std=0.3)
 for batch in (1, 7, 64):
     loader = build_eval_loader(source, world, pipeline(batch_size=batch))
-    result = evaluate(model, loader, 7, FLOAT32, world)
+    result, _ = evaluate(model, loader, 7, FLOAT32, world)
     if world.is_main:
         print("result", result.correct1, result.correctk, result.count, f"{result.loss:.5f}")
 world.leave()

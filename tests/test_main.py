@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 
@@ -92,6 +93,23 @@ def test_help_needs_nothing_else():
 def test_throughput_needs_no_data(tiny_yaml):
     done = run_program("--cfg", tiny_yaml, "--throughput")
     assert done.code == 0 and "images/s (median of" in done.out
+
+
+def test_a_dry_run_goes_on_from_the_checkpoint_and_writes_nothing(trained, tiny_yaml, photos, tmp_path):
+    runs = shutil.copytree(trained, tmp_path / "runs")
+    before = contents(runs)
+    arguments = ("--cfg", tiny_yaml, "--data-path", photos, "--output", runs, "--opts", "TRAIN.EPOCHS", 4)
+    refused = run_program(*arguments, cwd=tmp_path)
+    command = f"--tag NEW --resume {runs}/tiny/default/checkpoints/last.pth"
+    assert "TRAIN.EPOCHS was 1, now 4" in refused.error and command in refused.error
+    done = run_program(*arguments, *command.split(), "--dry-run", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "dry run: loss" in done.out and "for 3 epochs" in done.out, done.out
+    assert contents(runs) == before and [*tmp_path.iterdir()] == [runs]
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_evaluation_writes_nothing(trained, tiny_yaml, photos, tmp_path):

@@ -181,7 +181,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def test_fault_24_sigusr1_saves_and_the_run_goes_on(disks, undisturbed):
     ended = start(disks, faults="step:4:usr1:1").wait()
     assert ended.codes == [0, 0]
-    assert re.search(r"saved .*ckpt_epoch_0_step_[56]\.pth", ended.out)
+    assert re.search(r"saved .*ckpt_epoch_0_step_[4-7]\.pth", ended.out)  # the ranks agree first
     assert compare(undisturbed, disks[0] / RUN) == ""
 
 

@@ -137,10 +137,10 @@ def report_error(error: BaseException, *, speak: bool, debug: bool = False, deta
     return code
 
 
-def run_to_exit_code(action: Callable[[], object], debug: bool = False) -> int:
-    """Calls the action of a script; returns the exit code, after the line for an error if there was one."""
+def run_to_exit_code(action: Callable[[], int | None], debug: bool = False) -> int:
+    """Calls the action of a script; returns its exit code, 0 for None, or that of an error, after the error's line."""
     try:
-        action()
+        return action() or 0
     except BrokenPipeError:  # the reader of the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:

@@ -1,12 +1,14 @@
 """What a model costs: parameters, multiply-adds, images per second, memory."""
 
 import importlib.util
+import logging
 import os
 import re
 import resource
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +16,17 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
+from yacs.config import CfgNode
 
 from utils.derived import keep_derived
+from utils.distributed import World
 from utils.errors import ConfigError, ResourceError
 from utils.precision import Precision
-from utils.preprocessing import Size
+from utils.preprocessing import Size, image_size
+from utils.terminal import Bar
+
+log = logging.getLogger(__name__)
+ROUNDS = 30
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -113,17 +121,21 @@ class Throughput:
         return f"throughput: {self.median:.1f} images/s ({spread}), {self.setting}"
 
 
+def log_throughput(build: Callable[[CfgNode, torch.device], nn.Module], cfg: CfgNode, world: World) -> None:
+    """Logs images/s of a new model, on random images: neither its weights nor the images affect the speed."""
+    log.info(measure_throughput(cfg, build(cfg, world.device)).line())
+
+
 @torch.no_grad()
 @keep_derived()
-def measure_throughput(
-    model: nn.Module, batch: int, size: Size, precision: Precision, seconds: float = 10.0
-) -> Throughput:
+def measure_throughput(cfg: CfgNode, model: nn.Module, seconds: float = 10.0) -> Throughput:
     """Times forward passes over a batch of random images: a third of the time is warm-up, then up to 30 rounds.
 
-    Args: batch: images; size in pixels; seconds: about how long it takes.
+    Args: seconds: about how long it takes.
     """
     model.eval()
-    device = next(model.parameters()).device
+    device, batch, size = next(model.parameters()).device, cfg.DATA.BATCH_SIZE, image_size(cfg.DATA.IMG_SIZE)
+    precision = Precision.from_config(cfg, device)
     images = torch.randn(batch, input_channels(model), *size, device=device)
 
     def forward() -> float:
@@ -139,10 +151,12 @@ def measure_throughput(
     begun, warm = time.perf_counter(), [forward()]
     while time.perf_counter() - begun < seconds / 3:
         warm.append(forward())
-    passes = max(1, int(seconds * 2 / 3 / min(warm) / 30))  # rounds long enough for the clock
+    passes = max(1, int(seconds * 2 / 3 / min(warm) / ROUNDS))  # rounds long enough for the clock
     speeds: list[float] = []
-    while len(speeds) < 3 or (len(speeds) < 30 and time.perf_counter() - begun < seconds):
-        speeds.append(batch * passes / sum(forward() for _ in range(passes)))
+    with Bar("measuring", ROUNDS, "rounds") as bar:
+        while len(speeds) < 3 or (len(speeds) < ROUNDS and time.perf_counter() - begun < seconds):
+            speeds.append(batch * passes / sum(forward() for _ in range(passes)))
+            bar.advance(details=f"{speeds[-1]:.1f} images/s")
     speeds.sort()
     setting = f"batch {batch} at {size[0]}x{size[1]}, {precision}, peak memory {peak_memory(device)} MiB"
     return Throughput(speeds[len(speeds) // 2], speeds[0], speeds[-1], len(speeds), setting)

@@ -26,12 +26,16 @@ SPLITS = ("train", "val")
 ORIENTATION = 0x0112  # EXIF
 
 
-def pack(root: Path, target: Path) -> dict[str, int]:
+def pack(root: Path, target: Path, replace: bool = False) -> dict[str, int]:
     """Packs an image folder into train.zip and val.zip with train_map.txt and val_map.txt (path, tab, label).
 
     Images are stored unchanged. An archive appears under its name once every image was read back and compared.
-    Returns: images in each. Raises: DataError; ResourceError if the target cannot be written.
+    Args: replace: archives that are there. Returns: images in each.
+    Raises: DataError; ResourceError if the target cannot be written.
     """
+    there = [target / f"{split}.zip" for split in SPLITS if (target / f"{split}.zip").exists()]
+    if there and not replace:
+        raise DataError(f"there is an archive already: {listing(map(str, there))}: --force: use it to replace it")
     store = FolderStore(root)
     names = store.class_names("train")
     sources = {split: store.open(split, names) for split in SPLITS}
@@ -151,14 +155,17 @@ def _orientation(data: bytes) -> Image.Exif:
 
 
 def sort_validation(root: Path) -> int:
-    """Moves ImageNet's flat validation images into one folder per class; returns how many.
+    """Moves ImageNet's flat validation images into one folder per class.
 
-    Raises: DataError, with nothing moved, if an image is not ImageNet's, or there is none.
+    Returns: how many; 0 if there are only folders of classes. Raises: DataError, with nothing moved, if an image is
+    not ImageNet's, or there is none.
     """
     folder, labels, synsets = root / "val", validation_labels(), imagenet_synsets()
     if not folder.is_dir():
         raise DataError(f"no folder val/ in {root}: name a folder with the validation images in val/")
     files = sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name))
+    if not files and any((folder / synset).is_dir() for synset in synsets):
+        return 0
     strange = [name for name in files if name not in labels]
     if strange or not files:
         raise DataError(

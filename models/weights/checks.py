@@ -1,10 +1,21 @@
 """Checks on weights before they are loaded into a model."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
+import yaml
 from torch import Tensor
 
+from models.weights.released import released_models
 from utils.errors import CheckpointError, listing
+
+
+class WrongModelError(CheckpointError):
+    """The weights cannot be fitted to the model."""
+
+    def __init__(self, origin: str, reason: str, remedy: str = "use the --cfg they were trained with"):
+        super().__init__(f"the weights do not belong to this model: {origin}: {reason}: {remedy}")
 
 
 def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -26,7 +37,7 @@ def check_names(given: Iterable[str], wanted: Iterable[str], origin: str) -> Non
         f"{len(n)} {what}: {listing(n, 10)}" for what, n in (("missing", missing), ("unexpected", unexpected)) if n
     ]
     if parts:
-        raise CheckpointError(not_of_this_model(origin, "; ".join(parts)))
+        raise WrongModelError(origin, "; ".join(parts))
 
 
 def check_kinds(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:
@@ -42,6 +53,16 @@ def misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
     return [name for name, value in wanted.items() if name in given and given[name].shape != value.shape]
 
 
-def not_of_this_model(origin: str, reason: str) -> str:
-    """Returns the message of a CheckpointError for weights that cannot be fitted to the model."""
-    return f"the weights do not belong to this model: {origin}: {reason}: use the --cfg they were trained with"
+def trained_as(contents: Mapping[str, Any], origin: str) -> tuple[str, str] | None:
+    """Returns whose weights a file has and the recipe to use, by its published name or the configuration in it."""
+    name = Path(origin).stem
+    for row in released_models():
+        if name in (row["config"], Path(row.get("weights_url") or "").stem):
+            return name, f"--cfg {row['config']}"
+    try:
+        model = yaml.safe_load(contents["config"])["MODEL"]
+        sizes = model.get(model["TYPE"].upper(), {})
+        known = [f"{key} {sizes[key]}" for key in ("EMBED_DIM", "DEPTHS", "NUM_HEADS", "WINDOW_SIZE") if key in sizes]
+        return f"{model['NAME']} ({', '.join([model['TYPE'], *known])})", "its --cfg"
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError):  # the file of another program
+        return None

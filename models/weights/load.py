@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.backbone import SwinBackbone
 from models.registry import MODELS
 from models.swin_v2 import SwinTransformerV2
-from models.weights.checks import check_finite, check_kinds, check_names, misfits, not_of_this_model
+from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits, trained_as
 from models.weights.fitting import Head, fit_head, fit_weights
 from models.weights.layouts import CLASSIFIERS, DERIVED, Layout, Weights, recognise
 from models.weights.timm import load_timm
@@ -117,9 +117,16 @@ def load_contents(
     names = contents.get("class_names")
     others = isinstance(names, list) and names != list(head_for or ())
     head: Head = "fit" if head_for is None else "replace" if others else "renew"
-    if isinstance(model, SwinBackbone):
-        return load_weights(model, find_weights(contents, origin), head)
-    return load_timm(model, *_unwrap(contents, origin), origin, head)
+    try:
+        if isinstance(model, SwinBackbone):
+            return load_weights(model, find_weights(contents, origin), head)
+        return load_timm(model, *_unwrap(contents, origin), origin, head)
+    except WrongModelError as error:
+        own = trained_as(contents, origin)
+        if own is None:
+            raise
+        name, cfg = own
+        raise WrongModelError(origin, f"they are those of {name}", f"use {cfg}") from error
 
 
 def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, Weights]:
@@ -156,7 +163,7 @@ def _check_shapes(weights: Weights, own: Weights, found: Found) -> None:
 def _refuse_shapes(found: Found, wanted: Weights, names: list[str]) -> None:
     if names:
         shapes = [f"{name} {tuple(found.tensors[name].shape)} for {tuple(wanted[name].shape)}" for name in names]
-        raise CheckpointError(not_of_this_model(found.origin, f"{len(names)} of another shape: {listing(shapes, 10)}"))
+        raise WrongModelError(found.origin, f"{len(names)} of another shape: {listing(shapes, 10)}")
 
 
 def _stored_windows(contents: Mapping[str, Any], origin: str) -> tuple[int, ...]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.weights.checks import check_finite, check_kinds, check_names, misfits, not_of_this_model
+from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits
 from models.weights.fitting import Head
-from utils.errors import CheckpointError, listing
+from utils.errors import listing
 
 Weights = dict[str, Tensor]
 
@@ -37,7 +37,7 @@ def load_timm(model: nn.Module, place: str, tensors: Weights, origin: str, head:
         notes.append("position coordinates of timm's model: the file does not store its window of pre-training")
     wrong = [f"{n} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in misfits(tensors, own)]
     if wrong:
-        raise CheckpointError(not_of_this_model(origin, f"{len(wrong)} of another shape: {listing(wrong, 10)}"))
+        raise WrongModelError(origin, f"{len(wrong)} of another shape: {listing(wrong, 10)}")
     model.load_state_dict(tensors)
     return ", ".join(notes)
 
@@ -59,5 +59,5 @@ def _translated(model: nn.Module, tensors: Weights, origin: str) -> Weights:
         with torch.no_grad():
             translated: Mapping[str, Any] = translate(dict(tensors), model)
     except Exception as e:  # timm's converters raise anything
-        raise CheckpointError(not_of_this_model(origin, f"timm cannot read it ({type(e).__name__}: {e})")) from e
+        raise WrongModelError(origin, f"timm cannot read it ({type(e).__name__}: {e})") from e
     return {name: value for name, value in translated.items() if isinstance(value, Tensor)}

@@ -64,7 +64,7 @@ def test_keys_that_may_change_between_two_starts_of_a_run():
             "DEVICE",
             "LOG.WANDB",
         ),
-        *("OUTPUT", "SAVE_FREQ", "PRINT_FREQ", "TIMEOUT_MINUTES", "EVAL_MODE", "PROFILE", "THROUGHPUT_MODE"),
+        *("OUTPUT", "SAVE_FREQ", "PRINT_FREQ", "TIMEOUT_MINUTES", "EVAL_MODE", "DRY_RUN", "PROFILE", "THROUGHPUT_MODE"),
     ]
 
 

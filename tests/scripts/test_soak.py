@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from collections import Counter
 
 import pytest
@@ -67,6 +68,9 @@ def test_nested_values_are_equal_or_not(one, other, same):
 def test_processes_of_a_run_are_found_by_its_folder(tmp_path):
     with subprocess.Popen(["sleep", "60"], env={**os.environ, "SWIN_SOAK": str(tmp_path)}) as process:
         try:
+            deadline = time.monotonic() + 10
+            while not leftovers(tmp_path) and time.monotonic() < deadline:  # its environment appears after it starts
+                time.sleep(0.01)
             assert leftovers(tmp_path) == [process.pid] and leftovers(tmp_path / "other") == []
         finally:
             process.kill()

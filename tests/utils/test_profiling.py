@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.builders import small
+from tests.builders import configured, small
 from utils.errors import ConfigError, ResourceError
-from utils.precision import choose_precision
 from utils.profiling import (
     count_flops,
     count_parameters,
@@ -32,7 +31,8 @@ def test_parameters_and_multiply_adds():
 
 
 def test_throughput_is_a_median_between_its_extremes():
-    result = measure_throughput(network(), 4, (16, 16), choose_precision(CPU, False, "auto"), seconds=0.1)
+    cfg = configured(DATA__BATCH_SIZE=4, DATA__IMG_SIZE=16, AMP_ENABLE=False)
+    result = measure_throughput(cfg, network(), seconds=0.1)
     assert 0 < result.slowest <= result.median <= result.fastest and result.rounds >= 3
     assert "batch 4 at 16x16, float32, peak memory" in result.line()
     assert peak_memory(CPU) > 50

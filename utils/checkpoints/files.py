@@ -61,7 +61,7 @@ def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:
             if not target.exists():
                 checksum.unlink(missing_ok=True)
         raise ResourceError(
-            f"cannot save a checkpoint ({_reason(e)}), {_free_mib(folder):,.0f} MiB are free: {target}:"
+            f"cannot save a checkpoint ({_reason(e)}), {free_mib(folder):,.0f} MiB are free: {target}:"
             " free disk space or set OUTPUT; the checkpoints before are intact"
         ) from e
     return target
@@ -77,9 +77,11 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _free_mib(folder: Path) -> float:
+def free_mib(folder: Path) -> float:
+    """Returns the free disk space of a folder, or of where it would be, in MiB."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        disk = os.statvfs(folder)
+        disk = os.statvfs(existing)
     except OSError:
         return 0.0
     return disk.f_bavail * disk.f_frsize / 2**20
@@ -92,7 +94,7 @@ def check_space(folder: Path, size: int, keep: int) -> None:
     Raises: ResourceError.
     """
     needed = size / 2**20 * max(1, (keep or 1) + 2 - len(list_checkpoints(folder)))
-    free = _free_mib(folder)
+    free = free_mib(folder)
     if free < needed:
         raise ResourceError(
             f"the checkpoints need {needed:,.0f} MiB, {free:,.0f} MiB are free: {folder}: free disk space, set OUTPUT,"

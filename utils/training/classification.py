@@ -1,6 +1,7 @@
 """Image classification: smoothed cross-entropy, judged by top-1 accuracy."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Protocol
 
 import torch.nn.functional as F
@@ -48,11 +49,16 @@ class Classification:
             logits = model(batch.images)
         return {"loss": classification_loss(logits, batch.targets, self._smoothing)}
 
-    def evaluate(self, model: nn.Module) -> Evaluation | None:
-        """Returns top-1, top-k and loss over the whole validation set."""
+    @property
+    def evaluation_batches(self) -> int:
+        return 0 if self._val is None else len(self._val)
+
+    def evaluate(self, model: nn.Module, limit: int | None = None) -> Evaluation | None:
+        """Returns top-1, top-k and loss over the validation set."""
         if self._val is None:
             return None
-        result, answers = evaluate(model, self._val, self._classes, self._precision, self._world)
+        batches = self._val if limit is None else islice(self._val, limit)
+        result, answers = evaluate(model, batches, self._classes, self._precision, self._world)
         scalars = {"loss": result.loss, "top1": result.top1, f"top{result.k}": result.topk}
         return Evaluation(result.as_dict(), result.line(), scalars, answer_pictures(answers, self._val))
 

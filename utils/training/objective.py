@@ -64,6 +64,14 @@ class Objective(Protocol):
         """
         ...
 
-    def evaluate(self, model: nn.Module) -> Evaluation | None:
-        """Evaluates after an epoch, on all ranks; None if there is nothing to evaluate. Must not affect training."""
+    def evaluate(self, model: nn.Module, limit: int | None = None) -> Evaluation | None:
+        """Evaluates after an epoch, on all ranks; None if there is nothing to evaluate. Must not affect training.
+
+        Args: limit: of the batches of every rank, to see how long it takes.
+        """
+        ...
+
+    @property
+    def evaluation_batches(self) -> int:
+        """How many batches a rank evaluates; 0 if there is nothing to evaluate."""
         ...

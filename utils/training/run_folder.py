@@ -33,19 +33,19 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Paths of a run. Only the main rank writes."""
+    """Paths of a run. Only the main rank writes, and nobody if the folder is `read_only`."""
 
-    def __init__(self, path: Path, world: World):
+    def __init__(self, path: Path, world: World, read_only: bool = False):
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
-        self._world = world
+        self._world, self._read_only = world, read_only
         self._owner: Owner | None = None
 
     @staticmethod
     def from_config(cfg: CfgNode, world: World) -> "RunFolder":
-        return RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world)
+        return RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world, cfg.DRY_RUN)
 
     def claim(self, config: str, differences: Callable[[str], list[str]]) -> None:
         """Makes the folder this run's, on the main rank.
@@ -66,15 +66,22 @@ class RunFolder:
         if self._owner is not None:
             self._owner.release()
 
-    def _take(self, config: str, differences: Callable[[str], list[str]]) -> Owner:
+    def _take(self, config: str, differences: Callable[[str], list[str]]) -> Owner | None:
         trained = list_checkpoints(self.checkpoints) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
         if self.config.exists() and trained:
             differing = differences(self.config.read_text(encoding="utf-8"))
             if differing:
+                longer = f", which may go on from here: --tag NEW --resume {self.checkpoints / 'last.pth'}"
                 raise ConfigError(
                     f"the output folder belongs to a run with another configuration: {self.path}:"
                     f" {'; '.join(differing)}: restore the keys or set another --tag"
+                    + (longer if all(line.startswith("TRAIN.") for line in differing) else "")
                 )
+        where = f"{platform.node()}, {count(self._world.size, 'rank')} on {device_name(self._world.device)}"
+        lines = [f"machine: {where}; torch {torch.__version__}", f"output: {self.path}"]
+        if self._read_only:
+            log_lines(lines)
+            return None
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         owner = Owner.take(self.path, self._world.abort)
         remove_leftovers(self.checkpoints)
@@ -82,8 +89,7 @@ class RunFolder:
             write_text(self.config, config)
         write_text(self.path / "env.json", json.dumps(_environment(self._world), indent=2) + "\n")
         log_to_file(self.path / "log.txt")
-        where = f"{platform.node()}, {count(self._world.size, 'rank')} on {device_name(self._world.device)}"
-        log_lines([f"machine: {where}; torch {torch.__version__}", f"output: {self.path}"])
+        log_lines(lines)
         if not supports_links(self.checkpoints):
             log.info("no symbolic links in %s: last.txt and best.txt will hold the names of files", self.checkpoints)
         return owner

@@ -32,6 +32,14 @@ def test_archives_hold_the_same_samples(photos, tmp_path):
         assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
+def test_archives_are_replaced_only_if_asked(photos, tmp_path):
+    (tmp_path / "val.zip").write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"there is an archive already: .*val\.zip: --force: use it"):
+        pack(photos, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["val.zip"]
+    assert pack(photos, tmp_path, replace=True) and zipfile.is_zipfile(tmp_path / "val.zip")
+
+
 def test_nested_images_are_not_packed_under_other_classes(own_photos, tmp_path):
     (own_photos / "train/class_0/deeper").mkdir()
     (own_photos / "train/class_0/photo_0.jpg").rename(own_photos / "train/class_0/deeper/photo_0.jpg")
@@ -108,5 +116,6 @@ def test_flat_validation_images_are_sorted_or_left_alone(photos, tmp_path):
     assert sort_validation(tmp_path) == 2
     for label, name in zip((970, 13), names, strict=True):
         assert (tmp_path / "val" / imagenet_synsets()[label] / name).exists()
+    assert sort_validation(tmp_path) == 0  # they are sorted
     with pytest.raises(DataError, match="no folder val/"):
         sort_validation(tmp_path / "gone")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.weights.checks import check_finite, check_kinds, check_names, misfits, not_of_this_model
+from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits, trained_as
 from utils.errors import CheckpointError
 
 
@@ -45,6 +45,18 @@ def test_tensors_of_another_shape_are_listed():
 
 
 def test_the_message_names_what_the_file_and_the_remedy():
-    assert not_of_this_model("x.pth", "a reason") == (
+    assert str(WrongModelError("x.pth", "a reason")) == (
         "the weights do not belong to this model: x.pth: a reason: use the --cfg they were trained with"
     )
+
+
+def test_a_file_knows_whose_weights_it_has():
+    config = "MODEL: {NAME: mine, TYPE: swin, SWIN: {EMBED_DIM: 48, DEPTHS: [2, 2]}}"
+    assert trained_as({"config": config}, "last.pth") == ("mine (swin, EMBED_DIM 48, DEPTHS [2, 2])", "its --cfg")
+    name = "swin_small_patch4_window7_224"
+    assert trained_as({}, f"/cache/{name}.pth") == (name, f"--cfg {name}")
+
+
+@pytest.mark.parametrize("contents", [{}, {"config": 3}, {"config": "a: ["}, {"config": "MODEL: 3"}, {"config": ""}])
+def test_other_files_do_not(contents):
+    assert trained_as(contents, "last.pth") is None
