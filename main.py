@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train, fine-tune and evaluate Swin Transformers: torchrun main.py --cfg configs/swin_tiny.yaml --data-path FOLDER"""
 
 import sys

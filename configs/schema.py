@@ -12,6 +12,7 @@ from typing import Any
 from configs.values import AUTO, FLOAT, INT, SIZE, Kind, auto_or, list_of, optional
 
 Check = Callable[[Any], str | None]  # returns None for a valid value, else what the value must be
+CHOICE = "choose one of "  # begins the answer of a check that knows all values
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def below_one(value: float) -> str | None:
 
 
 def one_of(*names: str) -> Check:
-    return lambda v: None if v in names else f"choose one of {', '.join(names)}"
+    return lambda v: None if v in names else f"{CHOICE}{', '.join(names)}"
 
 
 def pair(high: float) -> Check:

@@ -27,7 +27,7 @@ class ModelFile:
     """A model in evaluation mode and what images it takes: `size` in pixels, `channels`, `preprocessing`.
 
     `model` maps (B, C, H, W) to logits (B, classes); `class_names` in label order; `cfg`: its configuration; `versions`
-    of the libraries that wrote it, if it says so.
+    of the libraries that wrote it, and `top1`, its accuracy in percent on the validation images, if it says so.
     """
 
     model: nn.Module
@@ -36,6 +36,7 @@ class ModelFile:
     preprocessing: Preprocessing
     channels: int
     versions: Mapping[str, str] = field(default_factory=dict)
+    top1: float | None = None
 
     @property
     def size(self) -> Size:
@@ -69,7 +70,8 @@ def open_model(name: str, cfg: str = "", overrides: Overrides = ()) -> ModelFile
     load_contents(model, contents, name)
     stored = Preprocessing.stored(contents) or preprocessing_of(options)
     preprocessing, versions = stored.configured(own, options.in_chans), contents.get("versions") or {}
-    return ModelFile(model.eval(), names, own, preprocessing, options.in_chans, versions)
+    top1 = _top1_of(contents)
+    return ModelFile(model.eval(), names, own, preprocessing, options.in_chans, versions, top1)
 
 
 def _config_of(contents: Mapping[str, Any], name: str, cfg: str, overrides: Overrides) -> CfgNode:
@@ -89,6 +91,13 @@ def _classes_of(contents: Mapping[str, Any], name: str) -> int:
     if not classes:
         raise CheckpointError(f"the file has no head: {name}: only a model that was trained to classify can predict")
     return classes
+
+
+def _top1_of(contents: Mapping[str, Any]) -> float | None:
+    """Returns the accuracy of a checkpoint that is the best of its run; of others, it stores only the best one's."""
+    best, counters = contents.get("best") or {}, contents.get("counters") or {}
+    own = not counters.get("step") and best.get("epoch", -1) == counters.get("epoch", 0) - 1
+    return best.get("value") if own else None
 
 
 def class_names_of(contents: Mapping[str, Any], classes: int) -> tuple[str, ...]:

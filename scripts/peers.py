@@ -45,16 +45,21 @@ def logits_of(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
 
 
+def timm_arguments(o: PyramidOptions) -> dict[str, Any]:
+    """Returns what timm's constructors of V1 and V2 call the options of a model."""
+    same = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depths", "num_heads", "window_size")
+    arguments = {name: getattr(o, name) for name in (*same, "mlp_ratio", "qkv_bias")}
+    if isinstance(o, SwinV2Options):
+        arguments["pretrained_window_sizes"] = o.pretrained_window_sizes
+    return arguments
+
+
 def _timm(o: PyramidOptions, weights: dict[str, Tensor]) -> Loaded:
     from timm.models.swin_transformer import SwinTransformer
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
-    same = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depths", "num_heads", "window_size")
-    arguments = {name: getattr(o, name) for name in (*same, "mlp_ratio", "qkv_bias", "drop_path_rate")}
-    if isinstance(o, SwinV2Options):
-        model: nn.Module = SwinTransformerV2(**arguments, pretrained_window_sizes=o.pretrained_window_sizes)
-    else:
-        model = SwinTransformer(**arguments)
+    arguments = {**timm_arguments(o), "drop_path_rate": o.drop_path_rate}
+    model: nn.Module = SwinTransformerV2(**arguments) if isinstance(o, SwinV2Options) else SwinTransformer(**arguments)
     return model, *model.load_state_dict(weights, strict=False)
 
 

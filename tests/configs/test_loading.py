@@ -339,6 +339,14 @@ def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch, na
     assert load_config("swin_tiny.yaml").TAG == "own"
 
 
+def test_a_folder_is_no_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "swin_tiny").mkdir()
+    assert find_config("swin_tiny") == ROOT / "configs/swin_tiny.yaml"
+    with pytest.raises(ConfigError, match="no such configuration"):
+        find_config(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["swin_tny", "swin_tny.yaml", "gone/swin_tny.yaml"])
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest_one(name):
     with pytest.raises(ConfigError, match=f"no such configuration: {name}: --cfg: did you mean swin_tiny"):

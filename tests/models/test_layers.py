@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models import layers
 from models.layers import Linear, Mlp, PatchEmbed, PatchMerging, PostNormMerging, gather_patches
 from utils.derived import keep_derived
 
@@ -87,6 +88,13 @@ def test_hooks_on_the_layers_of_the_mlp_are_called():
         torch.testing.assert_close(seen[0], F.gelu(mlp.fc1(x)))
 
 
+def test_hooks_on_gradients_of_the_layers_of_the_mlp_are_called():
+    mlp, seen = Mlp(6, 24), []
+    mlp.fc2.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0].shape))
+    mlp(torch.randn(2, 6)).sum().backward()
+    assert seen == [(2, 6)]
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_without_gradients_product_bias_and_gelu_are_one_call(bias, monkeypatch):
     calls = []
@@ -119,3 +127,15 @@ def test_a_layer_of_another_type_and_an_empty_batch():
             layer(torch.ones(2, 4).double(), gelu=True), F.gelu(layer(torch.ones(2, 4).double()))
         )
         assert Linear(4, 5)(torch.ones(0, 4)).shape == (0, 5)
+
+
+def test_a_processor_without_kernels_for_bfloat16_computes_in_torch(monkeypatch):
+    layer, x = Linear(6, 4).bfloat16(), torch.randn(2, 6).bfloat16()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    layers._has_kernel.cache_clear()
+    try:
+        with torch.no_grad():
+            assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    finally:
+        layers._has_kernel.cache_clear()

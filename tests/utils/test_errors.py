@@ -2,10 +2,12 @@
 
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
 
+from tests.conftest import ROOT
 from utils.errors import (
     EXIT_CODES,
     ConfigError,
@@ -16,6 +18,7 @@ from utils.errors import (
     listing,
     one_line,
     report_error,
+    run_to_exit_code,
 )
 
 
@@ -112,3 +115,21 @@ def test_without_a_terminal_the_exit_code_is_the_same(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setattr(sys, "stdout", None)
     assert report_error(DataError("x"), speak=True) == 3
+
+
+def test_the_action_of_a_script_gives_its_exit_code(capsys):
+    def fail():
+        raise DataError("no data")
+
+    assert [run_to_exit_code(action) for action in (lambda: None, lambda: 3, fail)] == [0, 3, 3]
+    assert capsys.readouterr().err == "error: no data\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    script = "from utils.errors import run_to_exit_code as r; import sys; sys.exit(r(lambda: print('line\\n' * 10**6)))"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0

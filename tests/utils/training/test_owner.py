@@ -134,6 +134,16 @@ def test_fault_09_an_owner_on_another_machine_whose_heartbeat_moves_is_named(tmp
     assert read(tmp_path)["host"] == "elsewhere"
 
 
+def test_fault_09_an_owner_that_was_just_writing_is_named(tmp_path, monkeypatch):
+    """Its record was empty when it was looked at first, and it is alive."""
+    write(tmp_path, host="elsewhere", machine="elsewhere", process=5)
+    complete, calls = module._read, []
+    monkeypatch.setattr(module, "_is_alive", lambda path, other: True)
+    monkeypatch.setattr(module, "_read", lambda path: complete(path) if calls else calls.append(path) or {})
+    with pytest.raises(ConfigError, match=r"\(host elsewhere, process 5\)"):
+        Owner.take(tmp_path)
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[1]"], ids=["a record", "empty", "half", "a list"])
 def test_fault_09_an_owner_on_another_machine_that_stands_still_is_replaced(tmp_path, text):
     write(tmp_path, host="elsewhere", machine="elsewhere", process=os.getpid(), started=module._started(os.getpid()))

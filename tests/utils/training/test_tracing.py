@@ -22,6 +22,16 @@ def test_a_few_updates_are_recorded_once(tmp_path, caplog):
     assert "3 updates in" in caplog.text and "aten::mm" in caplog.text
 
 
+def test_a_run_that_ends_meanwhile_says_how_many_updates_it_recorded(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    tracer = Tracer(tmp_path, CPU)
+    for _ in range(tracing.SKIPPED + tracing.WARM_UP + 1):
+        torch.ones(8, 8) @ torch.ones(8, 8)
+        tracer.step()
+    tracer.close()
+    assert "1 update in" in caplog.text
+
+
 def test_a_run_that_ends_before_records_nothing(tmp_path):
     tracer = Tracer(tmp_path, CPU)
     tracer.step()

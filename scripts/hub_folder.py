@@ -1,0 +1,145 @@
+"""The folder of a model on the Hugging Face hub: weights, config.json in timm's form, model card."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import EvalResult, ModelCardData
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from configs.loading import dump_config
+from models.backbone import SwinBackbone
+from models.registry import model_options
+from models.swin_mlp import SwinMlp
+from models.swin_v2 import SwinTransformerV2, SwinV2Options
+from models.weights.layouts import LAYOUTS
+from scripts.model_files import ModelFile, open_model
+from scripts.peers import timm_arguments
+from utils.checkpoints.safe_load import NOTES
+from utils.class_words import in_words
+from utils.errors import CheckpointError
+from utils.files import write_text
+from utils.profiling import count_flops, count_parameters
+
+WEIGHTS = "model.safetensors"
+SHOWN = 100  # classes that the card lists
+# timm's name for a model whose arguments are all stored
+ARCHITECTURES = {"swin": "swin_tiny_patch4_window7_224", "swinv2": "swinv2_tiny_window8_256"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the model card says besides what the model itself knows."""
+
+    repository: str
+    license: str = ""
+    dataset: str = ""
+
+
+def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
+    """Writes everything that belongs on the hub, reads it back and compares the logits with the model's.
+
+    Returns: log lines. Raises: CheckpointError if the logits differ; OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    peer = _timm_model(opened)
+    notes: dict[str, Any] = {
+        "class_names": list(opened.class_names),
+        "config": dump_config(opened.cfg),
+        "preprocessing": opened.preprocessing.as_dict(),
+    }
+    if isinstance(opened.model, SwinTransformerV2):
+        notes["pretrained_windows"] = opened.model.pretrained_windows()
+    weights = opened.model.state_dict() if peer is None else peer.state_dict()
+    tensors = {name: value.contiguous() for name, value in weights.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", NOTES: json.dumps(notes)})
+    if peer is not None:
+        data = {name: getattr(opened.preprocessing, name) for name in ("mean", "std", "crop_pct")}
+        data |= {"interpolation": opened.preprocessing.interpolation or "bicubic"}
+        data |= {"input_size": (opened.channels, *opened.size)}
+        names = {"label_names": list(opened.class_names)}
+        save_config_for_hf(peer, str(folder / "config.json"), model_config=names, data_config=data)
+    write_text(folder / "README.md", model_card(opened, card, in_timm=peer is not None))
+    return [f"written: {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", _verify(opened, folder)]
+
+
+def _timm_model(opened: ModelFile) -> nn.Module | None:
+    """Returns the same model in timm, with its weights; None if timm has none like it."""
+    if not isinstance(opened.model, SwinBackbone):
+        return opened.model if opened.cfg.MODEL.TYPE == "timm" else None
+    options: Any = model_options(opened.cfg)
+    if isinstance(opened.model, SwinMlp) or options.ape or getattr(options, "qk_scale", None):
+        return None
+    arguments = timm_arguments(options) | {"num_classes": len(opened.class_names)}
+    if isinstance(options, SwinV2Options) and isinstance(opened.model, SwinTransformerV2):
+        arguments["pretrained_window_sizes"] = tuple(opened.model.pretrained_windows())
+    model = timm.create_model(ARCHITECTURES[opened.model.family], **arguments)
+    weights = LAYOUTS["timm"].from_original(opened.model.state_dict())
+    model.load_state_dict({**model.state_dict(), **weights})
+    return model.eval()
+
+
+@torch.no_grad()
+def _verify(opened: ModelFile, folder: Path) -> str:
+    """Reads the folder as its users will. Raises: CheckpointError."""
+    images = torch.randn(2, opened.channels, *opened.size)
+    expected, readers = opened.model(images), {"this program": open_model(str(folder / WEIGHTS)).model}
+    if (folder / "config.json").exists():
+        readers["timm"] = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    for name, model in readers.items():
+        difference = float((model(images) - expected).abs().max() / expected.abs().max().clamp(min=1))
+        if not difference < 1e-4:
+            raise CheckpointError(f"read back by {name}, logits differ by {difference:.2g}: {folder}: do not use it")
+    return f"verified: {' and '.join(readers)} read it to the same logits"
+
+
+def _result(top1: float, dataset: str) -> EvalResult:
+    return EvalResult(
+        task_type="image-classification",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split="validation",
+        metric_type="accuracy",
+        metric_name="top-1 accuracy, %",
+        metric_value=round(top1, 3),
+    )
+
+
+def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
+    """Returns README.md: the hub's metadata, how good the model is, how to use it, how it was trained."""
+    model, size, classes = opened.model, "x".join(map(str, opened.size)), len(opened.class_names)
+    data = ModelCardData(
+        model_name=card.repository,
+        eval_results=None if opened.top1 is None else [_result(opened.top1, card.dataset or "custom")],
+        license=card.license or None,
+        library_name="timm" if in_timm else None,
+        pipeline_tag="image-classification",
+        tags=["image-classification", "swin", *(["timm"] if in_timm else [])],
+        datasets=[card.dataset] if card.dataset else None,
+    )
+    judged = "" if opened.top1 is None else f", top-1 accuracy {opened.top1:.2f} % on its validation images"
+    words = in_words(opened.class_names)
+    listed = ", ".join(words[:SHOWN]) + (f", and {classes - SHOWN:,} more" if classes > SHOWN else "")
+    use_timm = f'model = timm.create_model("hf-hub:{card.repository}", pretrained=True)\n'
+    return "\n".join(
+        [
+            f"---\n{data.to_yaml()}\n---\n",
+            f"# {card.repository.rpartition('/')[2]}\n",
+            f"{type(model).__name__}, {count_parameters(model) / 1e6:.1f} M parameters,"
+            f" {count_flops(model, opened.size) / 1e9:.1f} GFLOPs at {size}, {classes:,} classes{judged}.\n",
+            "## Use\n",
+            *(["```python\nimport timm\n", f"{use_timm}```\n"] if in_timm else []),
+            "With the program that trained it:\n\n```",
+            f"python scripts/predict.py photo.jpg --model hf:{card.repository}",
+            f"python main.py --cfg RECIPE --pretrained hf:{card.repository} --data-path FOLDER\n```\n",
+            f"Images: {opened.preprocessing}.\n",
+            f"## Classes\n\n{listed}.\n",
+            f"## Training\n\n<details><summary>Configuration</summary>\n\n```yaml\n{dump_config(opened.cfg)}```\n",
+            "</details>\n",
+        ]
+    )

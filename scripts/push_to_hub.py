@@ -1,0 +1,78 @@
+"""Publishes a model on the Hugging Face hub, for this program and, where timm knows the architecture, for timm.
+
+    python scripts/push_to_hub.py output/swin_tiny/mine OWNER/NAME --license mit
+    python scripts/push_to_hub.py output/swin_tiny/mine OWNER/NAME --folder published      # writes it, uploads nothing
+
+A repository holds model.safetensors, config.json in timm's form, and a model card. Both programs must read the same
+logits from it before anything is uploaded. `hf auth login` stores the token that the hub asks for.
+"""
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
+
+from scripts.hub_folder import Card, write_folder
+from scripts.model_files import ModelFile, open_model
+from utils.errors import ConfigError, ResourceError, one_line, run_to_exit_code
+from utils.script_parser import ScriptParser
+
+
+def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
+    """Writes `folder` and uploads it; returns the address. Raises: ResourceError, CheckpointError."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    write(opened, card, folder)
+    api = HfApi()
+    try:
+        api.create_repo(card.repository, private=private, exist_ok=True)
+        message = f"Add {opened.cfg.MODEL.NAME}"
+        return str(api.upload_folder(repo_id=card.repository, folder_path=folder, commit_message=message))
+    except LocalTokenNotFoundError as e:
+        raise ResourceError(f"the hub asks for a token: {card.repository}: run hf auth login") from e
+    except (HfHubHTTPError, OSError) as e:
+        raise ResourceError(
+            f"cannot upload ({one_line(e)[:200]}): {card.repository}: check name, token, network"
+        ) from e
+
+
+def write(opened: ModelFile, card: Card, folder: Path) -> None:
+    """Writes the files and says so. Raises: ResourceError, CheckpointError."""
+    try:
+        for line in write_folder(opened, folder, card):
+            print(line)
+    except OSError as e:
+        raise ResourceError(f"cannot write ({e.strerror}): {folder}: name another folder") from e
+
+
+def main(argv: list[str]) -> int:
+    parser = ScriptParser(__doc__)
+    parser.add_argument("model", help="a run's folder, a file, hub:NAME")
+    parser.add_argument("repository", metavar="OWNER/NAME")
+    parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store theirs")
+    parser.add_argument("--license", default="", metavar="NAME", help="of the weights, as the hub names it: mit")
+    parser.add_argument("--dataset", default="", metavar="NAME", help="the training images, as the hub names them")
+    parser.add_argument("--private", action="store_true", help="visible to its owner only")
+    parser.add_argument("--folder", type=Path, help="write the files there, and upload nothing")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(argv)
+    card = Card(options.repository, options.license, options.dataset)
+
+    def run() -> None:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", options.repository):
+            raise ConfigError(f"not a repository: {options.repository}: name it OWNER/NAME")
+        opened = open_model(options.model, options.cfg)
+        if options.folder:
+            write(opened, card, options.folder)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            print(f"published: {publish(opened, card, Path(folder), options.private)}")
+
+    return run_to_exit_code(run, options.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""What stands in a repository of the hub, and that both programs read it."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from configs.loading import dump_config
+from models.registry import build, model_options
+from scripts.hub_folder import Card, write_folder
+from scripts.model_files import open_model
+from tests.builders import configured, randomize
+from utils.errors import CheckpointError
+
+SMALL = {
+    "swinv2/swinv2_tiny_patch4_window8_256.yaml": "SWINV2",
+    "swinmlp/swin_mlp_tiny_c12_patch4_window8_256.yaml": "SWIN_MLP",
+}
+
+
+def stored(path, recipe, group, **more):
+    """A small model of a recipe as the file of a run."""
+    sizes = {"EMBED_DIM": 24, "DEPTHS": [2, 2], "NUM_HEADS": [2, 4], "WINDOW_SIZE": 4}
+    sizes = {f"MODEL__{group}__{key}": value for key, value in sizes.items()}
+    cfg = configured(recipe, DATA__IMG_SIZE=32, **sizes, **more)
+    contents = {"model": randomize(build(model_options(cfg), 3)).state_dict(), "config": dump_config(cfg)}
+    torch.save({**contents, "class_names": ["a", "b", "n01440764"]}, path)
+    return open_model(str(path))
+
+
+def test_a_swin_is_written_for_both_programs(made, tmp_path):
+    contents = torch.load(made[0] / "model.pth")
+    contents |= {"best": {"value": 91.25, "epoch": 4}, "counters": {"epoch": 5, "step": 0}}
+    torch.save(contents, tmp_path / "best.pth")
+    opened = open_model(str(tmp_path / "best.pth"))
+    written, verified = write_folder(opened, tmp_path / "hub", Card("me/tench", "mit", "photos"))
+    assert "README.md, config.json, model.safetensors" in written and "this program and timm" in verified
+    config = json.loads((tmp_path / "hub/config.json").read_text())
+    assert config["label_names"] == ["class_0", "class_1", "n01440764"] and config["num_classes"] == 3
+    own = config["pretrained_cfg"]
+    assert own["mean"] == [0.4, 0.5, 0.6] and own["crop_pct"] == 0.9 and own["input_size"][1:] == [*opened.size]
+    _, head, text = (tmp_path / "hub/README.md").read_text().split("---\n", 2)
+    data = yaml.safe_load(head)
+    assert (data["license"], data["library_name"], data["datasets"]) == ("mit", "timm", ["photos"])
+    (result,) = data["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == 91.25
+    assert "top-1 accuracy 91.25 %" in text and "class_0, class_1, tench" in text
+    assert 'timm.create_model("hf-hub:me/tench"' in text and "--model hf:me/tench" in text
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_other_families(tmp_path, recipe):
+    """V2, pre-trained in another window, is timm's too; Swin-MLP is not."""
+    more = {"MODEL__SWINV2__PRETRAINED_WINDOW_SIZES": [6, 6]} if "v2" in recipe else {}
+    opened = stored(tmp_path / "model.pth", recipe, SMALL[recipe], **more)
+    assert opened.top1 is None
+    _, verified = write_folder(opened, tmp_path / "hub", Card("me/other"))
+    assert ("timm" in verified) == ("v2" in recipe) == (tmp_path / "hub/config.json").exists()
+    text = (tmp_path / "hub/README.md").read_text()
+    assert ("import timm" in text) == ("v2" in recipe) and "license" not in text.split("---")[1]
+    assert "accuracy" not in text
+
+
+def test_a_folder_that_reads_back_differently_is_not_used(made, tmp_path, monkeypatch):
+    opened = open_model(str(made[0] / "model.pth"))
+    monkeypatch.setattr("scripts.hub_folder.open_model", lambda name: opened_with_other_weights(name))
+
+    def opened_with_other_weights(name):
+        other = open_model(name)
+        other.model.head.bias.data += 1
+        return other
+
+    with pytest.raises(CheckpointError, match="read back by this program, logits differ"):
+        write_folder(opened, tmp_path, Card("me/x"))

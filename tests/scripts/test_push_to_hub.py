@@ -1,0 +1,120 @@
+"""Publishing, to a server that stands for the hub."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler
+from typing import ClassVar
+
+import pytest
+
+from scripts.push_to_hub import main
+from tests.conftest import ROOT
+from tests.utils.checkpoints.test_downloads import serve
+
+READ_BACK = """
+import sys
+import timm, torch
+from scripts import push_to_hub
+from scripts.model_files import open_model
+
+code = push_to_hub.main([sys.argv[1], "me/small", "--license", "mit"])
+own, published = open_model(sys.argv[1]), open_model("hf:me/small")
+images = torch.randn(1, 3, *own.size)
+theirs = timm.create_model("hf-hub:me/small", pretrained=True).eval()
+with torch.no_grad():
+    logits = [model(images) for model in (own.model, published.model, theirs)]
+print("code", code, published.class_names, all(torch.allclose(logits[0], each, atol=1e-4) for each in logits[1:]))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A repository that takes a commit, and gives its files back."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        self.asked.append(self.path)
+        body = self.body()
+        page = f"http://{self.headers['Host']}/me/small"
+        answer = {"url": page, "warnings": [], "commitUrl": f"{page}/commit/{'a' * 40}"}
+        answer |= {"commitOid": "a" * 40}
+        if "/preupload/" in self.path:
+            names = [each["path"] for each in json.loads(body)["files"]]
+            answer = {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
+        if "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        self.reply(json.dumps(answer).encode())
+
+    def body(self):
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        return b"".join(parts)
+
+    def do_HEAD(self):
+        content = self.files.get(self.path.rpartition("/")[2]) if "/resolve/" in self.path else b"{}"
+        if content is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.reply(content)
+
+    do_GET = do_HEAD
+
+    def reply(self, content):
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("ETag", '"' + "b" * 40 + str(hash(content)) + '"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+@pytest.mark.slow
+def test_what_is_published_loads_back_here_and_in_timm(made, tmp_path):
+    """In a process of its own: the package reads its address when it is imported."""
+    server, address = serve(Hub)
+    own = {
+        **os.environ,
+        "HF_HOME": str(tmp_path),
+        "HF_ENDPOINT": address,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "hf_x",
+    }
+    run = [sys.executable, "-c", READ_BACK, str(made[0] / "model.pth")]
+    done = subprocess.run(run, env=own, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    server.shutdown()
+    assert "code 0 ('class_0', 'class_1', 'n01440764') True" in done.stdout, done.stdout + done.stderr
+    assert sorted(Hub.files) == ["README.md", "config.json", "model.safetensors"]
+    assert "/api/repos/create" in Hub.asked and "published: http" in done.stdout
+
+
+def test_a_folder_instead(made, tmp_path, capsys):
+    assert main([str(made[0] / "model.pth"), "me/small", "--folder", str(tmp_path / "new/folder")]) == 0
+    assert "published" not in capsys.readouterr().out.replace("publishes", "")
+    assert len(list((tmp_path / "new/folder").iterdir())) == 3
+
+
+def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
+    assert main([str(made[0] / "model.pth"), "small"]) == 2
+    assert "not a repository: small: name it OWNER/NAME" in capsys.readouterr().err
+    assert main([str(made[0] / "model.pth"), "me/sm all"]) == 2
+    assert "not a repository: me/sm all" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main([str(made[0] / "model.pth"), "me/small", "--folder", str(tmp_path / "file/x")]) == 7
+    assert "cannot write (Not a directory)" in capsys.readouterr().err
