@@ -16,7 +16,6 @@ from yacs.config import CfgNode
 
 from configs.loading import config_differences, dump_config, load_config, shared_config
 from data.loaders import PipelineOptions, build_eval_loader, build_train_loader
-from data.pipeline.mixing import build_mixing
 from data.sources.open import SourceOptions, chosen_classes, open_sources, open_val
 from models.registry import fresh_model, model_options, new_model, preprocessing_of
 from models.weights.class_maps import known_classes, real_labels
@@ -30,7 +29,6 @@ from utils.precision import Precision
 from utils.preprocessing import Preprocessing
 from utils.profiling import explain_memory, log_throughput
 from utils.terminal import log_lines, start_logging
-from utils.training.classification import Classification
 from utils.training.fitting import fit_batch_size
 from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
@@ -40,30 +38,33 @@ from utils.training.resume import StartOptions, find_start
 from utils.training.run_folder import RunFolder
 from utils.training.session import Session, SessionOptions
 from utils.training.state import StateOptions, TrainState
+from utils.training.tasks import new_objective
 
 
-def train_classifier(cfg: CfgNode, world: World) -> None:
+def train(cfg: CfgNode, world: World) -> None:
     """Trains from the newest checkpoint, or from the start, to the last epoch."""
     options = model_options(cfg)
     pipeline = PipelineOptions.from_config(cfg, options.in_chans, preprocessing_of(options))
     sources = open_sources(SourceOptions.from_config(cfg), world)
-    classes = len(sources.class_names)
     plan = RunPlan.from_config(cfg, world.size, len(sources.train))
     folder = RunFolder.from_config(cfg, world)
     folder.claim(dump_config(cfg), partial(config_differences, cfg))
     provenance = Provenance(dump_config(cfg), plan.shape.global_batch, pipeline.preprocessing, *sources.identity())
 
-    batches = build_train_loader(sources.train, plan.shape, world, pipeline, build_mixing(classes, pipeline.mixing))
-    model, precision = new_model(cfg, options, classes, world.device), Precision.from_config(cfg, world.device)
+    batches = build_train_loader(sources.train, plan.shape, world, pipeline)
+    model = new_model(cfg, options, len(sources.class_names), world.device)
     fetch = partial(local_file, released_url=released_url, sha256=cfg.MODEL.SHA256)
-    start = find_start(StartOptions.from_config(cfg), folder, provenance, world, load=load_contents, fetch=fetch)
+    load = partial(load_contents, tables=cfg.MODEL.TABLE_INTERPOLATION)
+    start = find_start(StartOptions.from_config(cfg), folder, provenance, world, load=load, fetch=fetch)
     start.load_weights(model)
+    precision = Precision.from_config(cfg, world.device)
     state = TrainState.build(model, StateOptions.from_config(cfg), precision, world)
     log_lines([*state.describe(), *plan.describe(), str(pipeline.preprocessing)])
     start.restore(state, plan)
 
     val = None if sources.val is None else build_eval_loader(sources.val, world, pipeline, interrupt.guard)
-    objective = Classification(classes, cfg.MODEL.LABEL_SMOOTHING, val=val, precision=precision, world=world)
+    gallery = val or build_eval_loader(sources.train, world, pipeline)
+    objective = new_objective(cfg, val, gallery, precision, world)
     saving = SessionOptions.from_config(cfg, objective.best)
     if cfg.DRY_RUN:
         return rehearse(state, batches, objective, plan, folder, saving.keep, world)
@@ -74,7 +75,7 @@ def train_classifier(cfg: CfgNode, world: World) -> None:
             session.end_epoch(objective)
 
 
-def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
+def evaluate(cfg: CfgNode, world: World) -> None:
     """Evaluates the files that were named, and writes only the tables that were asked for."""
     options, reports = model_options(cfg), ReportOptions.from_config(cfg)
     precision, rows = Precision.from_config(cfg, world.device), []
@@ -83,16 +84,18 @@ def evaluate_classifiers(cfg: CfgNode, world: World) -> None:
         own = Preprocessing.stored(contents) or preprocessing_of(options)
         pipeline = PipelineOptions.from_config(cfg, options.in_chans, own)
         val = open_val(SourceOptions.from_config(cfg), world, *known_classes(contents))
+        model = new_model(cfg, options, len(val.class_names), world.device)
+        loaded = load_contents(model, contents, name, tables=cfg.MODEL.TABLE_INTERPOLATION)
+        log_lines([f"weights: {loaded}", str(pipeline.preprocessing)])
+        batches = build_eval_loader(val, world, pipeline)
+        if cfg.TASK != "classification":
+            evaluation = new_objective(cfg, batches, batches, precision, world).evaluate(model)
+            log_lines([evaluation.line] if evaluation else [])
+            continue
         samples = Evaluated(val.class_names, val.name, pipeline.val.size)
         allowed, real = chosen_classes(reports.classes, val), real_labels(val.class_names) if reports.real else None
-        model = new_model(cfg, options, len(val.class_names), world.device)
-        log_lines([f"weights: {load_contents(model, contents, name)}", str(pipeline.preprocessing)])
-        batches = build_eval_loader(val, world, pipeline)
         rows.append((name, assess(model, batches, samples, allowed=allowed, precision=precision, world=world)))
         report(rows, samples, reports, real, world)
-
-
-TASKS = {"classification": (train_classifier, evaluate_classifiers)}  # to train, to evaluate
 
 
 def main(argv: list[str]) -> int:
@@ -103,7 +106,7 @@ def main(argv: list[str]) -> int:
         cfg = load_config(*parse_command_line(argv))
         world = interrupt.join(join_world(cfg.TIMEOUT_MINUTES, cfg.DEVICE))
         world.check_equal({**shared_config(cfg), **versions()}, "use one command and the same versions everywhere")
-        run = partial(log_throughput, fresh_model) if cfg.THROUGHPUT_MODE else TASKS[cfg.TASK][cfg.EVAL_MODE]
+        run = partial(log_throughput, fresh_model) if cfg.THROUGHPUT_MODE else evaluate if cfg.EVAL_MODE else train
         run(fit_batch_size(cfg, world, fresh_model), world)
         world.leave()
     except (Exception, KeyboardInterrupt) as error:

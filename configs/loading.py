@@ -5,14 +5,14 @@ type ends the program here, before anything is built.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode
 
-from configs.schema import KEYS, flatten
+from configs.schema import KEYS, NAME_DEFAULTS, TASK_DEFAULTS, flatten
 from configs.synonyms import meant_by
 from configs.values import AUTO, kind_of
 from utils.errors import ConfigError, did_you_mean
@@ -65,7 +65,7 @@ def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[
     chosen += [name for name, _, _ in overrides]
     values["BASE"] = [""]
     _drop_deprecated(values, origins)
-    _resolve_task(values, chosen)
+    _resolve_task(values, chosen, origins)
     _check_together(values)
     cfg = _nest(values)
     cfg.freeze()
@@ -195,17 +195,14 @@ def _drop_deprecated(values: dict[str, Any], origins: dict[str, str]) -> None:
             values[name] = key.default
 
 
-def _resolve_task(values: dict[str, Any], chosen: list[str]) -> None:
-    """Derives TASK from the keys that were set, if it is "auto". Raises: ConfigError for a task that is not there."""
-    asking = next((name for name in chosen if KEYS[name].task), None)
+def _resolve_task(values: dict[str, Any], chosen: list[str], origins: Mapping[str, str]) -> None:
+    """Derives TASK from the keys that were set, if it is "auto", and fills in what it decides and nobody set."""
     if values["TASK"] == AUTO:
-        pretraining = asking is not None or values["MODEL.NAME"].startswith("simmim_pretrain")
+        pretraining = any(KEYS[name].task for name in chosen) or values["MODEL.NAME"].startswith("simmim_pretrain")
         values["TASK"] = "simmim" if pretraining else CLASSIFICATION
-    if values["TASK"] != CLASSIFICATION:
-        reason = f"it sets {asking}" if asking else f"MODEL.NAME {values['MODEL.NAME']}"
-        raise ConfigError(
-            f"SimMIM pre-training is not available ({reason}): TASK: set {CLASSIFICATION} to train a classifier"
-        )
+    names = [own for name, own in NAME_DEFAULTS.items() if values["MODEL.NAME"].startswith(name)]
+    for defaults in (TASK_DEFAULTS.get(values["TASK"], {}), *names):
+        values.update({name: value for name, value in defaults.items() if name not in origins})
 
 
 def _check_together(values: dict[str, Any]) -> None:

@@ -98,6 +98,14 @@ def crop_fraction(value: float | str) -> str | None:
     return None if isinstance(value, str) or 0 < value <= 1 else "must be above 0 and at most 1"
 
 
+def portion(value: float) -> str | None:
+    return None if 0 < value <= 1 else "must be above 0 and at most 1"
+
+
+def odd(value: int) -> str | None:
+    return None if value >= 3 and value % 2 else "must be odd, at least 3"
+
+
 def policy(value: str) -> str | None:
     good = re.fullmatch(r"(none)?|(rand|augmix|original|originalr|v0|v0r|3a)(-[a-z]+\d+(\.\d+)?)*", value)
     return None if good else "must be a policy of timm, such as rand-m9-mstd0.5-inc1, or none"
@@ -183,7 +191,7 @@ SCHEMA: dict[str, Any] = {
         ),
         "TIMEOUT": Key(300.0, "new: seconds without a batch that end the run; 0: never", at_least(0), free=True),
         "MASK_PATCH_SIZE": Key(32, "SimMIM: side of a masked patch, pixels", at_least(1), task="simmim"),
-        "MASK_RATIO": Key(0.6, "SimMIM: fraction of the image that is masked", within(0, 1), task="simmim"),
+        "MASK_RATIO": Key(0.6, "SimMIM: fraction of the squares that are masked", portion, task="simmim"),
     },
     "MODEL": {
         "TYPE": Key("swin", "model family"),
@@ -226,9 +234,14 @@ SCHEMA: dict[str, Any] = {
         "SIMMIM": {
             "NORM_TARGET": {
                 "ENABLE": Key(False, "normalise the target by its neighbourhood", task="simmim"),
-                "PATCH_SIZE": Key(47, "side of the neighbourhood, pixels; odd", at_least(1), task="simmim"),
+                "PATCH_SIZE": Key(47, "side of the neighbourhood, pixels; odd", odd, task="simmim"),
             },
         },
+        "TABLE_INTERPOLATION": Key(
+            "bicubic",
+            "new: of position tables for another window; geometric in the recipes simmim_finetune",
+            one_of("bicubic", "geometric"),
+        ),
     },
     "TRAIN": {
         "START_EPOCH": Key(0, "first epoch of a run without a checkpoint", at_least(0)),
@@ -247,6 +260,12 @@ SCHEMA: dict[str, Any] = {
         ),
         "COMPILE": Key(False, "torch.compile: slow to start; needs a C++ compiler (CPU) or Triton (CUDA)"),
         "LAYER_DECAY": Key(1.0, "learning-rate factor per layer below the head", within(0, 1)),
+        "LAYER_DECAY_RULE": Key(
+            "timm",
+            "new: what LAYER_DECAY scales and how layers count: timm: the whole schedule; simmim: its peak, as in the"
+            " recipes simmim_finetune",
+            one_of("timm", "simmim"),
+        ),
         "LR_SCHEDULER": {
             "NAME": Key("cosine", "decay after the warm-up", one_of("cosine", "linear", "step", "multistep")),
             "DECAY_EPOCHS": Key(30, "step: epochs between decays", at_least(1)),
@@ -336,6 +355,23 @@ SCHEMA: dict[str, Any] = {
     "FUSED_WINDOW_PROCESS": Key(False, "no longer used", deprecated=True),
     "FUSED_LAYERNORM": Key(False, "no longer used", deprecated=True),
     "LOCAL_RANK": Key(0, "no longer used", deprecated=True),
+}
+
+
+# what the original's scripts for SimMIM do without a key, by TASK and by MODEL.NAME; files and options override it
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "simmim": {
+        "DATA.INTERPOLATION": "bilinear",
+        "AUG.SCALE": [0.67, 1.0],
+        "AUG.AUTO_AUGMENT": "none",
+        "AUG.COLOR_JITTER": 0.0,
+        "AUG.REPROB": 0.0,
+        "AUG.MIXUP": 0.0,
+        "AUG.CUTMIX": 0.0,
+    },
+}
+NAME_DEFAULTS: dict[str, dict[str, Any]] = {
+    "simmim_finetune": {"MODEL.TABLE_INTERPOLATION": "geometric", "TRAIN.LAYER_DECAY_RULE": "simmim"},
 }
 
 

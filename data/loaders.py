@@ -10,8 +10,9 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from data.pipeline.dataset import EvalSamples, TrainSamples
-from data.pipeline.device import Normalize, prefetch_to_device
-from data.pipeline.mixing import MixingOptions
+from data.pipeline.device import Normalize, Pixels, prefetch_to_device
+from data.pipeline.masking import Masking, MaskingOptions
+from data.pipeline.mixing import MixingOptions, build_mixing
 from data.pipeline.samplers import EvalSampler, TrainSampler
 from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
 from data.pipeline.workers import LoaderOptions, MonitoredLoader, check_resources
@@ -31,20 +32,20 @@ Guard = Callable[[Iterable[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Everything between a source and a batch. `mixing` is for the caller, who knows the classes."""
+    """Everything between a source and a batch. `batch`: what happens to whole batches, None for nothing."""
 
     seed: int
     loader: LoaderOptions
     train: TrainTransformOptions
     val: EvalTransformOptions
     preprocessing: Preprocessing
-    mixing: MixingOptions | None = None
+    batch: MixingOptions | MaskingOptions | None = None
 
     @staticmethod
     def from_config(cfg: CfgNode, channels: int, own: Preprocessing) -> "PipelineOptions":
         """Args: channels of the model's images; own: the preprocessing its published weights expect."""
         preprocessing = own.configured(cfg, channels)
-        if own.interpolation not in ("", preprocessing.interpolation):
+        if cfg.TASK != "simmim" and own.interpolation not in ("", preprocessing.interpolation):
             log.warning(
                 "the model's published weights expect %s resizing, DATA.INTERPOLATION is %s",
                 own.interpolation,
@@ -56,8 +57,12 @@ class PipelineOptions:
             train=TrainTransformOptions.from_config(cfg, channels),
             val=EvalTransformOptions.from_config(cfg, channels, preprocessing.crop_pct),
             preprocessing=preprocessing,
-            mixing=MixingOptions.from_config(cfg),
+            batch=MaskingOptions.from_config(cfg) if cfg.TASK == "simmim" else MixingOptions.from_config(cfg),
         )
+
+    def batch_transform(self, classes: int) -> BatchTransform | None:
+        """Returns what is applied to training batches on the device, seeded for each. Raises: ConfigError."""
+        return Masking(self.batch) if isinstance(self.batch, MaskingOptions) else build_mixing(classes, self.batch)
 
 
 class TrainLoader:
@@ -98,7 +103,8 @@ class TrainLoader:
 class EvalLoader:
     """This rank's shard of the evaluation: (images float32 (B, C, H, W), targets int64 (B,)) on the device.
 
-    The target of an image that could not be read is -1; it must not be counted. `class_names` in label order.
+    The target of an image that could not be read is -1; it must not be counted. `class_names` in label order; `samples`
+    of all ranks; `preprocessing` of the images.
     """
 
     def __init__(
@@ -108,12 +114,14 @@ class EvalLoader:
         options: LoaderOptions,
         world: World,
         *,
-        normalize: Normalize,
+        preprocessing: Preprocessing,
+        masking: Masking | None,
         guard: Guard,
     ):
         sampler = EvalSampler(len(samples), options.batch_size, world.rank, world.size)
-        self.class_names = class_names
-        self._samples, self._length, self._normalize, self._guard = samples, len(sampler), normalize, guard
+        self.class_names, self.samples, self.preprocessing = class_names, len(samples), preprocessing
+        self._samples, self._length, self._guard, self._masking = samples, len(sampler), guard, masking
+        self._normalize = Normalize(preprocessing, world.device)
         self._loader = MonitoredLoader(samples, sampler, options, world, persistent=False)
 
     def __len__(self) -> int:
@@ -129,23 +137,28 @@ class EvalLoader:
             raise sample
         return torch.from_numpy(sample.prepared.pixels)
 
+    def normalized(self, numbers: Sequence[int]) -> Tensor:
+        """Returns samples of the whole data set on the device: float32 (n, C, H, W). Raises: DataError."""
+        pixels = torch.stack([self.pixels(index) for index in numbers])
+        return self._normalize(Pixels(pixels, torch.zeros(0, 6, dtype=torch.int64)))
 
-def build_train_loader(
-    source: Source,
-    shape: EpochShape,
-    world: World,
-    options: PipelineOptions,
-    batch_transform: BatchTransform | None = None,
-) -> TrainLoader:
+    def masks(self, numbers: Sequence[int]) -> Tensor:
+        """Returns the masks of samples, the same in every evaluation: bool (n, h, w) over squares."""
+        assert self._masking is not None
+        return self._masking.fixed(numbers)
+
+
+def build_train_loader(source: Source, shape: EpochShape, world: World, options: PipelineOptions) -> TrainLoader:
     """Starts the server of the loader workers too, which takes seconds: best called before the model is built.
 
-    Args: batch_transform: applied on the device, seeded per micro-batch. Raises: ConfigError, ResourceError.
+    Raises: ConfigError, ResourceError.
     """
     check_resources(options.loader, options.train.size, options.train.channels, world.local_size)
     samples = TrainSamples(source, TrainTransform(options.train), seed=options.seed, on_bad=options.loader.on_bad)
     normalize = Normalize(options.preprocessing, world.device, options.train.re_mode)
+    transform = options.batch_transform(len(source.class_names))
     return TrainLoader(
-        samples, shape, options.loader, world, seed=options.seed, normalize=normalize, transform=batch_transform
+        samples, shape, options.loader, world, seed=options.seed, normalize=normalize, transform=transform
     )
 
 
@@ -153,5 +166,13 @@ def build_eval_loader(source: Source, world: World, options: PipelineOptions, gu
     """Args: guard: passes batches on, and may end an evaluation early. Raises: ResourceError."""
     check_resources(options.loader, options.val.size, options.val.channels, world.local_size)
     samples = EvalSamples(source, EvalTransform(options.val), on_bad=options.loader.on_bad)
-    normalize = Normalize(options.preprocessing, world.device)
-    return EvalLoader(samples, source.class_names, options.loader, world, normalize=normalize, guard=guard)
+    masking = Masking(options.batch) if isinstance(options.batch, MaskingOptions) else None
+    return EvalLoader(
+        samples,
+        source.class_names,
+        options.loader,
+        world,
+        preprocessing=options.preprocessing,
+        masking=masking,
+        guard=guard,
+    )

@@ -179,6 +179,7 @@ class SwinBackbone(nn.Module):
 
         self.norm = nn.LayerNorm(self.num_features)
         self.head: nn.Module = self._new_head(o.num_classes)
+        self.mask_token: nn.Parameter | None = None  # models/simmim.py
         self.apply(init_weights)
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
@@ -190,11 +191,13 @@ class SwinBackbone(nn.Module):
         """Returns the stages, first to last."""
         return [stage for stage in self.layers if isinstance(stage, Stage)]
 
-    def _stem(self, images: Tensor) -> Tensor:
+    def _stem(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling():  # compiled for each size: windows depend on it; for any batch
             for side in (2, 3):
                 torch._dynamo.mark_static(images, side)
         x = self.patch_embed(images)
+        if mask is not None and self.mask_token is not None:
+            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         if self.absolute_pos_embed is not None:
             x = x + resize_position_embedding(self.absolute_pos_embed, self.grid, (x.shape[1], x.shape[2]))
         return self.pos_drop(x)
@@ -206,9 +209,12 @@ class SwinBackbone(nn.Module):
         kept = iter(draw_kept([rate for own in rates for rate in own], x.shape[0], x.device))
         return [(stage, [next(kept) for _ in own]) for stage, own in zip(self.stages(), rates, strict=True)]
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Maps images (B, C, H, W) to the last feature map after the final norm, (B, h, w, num_features)."""
-        x = self._stem(images)
+    def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps images (B, C, H, W) to the last feature map after the final norm, (B, h, w, num_features).
+
+        Args: mask: bool (B, H / patch, W / patch), true for tokens that `mask_token` replaces.
+        """
+        x = self._stem(images, mask)
         for stage, kept in self._draw(x):
             _, x = stage(x, kept)
         return self.norm(x)

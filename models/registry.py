@@ -11,6 +11,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from models.backbone import PyramidOptions, SwinBackbone
+from models.simmim import SimMIM
 from models.swin import SwinTransformer
 from models.swin_mlp import SwinMlp
 from models.swin_v2 import SwinTransformerV2
@@ -109,13 +110,22 @@ def new_model(cfg: CfgNode, options: ModelOptions, num_classes: int, device: tor
     """
     train = cfg.TRAIN
     seed_all("model", cfg.SEED)
-    model = build(options, num_classes).to(device)
+    model = build(options, num_classes)
+    if cfg.TASK == "simmim":
+        model = _with_decoder(model, cfg.DATA.MASK_PATCH_SIZE)
+    model = model.to(device)
     prepare(model, checkpointing=train.USE_CHECKPOINT, stages=train.CHECKPOINT_STAGES, freeze=train.FREEZE)
     log.info("model: %s", describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
     if train.COMPILE:
         check_compiler(device)
         model.compile()  # in place: names of parameters stay the same
     return model
+
+
+def _with_decoder(model: nn.Module, square: int) -> SimMIM:
+    if not isinstance(model, SwinBackbone):
+        raise ConfigError("only Swin models are pre-trained by SimMIM: MODEL.TYPE: swin or swinv2")
+    return SimMIM(model, square)
 
 
 def fresh_model(cfg: CfgNode, device: torch.device) -> nn.Module:
@@ -132,7 +142,7 @@ def prepare(model: nn.Module, *, checkpointing: bool = False, stages: Sequence[i
     if checkpointing and not stages:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     elif checkpointing:
-        if not isinstance(model, SwinBackbone):
+        if not isinstance(model, SwinBackbone | SimMIM):
             raise ConfigError("only Swin models have stages: TRAIN.CHECKPOINT_STAGES: set it to []")
         model.set_grad_checkpointing(True, stages)
     if freeze == "none":

@@ -30,6 +30,9 @@ EVERYTHING = [
 ]
 
 
+SIMMIM = ["TASK", "simmim", "DATA.MASK_PATCH_SIZE", 8]
+
+
 def arguments(tiny_yaml: Path, photos: Path, output: Path, workers: int) -> list:
     return ["--cfg", tiny_yaml, "--data-path", photos, "--output", output, *EVERYTHING, "DATA.NUM_WORKERS", workers]
 
@@ -71,14 +74,15 @@ def state(output: Path) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, workers):
+@pytest.mark.parametrize(
+    ("processes", "workers", "more"), [(1, 0, []), (1, 2, []), (2, 0, []), (2, 2, []), (2, 0, SIMMIM)]
+)
+def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, workers, more):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    done = run_program(*arguments(tiny_yaml, photos, undisturbed, workers), processes=processes)
+    done = run_program(*arguments(tiny_yaml, photos, undisturbed, workers), *more, processes=processes)
     assert done.code == 0, done.err
 
-    args = arguments(tiny_yaml, photos, killed, workers)
+    args = [*arguments(tiny_yaml, photos, killed, workers), *more]
     line = "[1/2][6/9]" if processes == 1 else "[1/2][3/5]"  # 36 samples by 4 and by 8
     run_until_killed(args, processes, tmp_path / "log", line)
     folder = killed / "tiny/default"

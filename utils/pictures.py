@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from utils.preprocessing import Preprocessing
 
 Pictures = Mapping[str, Callable[[], Image.Image]]  # functions that draw, by the name of what they draw
 COLUMNS, TILE, GAP, CAPTION, HEAD = 8, 176, 14, 22, 64
+GREY = 128  # of masked pixels
 PAPER, INK, FAINT = "#fbfaf7", "#22262b", "#8a8f98"
 
 
@@ -28,9 +30,19 @@ def restore(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return ((images.float() * std + mean) * 255).round().clamp(0, 255).byte()
 
 
-def sheet(tiles: Sequence[tuple[Image.Image, str]], title: str, subtitle: str) -> Image.Image:
+def in_pixels(mask: Tensor, images: Tensor) -> Tensor:
+    """Returns a mask over squares, bool (B, h, w), as one over the pixels of images: bool (B, 1, H, W)."""
+    return F.interpolate(mask[:, None].float(), images.shape[2:], mode="nearest").bool()
+
+
+def hide(pixels: Tensor, mask: Tensor) -> Tensor:
+    """Returns images, uint8 (B, C, H, W), with masked squares in grey. Args: mask: bool (B, h, w) over squares."""
+    return torch.where(in_pixels(mask, pixels), GREY, pixels)
+
+
+def sheet(tiles: Sequence[tuple[Image.Image, str]], title: str, subtitle: str, columns: int = COLUMNS) -> Image.Image:
     """Returns the tiles in rows, each above its caption; a caption that is too long is cut."""
-    columns = min(COLUMNS, max(1, len(tiles)))
+    columns = min(columns, max(1, len(tiles)))
     rows = -(-len(tiles) // columns)
     size = (GAP + columns * (TILE + GAP), HEAD + rows * (TILE + CAPTION + GAP) + GAP)
     drawn = Image.new("RGB", size, PAPER)

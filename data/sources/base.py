@@ -99,7 +99,7 @@ class IndexedSource:
         return self._storage.where(self._index.name(i))
 
     def counts(self) -> list[int]:
-        return self._index.counts(len(self.class_names))
+        return self._index.counts(len(self.class_names)) if self.class_names else []
 
     def fingerprint(self) -> str:
         return self._index.digest(self.class_names)

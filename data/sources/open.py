@@ -15,6 +15,7 @@ from data.sources.huggingface import ReaderStore
 from data.sources.lists import ListStore
 from data.sources.synthetic import SyntheticStore
 from data.sources.tar import TarStore
+from data.sources.unlabelled import UnlabelledStore
 from data.sources.zip import ZipStore
 from utils.distributed import World
 from utils.errors import DataError, did_you_mean, listing
@@ -36,7 +37,7 @@ STORES: dict[str, Callable[[Path], Store]] = {
 @dataclass(frozen=True)
 class SourceOptions:
     """The `dataset` and its `path`; `zipped`: in zip archives, which `cache` reads into memory first; `classes`: how
-    many there must be, 0 for any number; `validate`: training needs validation data."""
+    many there must be, 0 for any number; `validate`: training needs validation data; `labelled`: with classes."""
 
     dataset: str
     path: str
@@ -44,6 +45,7 @@ class SourceOptions:
     cache: bool = False
     classes: int = 0
     validate: bool = True
+    labelled: bool = True
 
     @staticmethod
     def from_config(cfg: CfgNode) -> "SourceOptions":
@@ -54,6 +56,7 @@ class SourceOptions:
             cache=cfg.DATA.CACHE_MODE != "no",
             classes=cfg.MODEL.NUM_CLASSES,
             validate=cfg.TEST.VALIDATE,
+            labelled=cfg.TASK != "simmim",
         )
 
 
@@ -76,9 +79,11 @@ class Sources:
         """Returns log lines: how many samples and classes, and samples from all over the training split."""
         val = f" and {len(self.val):,} validation" if self.val is not None else ""
         shown = [i * len(self.train) // SHOWN for i in range(min(SHOWN, len(self.train)))]
-        samples = [f"{Path(self.train.name(i)).name} ({self.class_names[self.train.label(i)]})" for i in shown]
+        names = self.class_names
+        labels = [f" ({names[self.train.label(i)]})" if names else "" for i in shown]
+        samples = [Path(self.train.name(i)).name + label for i, label in zip(shown, labels, strict=True)]
         return [
-            f"data: {len(self.train):,} training{val} samples, {len(self.class_names):,} classes",
+            f"data: {len(self.train):,} training{val} samples, {f'{len(names):,} classes' if names else 'unlabelled'}",
             f"samples: {', '.join(samples)}",
         ]
 
@@ -89,12 +94,13 @@ def open_sources(options: SourceOptions, world: World) -> Sources:
     A class that is merely absent from val shifts nothing.
     Raises: DataError: what is missing, and where.
     """
-    splits = ("train", "val") if options.validate else ("train",)
+    splits = ("train", "val") if options.validate and options.labelled else ("train",)
     with world.local_main_first():  # it builds the index that the others then find
         store = _find_store(options, splits)
-        _fill_cache(options, splits, world)
+        validate = options.validate and (options.labelled or store.has("val"))
+        _fill_cache(options, ("train", "val") if validate else ("train",), world)
         train = store.open("train", None, options.classes)
-        val = store.open("val", train.class_names, options.classes) if options.validate else None
+        val = store.open("val", train.class_names, options.classes) if validate else None
     _check_count(train, options)
     if val is not None:
         _check_presence(val, options)
@@ -121,11 +127,12 @@ def open_val(
     with world.local_main_first():
         store = _find_store(options, ("val",))
         _fill_cache(options, ("val",), world)
-        names = _known_names(store, options, class_names, likely_names)
+        names = _known_names(store, options, class_names, likely_names) if options.labelled else None
         val = store.open("val", names, options.classes)
     _check_count(val, options)
     _check_ranks(world, {"validation": val})
-    log.info("data: %s validation samples, %s classes", f"{len(val):,}", f"{len(val.class_names):,}")
+    classes = f"{len(val.class_names):,} classes" if val.class_names else "unlabelled"
+    log.info("data: %s validation samples, %s", f"{len(val):,}", classes)
     return val
 
 
@@ -203,6 +210,8 @@ def _find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
         )
     if dataset == "synthetic":
         return SyntheticStore(path)
+    if dataset == "imagenet" and path and not options.labelled and not options.zipped:
+        return UnlabelledStore(Path(path))
     if not path:
         raise DataError(
             "no data: DATA.DATA_PATH: pass --data-path FOLDER with train/ and val/"

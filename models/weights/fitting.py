@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,16 +16,19 @@ from utils.preprocessing import Size
 Weights = dict[str, Tensor]
 # the file's head must fit; or is re-initialised if it does not fit; or is always re-initialised
 Head = Literal["fit", "renew", "replace"]
+# how position tables are resized to another window
+Tables = Literal["bicubic", "geometric"]
 
 
-def fit_weights(weights: Weights, own: Mapping[str, Tensor], grid: Size) -> list[str]:
+def fit_weights(weights: Weights, own: Mapping[str, Tensor], grid: Size, tables: Tables = "bicubic") -> list[str]:
     """Resizes in place what depends on the window, the image size or the number of input channels.
 
     Args: weights under the original's names; own: the state dict to fit; grid: tokens of the model's absolute position
-    embedding.
+    embedding; tables: how position tables are resized.
     Returns: what was done, for the log.
     """
-    done, tables = [], 0
+    done, resized = [], 0
+    resize = resize_bias_table if tables == "bicubic" else resize_geometrically
     for name, value in list(weights.items()):
         target = own.get(name)
         if target is None or target.shape == value.shape:
@@ -32,8 +36,8 @@ def fit_weights(weights: Weights, own: Mapping[str, Tensor], grid: Size) -> list
         if value.ndim != target.ndim:
             continue
         if name.endswith("relative_position_bias_table") and value.shape[1] == target.shape[1] and _is_square(value):
-            weights[name] = resize_bias_table(value, len(target))
-            tables += 1
+            weights[name] = resize(value, len(target))
+            resized += 1
         elif name == "absolute_pos_embed" and value.shape[2] == target.shape[2] and _is_square(value[0]):
             side = round(value.shape[1] ** 0.5)
             weights[name] = resize_position_embedding(value, (side, side), grid).flatten(1, 2)
@@ -41,7 +45,8 @@ def fit_weights(weights: Weights, own: Mapping[str, Tensor], grid: Size) -> list
         elif name == "patch_embed.proj.weight" and value.shape[2:] == target.shape[2:]:
             weights[name] = adapt_input_channels(value, target.shape[1])
             done.append(f"filters for {value.shape[1]} input channels adapted to {target.shape[1]}")
-    return [*([f"{count(tables, 'position table')} resized"] if tables else []), *done]
+    how = "resized" if tables == "bicubic" else "resized geometrically"
+    return [*([f"{count(resized, 'position table')} {how}"] if resized else []), *done]
 
 
 def _is_square(rows: Tensor) -> bool:
@@ -57,6 +62,33 @@ def resize_bias_table(table: Tensor, rows: int) -> Tensor:
     grid = table.T.reshape(1, -1, side, side)
     grid = F.interpolate(grid, (target, target), mode="bicubic", align_corners=False)
     return grid.reshape(-1, rows).T.contiguous()
+
+
+def resize_geometrically(table: Tensor, rows: int) -> Tensor:
+    """Resizes a position table to another window: (S * S, heads) -> (rows, heads), as SimMIM's fine-tuning does.
+
+    The offsets of the table are placed at 0, 1, 1 + q, 1 + q + q^2, ... and their negatives, with q such that the last
+    one is that of the target; a bicubic spline through them is read at whole offsets. Near offsets, which differ most,
+    thus keep their values.
+    """
+    from scipy.interpolate import RectBivariateSpline  # slow to import
+
+    side, target = round(len(table) ** 0.5), round(rows**0.5)
+    half = geometric_offsets(side // 2, target // 2)
+    knots, wanted = np.concatenate([-half[::-1], [0], half]), np.arange(target) - target // 2
+    grids = table.double().T.reshape(-1, side, side).cpu().numpy()
+    order = min(3, side - 1)
+    resized = [RectBivariateSpline(knots, knots, grid, kx=order, ky=order)(wanted, wanted) for grid in grids]
+    return torch.from_numpy(np.stack(resized)).reshape(-1, rows).T.to(table.dtype).contiguous()
+
+
+def geometric_offsets(count: int, last: int) -> np.ndarray:
+    """Returns 1, 1 + q, 1 + q + q^2, ...: `count` numbers, q between 1.01 and 1.5 such that the last one is `last`."""
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        low, high = (low, q) if (1 - q**count) / (1 - q) > last else (q, high)
+    return np.cumsum(q ** np.arange(count))
 
 
 def adapt_input_channels(filters: Tensor, channels: int) -> Tensor:

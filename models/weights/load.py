@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from models.backbone import SwinBackbone
 from models.registry import MODELS
+from models.simmim import SimMIM
 from models.swin_v2 import SwinTransformerV2
 from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits, trained_as
-from models.weights.fitting import Head, fit_head, fit_weights
+from models.weights.fitting import Head, Tables, fit_head, fit_weights
 from models.weights.layouts import CLASSIFIERS, DERIVED, Layout, Weights, recognise
 from models.weights.timm import load_timm
 from utils.errors import CheckpointError, listing
@@ -28,6 +29,8 @@ FITTED = re.compile(
     r".*\.relative_position_bias_table|absolute_pos_embed|embeddings\.position_embeddings|(head|head\.fc|classifier)\..*"
     r"|(patch_embed\.proj(ection)?|embeddings\.patch_embeddings\.projection|features\.0\.0)\.weight"
 )
+# of SimMIM besides the encoder
+SIMMIM_PARTS = ("encoder.mask_token", "decoder.")
 HEAD = re.compile(r"(head|head\.fc|classifier)\.(weight|bias)")
 
 
@@ -82,11 +85,11 @@ def find_weights(contents: Mapping[str, Any], origin: str) -> Found:
     return Found(tensors, place, layout, (*ignored, *extra), windows, origin)
 
 
-def load_weights(model: SwinBackbone, found: Found, head: Head = "fit") -> str:
+def load_weights(model: SwinBackbone, found: Found, head: Head = "fit", tables: Tables = "bicubic") -> str:
     """Copies weights into a model, fitted to its windows, image size, input channels and classes.
 
     Args: head: "fit": the file's head must fit; "renew": it is re-initialised if it does not fit; "replace": it is
-    always re-initialised.
+    always re-initialised; tables: how position tables are resized to another window.
     Returns: a log line: what was loaded, and how it was fitted.
     Raises: CheckpointError with the first names that are missing, unexpected, or of another shape.
     """
@@ -97,7 +100,7 @@ def load_weights(model: SwinBackbone, found: Found, head: Head = "fit") -> str:
         notes.append(f"{len(found.ignored)} ignored ({listing(found.ignored, 3)})")
     _check_layout(found, own)
     weights = dict(found.weights)
-    notes += fit_weights(weights, own, model.grid)
+    notes += fit_weights(weights, own, model.grid, tables)
     notes.append(fit_head(weights, own, head, found.origin))
     _check_shapes(weights, own, found)
     model.load_state_dict(weights)
@@ -106,12 +109,16 @@ def load_weights(model: SwinBackbone, found: Found, head: Head = "fit") -> str:
 
 
 def load_contents(
-    model: nn.Module, contents: Mapping[str, Any], origin: str, head_for: Sequence[str] | None = None
+    model: nn.Module,
+    contents: Mapping[str, Any],
+    origin: str,
+    head_for: Sequence[str] | None = None,
+    tables: Tables = "bicubic",
 ) -> str:
-    """Finds the weights in the contents of a file and loads them into a Swin or a model of timm.
+    """Finds the weights in the contents of a file and loads them into a Swin, a SimMIM or a model of timm.
 
     Args: head_for: classes to train on, for which the head is re-initialised if the file's are others; None: the
-    file's head must fit.
+    file's head must fit; tables: how position tables are resized to another window.
     Returns: a log line. Raises: CheckpointError.
     """
     names = contents.get("class_names")
@@ -119,7 +126,9 @@ def load_contents(
     head: Head = "fit" if head_for is None else "replace" if others else "renew"
     try:
         if isinstance(model, SwinBackbone):
-            return load_weights(model, find_weights(contents, origin), head)
+            return load_weights(model, find_weights(contents, origin), head, tables)
+        if isinstance(model, SimMIM):
+            return _load_simmim(model, contents, origin, encoder_alone=head_for is not None, tables=tables)
         return load_timm(model, *_unwrap(contents, origin), origin, head)
     except WrongModelError as error:
         own = trained_as(contents, origin)
@@ -127,6 +136,29 @@ def load_contents(
             raise
         name, cfg = own
         raise WrongModelError(origin, f"they are those of {name}", f"use {cfg}") from error
+
+
+def _load_simmim(
+    model: SimMIM, contents: Mapping[str, Any], origin: str, *, encoder_alone: bool, tables: Tables
+) -> str:
+    """Loads the weights of SimMIM; with `encoder_alone`, those of any Swin for its encoder."""
+    found, (_, tensors) = find_weights(contents, origin), _unwrap(contents, origin)
+    rest = {name: value for name, value in model.state_dict().items() if name.startswith(SIMMIM_PARTS)}
+    given = {name: value for name, value in tensors.items() if name in rest}
+    if given or not encoder_alone:
+        if not given:
+            raise WrongModelError(origin, "it has no decoder", "start from an encoder with --pretrained")
+        check_names(given, rest, origin)
+        check_kinds(given, rest, origin)
+        check_finite(given, origin)
+        wrong = misfits(given, rest)
+        if wrong:
+            raise WrongModelError(origin, f"{listing(wrong, 3)} of another shape", "use its DATA.IMG_SIZE and channels")
+    model.encoder.mask_token, token = None, model.encoder.mask_token
+    line = load_weights(model.encoder, replace(found, ignored=()), tables=tables)
+    model.encoder.mask_token = token
+    model.load_state_dict(given, strict=False)
+    return f"{line}, {'with its' if given else 'a new'} mask token and decoder"
 
 
 def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, Weights]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from data.loaders import build_eval_loader, build_train_loader
-from data.pipeline.mixing import MixingOptions, build_mixing
+from data.pipeline.masking import MaskingOptions
+from data.pipeline.mixing import MixingOptions
 from data.pipeline.transforms import EvalTransformOptions
 from tests.builders import AUGMENTED, open_folder, pipeline, shape
 from utils.distributed import World
@@ -18,10 +19,9 @@ MIXING = MixingOptions(0.8, 1.0, None, prob=1.0, switch_prob=0.5, mode="batch", 
 
 def train_loader(photos, rank=0, world=1, mixing=MIXING, batch_size=4, accumulation=1, **loader):
     source = open_folder(photos).train
-    options = pipeline(AUGMENTED, batch_size=batch_size, pin_memory=True, **loader)
+    options = replace(pipeline(AUGMENTED, batch_size=batch_size, pin_memory=True, **loader), batch=mixing)
     epoch_shape = shape(len(source), batch_size, accumulation, world)
-    mixed = build_mixing(len(source.class_names), mixing)
-    return build_train_loader(source, epoch_shape, World(rank, world), options, mixed)
+    return build_train_loader(source, epoch_shape, World(rank, world), options)
 
 
 def eval_loader(photos, rank=0, world=1, channels=3, **loader):
@@ -57,24 +57,24 @@ def test_an_epoch_can_be_entered_at_any_update(photos):
     assert_equal(whole[4:], list(loader.epoch(3, first_update=2)))
 
 
-def test_a_random_mask_is_seeded_by_the_update_alone(photos):
-    """A batch transform need not mix: the mask of masked image modelling, say."""
+def test_masks_are_those_of_the_update_for_any_number_of_workers_and_after_a_resume(photos):
+    masking = MaskingOptions((32, 32), square=8, ratio=0.6)
+    whole = list(train_loader(photos, mixing=masking).epoch(1))
+    for start, workers in ((0, 1), (0, 2), (4, 0)):
+        assert_equal(whole[start:], list(train_loader(photos, mixing=masking, workers=workers).epoch(1, start)))
+    masks = torch.cat([batch.targets for batch in whole])
+    assert masks.dtype == torch.bool and masks.shape[1:] == (4, 4)
+    assert len(masks.flatten(1).unique(dim=0)) > 30  # of 36
 
-    def masked(images, labels):
-        mask = torch.rand(len(images), 8, 8) < 0.6
-        return images, (mask, labels)
 
-    def loader(workers):
-        source = open_folder(photos).train
-        return build_train_loader(source, shape(len(source)), World(), pipeline(AUGMENTED, workers=workers), masked)
-
-    whole = [batch.targets for batch in loader(0).epoch(1)]
-    for start, again in ((0, loader(2).epoch(1)), (4, loader(0).epoch(1, 4))):
-        targets = [batch.targets for batch in again]
-        assert len(targets) == len(whole) - start > 0
-        for (mask, labels), (expected, of) in zip(targets, whole[start:], strict=True):
-            assert torch.equal(mask, expected) and torch.equal(labels, of)
-    assert not torch.equal(whole[0][0], whole[1][0])
+def test_masks_of_evaluation_belong_to_the_samples(photos):
+    source = open_folder(photos).val
+    options = replace(pipeline(), batch=MaskingOptions((32, 32), square=8, ratio=0.6))
+    loaders = [build_eval_loader(source, World(rank, 2), options) for rank in range(2)]
+    masks = loaders[0].masks([0, 3, 5])
+    assert torch.equal(masks[1:], loaders[1].masks([3, 5])) and not torch.equal(masks[0], masks[1])
+    images = torch.cat([images for images, _ in loaders[1]])
+    assert torch.equal(loaders[0].normalized([1, 3]), images[:2]) and loaders[0].samples == 15
 
 
 def test_two_ranks_see_what_one_sees(photos):

@@ -1,14 +1,15 @@
-"""A picture of a training batch, as the model sees it: augmented and mixed."""
+"""A picture of a training batch, as the model sees it: augmented, mixed, masked."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from utils.batches import Batch
 from utils.class_words import in_words
-from utils.pictures import restore, sheet, to_image
+from utils.pictures import hide, restore, sheet, to_image
 from utils.preprocessing import Preprocessing
 
 SHOWN = 32  # images
@@ -19,9 +20,11 @@ def draw_batch(batch: Batch, preprocessing: Preprocessing, class_names: Sequence
     """Returns the images of the batch with their labels, where there are classes."""
     names = in_words(class_names)
     pixels = restore(batch.images[:SHOWN], preprocessing)
+    if isinstance(batch.targets, Tensor) and batch.targets.dtype == torch.bool:
+        names, pixels = (), hide(pixels, batch.targets[:SHOWN])
     tiles = [(to_image(image), _caption(batch.targets, i, names)) for i, image in enumerate(pixels)]
     size = "x".join(str(side) for side in batch.images.shape[2:])
-    return sheet(tiles, "Training images", f"the first batch after augmentation and mixing, {size} pixels")
+    return sheet(tiles, "Training images", f"the first batch after augmentation, mixing and masking, {size} pixels")
 
 
 def _caption(targets: Any, index: int, names: Sequence[str]) -> str:

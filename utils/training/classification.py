@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from utils.batches import Batch
 from utils.distributed import World
@@ -42,6 +43,14 @@ class Classification:
     ):
         self._classes, self._smoothing, self._val = classes, label_smoothing, val
         self._precision, self._world = precision, world
+
+    @staticmethod
+    def from_config(
+        cfg: CfgNode, val: Validation | None, gallery: Gallery, precision: Precision, world: World
+    ) -> "Classification":
+        """Args: gallery: names the classes."""
+        classes, smoothing = len(gallery.class_names), cfg.MODEL.LABEL_SMOOTHING
+        return Classification(classes, smoothing, val=val, precision=precision, world=world)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Returns the mean cross-entropy in float32."""

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from utils.batches import Batch
@@ -15,7 +15,6 @@ from utils.errors import ConfigError, ResourceError
 from utils.precision import Precision
 from utils.preprocessing import image_size
 from utils.profiling import input_channels
-from utils.training.classification import Classification
 from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
 from utils.training.state import StateOptions, TrainState
@@ -72,17 +71,31 @@ class Trial:
         gradients are there beside the activations. Raises: torch.OutOfMemoryError."""
         device, share = self._world.device, self._cfg.TRAIN.GLOBAL_BATCH_SIZE
         model, sides = self._state.model, image_size(self._cfg.DATA.IMG_SIZE)
-        classes = int(model.num_classes)  # type: ignore[arg-type]
         images = torch.zeros(size, input_channels(model), *sides, device=device)
-        objective = Classification(classes, 0.0, val=None, precision=self._precision, world=World())
-        targets = torch.full((size, classes), 1.0 / classes, device=device)
         plan = RunPlan.from_config(_with_batch_size(self._cfg, size), self._world.size, 2 * share)
         # what a batch that did not fit has left
         self._state.step, self._state.unsettled, self._state.scaler = 0, None, self._precision.scaler()
         self._state.optimizer.zero_grad(set_to_none=True)
         self._state.optimizer.state.clear()
-        batches = [Batch(images, targets, 1.0, ends_update=ends) for ends in (True, False, True)]
-        train_epoch(self._state, batches, objective, plan, lambda update: None)
+        batches = [Batch(images, None, 1.0, ends_update=ends) for ends in (True, False, True)]
+        train_epoch(self._state, batches, AnyLoss(self._precision), plan, lambda update: None)
+
+
+class AnyLoss:
+    """A loss of whatever a model returns: how much memory a task takes is a matter of its model."""
+
+    best, evaluation_batches = None, 0
+
+    def __init__(self, precision: Precision):
+        self._precision = precision
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        with self._precision.autocast():
+            outputs = model(batch.images)
+        return {"loss": outputs.float().square().mean()}
+
+    def evaluate(self, model: nn.Module, limit: int | None = None) -> None:
+        return None
 
 
 def largest_that_fits(sizes: Sequence[int], attempt: Callable[[int], None]) -> int:

@@ -1,6 +1,7 @@
 """One epoch of training."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,9 +39,9 @@ def train_epoch(
         if not batch.ends_update:
             continue
         state.settle()  # waits for the previous update; the passes of this one are queued already
-        rate = learning_rate(state.update - state.skipped, plan)
+        rate = partial(learning_rate, state.update - state.skipped, plan)
         names, outcome = _apply_gradients(state, rate, plan)
-        update = Update(state.update, losses, rate, outcome, names, samples)
+        update = Update(state.update, losses, rate(), outcome, names, samples)
         state.samples += plan.shape.update_size(state.step)
         state.step += 1
         state.update += 1
@@ -59,7 +60,9 @@ def _backward(state: TrainState, batch: Batch, objective: Objective) -> dict[str
     return {name: value.detach() for name, value in losses.items()}
 
 
-def _apply_gradients(state: TrainState, rate: float, plan: RunPlan) -> tuple[tuple[str, ...], Readback]:
+def _apply_gradients(
+    state: TrainState, rate: Callable[[float], float], plan: RunPlan
+) -> tuple[tuple[str, ...], Readback]:
     """Clips and steps, without waiting for the device. A gradient that is not finite is dropped: it is the same on all
     ranks, so all drop it.
 

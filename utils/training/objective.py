@@ -37,14 +37,16 @@ class Best:
 class Evaluation:
     """The outcome of an evaluation.
 
-    `metrics` by name, as metrics.jsonl records them; `line` for the log; `scalars` for TensorBoard, the metrics
-    themselves if None; `pictures`: functions that draw what a tracker shows at the end of the run, by name.
+    `metrics` by name, as metrics.jsonl records them, none without validation data; `line` for the log; `scalars` for
+    TensorBoard, the metrics themselves if None; `pictures`: functions that draw what a tracker shows at the end of the
+    run, by name; `each_epoch`: after every epoch.
     """
 
     metrics: Mapping[str, float]
     line: str
     scalars: Mapping[str, float] | None = None
     pictures: Pictures = field(default_factory=dict)
+    each_epoch: Pictures = field(default_factory=dict)
 
 
 class Objective(Protocol):

@@ -15,7 +15,8 @@ Groups = list[dict[str, Any]]  # torch's own form
 @dataclass(frozen=True)
 class OptimizerOptions:
     """`name` of the optimizer; `eps`, `betas` for AdamW and LAMB, `momentum` for SGD; `weight_decay` of matrices;
-    `layer_decay`: learning-rate factor per layer below the head, 1 for none."""
+    `layer_decay`: learning-rate factor per layer below the head, 1 for none; `rule`: how layers are counted, see
+    `parameter_groups`."""
 
     name: str = "adamw"
     eps: float = 1e-8
@@ -23,6 +24,7 @@ class OptimizerOptions:
     momentum: float = 0.9
     weight_decay: float = 0.05
     layer_decay: float = 1.0
+    rule: str = "timm"
 
     @staticmethod
     def from_config(cfg: CfgNode) -> "OptimizerOptions":
@@ -34,19 +36,27 @@ class OptimizerOptions:
             momentum=own.MOMENTUM,
             weight_decay=cfg.TRAIN.WEIGHT_DECAY,
             layer_decay=cfg.TRAIN.LAYER_DECAY,
+            rule=cfg.TRAIN.LAYER_DECAY_RULE,
         )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> Groups:
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float, rule: str = "timm") -> Groups:
     """Puts every trainable parameter into exactly one group with `weight_decay` and `lr_scale`.
 
     Weight decay applies to matrices only: not to vectors, nor to what the model's `no_weight_decay()` names. With
     `layer_decay` below 1, layer n below the head learns at `layer_decay ** n` of the rate (arXiv 2106.08254), layers
-    as counted by the model's `group_matcher()`.
+    as counted by the model's `group_matcher()`; the rule "simmim" counts the absolute position embedding with the head,
+    as the released code does.
     """
     tables: set[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay < 1.0:
-        return param_groups_layer_decay(model, weight_decay, tables, layer_decay=layer_decay)
+        groups = param_groups_layer_decay(model, weight_decay, tables, layer_decay=layer_decay)
+        embedding = getattr(model, "absolute_pos_embed", None)
+        if rule == "simmim" and embedding is not None:
+            for group in groups:
+                group["params"] = [p for p in group["params"] if p is not embedding]
+            groups.append({"params": [embedding], "weight_decay": 0.0, "lr_scale": 1.0})
+        return groups
     groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tables)
     return [{**group, "lr_scale": 1.0} for group in groups if group["params"]]
 
@@ -104,10 +114,10 @@ def step_if_finite(optimizer: torch.optim.Optimizer, norm: Tensor, clip: float) 
         optimizer.step()
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets `rate` times the scale of each group."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: Callable[[float], float]) -> None:
+    """Sets the rate of each group. Args: rate: maps the scale of layer-wise decay to a learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        group["lr"] = rate(group["lr_scale"])
 
 
 def describe_groups(groups: Iterable[dict[str, Any]]) -> str:

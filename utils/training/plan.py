@@ -28,6 +28,7 @@ class RunPlan:
     clip_grad: float
     max_skipped: int
     seed: int = 0
+    scale_peak: bool = False  # layer-wise decay scales the peak rate, neither start nor end
 
     @staticmethod
     def from_config(cfg: CfgNode, world_size: int, train_size: int) -> "RunPlan":
@@ -56,6 +57,7 @@ class RunPlan:
             clip_grad=train.CLIP_GRAD,
             max_skipped=train.MAX_SKIPPED_UPDATES,
             seed=cfg.SEED,
+            scale_peak=train.LAYER_DECAY_RULE == "simmim",
         )
 
     @property

@@ -2,16 +2,25 @@
 
 import math
 from bisect import bisect_right
+from dataclasses import replace
 
 from utils.training.plan import RunPlan
 
 
-def learning_rate(update: int, plan: RunPlan) -> float:
+def learning_rate(update: int, plan: RunPlan, scale: float = 1.0) -> float:
     """Returns the learning rate of update 0, 1, ... of the run: linear warm-up, then the decay of the plan.
+
+    Args: scale: of layer-wise decay: on the rate, or on its peak alone if `plan.scale_peak`.
 
     The cosine is the paper's (section 4.1). It starts after the warm-up or, with `warmup_prefix` off, at update 0
     underneath it, as in released runs before October 2022.
     """
+    if plan.scale_peak:
+        plan, scale = replace(plan, peak_lr=plan.peak_lr * scale), 1.0
+    return scale * _unscaled(update, plan)
+
+
+def _unscaled(update: int, plan: RunPlan) -> float:
     warmup = plan.warmup_updates
     if update < warmup:
         return plan.warmup_lr + (plan.peak_lr - plan.warmup_lr) * update / warmup

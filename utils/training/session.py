@@ -176,8 +176,10 @@ class Session:
             f" {peak_memory(self._world.device)} MiB, {duration(self.progress.seconds_left())} left"
         )
         self._record(evaluation)
-        if evaluation is not None and epoch + 1 == self._plan.epochs:
-            self.journal.show({f"val/{name}": draw for name, draw in evaluation.pictures.items()}, state.update)
+        if evaluation is not None:
+            at_end = evaluation.pictures if epoch + 1 == self._plan.epochs else {}
+            pictures = {**evaluation.each_epoch, **at_end}
+            self.journal.show({f"val/{name}": draw for name, draw in pictures.items()}, state.update)
         state.epoch, state.step = epoch + 1, 0
         state.means["epoch_loss"].clear()
         due = (epoch + 1) % self._options.save_freq == 0 or epoch + 1 == self._plan.epochs
@@ -289,7 +291,7 @@ class Session:
         )
 
     def _is_best(self, evaluation: Evaluation | None) -> bool:
-        if evaluation is None or self._best is None:
+        if evaluation is None or self._best is None or not evaluation.metrics:
             return False
         state, value = self._state, evaluation.metrics[self._best.metric]
         if not self._best.improves(value, state.best_value):
@@ -298,15 +300,16 @@ class Session:
         return True
 
     def _record(self, evaluation: Evaluation | None) -> None:
-        """Logs the evaluation; without one, the mean loss of the epoch alone."""
+        """Logs the evaluation; without metrics, the mean loss of the epoch alone."""
         state = self._state
+        judged = evaluation is not None and bool(evaluation.metrics)
         record: dict[str, Any] = {
-            "kind": "val" if evaluation else "epoch",
+            "kind": "val" if judged else "epoch",
             "epoch": state.epoch,
             "update": state.update,
         }
         record["train_loss"] = finite(state.means["epoch_loss"].value)
-        if evaluation is None:
+        if evaluation is None or not judged:
             self.journal.write(record, {})
             return
         of_best = "" if state.best_value is None else f", best {state.best_value:.3f}"

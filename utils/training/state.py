@@ -91,8 +91,8 @@ class TrainState:
         model is wrapped, and the optimizer must hold those.
         """
         wrapped = wrap(model, world)
-        groups = parameter_groups(model, options.optimizer.weight_decay, options.optimizer.layer_decay)
-        optimizer = build_optimizer(groups, options.optimizer)
+        own = options.optimizer
+        optimizer = build_optimizer(parameter_groups(model, own.weight_decay, own.layer_decay, own.rule), own)
         ema = None
         if options.ema_decay is not None:
             ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=options.ema_warmup)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import ConfigError, one_line
-from utils.files import write_text
+from utils.files import atomic_path, write_text
 from utils.pictures import Pictures
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,27 @@ class TensorBoard:
         self._writer.close()
 
 
+class PictureFiles:
+    """PNG files in pictures/, each replaced by the newest of its name."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder / "pictures"
+
+    def write(self, scalars: Mapping[str, float], update: int) -> None:
+        """Has no place for scalars."""
+
+    def show(self, name: str, picture: Image.Image, update: int) -> None:
+        self._folder.mkdir(exist_ok=True)
+        with atomic_path(self._folder / f"{name.replace('/', '_')}.png") as temporary:
+            picture.save(temporary, "PNG")
+
+    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Has no place for settings."""
+
+    def close(self) -> None:
+        """Has nothing open."""
+
+
 class WeightsAndBiases:
     """A run of the project `LOG.WANDB`, the same one after a restart. WANDB_MODE=offline works without a network."""
 
@@ -89,7 +110,10 @@ class Trackers:
 
     def __init__(self, folder: Path, update: int, wandb: str = ""):
         self._all: list[Tracker] = []
-        makers: dict[str, Callable[[], Tracker]] = {"TensorBoard": lambda: TensorBoard(folder, update)}
+        makers: dict[str, Callable[[], Tracker]] = {
+            "TensorBoard": lambda: TensorBoard(folder, update),
+            "pictures": lambda: PictureFiles(folder),
+        }
         if wandb:
             makers["Weights & Biases"] = lambda: WeightsAndBiases(folder, wandb)
         for name, make in makers.items():

@@ -1,11 +1,13 @@
 """Weights of one size in a model of another, compared with timm's results and with those computed by hand."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.interpolate import RectBivariateSpline
 from timm.layers import resize_rel_pos_bias_table_simple
 
-from models.weights.fitting import adapt_input_channels, fit_head, fit_weights, resize_bias_table
+from models.weights.fitting import adapt_input_channels, fit_head, fit_weights, resize_bias_table, resize_geometrically
 from models.weights.load import load_contents
 from tests.builders import small
 from tests.models.weights.conftest import filled
@@ -137,3 +139,38 @@ def test_a_model_without_a_head_drops_that_of_the_file():
     assert fit_head(weights, {"norm.weight": torch.ones(1)}, "fit", "x") == "head dropped"
     assert list(weights) == ["norm.weight"]
     assert fit_head(weights, {"norm.weight": torch.ones(1)}, "fit", "x") == ""
+
+
+@pytest.mark.parametrize(("old", "new"), [(6, 7), (12, 14), (7, 12)])
+def test_geometric_tables_equal_the_formula(old, new):
+    """Offsets at 1, 1 + q, 1 + q + q^2, ...: q by bisection, then a bicubic spline read at whole offsets."""
+    side, target = 2 * old - 1, 2 * new - 1
+    table = torch.randn(side * side, 3, generator=torch.Generator().manual_seed(0))
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        if sum(q**i for i in range(side // 2)) > target // 2:
+            high = q
+        else:
+            low = q
+    offsets = [sum(q**i for i in range(n)) for n in range(1, side // 2 + 1)]
+    knots = [-offset for offset in reversed(offsets)] + [0.0, *offsets]
+    assert offsets[-1] == pytest.approx(target // 2, abs=1e-3)
+    wanted = np.arange(-(target // 2), target // 2 + 1)
+    resized = resize_geometrically(table, target * target)
+    for head in range(3):
+        spline = RectBivariateSpline(knots, knots, table[:, head].double().view(side, side).numpy())
+        expected = torch.from_numpy(spline(wanted, wanted)).flatten()
+        assert (resized[:, head].double() - expected).abs().max() < 1e-6
+    grid = resized.view(target, target, 3)
+    middle = table.view(side, side, 3)[side // 2, side // 2]
+    assert torch.allclose(grid[target // 2, target // 2], middle, atol=1e-6)  # no offset stays no offset
+
+
+def test_geometric_tables_are_an_option_of_loading():
+    source, model = small(window_size=2), small(window_size=4)
+    line = load_contents(model, source.state_dict(), "x", tables="geometric")
+    assert "4 position tables resized geometrically" in line
+    name = "layers.0.blocks.0.attn.relative_position_bias_table"
+    assert torch.equal(model.state_dict()[name], resize_geometrically(source.state_dict()[name], 49))
+    assert not torch.equal(model.state_dict()[name], resize_bias_table(source.state_dict()[name], 49))

@@ -54,6 +54,14 @@ def test_layer_decay_counts_down_from_the_head(model):
     assert scales["patch_embed.proj.weight"] == scales["absolute_pos_embed"] == 0.5**5
 
 
+def test_the_rule_of_simmim_counts_the_position_embedding_with_the_head(model):
+    both = [parameter_groups(model, 0.05, 0.5, rule) for rule in ("timm", "simmim")]
+    timm, simmim = ({id(p): g["lr_scale"] for g in groups for p in g["params"]} for groups in both)
+    assert timm.keys() == simmim.keys()
+    different = [name for name, p in model.named_parameters() if timm[id(p)] != simmim[id(p)]]
+    assert different == ["absolute_pos_embed"] and simmim[id(model.absolute_pos_embed)] == 1.0
+
+
 def test_frozen_parameters_are_in_no_group(model):
     model.patch_embed.requires_grad_(False)
     members = {id(p) for g in parameter_groups(model, 0.05, 1.0) for p in g["params"]}
@@ -65,13 +73,13 @@ def test_optimizers_and_their_rates(model):
     adamw = build_optimizer(parameter_groups(model, 0.05, 0.5), options)
     assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["betas"] == (0.8, 0.9)
     assert adamw.defaults["eps"] == 1e-7
-    set_learning_rate(adamw, 2.0)
+    set_learning_rate(adamw, lambda scale: 2.0 * scale)
     assert all(g["lr"] == 2.0 * g["lr_scale"] for g in adamw.param_groups)
     sgd = build_optimizer(parameter_groups(model, 0.05, 1.0), replace(options, name="sgd"))
     assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.7 and sgd.defaults["nesterov"]
     for name in ("fused_adam", "fused_lamb"):
         other = build_optimizer(parameter_groups(model, 0.05, 1.0), replace(options, name=name))
-        set_learning_rate(other, 0.1)
+        set_learning_rate(other, lambda _: 0.1)
         model(torch.randn(1, 3, 32, 32)).sum().backward()
         before = model.head.weight.detach().clone()
         other.step()
@@ -94,7 +102,7 @@ def test_a_step_clips_as_torch_does_and_is_not_taken_without_a_finite_gradient(n
         weight = torch.nn.Parameter(start.clone())
         groups = [{"params": [weight], "weight_decay": 0.05, "lr_scale": 1.0}]
         optimizer = build_optimizer(groups, OptimizerOptions(name))
-        set_learning_rate(optimizer, 0.1)
+        set_learning_rate(optimizer, lambda _: 0.1)
         if ours:
             weight.grad = gradient * float("nan")
             step_if_finite(optimizer, weight.grad.norm(), clip)

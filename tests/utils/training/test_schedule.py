@@ -1,5 +1,7 @@
 """Learning rates: a real run's, timm's, and hand-computed ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
@@ -90,3 +92,18 @@ def test_step_decays_every_so_many_epochs():
 def test_multistep_decays_at_its_epochs():
     keys = {"TRAIN__LR_SCHEDULER__MULTISTEPS": [8, 4]}
     assert rates("multistep", [2, 3.75, 4, 7.75, 8], **keys) == pytest.approx([0.25, 0.25, 0.025, 0.025, 0.0025])
+
+
+def test_layer_decay_scales_the_whole_schedule_or_its_peak_alone():
+    """SimMIM's rule: warm-up starts and the cosine ends at the same rate in every layer."""
+    recipe = plan(1, 1000, DATA__BATCH_SIZE=100, TRAIN__EPOCHS=10, TRAIN__WARMUP_EPOCHS=2)
+    simmim = replace(recipe, scale_peak=True)
+    for update in (0, 7, 20, 33, 99):
+        assert learning_rate(update, recipe, 0.25) == 0.25 * learning_rate(update, recipe)
+        assert learning_rate(update, simmim) == learning_rate(update, recipe)
+    assert learning_rate(0, simmim, 0.25) == recipe.warmup_lr
+    assert learning_rate(10, simmim, 0.25) == pytest.approx((recipe.warmup_lr + 0.25 * recipe.peak_lr) / 2)
+    assert learning_rate(20, simmim, 0.25) == 0.25 * recipe.peak_lr
+    middle = recipe.min_lr + (0.25 * recipe.peak_lr - recipe.min_lr) / 2
+    assert learning_rate(60, simmim, 0.25) == pytest.approx(middle)
+    assert learning_rate(100, simmim, 0.25) == pytest.approx(recipe.min_lr)

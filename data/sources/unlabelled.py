@@ -1,0 +1,47 @@
+"""Images without labels: any folder, whatever its folders mean."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.sources.base import IndexedSource
+from data.sources.folders import FolderStorage, images_below, warn_of_ignored
+from data.sources.index import Index, Stamp, stamp, stored
+from utils.errors import DataError
+
+
+class UnlabelledStore:
+    """All images below a folder, at any depth: those of train/ and val/ if it has a train/, else all are for training.
+
+    There are no classes; every label is 0.
+    """
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._divided = (root / "train").is_dir()
+
+    def has(self, split: str) -> bool:
+        return self._folder(split).is_dir() if self._divided else split == "train"
+
+    def class_names(self, split: str) -> list[str]:
+        """Returns no names."""
+        return []
+
+    def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
+        """Raises: DataError for a folder that does not exist, or has no images."""
+        folder = self._folder(split)
+        if not folder.is_dir():
+            raise DataError(f"no such folder: {folder}: --data-path: name a folder of images")
+        index, _ = stored(f"unlabelled\0{folder.resolve()}", lambda: _walk(folder))
+        return IndexedSource(index, (), FolderStorage(folder))
+
+    def _folder(self, split: str) -> Path:
+        return self._root / split if self._divided else self._root
+
+
+def _walk(folder: Path) -> tuple[Index, None, list[Stamp]]:
+    found = images_below(folder)
+    if not found.images:
+        raise DataError(f"no images: {folder}: --data-path: name a folder of images")
+    warn_of_ignored(found.ignored)
+    files = sorted(str(Path(file).relative_to(folder)) for file in found.images)
+    return Index.build(files, [0] * len(files)), None, [stamp(each) for each in found.folders]
