@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
+from configs.checks import CHOICE
 from configs.loading import CONFIGS
-from configs.schema import CHOICE, KEYS
+from configs.schema import KEYS
 
 
 def complete(parser: argparse.ArgumentParser) -> None:

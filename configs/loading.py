@@ -225,9 +225,21 @@ def _check_together(values: dict[str, Any]) -> None:
             raise ConfigError(f"{name} is {values[name]!r}: it names a folder below OUTPUT: use a plain name")
     if values["EVAL_MODE"] and not (values["MODEL.RESUME"] or values["MODEL.PRETRAINED"]).strip(" ,"):
         raise ConfigError("nothing to evaluate: --eval: name the weights with --resume FILE")
+    if values["TRAIN.PARALLEL"] == "fsdp":
+        _check_fsdp(values)
     modes = [option for key, option in MODES.items() if values[key]]
     if len(modes) > 1:
         raise ConfigError(f"{' and '.join(modes)} together: use one of them")
+
+
+def _check_fsdp(values: dict[str, Any]) -> None:
+    for key, excluded, remedy in (
+        ("TRAIN.COMPILE", True, "set it to False"),
+        ("AMP_DTYPE", "float16", "set it to bfloat16"),
+        ("DATA.BATCH_SIZE", AUTO, "set a number"),
+    ):
+        if values[key] == excluded:
+            raise ConfigError(f"TRAIN.PARALLEL fsdp does not work with {excluded}: {key}: {remedy}")
 
 
 def _nest(values: dict[str, Any]) -> CfgNode:

@@ -4,15 +4,32 @@ Names, defaults and meanings are those of the original Swin repository, so that 
 are new here say so. `configs/loading.py` checks files and options against this table.
 """
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from configs.checks import (
+    Check,
+    above,
+    at_least,
+    batch_size,
+    below_one,
+    crop_fraction,
+    frozen,
+    hexadecimal,
+    numbers,
+    odd,
+    one_of,
+    pair,
+    policy,
+    portion,
+    positive_list,
+    positives,
+    sides,
+    two_below_one,
+    within,
+    worker_count,
+)
 from configs.values import AUTO, FLOAT, INT, SIZE, Kind, auto_or, list_of, optional
-
-Check = Callable[[Any], str | None]  # returns None for a valid value, else what the value must be
-CHOICE = "choose one of "  # begins the answer of a check that knows all values
 
 
 @dataclass(frozen=True)
@@ -32,95 +49,6 @@ class Key:
     per_machine: bool = False
     deprecated: bool = False
     task: str = ""
-
-
-def at_least(low: float) -> Check:
-    return lambda v: None if v >= low else f"must be at least {low}"
-
-
-def above(low: float) -> Check:
-    return lambda v: None if v > low else f"must be above {low}"
-
-
-def within(low: float, high: float) -> Check:
-    return lambda v: None if low <= v <= high else f"must be between {low} and {high}"
-
-
-def below_one(value: float) -> str | None:
-    return None if 0 <= value < 1 else "must be at least 0 and below 1"
-
-
-def one_of(*names: str) -> Check:
-    return lambda v: None if v in names else f"{CHOICE}{', '.join(names)}"
-
-
-def pair(high: float) -> Check:
-    def check(value: Any) -> str | None:
-        good = len(value) == 2 and 0 < value[0] <= value[1] <= high
-        return None if good else f"must be two numbers, the smaller first, above 0 and up to {high}"
-
-    return check
-
-
-def two_below_one(value: list[float]) -> str | None:
-    return None if len(value) == 2 and all(0 <= v < 1 for v in value) else "must be two numbers, at least 0 and below 1"
-
-
-def sides(low: int) -> Check:
-    """Args: low: of a single side; of two sides each must be at least 1."""
-
-    def check(value: int | list[int]) -> str | None:
-        least = low if isinstance(value, int) else 1
-        smallest = value if isinstance(value, int) else min(value)
-        return None if smallest >= least else f"must be at least {least}"
-
-    return check
-
-
-def numbers(value: list[float] | str) -> str | None:
-    return None if len(value) else "must have a number for each channel"
-
-
-def positives(value: list[float] | str) -> str | None:
-    good = value == AUTO or (value and all(isinstance(v, float) and v > 0 for v in value))
-    return None if good else "must have a number above 0 for each channel"
-
-
-def batch_size(value: int | str) -> str | None:
-    return None if isinstance(value, str) or value >= 1 else "must be at least 1"
-
-
-def worker_count(value: int | str) -> str | None:
-    return None if isinstance(value, str) or value >= 0 else "must be at least 0"
-
-
-def crop_fraction(value: float | str) -> str | None:
-    return None if isinstance(value, str) or 0 < value <= 1 else "must be above 0 and at most 1"
-
-
-def portion(value: float) -> str | None:
-    return None if 0 < value <= 1 else "must be above 0 and at most 1"
-
-
-def odd(value: int) -> str | None:
-    return None if value >= 3 and value % 2 else "must be odd, at least 3"
-
-
-def policy(value: str) -> str | None:
-    good = re.fullmatch(r"(none)?|(rand|augmix|original|originalr|v0|v0r|3a)(-[a-z]+\d+(\.\d+)?)*", value)
-    return None if good else "must be a policy of timm, such as rand-m9-mstd0.5-inc1, or none"
-
-
-def frozen(value: str) -> str | None:
-    return None if value in ("none", "all") or value.isdigit() else "must be none, all or a number of stages"
-
-
-def hexadecimal(value: str) -> str | None:
-    return None if re.fullmatch("([0-9a-fA-F]{64})?", value) else "must be 64 hexadecimal digits"
-
-
-def positive_list(value: list[int]) -> str | None:
-    return None if value and all(v > 0 for v in value) else "must be a list of numbers above 0"
 
 
 def pyramid(**more: Key) -> dict[str, Any]:
@@ -208,7 +136,11 @@ SCHEMA: dict[str, Any] = {
         "DROP_PATH_RATE": Key(0.1, "stochastic depth rate of the last block", below_one),
         "LABEL_SMOOTHING": Key(0.1, "label smoothing", below_one),
         "SWIN": pyramid(QKV_BIAS=QKV_BIAS, QK_SCALE=QK_SCALE),
-        "SWINV2": pyramid(QKV_BIAS=QKV_BIAS, PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS),
+        "SWINV2": pyramid(
+            QKV_BIAS=QKV_BIAS,
+            PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS,
+            EXTRA_NORM_EVERY=Key(0, "new: blocks between further norms of the main branch; 0: none", at_least(0)),
+        ),
         "SWIN_MLP": pyramid(),
         "SWIN_MOE": pyramid(
             QKV_BIAS=QKV_BIAS,
@@ -259,6 +191,17 @@ SCHEMA: dict[str, Any] = {
             [], "stages that USE_CHECKPOINT concerns, from 0; none: all", kind=list_of(INT), free=True
         ),
         "COMPILE": Key(False, "torch.compile: slow to start; needs a C++ compiler (CPU) or Triton (CUDA)"),
+        "PARALLEL": Key(
+            "ddp",
+            "new: ddp: every rank holds the model; fsdp: a part of it, for models larger than a GPU",
+            one_of("ddp", "fsdp"),
+            free=True,
+        ),
+        "FSDP_DTYPE": Key(
+            "float32",
+            "new: type in which fsdp sends parameters; bfloat16: half the traffic and memory, less exact",
+            one_of("float32", "bfloat16"),
+        ),
         "LAYER_DECAY": Key(1.0, "learning-rate factor per layer below the head", within(0, 1)),
         "LAYER_DECAY_RULE": Key(
             "timm",

@@ -113,7 +113,9 @@ def new_model(cfg: CfgNode, options: ModelOptions, num_classes: int, device: tor
     model = build(options, num_classes)
     if cfg.TASK == "simmim":
         model = _with_decoder(model, cfg.DATA.MASK_PATCH_SIZE)
-    model = model.to(device)
+    training = not (cfg.EVAL_MODE or cfg.THROUGHPUT_MODE)
+    if not (training and train.PARALLEL == "fsdp"):  # which moves one part at a time: the whole may not fit
+        model = model.to(device)
     prepare(model, checkpointing=train.USE_CHECKPOINT, stages=train.CHECKPOINT_STAGES, freeze=train.FREEZE)
     log.info("model: %s", describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
     if train.COMPILE:

@@ -24,16 +24,23 @@ MAX_SCALE = 100.0  # of the cosine similarities: a temperature of at least 0.01 
 @dataclass(frozen=True, kw_only=True)
 class SwinV2Options(PyramidOptions):
     """`qkv_bias`: a bias on query and value; `pretrained_window_sizes`: window of each stage in pre-training, 0 for the
-    model's own."""
+    model's own; `extra_norm_every`: blocks of a stage between further norms on the main branch, 0 for none: 6 in
+    SwinV2-H and G, whose activations grow too large otherwise (section 3.2)."""
 
     SECTION: ClassVar[str] = "SWINV2"
 
     qkv_bias: bool = True
     pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)
+    extra_norm_every: int = 0
 
     def with_own_keys(self, section: CfgNode) -> Self:
         windows = tuple(section.PRETRAINED_WINDOW_SIZES)
-        return replace(self, qkv_bias=section.QKV_BIAS, pretrained_window_sizes=windows)
+        return replace(
+            self,
+            qkv_bias=section.QKV_BIAS,
+            pretrained_window_sizes=windows,
+            extra_norm_every=section.EXTRA_NORM_EVERY,
+        )
 
 
 def log_coordinates(window: int, pretrained_window: int) -> Tensor:
@@ -141,6 +148,7 @@ class SwinV2Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
         self.norm2 = nn.LayerNorm(dim)
+        self.norm3: nn.Module = nn.Identity()  # a norm of the main branch in some blocks of large models
 
     def _attention(self, x: Tensor) -> Tensor:
         return self.norm1(in_windows(as_autocast(x), self.window, self.shift, self.attn))
@@ -150,11 +158,11 @@ class SwinV2Block(nn.Module):
 
     def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
         """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        return add_branch(add_branch(x, self._attention, kept[0]), self._mlp, kept[1])
+        return self.norm3(add_branch(add_branch(x, self._attention, kept[0]), self._mlp, kept[1]))
 
 
 class SwinTransformerV2(SwinBackbone):
-    """SwinV2-T/S/B/L; parameter names are those of the released weights."""
+    """SwinV2-T/S/B/L/H/G; parameter names are those of the released weights."""
 
     family, title, signature = "swinv2", "Swin V2", "logit_scale"
     Options = SwinV2Options
@@ -166,6 +174,9 @@ class SwinTransformerV2(SwinBackbone):
         super().__init__(options, by_stage, PostNormMerging)
         self._configured = windows
         for stage in self.stages():
+            every = options.extra_norm_every
+            for block in stage.blocks[every - 1 :: every] if every else ():
+                block.norm3 = nn.LayerNorm(block.attn.qkv.in_features)  # type: ignore[union-attr]
             # branches start at zero, like those of the released models
             for name, p in stage.blocks.named_parameters():
                 if name.endswith(("norm1.weight", "norm2.weight")):

@@ -62,7 +62,7 @@ def predictions(opened: ModelFile, paths: list[Path], options: argparse.Namespac
     k, rows = min(options.topk, len(names)), iter(paths)
     found = []
     precision = Precision.from_config(opened.cfg, world.device)
-    for logits, targets in predict(opened.model, batches, precision):
+    for logits, targets in predict(opened.model, batches, precision, world):
         probabilities, classes = logits.float().softmax(1).topk(k)
         for row, best, readable in zip(probabilities.tolist(), classes.tolist(), (targets >= 0).tolist(), strict=True):
             labels = tuple(best) if readable else ()

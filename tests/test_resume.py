@@ -30,6 +30,7 @@ EVERYTHING = [
 ]
 
 
+FSDP = ["TRAIN.PARALLEL", "fsdp", "TRAIN.USE_CHECKPOINT", True, "TRAIN.ACCUMULATION_STEPS", 2, "DATA.BATCH_SIZE", 2]
 SIMMIM = ["TASK", "simmim", "DATA.MASK_PATCH_SIZE", 8]
 
 
@@ -75,7 +76,7 @@ def state(output: Path) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "workers", "more"), [(1, 0, []), (1, 2, []), (2, 0, []), (2, 2, []), (2, 0, SIMMIM)]
+    ("processes", "workers", "more"), [(1, 0, []), (1, 2, []), (2, 0, []), (2, 2, []), (2, 0, SIMMIM), (2, 0, FSDP)]
 )
 def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, workers, more):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"

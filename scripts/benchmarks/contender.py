@@ -185,7 +185,7 @@ class Ours:
         batches = [(self._images, self._targets)] * EVALUATED
 
         def work() -> None:
-            for _ in predict(self._state.wrapped, batches, precision):
+            for _ in predict(self._state.wrapped, batches, precision, self._world):
                 pass
 
         return _seconds(self._device, work)

@@ -1,41 +1,10 @@
-"""The table of keys: every check by value, and what every key must have."""
+"""The table of keys: what every key must have."""
 
 import pytest
 
 from configs import schema
 from configs.schema import KEYS, SCHEMA, flatten
 from configs.values import kind_of
-
-
-@pytest.mark.parametrize(
-    ("check", "good", "bad", "complaint"),
-    [
-        (schema.at_least(1), [1, 2.5], [0, -1], "must be at least 1"),
-        (schema.above(0), [1e-9], [0, -1], "must be above 0"),
-        (schema.within(0, 1), [0, 0.5, 1], [-0.1, 1.1], "must be between 0 and 1"),
-        (schema.below_one, [0, 0.999], [1, -0.1], "must be at least 0 and below 1"),
-        (schema.one_of("a", "b"), ["a", "b"], ["c", ""], "choose one of a, b"),
-        (schema.pair(1), [[0.1, 1.0], [0.5, 0.5]], [[0.5, 0.1], [0, 1], [0.1, 1.1], [0.1]], "the smaller first, above"),
-        (schema.two_below_one, [[0.9, 0.999], [0, 0]], [[0.9], [0.9, 1.0], [-0.1, 0.9]], "two numbers, at least 0"),
-        (schema.sides(1), [224, [224, 1]], [0, [224, 0]], "must be at least 1"),
-        (schema.numbers, [[0.5], "auto"], [[]], "a number for each channel"),
-        (schema.positives, [[0.5, 1.0], "auto"], [[], [0.0], [1.0, -1.0], "x"], "a number above 0 for each channel"),
-        (schema.crop_fraction, ["auto", 0.9, 1], [0, 1.1], "above 0 and at most 1"),
-        (
-            schema.policy,
-            ["", "none", "rand-m9-mstd0.5-inc1", "original", "originalr-mstd0.5", "augmix-m5-w4-d2", "v0", "3a"],
-            ["rand-mX", "nonsense", "rand_m9", "none-m1"],
-            "a policy of timm",
-        ),
-        (schema.frozen, ["none", "all", "0", "3"], ["head", "-1", "1.5", ""], "none, all or a number of stages"),
-        (schema.hexadecimal, ["", "aF" * 32], ["aF" * 31, "g" * 64], "64 hexadecimal digits"),
-        (schema.positive_list, [[2, 2]], [[], [2, 0]], "a list of numbers above 0"),
-    ],
-    ids=lambda value: getattr(value, "__qualname__", "").split(".")[0] or None,
-)
-def test_checks_accept_the_good_and_explain_the_bad(check, good, bad, complaint):
-    assert [check(value) for value in good] == [None] * len(good)
-    assert all(complaint in (check(value) or "") for value in bad), [check(value) for value in bad]
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -53,7 +22,7 @@ def test_keys_that_may_change_between_two_starts_of_a_run():
         *("BASE", "DATA.BATCH_SIZE", "DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.CACHE_MODE", "DATA.ACCEPT_CHANGES"),
         *("DATA.PIN_MEMORY", "DATA.NUM_WORKERS", "DATA.ON_BAD_IMAGE", "DATA.TIMEOUT", "MODEL.RESUME", "MODEL.SHA256"),
         *("MODEL.NUM_CLASSES", "TRAIN.AUTO_RESUME", "TRAIN.ACCUMULATION_STEPS", "TRAIN.USE_CHECKPOINT"),
-        "TRAIN.CHECKPOINT_STAGES",
+        *("TRAIN.CHECKPOINT_STAGES", "TRAIN.PARALLEL"),
         *("TRAIN.GLOBAL_BATCH_SIZE", "TRAIN.SAVE_EVERY_UPDATES", "TRAIN.SAVE_EVERY_MINUTES", "TRAIN.KEEP_CHECKPOINTS"),
         *(
             "TRAIN.MAX_SKIPPED_UPDATES",

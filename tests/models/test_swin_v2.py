@@ -9,10 +9,10 @@ import torch
 from torchvision.models import swin_transformer as torchvision_swin
 
 from configs.loading import load_config
-from models.registry import model_options
+from models.registry import build, model_options
 from models.swin_v2 import MAX_SCALE, CosineWindowAttention, SwinTransformerV2, SwinV2Options, log_coordinates
 from models.weights.load import find_weights, load_weights
-from tests.builders import SIZES, randomize, small, take, train_state
+from tests.builders import SIZES, configured, randomize, small, take, train_state
 from tests.conftest import RELEASED, ROOT
 from tests.models.conftest import fill, uninitialized
 
@@ -178,3 +178,25 @@ def test_the_ema_of_fine_tuning_has_the_windows_of_the_model():
     images = torch.randn(1, 3, 64, 64)
     assert state.evaluated is not model and state.evaluated.pretrained_windows() == [8, 8]
     assert torch.equal(state.evaluated.eval()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize(("size", "millions", "norms"), [("huge", 658, 3), ("giant", 3002, 7)])
+def test_the_largest_models_have_the_published_number_of_parameters(size, millions, norms):
+    """Table 1 of arXiv 2111.09883: 658 M and 3.0 B, with a norm of the main branch after every sixth block."""
+    options = model_options(configured(f"swinv2/swinv2_{size}_patch4_window12_192_22k.yaml"))
+    with torch.device("meta"):
+        model = build(options, 1000)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
+    named = [name for name, module in model.named_modules() if name.endswith("norm3") and list(module.parameters())]
+    assert named == [f"layers.2.blocks.{6 * i + 5}.norm3" for i in range(norms)]
+
+
+def test_a_further_norm_acts_on_the_main_branch():
+    model = randomize(small("swinv2", extra_norm_every=2))
+    plain = small("swinv2").eval()
+    plain.load_state_dict({name: p for name, p in model.state_dict().items() if "norm3" not in name})
+    x = torch.randn(2, 16, 16, 8)
+    block, same = model.layers[0].blocks[1], plain.layers[0].blocks[1]
+    wanted = torch.nn.functional.layer_norm(same(x), (8,), block.norm3.weight, block.norm3.bias)
+    assert torch.allclose(block(x), wanted, atol=1e-6)
+    assert torch.equal(model.layers[0].blocks[0](x), plain.layers[0].blocks[0](x))

@@ -28,12 +28,12 @@ def made(tiny_yaml, photos, tmp_path_factory):
     val, world = open_folder(photos).val, World()
     loader = build_eval_loader(val, world, PipelineOptions.from_config(cfg, 3, own))
     precision = Precision.from_config(cfg, world.device)
-    mean = torch.cat([logits.float() for logits, _ in predict(model, loader, precision)]).mean(0)
+    mean = torch.cat([logits.float() for logits, _ in predict(model, loader, precision, World())]).mean(0)
     model.head.bias.data -= mean  # no class is the most probable one of all images
     contents = {"model": model.state_dict(), "config": dump_config(cfg), "class_names": NAMES}
     torch.save({**contents, "preprocessing": own.as_dict()}, folder / "model.pth")
     expected = {}
-    for logits, _ in predict(model, loader, precision):
+    for logits, _ in predict(model, loader, precision, World()):
         for row in logits.float():
             expected[val.name(len(expected))] = (in_words(NAMES)[row.argmax()], row.softmax(0).max().item())
     return folder, expected

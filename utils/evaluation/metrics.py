@@ -116,7 +116,7 @@ def evaluate(
 ) -> tuple[Accuracy, Answers]:
     """Returns the accuracy over all ranks' shards, and the answers; independent of batch size and number of ranks."""
     counter, collector = AccuracyCounter(classes), AnswerCollector()
-    for logits, targets in predict(model, batches, precision):
+    for logits, targets in predict(model, batches, precision, world):
         counter.add(logits, targets)
         collector.add(logits, targets)
     return counter.result(world), collector.result(world)

@@ -81,7 +81,7 @@ def assess(
     chosen = torch.tensor(sorted(allowed), device=world.device)
     counter, collector = AccuracyCounter(len(allowed or samples.class_names)), AnswerCollector()
     begun = time.perf_counter()
-    for logits, targets in predict(model, batches, precision):
+    for logits, targets in predict(model, batches, precision, world):
         logits = restrict(logits, chosen) if allowed else logits
         counter.add(logits, targets)
         collector.add(logits, targets)

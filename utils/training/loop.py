@@ -71,7 +71,7 @@ def _apply_gradients(
     set_learning_rate(state.optimizer, rate)
     scale = state.scaler.scale(torch.ones(1, device=state.device))
     state.scaler.unscale_(state.optimizer)
-    names, norms = gradient_norms(state.model)
+    names, norms = gradient_norms(state.model, state.shards)
     total = torch.linalg.vector_norm(norms)
     step_if_finite(state.optimizer, total, plan.clip_grad)
     state.scaler.update()

@@ -9,6 +9,8 @@ from timm.optim import Lamb, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from utils.sharding import is_dtensor
+
 Groups = list[dict[str, Any]]  # torch's own form
 
 
@@ -71,7 +73,9 @@ def _adamw(groups: Groups, o: OptimizerOptions) -> torch.optim.Optimizer:
 
 
 def _sgd(groups: Groups, o: OptimizerOptions) -> torch.optim.Optimizer:
-    sgd = torch.optim.SGD(groups, lr=0.0, momentum=o.momentum, nesterov=o.momentum > 0, fused=_can_fuse(groups))
+    sharded = any(is_dtensor(p) for group in groups for p in group["params"])  # torch fuses AdamW alone for these
+    fused = None if sharded else _can_fuse(groups)
+    sgd = torch.optim.SGD(groups, lr=0.0, momentum=o.momentum, nesterov=o.momentum > 0, fused=fused)
     for group in sgd.param_groups if o.momentum else ():
         for p in group["params"]:  # a fused step that is not taken would leave them uninitialised
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)

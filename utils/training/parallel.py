@@ -1,21 +1,65 @@
-"""How a model trains on several ranks: wrapping, synchronisation of gradients, their norm, equal weights."""
+"""How a model trains on several ranks: sharding, wrapping, synchronisation of gradients, their norm, equal weights."""
 
-from collections.abc import Iterable, Iterator
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from yacs.config import CfgNode
 
 from utils.distributed import World
 from utils.errors import DistributedError
+from utils.sharding import Shard, is_dtensor, local_part, shards_of, total_norms
 
+log = logging.getLogger(__name__)
+_BLOCK = re.compile(r"(^|\.)blocks\.\d+(\.\d+)?$")  # of ours, and of timm's transformers
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def wrap(model: nn.Module, world: World) -> nn.Module:
-    """Returns the model that averages its gradients over the ranks; the model itself for a single process."""
+@dataclass(frozen=True)
+class ParallelOptions:
+    """`kind`: "ddp", every rank holds the whole model, or "fsdp", every rank holds a part of every parameter;
+    `gather_dtype`: in which FSDP sends parameters to the ranks that compute with them."""
+
+    kind: str = "ddp"
+    gather_dtype: torch.dtype = torch.float32
+
+    @staticmethod
+    def from_config(cfg: CfgNode) -> "ParallelOptions":
+        return ParallelOptions(cfg.TRAIN.PARALLEL, getattr(torch, cfg.TRAIN.FSDP_DTYPE))
+
+
+def shard(model: nn.Module, world: World, options: ParallelOptions) -> None:
+    """Leaves every rank its part of the parameters, in place and on its device, if the options say so.
+
+    FSDP (arXiv 2304.11277, as torch's fully_shard): the parameters of a block are gathered before it computes, forward
+    and backward, and freed afterwards. Every rank must call it.
+    """
+    if options.kind != "fsdp":
+        return
     if world.size == 1:
+        model.to(world.device)
+        return
+    from torch.distributed.device_mesh import init_device_mesh  # slow to import
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    # the residual stream stays in float32, and gradients are averaged in it
+    policy = MixedPrecisionPolicy(options.gather_dtype, torch.float32, cast_forward_inputs=False)
+    blocks = [module for name, module in model.named_modules() if _BLOCK.search(name)]
+    for module in (*blocks, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def wrap(model: nn.Module, world: World) -> nn.Module:
+    """Returns the model that averages its gradients over the ranks; the model itself for a single process, and if FSDP
+    does so."""
+    if world.size == 1 or any(is_dtensor(p) for p in model.parameters()):
         return model
     devices = [world.device] if world.device.type == "cuda" else None
     wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
@@ -33,15 +77,19 @@ def changing_buffers(module: nn.Module) -> Iterator[Tensor]:
 
 def synchronize(wrapped: nn.Module, enabled: bool) -> AbstractContextManager:
     """Returns the context of a backward pass; gradients are exchanged in it only if `enabled`."""
+    sharded: Any = wrapped
+    if hasattr(wrapped, "set_requires_gradient_sync"):  # FSDP
+        sharded.set_requires_gradient_sync(enabled)
     return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not enabled else nullcontext()
 
 
-def gradient_norms(model: nn.Module) -> tuple[tuple[str, ...], Tensor]:
+def gradient_norms(model: nn.Module, shards: Mapping[str, Shard] | None = None) -> tuple[tuple[str, ...], Tensor]:
     """Returns the names of the N parameters that have a gradient, and its norm in each of them: float32 (N,) on the
     device, the same on every rank."""
-    found = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-    norms = torch._foreach_norm([grad for _, grad in found], dtype=torch.float32)
-    return tuple(name for name, _ in found), torch.stack(norms)
+    found = [(name, local_part(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
+    names = tuple(name for name, _ in found)
+    norms = torch.stack(torch._foreach_norm([grad for _, grad in found], dtype=torch.float32))
+    return names, total_norms(names, norms, shards) if shards else norms
 
 
 def synchronize_buffers(modules: Iterable[nn.Module], world: World) -> None:
@@ -54,19 +102,27 @@ def synchronize_buffers(modules: Iterable[nn.Module], world: World) -> None:
             world.broadcast_tensor(buffer)
 
 
+def weights_are_finite(model: nn.Module, world: World) -> bool:
+    """Returns whether all weights on all ranks are finite. A collective operation."""
+    own = all(bool(torch.isfinite(local_part(p)).all()) for p in model.parameters())
+    return all(world.gather_objects(own))
+
+
 def check_weights(model: nn.Module, world: World, position: str) -> None:
-    """Checks that all ranks have the same weights, by a sum over the bits of every tensor.
+    """Checks that all ranks have the same weights, by a sum over the bits of every tensor that is not sharded.
 
     Raises: DistributedError on every rank, naming the first tensor that differs.
     """
     if world.size == 1:
         return
-    names, sums = [], []
+    names, sums, shards = [], [], shards_of(model)
     for name, parameter in model.named_parameters():
+        if name in shards:
+            continue
         bits = parameter.detach().contiguous().view(-1).view(_INTEGERS[parameter.element_size()])
         names.append(name)
         sums.append(bits.sum(dtype=torch.int64))
-    own = torch.stack(sums).tolist()
+    own = torch.stack(sums).tolist() if sums else []
     ranks = world.gather_objects(own)
     for rank, theirs in enumerate(ranks):
         if theirs != ranks[0]:

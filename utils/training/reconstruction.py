@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from utils.batches import Batch
 from utils.distributed import World
 from utils.errors import DataError
-from utils.evaluation.predict import evaluating, progress_of
+from utils.evaluation.predict import evaluating, in_step, progress_of
 from utils.pictures import hide, in_pixels, restore, sheet, to_image
 from utils.precision import Precision
 from utils.preprocessing import Preprocessing
@@ -102,7 +102,11 @@ class Reconstruction:
         """Returns the mean over the samples of all ranks. Raises: DataError if none could be read."""
         world, done = self._world, 0
         sums = torch.zeros(2, dtype=torch.float64)
-        for images, labels in islice(progress_of(val), limit):
+
+        def forward(images: Tensor) -> None:
+            self._predict(model, images, val.masks([0]))
+
+        for images, labels in in_step(model, islice(progress_of(val), limit), forward, world):
             numbers = range(world.rank + done * world.size, val.samples, world.size)[: len(images)]
             errors = self._errors(model, images, val.masks(numbers))
             counted = labels >= 0

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 import yaml
 from yacs.config import CfgNode
 
@@ -24,7 +23,7 @@ from utils.training.curves import draw_curves
 from utils.training.incidents import write_incident
 from utils.training.journal import Journal, refuse_reserved
 from utils.training.objective import Best, Evaluation, Objective
-from utils.training.parallel import check_weights, synchronize_buffers
+from utils.training.parallel import check_weights, synchronize_buffers, weights_are_finite
 from utils.training.plan import RunPlan
 from utils.training.progress import Progress
 from utils.training.provenance import Provenance
@@ -328,7 +327,7 @@ class Session:
         """
         state = self._state
         check_weights(state.model, self._world, self._position())
-        if state.skipped_in_row and not all(bool(torch.isfinite(p).all()) for p in state.model.parameters()):
+        if state.skipped_in_row and not weights_are_finite(state.model, self._world):
             log.warning("not saved after update %d: the weights are not finite", state.update)
             return False
         contents = {**self._provenance.as_dict(), **state.state_dict()}

@@ -1,5 +1,6 @@
 """Everything that a training run changes, in one object."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,13 +11,16 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.distributed import World
+from utils.errors import ConfigError
 from utils.evaluation.metrics import Mean
 from utils.precision import Precision
+from utils.sharding import own_moments, shards_of, whole_moments, whole_tensors
 from utils.training.optim import OptimizerOptions, build_optimizer, describe_groups, parameter_groups
-from utils.training.parallel import changing_buffers, wrap
+from utils.training.parallel import ParallelOptions, changing_buffers, shard, wrap
 from utils.training.plan import RunPlan
 from utils.training.update import Update
 
+log = logging.getLogger(__name__)
 _BASE_MEANS = ("epoch_loss", "loss", "grad_norm")
 _COUNTERS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples")
 
@@ -35,17 +39,19 @@ class Load(Protocol):
 
 @dataclass(frozen=True)
 class StateOptions:
-    """The optimizer, and the exponential moving average of the weights (`ema_decay` None for none)."""
+    """The optimizer, the exponential moving average of the weights (`ema_decay` None for none), and how the ranks share
+    the model."""
 
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     ema_decay: float | None = None
     ema_warmup: bool = False
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
 
     @staticmethod
     def from_config(cfg: CfgNode) -> "StateOptions":
         ema = cfg.TRAIN.EMA
         decay = ema.DECAY if ema.ENABLE else None
-        return StateOptions(OptimizerOptions.from_config(cfg), decay, ema.WARMUP)
+        return StateOptions(OptimizerOptions.from_config(cfg), decay, ema.WARMUP, ParallelOptions.from_config(cfg))
 
 
 class TrainState:
@@ -55,7 +61,8 @@ class TrainState:
     epoch) are the position in the data; `update` counts all updates of the run, `skipped` those among them whose
     gradient was not finite, which advance neither weights nor schedule. `unsettled`: an update whose outcome has not
     been read yet, None when counters and averaged weights are up to date. `best_value` and `best_epoch` belong to the
-    metric that the objective calls best.
+    metric that the objective calls best. `shards`: the parameters that are divided among the ranks; whole ones are
+    collected on the rank that `keeps` them.
     """
 
     def __init__(
@@ -66,9 +73,11 @@ class TrainState:
         *,
         precision: Precision,
         ema: ModelEmaV3 | None = None,
+        keeps: bool = True,
     ):
         self.model, self.wrapped, self.optimizer = model, wrapped, optimizer
         self.precision, self.scaler, self.ema = precision, precision.scaler(), ema
+        self.shards, self._keeps = shards_of(model), keeps
         self.epoch = 0
         self.step = 0
         self.update = 0
@@ -90,13 +99,24 @@ class TrainState:
         The order matters: weights, wrapping, parameter groups, optimizer. Sharding replaces the parameters when the
         model is wrapped, and the optimizer must hold those.
         """
+        ema = None
+        if options.ema_decay is not None:  # of the whole model: a sharded one cannot be copied
+            ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=options.ema_warmup)
+        for module in [model] if ema is None else [model, ema.module]:
+            shard(module, world, options.parallel)
+        if options.parallel.kind == "fsdp":
+            log.info(
+                "parallel: %s", f"FSDP over {world.size} ranks" if world.size > 1 else "one rank: FSDP shards nothing"
+            )
         wrapped = wrap(model, world)
         own = options.optimizer
         optimizer = build_optimizer(parameter_groups(model, own.weight_decay, own.layer_decay, own.rule), own)
-        ema = None
-        if options.ema_decay is not None:
-            ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=options.ema_warmup)
-        return TrainState(model, wrapped, optimizer, precision=precision, ema=ema)
+        state = TrainState(model, wrapped, optimizer, precision=precision, ema=ema, keeps=world.is_main)
+        if state.shards and state.scaler.is_enabled():
+            raise ConfigError(
+                "sharded parameters have no loss scaling: AMP_DTYPE: set it to bfloat16, or AMP_ENABLE False"
+            )
+        return state
 
     @property
     def device(self) -> torch.device:
@@ -143,13 +163,13 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors and primitives only. Every rank must call it."""
         self.settle()
-        averaged = {} if self.ema is None else {"model_ema": self.ema.module.state_dict()}
+        averaged = {} if self.ema is None else {"model_ema": self._whole(self.ema.module)}
         windows = getattr(self.model, "pretrained_windows", None)  # Swin V2: not stored in any tensor
         return {
-            "model": self.model.state_dict(),
+            "model": self._whole(self.model),
             **averaged,
             **({} if windows is None else {"pretrained_windows": windows()}),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_moments(self.optimizer.state_dict(), self._numbered(), self.shards, self._keeps),
             "optimizer_name": type(self.optimizer).__name__,
             "scaler": self.scaler.state_dict(),
             "counters": {name: getattr(self, name) for name in _COUNTERS},
@@ -157,14 +177,32 @@ class TrainState:
             "means": {name: [mean.total, mean.weight] for name, mean in self.means.items()},
         }
 
+    def _whole(self, model: nn.Module) -> dict[str, Any]:
+        return whole_tensors(model.state_dict(), self.shards, self._keeps)
+
+    def _numbered(self) -> dict[int, str]:
+        """Returns the names of parameters by their numbers in the optimizer's state."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return {number: names[id(p)] for number, p in enumerate(ordered)}
+
+    def _load_average(self, saved: dict[str, Any], load: Load, origin: str) -> None:
+        assert self.ema is not None
+        weights = saved.get("model_ema", saved["model"])
+        if not self.shards:
+            windows = {"pretrained_windows": saved.get("pretrained_windows")}
+            load(self.ema.module, {"model": weights, **windows}, origin)
+            return
+        for name, own in self.ema.module.state_dict().items():
+            own.copy_(self.shards[name].part(weights[name]) if name in self.shards else weights[name])
+
     def load_state_dict(self, saved: dict[str, Any], load: Load, origin: str) -> None:
         """Restores everything but the model's weights, which are loaded before the model is wrapped.
 
         Raises: KeyError, RuntimeError or TypeError if the optimizer, the scaler or a counter does not fit.
         """
         if self.ema is not None:
-            windows = {"pretrained_windows": saved.get("pretrained_windows")}
-            load(self.ema.module, {"model": saved.get("model_ema", saved["model"]), **windows}, origin)
+            self._load_average(saved, load, origin)
         self._load_optimizer(saved)
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
@@ -193,4 +231,5 @@ class TrainState:
         # timm's LAMB counts its steps in the groups; the rate is that of the last update, until the next one sets it
         pairs = zip(own["param_groups"], saved["optimizer"]["param_groups"], strict=True)
         groups = [{**theirs, **ours, "lr": theirs.get("lr", ours["lr"])} for ours, theirs in pairs]
-        self.optimizer.load_state_dict({"param_groups": groups, "state": saved["optimizer"]["state"]})
+        state = own_moments(saved["optimizer"]["state"], self._numbered(), self.shards)
+        self.optimizer.load_state_dict({"param_groups": groups, "state": state})

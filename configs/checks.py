@@ -1,0 +1,99 @@
+"""Which values of a key make sense: checks that return None for a valid value, else what the value must be."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from configs.values import AUTO
+
+Check = Callable[[Any], str | None]
+CHOICE = "choose one of "  # begins the answer of a check that knows all values
+
+
+def at_least(low: float) -> Check:
+    return lambda v: None if v >= low else f"must be at least {low}"
+
+
+def above(low: float) -> Check:
+    return lambda v: None if v > low else f"must be above {low}"
+
+
+def within(low: float, high: float) -> Check:
+    return lambda v: None if low <= v <= high else f"must be between {low} and {high}"
+
+
+def below_one(value: float) -> str | None:
+    return None if 0 <= value < 1 else "must be at least 0 and below 1"
+
+
+def one_of(*names: str) -> Check:
+    return lambda v: None if v in names else f"{CHOICE}{', '.join(names)}"
+
+
+def pair(high: float) -> Check:
+    def check(value: Any) -> str | None:
+        good = len(value) == 2 and 0 < value[0] <= value[1] <= high
+        return None if good else f"must be two numbers, the smaller first, above 0 and up to {high}"
+
+    return check
+
+
+def two_below_one(value: list[float]) -> str | None:
+    return None if len(value) == 2 and all(0 <= v < 1 for v in value) else "must be two numbers, at least 0 and below 1"
+
+
+def sides(low: int) -> Check:
+    """Args: low: of a single side; of two sides each must be at least 1."""
+
+    def check(value: int | list[int]) -> str | None:
+        least = low if isinstance(value, int) else 1
+        smallest = value if isinstance(value, int) else min(value)
+        return None if smallest >= least else f"must be at least {least}"
+
+    return check
+
+
+def numbers(value: list[float] | str) -> str | None:
+    return None if len(value) else "must have a number for each channel"
+
+
+def positives(value: list[float] | str) -> str | None:
+    good = value == AUTO or (value and all(isinstance(v, float) and v > 0 for v in value))
+    return None if good else "must have a number above 0 for each channel"
+
+
+def batch_size(value: int | str) -> str | None:
+    return None if isinstance(value, str) or value >= 1 else "must be at least 1"
+
+
+def worker_count(value: int | str) -> str | None:
+    return None if isinstance(value, str) or value >= 0 else "must be at least 0"
+
+
+def crop_fraction(value: float | str) -> str | None:
+    return None if isinstance(value, str) or 0 < value <= 1 else "must be above 0 and at most 1"
+
+
+def portion(value: float) -> str | None:
+    return None if 0 < value <= 1 else "must be above 0 and at most 1"
+
+
+def odd(value: int) -> str | None:
+    return None if value >= 3 and value % 2 else "must be odd, at least 3"
+
+
+def policy(value: str) -> str | None:
+    good = re.fullmatch(r"(none)?|(rand|augmix|original|originalr|v0|v0r|3a)(-[a-z]+\d+(\.\d+)?)*", value)
+    return None if good else "must be a policy of timm, such as rand-m9-mstd0.5-inc1, or none"
+
+
+def frozen(value: str) -> str | None:
+    return None if value in ("none", "all") or value.isdigit() else "must be none, all or a number of stages"
+
+
+def hexadecimal(value: str) -> str | None:
+    return None if re.fullmatch("([0-9a-fA-F]{64})?", value) else "must be 64 hexadecimal digits"
+
+
+def positive_list(value: list[int]) -> str | None:
+    return None if value and all(v > 0 for v in value) else "must be a list of numbers above 0"

@@ -1,0 +1,258 @@
+"""FSDP on two ranks beside DistributedDataParallel: losses, checkpoints, evaluation in step."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.builders import configured, small, train_state
+from tests.conftest import ROOT, environment
+from utils.distributed import World
+from utils.errors import ConfigError
+from utils.evaluation.predict import in_step
+from utils.sharding import needs_all_ranks, own_moments, shards_of, total_norms, whole_moments, whole_tensors
+from utils.training.parallel import ParallelOptions, shard
+
+# Two forked ranks train the same model by ddp and by fsdp, then save, resume and evaluate.
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from tests.builders import FLOAT32, batches, plan, shape, small
+from models.weights.load import load_contents
+from utils.distributed import join_world
+from utils.evaluation.metrics import evaluate
+from utils.sharding import shards_of
+from utils.training.classification import Classification
+from utils.training.loop import train_epoch
+from utils.training.optim import OptimizerOptions
+from utils.training.parallel import ParallelOptions, weights_are_finite
+from utils.training.saver import snapshot
+from utils.training.state import StateOptions, TrainState
+
+FOLDER = Path(sys.argv[1])
+
+
+def work(rank, accumulation=2):
+    generator = torch.Generator().manual_seed(rank)
+    for i in range(10 * accumulation):
+        batch = batches(1)[0].__class__(
+            torch.randn(2, 3, 32, 32, generator=generator), torch.randint(5, (2,), generator=generator),
+            1 / accumulation, i % accumulation == accumulation - 1,
+        )
+        torch.manual_seed(100 * i + rank)
+        yield batch
+
+
+def build(kind, world, optimizer="adamw", seed=0):
+    model = small("swinv2", drop_path_rate=0.3, extra_norm_every=2)
+    model.set_grad_checkpointing(True)
+    options = StateOptions(OptimizerOptions(optimizer), 0.9, parallel=ParallelOptions(kind))
+    return TrainState.build(model, options, FLOAT32, world)
+
+
+def train(state, world, updates):
+    objective, losses = Classification(5, 0.1, val=None, precision=FLOAT32, world=world), []
+    epoch = shape(40, batch_size=2, accumulation=2, world_size=2)
+    run = plan(epoch, peak_lr=1e-2, clip_grad=0.5, epochs=1, warmup_epochs=0)
+
+    def note(update):
+        losses.append([float(update.losses["loss"]), update.grad_norm])
+
+    train_epoch(state, updates, objective, run, note)
+    return losses
+
+
+def rank_of(rank):
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+    world, found = join_world(1), {}
+    for optimizer in ("adamw", "sgd", "fused_lamb"):
+        states = {kind: build(kind, world, optimizer) for kind in ("ddp", "fsdp")}
+        found[optimizer] = {kind: train(state, world, work(rank)) for kind, state in states.items()}
+        saved = {kind: snapshot(state.state_dict()) for kind, state in states.items()}
+        found[optimizer]["kept"] = {kind: saved[kind]["model"]["head.weight"] is not None for kind in saved}
+        if rank == 0:
+            torch.save(saved, FOLDER / f"{optimizer}.pth")
+        if optimizer == "adamw":
+            sharded = states["fsdp"]
+            own = sum(p.to_local().numel() for p in sharded.model.parameters())
+            found["part"] = own / sum(p.numel() for p in sharded.model.parameters())
+            found["finite"] = weights_are_finite(sharded.model, world)
+
+            # an evaluation of 5 images: 3 on the first rank in batches of 1, 2 on the other
+            images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+            labels = torch.arange(5)
+            shard = [(images[i : i + 1], labels[i : i + 1]) for i in range(rank, 5, 2)]
+            for kind, state in states.items():
+                accuracy, answers = evaluate(state.evaluated, shard, 5, FLOAT32, world)
+                found[f"evaluation {kind}"] = [accuracy.loss, accuracy.count, answers.predicted.tolist()]
+
+            # a new run resumes from the whole tensors, and goes on like this one
+            dist.barrier()
+            box = [saved["fsdp"] if rank == 0 else None]
+            dist.broadcast_object_list(box)
+            again = build("fsdp", world)
+            from torch.distributed.tensor import DTensor
+            model = small("swinv2", drop_path_rate=0.3, extra_norm_every=2)
+            load_contents(model, {"model": box[0]["model"], "pretrained_windows": box[0]["pretrained_windows"]}, "x")
+            model.set_grad_checkpointing(True)
+            options = StateOptions(OptimizerOptions(), 0.9, parallel=ParallelOptions("fsdp"))
+            again = TrainState.build(model, options, FLOAT32, world)
+            again.load_state_dict(box[0], load_contents, "x")
+            more = [train(state, world, work(rank + 7)) for state in (sharded, again)]
+            found["resumed"] = more[0] == more[1]
+            pairs = zip(sharded.ema.module.state_dict().values(), again.ema.module.state_dict().values())
+            found["average"] = all(torch.equal(a.to_local(), b.to_local()) for a, b in pairs)
+
+            with torch.no_grad():
+                first = next(sharded.model.parameters()).to_local()
+                first.view(-1)[:1] = float("nan") if rank == 1 else 0.0
+            found["not finite"] = weights_are_finite(sharded.model, world)
+    (FOLDER / f"{rank}.json").write_text(json.dumps(found))
+    world.leave()
+
+
+store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(store.port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
+children = []
+for rank in (0, 1):
+    if (pid := os.fork()) == 0:
+        code = 99
+        try:
+            rank_of(rank)
+            code = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    children.append(pid)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What two ranks found, and the checkpoints of the main rank by optimizer and kind."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, folder], env=environment(PYTHONPATH=ROOT), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    return found, {
+        name: torch.load(folder / f"{name}.pth", weights_only=True) for name in ("adamw", "sgd", "fused_lamb")
+    }
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "fused_lamb"])
+def test_ten_updates_equal_those_of_ddp(trained, optimizer):
+    """With clipping, averaged weights, accumulation, activation checkpointing and stochastic depth."""
+    found, saved = trained
+    for own in found:
+        ddp, fsdp = (torch.tensor(own[optimizer][kind]) for kind in ("ddp", "fsdp"))
+        assert ddp.shape == (10, 2) and (ddp[:, 0] - fsdp[:, 0]).abs().max() < 1e-5
+        assert (ddp[:, 1] / fsdp[:, 1] - 1).abs().max() < 1e-4 and ddp[:, 1].max() > 0.5  # it was clipped
+    ddp, fsdp = saved[optimizer]["ddp"], saved[optimizer]["fsdp"]
+    assert ddp.keys() == fsdp.keys() and list(ddp["model"]) == list(fsdp["model"])
+    for part in ("model", "model_ema"):
+        for name, value in ddp[part].items():
+            # entries without a gradient to speak of take steps of random sign in Adam
+            assert value.shape == fsdp[part][name].shape and (value - fsdp[part][name]).abs().mean() < 1e-5, name
+    for number, moments in ddp["optimizer"]["state"].items():
+        other = fsdp["optimizer"]["state"][number]
+        assert {k: v.shape for k, v in moments.items() if isinstance(v, torch.Tensor)} == {
+            k: v.shape for k, v in other.items() if isinstance(v, torch.Tensor)
+        }
+    assert [own[optimizer]["kept"] for own in found] == [{"ddp": True, "fsdp": True}, {"ddp": True, "fsdp": False}]
+
+
+@pytest.mark.seconds
+def test_every_rank_holds_about_half_of_the_parameters(trained):
+    assert all(0.45 < own["part"] < 0.55 for own in trained[0])
+
+
+@pytest.mark.seconds
+def test_an_evaluation_of_uneven_shards_is_exact(trained):
+    for own in trained[0]:
+        ddp, fsdp = own["evaluation ddp"], own["evaluation fsdp"]
+        assert fsdp[1] == 5 and fsdp[0] == pytest.approx(ddp[0], abs=1e-4) and fsdp[2] == ddp[2]
+
+
+@pytest.mark.seconds
+def test_a_resumed_run_goes_on_with_the_same_bits(trained):
+    assert all(own["resumed"] and own["average"] for own in trained[0])
+
+
+@pytest.mark.seconds
+def test_a_weight_that_is_not_finite_on_one_rank_is_noticed_on_all(trained):
+    assert [own["finite"] for own in trained[0]] == [True, True]
+    assert [own["not finite"] for own in trained[0]] == [False, False]
+
+
+class Halves:
+    """A parameter of which the other rank holds an equal part."""
+
+    def whole(self, part):
+        return torch.cat([part, part])
+
+    def part(self, whole):
+        return whole[: len(whole) // 2]
+
+    def total(self, values):
+        return 2 * values
+
+
+def test_only_what_is_sharded_is_collected():
+    shards, tensors = {"a": Halves()}, {"a": torch.ones(2), "b": torch.zeros(3)}
+    assert whole_tensors(tensors, shards, keep=True)["a"].tolist() == [1.0] * 4
+    kept = whole_tensors(tensors, shards, keep=False)
+    assert kept["a"] is None and kept["b"] is tensors["b"]
+    state = {
+        "state": {0: {"step": torch.tensor(3.0), "m": torch.ones(2)}, 1: {"m": torch.zeros(3)}},
+        "param_groups": [],
+    }
+    whole = whole_moments(state, {0: "a", 1: "b"}, shards, keep=True)
+    assert whole["state"][0]["m"].shape == (4,) and whole["state"][0]["step"] == 3.0
+    assert whole["state"][1]["m"].shape == (3,) and whole["param_groups"] == []
+    assert own_moments(whole["state"], {0: "a", 1: "b"}, shards)[0]["m"].shape == (2,)
+
+
+def test_norms_of_parts_are_added_up_only_where_there_are_others():
+    norms = total_norms(("a", "b"), torch.tensor([3.0, 4.0]), {"a": Halves()})
+    assert norms.tolist() == [pytest.approx(3 * 2**0.5), 4.0]
+
+
+def test_one_rank_has_nothing_to_shard():
+    model = small()
+    shard(model, World(), ParallelOptions("fsdp"))
+    assert not shards_of(model) and not needs_all_ranks(model) and type(model).__name__ == "SwinTransformer"
+    assert train_state(model).shards == {}
+    batches = [(torch.zeros(1, 3, 32, 32), torch.zeros(1))]
+    assert list(in_step(model, batches, lambda images: None, World())) == batches
+
+
+def test_a_rank_without_batches_takes_part_until_all_are_done(monkeypatch):
+    monkeypatch.setattr("utils.evaluation.predict.needs_all_ranks", lambda model: True)
+    turns = iter([[(3, 4, 4), (3, 4, 4)], [None, (3, 4, 4)], [None, None]])
+    world = SimpleNamespace(gather_objects=lambda own: next(turns), device=torch.device("cpu"))
+    seen = []
+    batch = (torch.ones(2, 3, 4, 4), torch.zeros(2))
+    assert list(in_step(nn.Identity(), [batch], lambda images: seen.append(images.shape), world)) == [batch]
+    assert seen == [(1, 3, 4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("TRAIN__COMPILE", True), ("AMP_DTYPE", "float16"), ("DATA__BATCH_SIZE", "auto")]
+)
+def test_what_does_not_go_together_is_rejected(key, value):
+    with pytest.raises(ConfigError, match=f"TRAIN.PARALLEL fsdp does not work with {value}: {key.replace('__', '.')}"):
+        configured(TRAIN__PARALLEL="fsdp", **{key: value})
