@@ -266,7 +266,7 @@ SCHEMA: dict[str, Any] = {
             "BETAS": Key([0.9, 0.999], "adamw: decay rates of the moments", two_below_one),
             "MOMENTUM": Key(0.9, "sgd: momentum", below_one),
         },
-        "MOE": {"SAVE_MASTER": Key(False, "only rank 0 saves the experts")},
+        "MOE": {"SAVE_MASTER": Key(False, "no longer used", deprecated=True)},
         # new here
         "GLOBAL_BATCH_SIZE": Key(
             0, "images per update over all ranks; sets the accumulation; 0: off", at_least(0), free=True
