@@ -149,16 +149,21 @@ SCHEMA: dict[str, Any] = {
             INIT_STD=Key(0.02, "standard deviation of initial weights", above(0)),
             PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS,
             MOE_BLOCKS=Key([[-1], [-1], [-1], [-1]], "blocks with experts, per stage; -1: none"),
-            NUM_LOCAL_EXPERTS=Key(1, "experts per rank; negative: ranks per expert"),
+            NUM_EXPERTS=Key(0, "new: experts of a layer; 0: by NUM_LOCAL_EXPERTS and the number of ranks", at_least(0)),
+            NUM_LOCAL_EXPERTS=Key(
+                1, "experts per rank; negative: ranks per expert", lambda v: None if v else "must not be 0"
+            ),
             TOP_VALUE=Key(1, "experts per token", at_least(1)),
-            CAPACITY_FACTOR=Key(1.25, "capacity of an expert, relative to an even distribution"),
+            CAPACITY_FACTOR=Key(
+                1.25, "capacity of an expert, relative to an even distribution; 0: unlimited", at_least(0)
+            ),
             COSINE_ROUTER=Key(False, "route by cosine similarity"),
             NORMALIZE_GATE=Key(False, "normalise the gates to sum to 1"),
-            USE_BPR=Key(True, "batch prioritised routing"),
+            USE_BPR=Key(True, "batch prioritised routing: when capacity is short, the highest scores come first"),
             IS_GSHARD_LOSS=Key(False, "GShard's balance loss instead of the load-importance loss"),
-            GATE_NOISE=Key(1.0, "noise on the gates", at_least(0)),
+            GATE_NOISE=Key(1.0, "deviation of the noise on the logits in training, times the experts", at_least(0)),
             COSINE_ROUTER_DIM=Key(256, "channels of the cosine router", at_least(1)),
-            COSINE_ROUTER_INIT_T=Key(0.5, "initial temperature of the cosine router"),
+            COSINE_ROUTER_INIT_T=Key(0.5, "initial temperature of the cosine router", above(0)),
             MOE_DROP=Key(0.0, "dropout of the experts", below_one),
             AUX_LOSS_WEIGHT=Key(0.01, "weight of the balance loss", at_least(0)),
         ),
@@ -223,7 +228,7 @@ SCHEMA: dict[str, Any] = {
             "BETAS": Key([0.9, 0.999], "adamw: decay rates of the moments", two_below_one),
             "MOMENTUM": Key(0.9, "sgd: momentum", below_one),
         },
-        "MOE": {"SAVE_MASTER": Key(False, "only rank 0 saves the experts")},
+        "MOE": {"SAVE_MASTER": Key(False, "no longer used", deprecated=True)},
         # new here
         "GLOBAL_BATCH_SIZE": Key(
             0, "images per update over all ranks; sets the accumulation; 0: off", at_least(0), free=True

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -26,7 +27,7 @@ class PyramidOptions:
     `img_size` in pixels, a side or (height, width), only determines what depends on it at construction: the absolute
     position embedding, and the window of stages whose map is smaller than `window_size` tokens. `ape`: absolute
     position embedding; `patch_norm`: norm after the patch embedding; `mlp_ratio`: hidden width of an MLP over its
-    input; `drop_path_rate`: stochastic depth of the last block.
+    input; `drop_path_rate`: stochastic depth of the last block; `init_std` of the initial weights of linear layers.
 
     Raises: ConfigError for sizes that do not fit together.
     """
@@ -47,6 +48,7 @@ class PyramidOptions:
     drop_path_rate: float = 0.1
     ape: bool = False
     patch_norm: bool = True
+    init_std: float = 0.02
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.num_heads):
@@ -180,9 +182,9 @@ class SwinBackbone(nn.Module):
         self.norm = nn.LayerNorm(self.num_features)
         self.head: nn.Module = self._new_head(o.num_classes)
         self.mask_token: nn.Parameter | None = None  # models/simmim.py
-        self.apply(init_weights)
+        self.apply(partial(init_weights, std=o.init_std))
         if self.absolute_pos_embed is not None:
-            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=o.init_std)
 
     def _new_head(self, num_classes: int) -> nn.Module:
         return nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
@@ -257,7 +259,7 @@ class SwinBackbone(nn.Module):
         """Replaces the head with a newly initialised one; with 0 classes the model returns pooled features."""
         self.num_classes = num_classes
         self.head = self._new_head(num_classes).to(self.norm.weight.device)
-        self.head.apply(init_weights)
+        self.head.apply(partial(init_weights, std=self.options.init_std))
 
     def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | None = None) -> None:
         """Recomputes activations in the backward pass: less memory, about a third more time.
@@ -312,10 +314,10 @@ class SwinBackbone(nn.Module):
         return {"stem": r"^patch_embed|^absolute_pos_embed", "blocks": blocks}
 
 
-def init_weights(module: nn.Module) -> None:
-    """Initialises linear layers as the released models were: truncated normal of 0.02, zero biases."""
+def init_weights(module: nn.Module, std: float = 0.02) -> None:
+    """Initialises linear layers as the released models were: truncated normal, zero biases."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

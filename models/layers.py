@@ -95,11 +95,11 @@ def _has_kernel(dtype: torch.dtype) -> bool:
 class Mlp(nn.Module):
     """Linear, GELU, linear on the last dimension, with dropout after both linear layers."""
 
-    def __init__(self, dim: int, hidden: int, dropout: float = 0.0):
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, fc2_bias: bool = True):
         super().__init__()
         self.fc1 = Linear(dim, hidden)
         self.act = nn.GELU()
-        self.fc2 = Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim, bias=fc2_bias)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +107,8 @@ class Mlp(nn.Module):
         if torch.compiler.is_compiling() or (self.training and self.drop.p > 0) or not self._is_plain():
             return self.drop(fc2(self.drop(self.act(fc1(x)))))
         if torch.is_grad_enabled():
-            return _Mlp.apply(*(as_autocast(t) for t in (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)))
+            bias2 = x.new_zeros(len(fc2.weight)) if fc2.bias is None else fc2.bias
+            return _Mlp.apply(*(as_autocast(t) for t in (x, fc1.weight, fc1.bias, fc2.weight, bias2)))
         return fc2(fc1(x, gelu=True))
 
     def _is_plain(self) -> bool:
@@ -137,7 +138,7 @@ class _Mlp(torch.autograd.Function):
         x, hidden, weight1, weight2 = ctx.saved_tensors
         g = gradient.flatten(0, -2)
         activated = F.gelu(hidden)
-        d_weight2, d_bias2 = g.t() @ activated, g.sum(0)
+        d_weight2, d_bias2 = g.t() @ activated, g.sum(0) if ctx.needs_input_grad[4] else None
         d_hidden = torch.mm(g, weight2, out=activated)  # in the memory of what is no longer needed
         torch.ops.aten.gelu_backward.grad_input(d_hidden, hidden, grad_input=d_hidden)
         d_weight1, d_bias1 = d_hidden.t() @ x.flatten(0, -2), d_hidden.sum(0)

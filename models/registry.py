@@ -14,6 +14,7 @@ from models.backbone import PyramidOptions, SwinBackbone
 from models.simmim import SimMIM
 from models.swin import SwinTransformer
 from models.swin_mlp import SwinMlp
+from models.swin_moe import SwinMoe
 from models.swin_v2 import SwinTransformerV2
 from utils.errors import ConfigError, did_you_mean
 from utils.preprocessing import Preprocessing, Size, image_size
@@ -22,7 +23,7 @@ from utils.seeding import seed_all
 
 log = logging.getLogger(__name__)
 
-MODELS: dict[str, type[SwinBackbone]] = {c.family: c for c in (SwinTransformer, SwinTransformerV2, SwinMlp)}
+MODELS: dict[str, type[SwinBackbone]] = {c.family: c for c in (SwinTransformer, SwinTransformerV2, SwinMlp, SwinMoe)}
 TIMM = "timm"
 CLASSES = {"imagenet22K": 21841}  # by data set; 1000 otherwise
 
@@ -68,8 +69,6 @@ def model_options(cfg: CfgNode) -> ModelOptions:
     name = cfg.MODEL.TYPE
     if name == TIMM:
         return TimmOptions.from_config(cfg)
-    if name == "swin_moe":
-        raise ConfigError(f"Swin-MoE is not available: MODEL.TYPE: {did_you_mean('', [*MODELS, TIMM])}")
     return _family(name).Options.from_config(cfg)
 
 

@@ -57,6 +57,14 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Kept) -> Ten
     return _AddTo.apply(x, branch(chosen), kept.numbers, kept.scale)
 
 
+def as_factors(kept: Kept, x: Tensor) -> Tensor | None:
+    """Returns the factor of every sample of `x`, float32 (B,), for a branch that must run on the whole batch."""
+    if not isinstance(kept, Samples):
+        return kept
+    factors = torch.zeros(x.shape[0], device=x.device)
+    return factors.index_fill_(0, kept.numbers, kept.scale)
+
+
 class _Choose(torch.autograd.Function):
     """Returns the chosen samples, and all of them: so that the two gradients are added in one pass."""
 

@@ -5,16 +5,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from models.attention import attend
 from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Linear, Mlp, PatchMerging, as_autocast
+from models.position_bias import TableBias
 from models.stochastic_depth import Kept, add_branch
-from models.window_attention import in_windows, relative_position_index
-from utils.derived import derived
+from models.window_attention import in_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +30,8 @@ class SwinOptions(PyramidOptions):
         return replace(self, qkv_bias=section.QKV_BIAS, qk_scale=section.QK_SCALE)
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(TableBias):
     """Multi-head self-attention within windows, with a learned bias per relative position (section 3.2)."""
-
-    relative_position_index: Tensor
 
     def __init__(
         self,
@@ -48,34 +45,19 @@ class WindowAttention(nn.Module):
         proj_drop: float = 0.0,
     ):
         super().__init__()
-        self.heads = heads
         self.scale = qk_scale if qk_scale is not None else (dim // heads) ** -0.5
         self.attn_drop = attn_drop
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+        self.new_bias(heads, window)
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-
-    def position_bias(self) -> Tensor:
-        """Returns (heads, N, N) for the N tokens of a window."""
-        tokens = len(self.relative_position_index)
-        rows = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        return rows.view(tokens, tokens, self.heads).permute(2, 0, 1)
-
-    def _bias(self, mask: Tensor | None) -> Tensor:
-        """Returns what is added to the scores: (windows or 1, heads, N, N)."""
-        bias = self.position_bias()[None]
-        return bias if mask is None else bias + mask[:, None]
+        self.reset_bias()
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
         query, key, value = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).unbind(3)
-        sources = [t for t in (self.relative_position_bias_table, mask) if t is not None]
-        bias = derived(lambda: self._bias(mask), *sources)
         dropout = self.attn_drop if self.training else 0.0
-        return self.proj_drop(self.proj(attend(query, key, value, bias, self.scale, dropout)))
+        return self.proj_drop(self.proj(attend(query, key, value, self.bias(mask), self.scale, dropout)))
 
 
 class SwinBlock(nn.Module):

@@ -21,9 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from configs.loading import load_config
 from models.backbone import PyramidOptions, SwinBackbone
+from models.position_bias import ContinuousBackbone
 from models.registry import build, model_options, preprocessing_of
 from models.swin import SwinOptions
 from models.swin_mlp import SwinMlpOptions
+from models.swin_moe import SwinMoeOptions
 from models.swin_v2 import SwinTransformerV2, SwinV2Options
 from models.weights.checks import misfits
 from models.weights.layouts import LAYOUTS, Layout, Weights
@@ -81,8 +83,8 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
 
 def _known_windows(model: SwinBackbone, found: Found) -> list[int]:
     """Returns the windows of pre-training, if the file or the configuration states them."""
-    known = isinstance(model, SwinTransformerV2) and (found.windows or model.is_configured())
-    return model.pretrained_windows() if isinstance(model, SwinTransformerV2) and known else []
+    known = isinstance(model, ContinuousBackbone) and (found.windows or model.is_configured())
+    return model.pretrained_windows() if isinstance(model, ContinuousBackbone) and known else []
 
 
 def _model(options: PyramidOptions, found: Found) -> SwinBackbone:
@@ -107,8 +109,9 @@ def _layout_of(to: str, family: str) -> str:
 
 def _check_layout(options: PyramidOptions, layout: str) -> None:
     """Raises: CheckpointError if the layout cannot represent the model."""
-    if isinstance(options, SwinMlpOptions) and layout != "original":
-        raise CheckpointError(f"{layout} has no Swin-MLP: --to: only original can represent it")
+    for family, title in ((SwinMlpOptions, "Swin-MLP"), (SwinMoeOptions, "Swin-MoE")):
+        if isinstance(options, family) and layout != "original":
+            raise CheckpointError(f"{layout} has no {title}: --to: only original can represent it")
     if isinstance(options, SwinV2Options) and layout == "mmdetection":
         raise CheckpointError("mmdetection and mmsegmentation have no Swin V2: --to: choose mmpretrain")
     if options.ape and layout in ("timm", "torchvision"):

@@ -15,6 +15,15 @@ weights (`--resume hub:swin_tiny_patch4_window7_224`). Parameters and GFLOPs (mu
 are the published ImageNet-1K accuracies, %. This page is written by `python -m scripts.doc_tables`.
 
 """
+EXPERTS = """
+## Swin-MoE
+
+Pre-trained on ImageNet-22K at 192 pixels. Published top-1 accuracies, %: on ImageNet-22K; on ImageNet-1K, fine-tuned
+and with 5 images per class (5-shot). GFLOPs include the capacity factor of 1.25; parameters include biases of experts
+that stay 0. Weights are sets of files, one per rank: `--pretrained NAME.pth` reads `NAME.pth.rank0` and the others.
+
+"""
+FAMILIES = ("swin", "swinv2", "swin_mlp", "swin_moe")
 CONFIGURATION = """# Configuration
 
 Every key: its default, its meaning, and the option of the command line that sets it. Any key is set by
@@ -27,13 +36,28 @@ do not affect its result. Names and defaults are the original repository's, but 
 
 def models_page() -> str:
     """Returns docs/models.md: a row per released recipe."""
+    dense = [row for row in _sorted_models() if "experts" not in row]
     rows = ["| recipe | pixels | window | parameters | GFLOPs | top-1 | top-5 | weights |", "|---" * 8 + "|"]
-    for row in sorted(released_models(), key=lambda r: (("swin", "swinv2", "swin_mlp").index(r["type"]), r["params"])):
+    for row in dense:
         top1, top5 = row.get("imagenet1k_top1", ""), row.get("imagenet1k_top5", "")
         link = f"[file]({row['weights_url']})" if row.get("weights_url") else ""
         size = f"{row['img_size']} | {row['window']} | {row['params']:,} | {row['flops'] / 1e9:.1f}"
         rows.append(f"| {row['config']} | {size} | {top1} | {top5} | {link} |")
-    return MODELS + "\n".join(rows) + "\n"
+    return MODELS + "\n".join(rows) + "\n" + EXPERTS + _expert_rows() + "\n"
+
+
+def _sorted_models() -> list[dict[str, Any]]:
+    return sorted(released_models(), key=lambda row: (FAMILIES.index(row["type"]), row["params"]))
+
+
+def _expert_rows() -> str:
+    head = "| recipe | experts | router | parameters | GFLOPs | 22K top-1 | 1K fine-tuned | 1K 5-shot |"
+    rows = [head, "|---" * 8 + "|"]
+    for row in (row for row in _sorted_models() if "experts" in row):
+        size = f"{row['experts'] or 'none'} | {row['router']} | {row['params']:,} | {row['flops'] / 1e9:.1f}"
+        accuracies = f"{row['imagenet22k_top1']} | {row['finetuned_top1']} | {row['five_shot_top1']}"
+        rows.append(f"| {row['config']} | {size} | {accuracies} |")
+    return "\n".join(rows)
 
 
 def configuration_page() -> str:

@@ -14,8 +14,10 @@ from torch import nn
 
 from configs.loading import dump_config
 from models.backbone import SwinBackbone
+from models.position_bias import ContinuousBackbone
 from models.registry import model_options
 from models.swin_mlp import SwinMlp
+from models.swin_moe import SwinMoe
 from models.swin_v2 import SwinTransformerV2, SwinV2Options
 from models.weights.layouts import LAYOUTS
 from scripts.model_files import ModelFile, open_model
@@ -53,7 +55,7 @@ def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
         "config": dump_config(opened.cfg),
         "preprocessing": opened.preprocessing.as_dict(),
     }
-    if isinstance(opened.model, SwinTransformerV2):
+    if isinstance(opened.model, ContinuousBackbone):
         notes["pretrained_windows"] = opened.model.pretrained_windows()
     weights = opened.model.state_dict() if peer is None else peer.state_dict()
     tensors = {name: value.contiguous() for name, value in weights.items()}
@@ -73,7 +75,7 @@ def _timm_model(opened: ModelFile) -> nn.Module | None:
     if not isinstance(opened.model, SwinBackbone):
         return opened.model if opened.cfg.MODEL.TYPE == "timm" else None
     options: Any = model_options(opened.cfg)
-    if isinstance(opened.model, SwinMlp) or options.ape or getattr(options, "qk_scale", None):
+    if isinstance(opened.model, SwinMlp | SwinMoe) or options.ape or getattr(options, "qk_scale", None):
         return None
     arguments = timm_arguments(options) | {"num_classes": len(opened.class_names)}
     if isinstance(options, SwinV2Options) and isinstance(opened.model, SwinTransformerV2):

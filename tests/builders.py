@@ -21,6 +21,7 @@ from data.pipeline.workers import LoaderOptions
 from data.sources.base import Source
 from data.sources.open import SourceOptions, Sources, open_sources, open_val
 from models.registry import build_model
+from models.routing import RoutingOptions
 from models.weights.layouts import DERIVED
 from models.weights.load import find_weights, load_weights
 from utils.batches import Batch, EpochShape
@@ -45,6 +46,12 @@ SMALL: dict[str, Any] = {
     "num_heads": (2, 4),
     "window_size": 4,
 }
+# experts in one block of each stage, as many tokens for each as choose it
+MOE: dict[str, Any] = {
+    "moe_blocks": ((1,), (0,)),
+    "num_experts": 4,
+    "routing": RoutingOptions(top_k=2, capacity_factor=0.0, prioritized=False),
+}
 # the published sizes
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
@@ -66,7 +73,8 @@ def configured(recipe: str | Path = "swin_tiny.yaml", **overrides: Any) -> CfgNo
 def small(family: str = "swin", **more: Any) -> Any:
     """A small model of five classes, initialised from seed 0, without stochastic depth."""
     torch.manual_seed(0)
-    return build_model(family, **{**SMALL, "num_classes": 5, "drop_path_rate": 0.0, **more})
+    experts = MOE if family == "swin_moe" else {}
+    return build_model(family, **{**SMALL, **experts, "num_classes": 5, "drop_path_rate": 0.0, **more})
 
 
 def randomize(model: nn.Module) -> nn.Module:

@@ -43,11 +43,12 @@ def small_recipes(tmp_path, monkeypatch):
     folder = tmp_path / "program/configs"
     for file in (ROOT / "configs").rglob("*.yaml"):
         recipe = yaml.safe_load(file.read_text())
-        group = {"swinv2": "SWINV2", "swin_mlp": "SWIN_MLP"}.get(recipe.get("MODEL", {}).get("TYPE", "swin"), "SWIN")
+        group = recipe.get("MODEL", {}).get("TYPE", "swin").upper()
         if "BASE" not in recipe:
             own = recipe.setdefault("MODEL", {}).setdefault(group, {})
             own.update(SIZES)
             own.pop("PRETRAINED_WINDOW_SIZES", None)
+            own.pop("MOE_BLOCKS", None)
             recipe.setdefault("DATA", {}).update(IMG_SIZE=32, NUM_WORKERS=0)
             recipe.setdefault("TRAIN", {}).update(SHORT)
         target = folder / file.relative_to(ROOT / "configs")

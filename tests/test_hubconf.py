@@ -47,7 +47,7 @@ def test_models_by_their_released_names(tmp_path):
     assert done.returncode == 0, done.stderr
     first, second, third, count = done.stdout.splitlines()
     parameters, shape = first.split(" ", 1)
-    assert int(count) == len(RELEASED) == 31 and shape == "(1, 3)"
+    assert int(count) == len(RELEASED) == 42 and shape == "(1, 3)"
     assert int(parameters) == 28_288_354 - 997 * 769  # Swin-T with a head for three classes
     assert second == f"0.0 False {peer.layers[0].blocks[0].attn.qkv.weight.sum().item()}"
     assert third.startswith("ConfigError") and "did you mean num_classes?" in third

@@ -27,6 +27,7 @@ from utils.terminal import Bar
 
 log = logging.getLogger(__name__)
 ROUNDS = 30
+BATCH = 64  # images of which FLOPs are counted
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -90,19 +91,20 @@ def explain_memory(error: BaseException, device: torch.device) -> BaseException:
 def count_flops(model: nn.Module, size: Size) -> int:
     """Counts the multiply-adds of matrix products and convolutions for one image, without computing them.
 
-    It is the cost of one more image in a batch: V2's position bias, computed once per batch, is not included.
+    It is the cost of one more image in a large batch: V2's position bias, computed once per batch, is not included, and
+    the capacity of experts, a whole number of tokens, is hardly rounded.
     """
     was_training = model.training
     model.eval()
     totals = []
     tensors = {name: t.detach().to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
-    for batch in (1, 2):
+    for batch in (BATCH, 2 * BATCH):
         images = torch.zeros(batch, input_channels(model), *size, device="meta")
         with FlopCounterMode(display=False) as counter:
             functional_call(model, tensors, images)
         totals.append(counter.get_total_flops())
     model.train(was_training)
-    return (totals[1] - totals[0]) // 2
+    return (totals[1] - totals[0]) // (2 * BATCH)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.backbone import SwinBackbone
+from models.position_bias import ContinuousBackbone
 from models.registry import MODELS
 from models.simmim import SimMIM
-from models.swin_v2 import SwinTransformerV2
 from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits, trained_as
 from models.weights.fitting import Head, Tables, fit_head, fit_weights
 from models.weights.layouts import CLASSIFIERS, DERIVED, Layout, Weights, recognise
@@ -207,8 +207,8 @@ def _stored_windows(contents: Mapping[str, Any], origin: str) -> tuple[int, ...]
 
 
 def _adopt_windows(model: nn.Module, found: Found) -> str:
-    """Normalises V2's coordinates like the file's, unless the configuration sets their window; returns a note."""
-    if not isinstance(model, SwinTransformerV2):
+    """Normalises coordinates like the file's, unless the configuration sets their window; returns a note."""
+    if not isinstance(model, ContinuousBackbone):
         return ""
     stages = len(model.layers)
     if found.windows and len(found.windows) != stages:
@@ -220,7 +220,7 @@ def _adopt_windows(model: nn.Module, found: Found) -> str:
     if not found.windows and not model.is_configured():
         return (
             f"position coordinates of window {own}: the file does not store its window of pre-training,"
-            " MODEL.SWINV2.PRETRAINED_WINDOW_SIZES sets it"
+            f" MODEL.{model.options.SECTION}.PRETRAINED_WINDOW_SIZES sets it"
         )
     if found.windows and own != theirs:
         return f"position coordinates of window {own} as configured, although the file has {theirs}"

@@ -47,12 +47,14 @@ def test_the_mlp_drops_out_after_both_linear_layers():
     torch.testing.assert_close(mlp.train()(x), expected)
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 6), (2, 3, 4, 6), (5000, 6)])
-def test_the_mlp_that_recomputes_equals_its_layers(shape):
+def test_the_mlp_that_recomputes_equals_its_layers(shape, bias):
     """More rows than one part has, and gradients of all that it takes."""
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    mlp = Mlp(6, 24).double()
-    names = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+    mlp = Mlp(6, 24, fc2_bias=bias).double()
+    names = ["fc1.weight", "fc1.bias", "fc2.weight", *(["fc2.bias"] if bias else [])]
+    assert [name for name, _ in mlp.named_parameters()] == names
     leaves = [x, *(mlp.get_parameter(name) for name in names)]
     weight = torch.randn(shape, dtype=torch.float64)
     plain = mlp.fc2(F.gelu(mlp.fc1(x)))

@@ -19,7 +19,7 @@ from models.registry import (
 )
 from models.swin import SwinOptions
 from models.swin_v2 import SwinV2Options
-from tests.builders import CPU, SMALL, configured, small
+from tests.builders import CPU, MOE, SMALL, configured, small
 from utils.errors import ConfigError
 from utils.preprocessing import Preprocessing
 from utils.profiling import check_compiler, describe_model
@@ -29,7 +29,8 @@ from utils.profiling import check_compiler, describe_model
 def test_a_family_is_built_from_keywords_or_from_its_options(family):
     by_name = small(family)
     torch.manual_seed(0)
-    built = build(MODELS[family].Options(**SMALL, drop_path_rate=0.0), num_classes=5)
+    experts = MOE if family == "swin_moe" else {}
+    built = build(MODELS[family].Options(**SMALL, **experts, drop_path_rate=0.0), num_classes=5)
     assert type(by_name) is type(built) is MODELS[family] and built.options.num_classes == 5
     assert by_name.options == built.options
     assert all(torch.equal(a, b) for a, b in zip(by_name.parameters(), built.parameters(), strict=True))
@@ -44,8 +45,6 @@ def test_unknown_families_name_the_nearest():
         build_model("swinn")
     with pytest.raises(ConfigError, match="did you mean swinv2"):
         model_options(configured(MODEL__TYPE="swin_v2"))
-    with pytest.raises(ConfigError, match="Swin-MoE is not available.*swin, swinv2, swin_mlp, timm"):
-        model_options(configured(MODEL__TYPE="swin_moe"))
 
 
 def test_the_options_are_those_of_the_section_of_the_family():

@@ -6,7 +6,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from models.registry import build_model
-from models.stochastic_depth import Samples, add_branch, draw_kept
+from models.stochastic_depth import Samples, add_branch, as_factors, draw_kept
 from tests.builders import small
 
 CPU = torch.device("cpu")
@@ -39,11 +39,19 @@ def test_a_branch_sees_the_samples_that_keep_it_only():
     assert rows == [2] and out[:, 0].tolist() == [1, 3, 1, 1, 3]
 
 
+def test_kept_samples_as_factors_give_the_same_result():
+    x, kept = torch.randn(5, 3), Samples(torch.tensor([1, 4]), 2.0)
+    assert as_factors(kept, x).tolist() == [0, 2, 0, 0, 2] and as_factors(None, x) is None
+    factors = torch.tensor([0.0, 1.5])
+    assert as_factors(factors, x) is factors
+    assert torch.equal(add_branch(x, torch.square, kept), add_branch(x, torch.square, as_factors(kept, x)))
+
+
 def test_samples_are_drawn_once_per_forward_pass(monkeypatch):
     draws = []
     rand = torch.rand
     monkeypatch.setattr(torch, "rand", lambda *size: draws.append(size) or rand(*size))
-    for family in ("swin", "swinv2", "swin_mlp"):
+    for family in ("swin", "swinv2", "swin_mlp", "swin_moe"):
         model = small(family, drop_path_rate=0.3)
         model(torch.randn(4, 3, 32, 32))
         assert draws == [(2 * len(model.feature_info) * 2, 4)]
@@ -86,7 +94,7 @@ def test_frozen_stages_drop_nothing():
     assert not any(rates[0]) and all(rates[1])
 
 
-@pytest.mark.parametrize("family", ["swin", "swinv2", "swin_mlp"])
+@pytest.mark.parametrize("family", ["swin", "swinv2", "swin_mlp", "swin_moe"])
 def test_compiled_it_has_a_fixed_shape_and_the_same_values(family, monkeypatch):
     """Batch 1 and rate 0.9 too, where some branch is kept by no sample."""
     for batch, rate in ((4, 0.5), (1, 0.9)):

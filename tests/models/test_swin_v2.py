@@ -9,8 +9,9 @@ import torch
 from torchvision.models import swin_transformer as torchvision_swin
 
 from configs.loading import load_config
+from models.position_bias import log_coordinates
 from models.registry import build, model_options
-from models.swin_v2 import MAX_SCALE, CosineWindowAttention, SwinTransformerV2, SwinV2Options, log_coordinates
+from models.swin_v2 import MAX_SCALE, CosineWindowAttention, SwinTransformerV2, SwinV2Options
 from models.weights.load import find_weights, load_weights
 from tests.builders import SIZES, configured, randomize, small, take, train_state
 from tests.conftest import RELEASED, ROOT
@@ -89,15 +90,6 @@ def test_finite_for_every_window(window):
     logits.sum().backward()
     assert logits.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_coordinates_by_hand():
-    table = log_coordinates(3, 0)  # offsets -2..2 over 2, times 8: -8, -4, 0, 4, 8
-    assert table.shape == (25, 2)
-    scaled = [-math.log2(9) / 3, -math.log2(5) / 3, 0, math.log2(5) / 3, math.log2(9) / 3]
-    assert table[10:15, 1].tolist() == pytest.approx(scaled) and table[::5, 0].tolist() == pytest.approx(scaled)
-    wider = log_coordinates(5, 3)  # offsets up to 4, twice as far as in pre-training
-    assert wider[-1].tolist() == pytest.approx([math.log2(17) / 3] * 2)
 
 
 def test_the_bias_lies_between_0_and_16_and_branches_start_at_zero():

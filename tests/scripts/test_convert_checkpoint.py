@@ -17,6 +17,7 @@ YAML = {
     "swin": f"MODEL: {{TYPE: swin, SWIN: {{{SIZES}}}}}",
     "swinv2": f"MODEL: {{TYPE: swinv2, SWINV2: {{{SIZES}, PRETRAINED_WINDOW_SIZES: [3, 2]}}}}",
     "swin_mlp": f"MODEL: {{TYPE: swin_mlp, SWIN_MLP: {{{SIZES}}}}}",
+    "swin_moe": f"MODEL: {{TYPE: swin_moe, SWIN_MOE: {{{SIZES}, NUM_EXPERTS: 3, MOE_BLOCKS: [[1], [0]]}}}}",
 }
 
 
@@ -189,13 +190,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     assert f"cannot write the file (File exists): {out}" in capsys.readouterr().err
 
 
-def test_swin_mlp_stays_in_the_original_layout(tmp_path, capsys):
-    cfg, _ = write(tmp_path, "swin_mlp")
+@pytest.mark.parametrize(("family", "title"), [("swin_mlp", "Swin-MLP"), ("swin_moe", "Swin-MoE")])
+def test_a_family_of_no_other_library_stays_in_the_original_layout(family, title, tmp_path, capsys):
+    cfg, _ = write(tmp_path, family)
     arguments = ["--cfg", cfg, str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "--to"]
     assert main([*arguments, "original"]) == 0
     assert capsys.readouterr().out.count("\n") == 3
     assert main([*arguments, "timm"]) == 4
-    assert "error: timm has no Swin-MLP" in capsys.readouterr().err
+    assert f"error: timm has no {title}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", ["mmdetection", "timm"])

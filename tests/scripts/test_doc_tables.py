@@ -20,17 +20,19 @@ def test_the_pages_are_up_to_date(name, tmp_path, monkeypatch):
 
 def test_every_released_recipe_has_a_row():
     lines = [line for line in models_page().splitlines() if line.startswith("|")]
-    assert len(re.findall(r"^\| swin", models_page(), re.MULTILINE)) == 31 and len(lines) == 33
+    assert len(re.findall(r"^\| swin", models_page(), re.MULTILINE)) == 42 and len(lines) == 46
     assert {line.count("|") for line in lines} == {9}
     tiny = next(line for line in lines if line.startswith("| swin_tiny_patch4_window7_224 |"))
     assert tiny.startswith(
         "| swin_tiny_patch4_window7_224 | 224 | 7 | 28,288,354 | 4.5 | 81.2 | 95.5 | [file](https://"
     )
+    cosine = "| swin_moe_base_patch4_window12_192_cosine_router_32expert_32gpu_22k | 32 | cosine | 956,841,179 | 12.7 |"
+    assert f"{cosine} 38.5 | 85.3 | 77.3 |" in lines
 
 
 def test_rows_are_sorted_by_family_then_size():
     rows = [line.split(" | ") for line in models_page().splitlines() if line.startswith("| swin")]
-    order = [("swinv2" in row[0]) + 2 * ("mlp" in row[0]) for row in rows]
+    order = [("swinv2" in row[0]) + 2 * ("mlp" in row[0]) + 3 * ("moe" in row[0]) for row in rows]
     sizes = [int(row[3].replace(",", "")) for row in rows]
     assert list(zip(order, sizes, strict=True)) == sorted(zip(order, sizes, strict=True))
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tests.builders import LostStore
 from tests.conftest import ROOT, environment
 from utils import distributed, watchdog
-from utils.distributed import World, join_world, launched_rank
+from utils.distributed import World, join_world, launched_rank, launched_size
 from utils.errors import ConfigError, DistributedError
 from utils.watchdog import Watchdog
 
@@ -108,21 +108,21 @@ def test_without_a_launcher_there_is_one_rank(launched):
     launched()
     world = join_world()
     assert (world.rank, world.size, world.store, world.watchdog) == (0, 1, None, None)
-    assert launched_rank() == 0
+    assert (launched_rank(), launched_size()) == (0, 1)
 
 
 @pytest.mark.parametrize(
-    ("variables", "rank", "message"),
+    ("variables", "place", "message"),
     [
-        ({"WORLD_SIZE": 2}, 0, "WORLD_SIZE is 2 but RANK is not set: RANK: start with torchrun"),
-        ({"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "localhost"}, 1, "MASTER_PORT is not set"),
-        ({"WORLD_SIZE": "two"}, 0, "'two' is not a number: WORLD_SIZE: start with torchrun"),
-        ({"RANK": "x"}, 0, "'x' is not a number: RANK: start with torchrun"),
+        ({"WORLD_SIZE": 2}, (0, 2), "WORLD_SIZE is 2 but RANK is not set: RANK: start with torchrun"),
+        ({"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "localhost"}, (1, 2), "MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "two"}, (0, 1), "'two' is not a number: WORLD_SIZE: start with torchrun"),
+        ({"RANK": "x"}, (0, 1), "'x' is not a number: RANK: start with torchrun"),
     ],
 )
-def test_variables_of_a_launcher_that_are_wrong_are_named(launched, variables, rank, message):
+def test_variables_of_a_launcher_that_are_wrong_are_named(launched, variables, place, message):
     launched(**variables)
-    assert launched_rank() == rank
+    assert (launched_rank(), launched_size()) == place
     with pytest.raises(DistributedError, match=message):
         join_world()
 

@@ -1,0 +1,215 @@
+"""Swin-MoE: V1's blocks with V2's continuous position bias, and experts in place of some MLPs (arXiv 2206.03382)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from models.layers import Mlp, PatchMerging, as_autocast
+from models.moe import MoeMlp
+from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
+from models.routing import RoutingOptions
+from models.stochastic_depth import Kept, add_branch, as_factors
+from models.swin import WindowAttention
+from models.window_attention import in_windows
+from utils.distributed import launched_size
+from utils.errors import ConfigError
+
+NO_DECAY = (
+    *("cpb_mlp", "relative_position_bias_table", "absolute_pos_embed"),
+    *("fc1_bias", "fc2_bias", "temperature", "cosine_projector", "sim_matrix"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinMoeOptions(ContinuousOptions):
+    """`qkv_bias`, `qk_scale`: as in V1; `mlp_fc2_bias`: a bias on the second layer of every MLP; `moe_blocks`: blocks
+    with experts, for each stage, none or -1 for no block; `num_experts` of each; `num_local_experts`: how they are
+    placed on ranks (see `Placement.of`); `moe_drop`: dropout within experts; `aux_loss_weight` of the balance loss."""
+
+    SECTION: ClassVar[str] = "SWIN_MOE"
+
+    qkv_bias: bool = True
+    qk_scale: float | None = None
+    mlp_fc2_bias: bool = True
+    moe_blocks: tuple[tuple[int, ...], ...] = ()
+    num_experts: int = 1
+    num_local_experts: int = 1
+    moe_drop: float = 0.0
+    aux_loss_weight: float = 0.01
+    routing: RoutingOptions = field(default_factory=RoutingOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        depths = [*self.depths, *[0] * len(self.moe_blocks)]
+        for i, (blocks, depth) in enumerate(zip(self.moe_blocks, depths, strict=False)):
+            wrong = [j for j in blocks if not -1 <= j < depth]
+            if wrong:
+                raise ConfigError(
+                    f"stage {i} has {depth} blocks, there is no block {wrong[0]}: MODEL.SWIN_MOE.MOE_BLOCKS: count"
+                    " blocks from 0, -1 for none"
+                )
+        if any(self.blocks_with_experts(i) for i in range(len(self.depths))):
+            self.routing.check(self.num_experts)
+
+    def blocks_with_experts(self, stage: int) -> set[int]:
+        """Returns the numbers of the blocks of a stage whose MLP is a mixture of experts."""
+        return set(self.moe_blocks[stage]) - {-1} if stage < len(self.moe_blocks) else set()
+
+    def with_own_keys(self, section: CfgNode) -> Self:
+        blocks = tuple(tuple(stage) for stage in section.MOE_BLOCKS)
+        has_experts = any(j >= 0 for stage in blocks for j in stage)
+        local = section.NUM_LOCAL_EXPERTS
+        return replace(
+            super().with_own_keys(section),
+            qkv_bias=section.QKV_BIAS,
+            qk_scale=section.QK_SCALE,
+            mlp_fc2_bias=section.MLP_FC2_BIAS,
+            init_std=section.INIT_STD,
+            moe_blocks=blocks,
+            num_experts=section.NUM_EXPERTS or (count_experts(local, launched_size()) if has_experts else 1),
+            num_local_experts=local,
+            moe_drop=section.MOE_DROP,
+            aux_loss_weight=section.AUX_LOSS_WEIGHT,
+            routing=RoutingOptions(
+                top_k=section.TOP_VALUE,
+                capacity_factor=section.CAPACITY_FACTOR,
+                cosine=section.COSINE_ROUTER,
+                cosine_dim=section.COSINE_ROUTER_DIM,
+                init_temperature=section.COSINE_ROUTER_INIT_T,
+                normalize_gate=section.NORMALIZE_GATE,
+                prioritized=section.USE_BPR,
+                gshard_loss=section.IS_GSHARD_LOSS,
+                noise=section.GATE_NOISE,
+            ),
+        )
+
+
+def count_experts(local_experts: int, world_size: int) -> int:
+    """Returns the number of experts as in the original: by experts per rank, or minus the ranks per expert.
+
+    Raises: ConfigError if the ranks cannot be divided that way.
+    """
+    if local_experts > 0:
+        return local_experts * world_size
+    if not local_experts or world_size % local_experts:
+        raise ConfigError(
+            f"MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS {local_experts} gives no number of experts on {world_size} ranks:"
+            " MODEL.SWIN_MOE.NUM_EXPERTS: set it, such as the number of the released model"
+        )
+    return world_size // -local_experts
+
+
+class ContinuousWindowAttention(ContinuousBias, WindowAttention):
+    """V1's attention with the position bias computed by a network, added as it is."""
+
+
+class SwinMoeBlock(nn.Module):
+    """V1's block, with a mixture of experts as its MLP if `experts`."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        shift: int,
+        drop_path: float,
+        *,
+        pretrained_window: int,
+        experts: bool,
+        options: SwinMoeOptions,
+    ):
+        super().__init__()
+        self.window, self.shift, self.drop_path = window, shift, drop_path
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = ContinuousWindowAttention(
+            dim,
+            heads,
+            window,
+            qkv_bias=options.qkv_bias,
+            qk_scale=options.qk_scale,
+            attn_drop=options.attn_drop_rate,
+            proj_drop=options.drop_rate,
+        )
+        self.attn.set_pretrained_window(pretrained_window)
+        self.norm2 = nn.LayerNorm(dim)
+        hidden = int(dim * options.mlp_ratio)
+        self.mlp: nn.Module = (
+            MoeMlp(
+                dim,
+                hidden,
+                options.num_experts,
+                options.routing,
+                fc2_bias=options.mlp_fc2_bias,
+                init_std=options.init_std,
+                dropout=options.moe_drop,
+            )
+            if experts
+            else Mlp(dim, hidden, options.drop_rate, fc2_bias=options.mlp_fc2_bias)
+        )
+
+    def _attention(self, x: Tensor) -> Tensor:
+        return in_windows(as_autocast(self.norm1(x)), self.window, self.shift, self.attn)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm2(x))
+
+    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
+        x = add_branch(x, self._attention, kept[0])
+        # experts see the whole batch: capacity and balance are those of all its tokens, on every rank the same number
+        return add_branch(x, self._mlp, as_factors(kept[1], x) if isinstance(self.mlp, MoeMlp) else kept[1])
+
+
+class SwinMoe(ContinuousBackbone):
+    """Swin-MoE-S/B and their dense baselines; parameter names are those of the released weights."""
+
+    # V2, which also has it, is recognised first
+    family, title, signature = "swin_moe", "Swin-MoE", "cpb_mlp"
+    Options = SwinMoeOptions
+
+    def __init__(self, options: SwinMoeOptions | None = None):
+        own = options or SwinMoeOptions()
+        self.aux_loss_weight = own.aux_loss_weight
+        super().__init__(own, [_blocks(own, stage) for stage in range(len(own.depths))], PatchMerging)
+
+    def expert_layers(self) -> list[MoeMlp]:
+        """Returns the mixtures of experts, first to last."""
+        return [module for module in self.modules() if isinstance(module, MoeMlp)]
+
+    def balance_loss(self) -> Tensor:
+        """Returns the weighted sum of the balance losses of the last forward pass, a scalar to add to the loss."""
+        losses = [layer.balance for layer in self.expert_layers() if layer.balance is not None]
+        return self.aux_loss_weight * torch.stack(losses).sum() if losses else self.norm.weight.new_zeros(())
+
+    def routing_statistics(self) -> dict[str, Tensor]:
+        """Returns what became of the tokens of the last forward pass; nothing for a model without experts.
+
+        Returns: "dropped": the share of assignments beyond the capacity, a scalar; "load": how many tokens chose each
+        expert, int64 (layers, experts).
+        """
+        found = [layer.statistics for layer in self.expert_layers() if layer.statistics is not None]
+        if not found:
+            return {}
+        load = torch.stack([each.load for each in found])
+        dropped = torch.stack([each.dropped for each in found])
+        return {"dropped": (dropped * load.sum(1)).sum() / load.sum(), "load": load}
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the names of position biases and embeddings, of biases of experts, and of the cosine router."""
+        return {name for name, _ in self.named_parameters() if any(word in name for word in NO_DECAY)}
+
+
+def _blocks(options: SwinMoeOptions, stage: int) -> Callable[..., nn.Module]:
+    """Returns what builds the blocks of a stage, first to last."""
+    numbers, with_experts = count(), options.blocks_with_experts(stage)
+
+    def block(*sizes: int | float, pretrained_window: int) -> nn.Module:
+        experts = next(numbers) in with_experts
+        return SwinMoeBlock(*sizes, pretrained_window=pretrained_window, experts=experts, options=options)  # type: ignore
+
+    return block

@@ -1,0 +1,252 @@
+"""Expert parallelism: the experts of a mixture spread over ranks, tokens sent to them and back by all-to-all.
+
+The unit of placement is an expert, or a slice of one: a share of its hidden channels. The units of a layer are divided
+evenly among the ranks of a group, in order; groups are replicas of each other. A model is built whole on every rank, so
+that its initial weights do not depend on the number of ranks, and sharded afterwards.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from utils.errors import ConfigError
+
+_NEVER = timedelta(days=365)  # the watchdog of the job comes first
+_groups: dict[tuple[Any, int], tuple[Any, Any]] = {}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the experts of a layer are: `slices` units per expert, `group_size` ranks that hold all units once."""
+
+    experts: int
+    slices: int = 1
+    group_size: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    @staticmethod
+    def of(experts: int, local_experts: int, rank: int, world_size: int) -> "Placement":
+        """Places the experts of a layer.
+
+        Args: local_experts: experts per rank, or minus the number of ranks that share one. Experts are sliced if the
+        ranks are exactly as many as that asks for; otherwise every rank holds as few whole experts as possible.
+        """
+        if local_experts < 0 and world_size == -local_experts * experts:
+            return Placement(experts, -local_experts, world_size, rank, world_size)
+        return Placement(experts, 1, math.gcd(experts, world_size), rank, world_size)
+
+    @property
+    def local_units(self) -> int:
+        """The number of units of a rank."""
+        return self.experts * self.slices // self.group_size
+
+    @property
+    def first_unit(self) -> int:
+        """The first unit of this rank."""
+        return self.rank % self.group_size * self.local_units
+
+    @property
+    def replicas(self) -> int:
+        """The number of ranks that hold the same units."""
+        return self.world_size // self.group_size
+
+
+class ShardedExperts(nn.Module):
+    """Experts whose own parameters are stacked in dim 0, one entry per expert, and per unit once sharded.
+
+    Dim 1 has the channels that slices divide; a parameter named in `unsliced` belongs to an expert as a whole, and its
+    first slice applies it.
+    """
+
+    unsliced: frozenset[str] = frozenset()
+
+    def __init__(self, experts: int):
+        super().__init__()
+        self.placement = Placement(experts)
+        self.gathered: dict[str, Tensor] | None = None
+
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the parameters by name: those of this rank's units, or of all experts within `gather_experts`."""
+        return dict(self.named_parameters(recurse=False)) if self.gathered is None else self.gathered
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether some experts are on other ranks."""
+        return self.placement.group_size > 1 and self.gathered is None
+
+
+def sharded_modules(model: nn.Module) -> Iterator[tuple[str, ShardedExperts]]:
+    """Yields the expert layers of a model with their names."""
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, ShardedExperts))
+
+
+def expert_parameters(model: nn.Module) -> dict[str, Placement]:
+    """Returns the names of all expert parameters, which DistributedDataParallel must ignore, with their placement."""
+    return {
+        f"{prefix}.{name}" if prefix else name: module.placement
+        for prefix, module in sharded_modules(model)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+def shard_experts(model: nn.Module, placement: Placement) -> None:
+    """Replaces the parameters of every expert layer by those of this rank's units. Every rank must call it.
+
+    Raises: ConfigError if slices do not divide the hidden channels.
+    """
+    if placement.world_size > 1:
+        _process_groups(placement)
+    for _, module in sharded_modules(model):
+        assert module.placement == Placement(placement.experts), "sharded twice, or another number of experts"
+        for name, p in list(module.named_parameters(recurse=False)):
+            part = own_part(name, p.detach(), placement, module.unsliced)
+            setattr(module, name, nn.Parameter(part, requires_grad=p.requires_grad))
+        module.placement = placement
+
+
+@contextmanager
+def gather_experts(model: nn.Module) -> Iterator[None]:
+    """Gives every rank all experts within the context, which then computes without communication.
+
+    For evaluation: ranks need not be in step, and no gradient reaches the experts. Every rank must enter it.
+    """
+    remote = [module for _, module in sharded_modules(model) if module.is_remote]
+    try:
+        for module in remote:
+            own = module.weights()
+            module.gathered = {n: whole_tensor(n, p, module.placement, module.unsliced) for n, p in own.items()}
+        yield
+    finally:
+        for module in remote:
+            module.gathered = None
+
+
+@torch.no_grad()
+def reduce_expert_gradients(model: nn.Module) -> None:
+    """Replaces the gradients of experts by their average over all ranks, as DistributedDataParallel does for the rest.
+
+    The gradient of an expert already contains the tokens of its group; what is missing is the sum over the replicas.
+    Every rank must call it, once per update.
+    """
+    for _, module in sharded_modules(model):
+        placement = module.placement
+        gradients = [p.grad for p in module.parameters(recurse=False) if p.grad is not None]
+        if placement.world_size == 1 or not gradients:
+            continue
+        if placement.replicas > 1:
+            group = _process_groups(placement)[1]
+            pending = [dist.all_reduce(gradient, group=group, async_op=True) for gradient in gradients]
+            for work in pending:
+                work.wait()
+        torch._foreach_div_(gradients, placement.world_size)
+
+
+def gather_units(local: Tensor, placement: Placement) -> Tensor:
+    """Concatenates the units of all ranks of the group: (local units, ...) -> (units, ...), without a gradient."""
+    if placement.group_size == 1:
+        return local.detach()
+    local = local.detach().contiguous()
+    parts = [torch.empty_like(local) for _ in range(placement.group_size)]
+    dist.all_gather(parts, local, group=_process_groups(placement)[0])
+    return torch.cat(parts)
+
+
+def whole_tensor(name: str, local: Tensor, placement: Placement, unsliced: frozenset[str] | None = None) -> Tensor:
+    """Returns a parameter of all experts, or a tensor of its shape such as a moment of the optimizer.
+
+    Every rank of the group must call it. Args: name of the parameter, the last part decides; local (local units, ...);
+    unsliced: the names in `ShardedExperts.unsliced`, by default those of an MLP.
+    Returns: (experts, ...).
+    """
+    units, slices = gather_units(local, placement), placement.slices
+    if slices == 1:
+        return units
+    by_expert = units.unflatten(0, (placement.experts, slices))
+    return by_expert[:, 0].clone() if _is_unsliced(name, unsliced) else by_expert.flatten(1, 2)
+
+
+def own_part(name: str, whole: Tensor, placement: Placement, unsliced: frozenset[str] | None = None) -> Tensor:
+    """Inverts `whole_tensor` without communication: (experts, ...) -> (local units, ...), a copy.
+
+    Raises: ConfigError if slices do not divide the hidden channels.
+    """
+    slices = placement.slices
+    if slices > 1 and _is_unsliced(name, unsliced):
+        whole = whole.repeat_interleave(slices, 0)
+    elif slices > 1:
+        if whole.shape[1] % slices:
+            raise ConfigError(
+                f"an expert has {whole.shape[1]} hidden channels, which {slices} ranks cannot share evenly:"
+                " MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS: choose a divisor"
+            )
+        whole = whole.unflatten(1, (slices, -1)).flatten(0, 1)
+    return whole[placement.first_unit :][: placement.local_units].clone()
+
+
+UNSLICED = frozenset({"batched_fc2_bias"})  # of an MLP: added once, after the hidden channels are summed
+
+
+def _is_unsliced(name: str, unsliced: frozenset[str] | None) -> bool:
+    return name.rpartition(".")[2] in (UNSLICED if unsliced is None else unsliced)
+
+
+def all_to_all(x: Tensor, placement: Placement) -> Tensor:
+    """Sends part i of `x` to rank i of the group and returns the parts received, in order of the ranks.
+
+    Args: x (group_size * n, ...), of the same shape on every rank. The gradient travels the same way back.
+    """
+    return _AllToAll.apply(x, _process_groups(placement)[0])
+
+
+class _AllToAll(torch.autograd.Function):
+    """all_to_all_single with equal parts, which is its own inverse and its own transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        x = x.contiguous()
+        received = torch.empty_like(x)
+        dist.all_to_all_single(received, x, group=group)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _AllToAll.apply(gradient, ctx.group), None
+
+
+def group_maximum(value: int, placement: Placement) -> int:
+    """Returns the largest `value` of the ranks of the group; exchanged on the CPU, so a GPU is not waited for."""
+    box = torch.tensor(value)
+    dist.all_reduce(box, dist.ReduceOp.MAX, group=_process_groups(placement)[0])
+    return int(box)
+
+
+def _process_groups(placement: Placement) -> tuple[Any, Any]:
+    """Returns the groups of this rank: those that share one set of experts, and those that hold the same units.
+
+    Created on first use, which must therefore be the same on all ranks.
+    """
+    key = (dist.group.WORLD, placement.group_size)
+    if key not in _groups:
+        ranks = torch.arange(placement.world_size).view(-1, placement.group_size)  # (replicas, group)
+        groups = [_own_group(split.tolist(), placement.rank) for split in (ranks, ranks.T)]
+        _groups[key] = (groups[0], groups[1])
+    return _groups[key]
+
+
+def _own_group(partition: list[list[int]], rank: int) -> Any:
+    """Creates a process group for each part, on all ranks in the same order; returns that of this rank."""
+    if len(partition) == 1:
+        return dist.group.WORLD
+    if len(partition[0]) == 1:
+        return None
+    groups = [dist.new_group(ranks, timeout=_NEVER) for ranks in partition]
+    return next(group for group, ranks in zip(groups, partition, strict=True) if rank in ranks)
