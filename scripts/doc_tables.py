@@ -20,7 +20,7 @@ EXPERTS = """
 
 Pre-trained on ImageNet-22K at 192 pixels. Published top-1 accuracies, %: on ImageNet-22K; on ImageNet-1K, fine-tuned
 and with 5 images per class (5-shot). GFLOPs include the capacity factor of 1.25; parameters include biases of experts
-that stay 0. Weights are sets of files, one per rank: `--pretrained NAME.pth` reads `NAME.pth.rank0` and the others.
+that stay 0. Weights are sets of one file per rank: `--pretrained NAME.pth` reads `NAME.pth.rank0` and the others.
 
 """
 FAMILIES = ("swin", "swinv2", "swin_mlp", "swin_moe")

@@ -222,6 +222,12 @@ class _AllToAll(torch.autograd.Function):
         return _AllToAll.apply(gradient, ctx.group), None
 
 
+def group_sum(values: Tensor, placement: Placement) -> Tensor:
+    """Sums a tensor over the ranks of the group, in place."""
+    dist.all_reduce(values, group=_process_groups(placement)[0])
+    return values
+
+
 def group_maximum(value: int, placement: Placement) -> int:
     """Returns the largest `value` of the ranks of the group; exchanged on the CPU, so a GPU is not waited for."""
     box = torch.tensor(value)

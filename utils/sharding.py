@@ -1,25 +1,35 @@
 """Parameters of which every rank holds a part: the whole tensors for checkpoints, and norms over all parts.
 
-A shard is what FSDP made of a parameter, torch's DTensor.
+A shard is what FSDP made of a parameter, torch's DTensor, or the experts of a mixture that are on a rank.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.expert_parallel import Placement, expert_parameters, group_sum, own_part, whole_tensor
+
 
 class Shard(Protocol):
-    """How a parameter, and any tensor of its shape such as a moment of the optimizer, is divided among the ranks."""
+    """How a parameter, and any tensor of its shape such as a moment of the optimizer, is divided among the ranks.
+
+    Equal shards have their parts on the same ranks.
+    """
+
+    def numel(self, part: Tensor) -> int:
+        """Returns the number of elements of the whole tensor."""
+        ...
 
     def whole(self, part: Tensor) -> Tensor:
         """Returns the whole tensor of this rank's part. A collective operation."""
         ...
 
     def part(self, whole: Tensor) -> Tensor:
-        """Returns this rank's part of a whole tensor, on the device of the parameter."""
+        """Returns this rank's part of a whole tensor."""
         ...
 
     def total(self, values: Tensor) -> Tensor:
@@ -39,6 +49,9 @@ class DTensorShard:
     def __hash__(self) -> int:
         return id(self._mesh)
 
+    def numel(self, part: Any) -> int:
+        return part.numel()
+
     def whole(self, part: Any) -> Tensor:
         return part.full_tensor()
 
@@ -53,9 +66,31 @@ class DTensorShard:
         return values
 
 
+@dataclass(frozen=True)
+class ExpertShard:
+    """A parameter of the experts that are on this rank."""
+
+    name: str = field(compare=False)
+    placement: Placement
+
+    def numel(self, part: Tensor) -> int:
+        return part.numel() * self.placement.group_size
+
+    def whole(self, part: Tensor) -> Tensor:
+        return whole_tensor(self.name, part, self.placement)
+
+    def part(self, whole: Tensor) -> Tensor:
+        return own_part(self.name, whole, self.placement)
+
+    def total(self, values: Tensor) -> Tensor:
+        return group_sum(values, self.placement)
+
+
 def shards_of(model: nn.Module) -> dict[str, Shard]:
     """Returns the sharded parameters of a model, by name; those that every rank holds whole are left out."""
-    return {name: DTensorShard(p) for name, p in model.named_parameters() if is_dtensor(p)}
+    shards: dict[str, Shard] = {name: DTensorShard(p) for name, p in model.named_parameters() if is_dtensor(p)}
+    placed = expert_parameters(model).items()
+    return shards | {name: ExpertShard(name, placement) for name, placement in placed if placement.group_size > 1}
 
 
 def is_dtensor(tensor: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 Weights = dict[str, Tensor]
 
 # derived from the configuration, although files contain them
-DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "k_bias")
+DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "k_bias", "_num_global_experts")
 # names that never take the prefix of a layout
 CLASSIFIERS = ("head.", "classifier.")
 

@@ -13,6 +13,7 @@ from models.position_bias import ContinuousBackbone
 from models.registry import MODELS
 from models.simmim import SimMIM
 from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits, trained_as
+from models.weights.experts import check_experts, flat_biases
 from models.weights.fitting import Head, Tables, fit_head, fit_weights
 from models.weights.layouts import CLASSIFIERS, DERIVED, Layout, Weights, recognise
 from models.weights.timm import load_timm
@@ -76,6 +77,7 @@ def find_weights(contents: Mapping[str, Any], origin: str) -> Found:
     place, tensors = _unwrap(contents, origin)
     tensors, ignored = _only_backbone(tensors)
     tensors = {name.replace(".rpe_mlp.", ".cpb_mlp."): value for name, value in tensors.items()}
+    tensors = flat_biases(tensors)
     derived = {name: value for name, value in tensors.items() if name.rsplit(".", 1)[-1] in DERIVED}
     layout = recognise(list(tensors))
     extra = layout.extras(tensors)
@@ -95,6 +97,7 @@ def load_weights(model: SwinBackbone, found: Found, head: Head = "fit", tables: 
     """
     own = model.state_dict()
     _check_family(model, found)
+    check_experts(found.tensors, own, found.origin)
     notes = [f"{len(found.tensors)} tensors from {found.origin} ({found.layout.name} layout, {found.place})"]
     if found.ignored:
         notes.append(f"{len(found.ignored)} ignored ({listing(found.ignored, 3)})")

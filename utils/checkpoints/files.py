@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from utils.checkpoints.rank_files import find_rank_files, read_rank_files
 from utils.checkpoints.safe_load import load_tensors
 from utils.errors import CheckpointError, ResourceError
 from utils.files import atomic_path, remove_temporaries, sha256_of, write_text
@@ -167,12 +168,15 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint or weights file to the CPU; nothing in it is executed.
+    """Reads a checkpoint or weights file, or a set of one per rank, to the CPU; nothing in it is executed.
 
     If there is a checksum beside the file, it is verified.
     Raises: CheckpointError for a missing, corrupt or unsafe file.
     """
     path = follow(path)
+    parts = find_rank_files(path)
+    if parts is not None:
+        return read_rank_files(parts)
     checksum = _checksum_path(path)
     try:
         if checksum.is_file() and sha256_of(path) not in checksum.read_text().split()[::2]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.batches import Batch
+from utils.expert_parallel import reduce_expert_gradients
 from utils.training.objective import Objective
 from utils.training.optim import set_learning_rate, step_if_finite
 from utils.training.parallel import gradient_norms, synchronize
@@ -69,6 +70,7 @@ def _apply_gradients(
     Returns: the names of the parameters that have a gradient; its norms and the loss scale, as `Update` reads them.
     """
     set_learning_rate(state.optimizer, rate)
+    reduce_expert_gradients(state.model)
     scale = state.scaler.scale(torch.ones(1, device=state.device))
     state.scaler.unscale_(state.optimizer)
     names, norms = gradient_norms(state.model, state.shards)

@@ -1,6 +1,5 @@
 """How a model trains on several ranks: sharding, wrapping, synchronisation of gradients, their norm, equal weights."""
 
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,10 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
 from utils.distributed import World
-from utils.errors import DistributedError
+from utils.errors import DistributedError, count
+from utils.expert_parallel import Placement, shard_experts, sharded_modules
 from utils.sharding import Shard, is_dtensor, local_part, shards_of, total_norms
 
-log = logging.getLogger(__name__)
 _BLOCK = re.compile(r"(^|\.)blocks\.\d+(\.\d+)?$")  # of ours, and of timm's transformers
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -24,23 +23,27 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 @dataclass(frozen=True)
 class ParallelOptions:
     """`kind`: "ddp", every rank holds the whole model, or "fsdp", every rank holds a part of every parameter;
-    `gather_dtype`: in which FSDP sends parameters to the ranks that compute with them."""
+    `gather_dtype`: in which FSDP sends parameters to the ranks that compute with them; `local_experts`: per rank, or
+    minus the ranks that share one (see `Placement.of`)."""
 
     kind: str = "ddp"
     gather_dtype: torch.dtype = torch.float32
+    local_experts: int = 1
 
     @staticmethod
     def from_config(cfg: CfgNode) -> "ParallelOptions":
-        return ParallelOptions(cfg.TRAIN.PARALLEL, getattr(torch, cfg.TRAIN.FSDP_DTYPE))
+        local_experts = cfg.MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS
+        return ParallelOptions(cfg.TRAIN.PARALLEL, getattr(torch, cfg.TRAIN.FSDP_DTYPE), local_experts)
 
 
 def shard(model: nn.Module, world: World, options: ParallelOptions) -> None:
     """Leaves every rank its part of the parameters, in place and on its device, if the options say so.
 
     FSDP (arXiv 2304.11277, as torch's fully_shard): the parameters of a block are gathered before it computes, forward
-    and backward, and freed afterwards. Every rank must call it.
+    and backward, and freed afterwards. Otherwise only the experts of a mixture are divided. Every rank must call it.
     """
     if options.kind != "fsdp":
+        _place_experts(model, world, options.local_experts)
         return
     if world.size == 1:
         model.to(world.device)
@@ -56,12 +59,36 @@ def shard(model: nn.Module, world: World, options: ParallelOptions) -> None:
         fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
+def _place_experts(model: nn.Module, world: World, local_experts: int) -> None:
+    experts = next((module.placement.experts for _, module in sharded_modules(model)), 0)
+    placement = Placement.of(experts, local_experts, world.rank, world.size) if experts else Placement(0)
+    if placement.group_size > 1:
+        shard_experts(model, placement)
+
+
+def describe_parallel(model: nn.Module, world: World, options: ParallelOptions) -> list[str]:
+    """Returns log lines: what `shard` did."""
+    if options.kind == "fsdp":
+        return ["parallel: " + (f"FSDP over {world.size} ranks" if world.size > 1 else "one rank, FSDP shards nothing")]
+    placement = next((module.placement for _, module in sharded_modules(model)), None)
+    if placement is None:
+        return []
+    slices = f" in {placement.slices} slices" if placement.slices > 1 else ""
+    groups = f", in {placement.replicas} groups of ranks" if placement.replicas > 1 and placement.group_size > 1 else ""
+    return [
+        f"parallel: {count(placement.experts, 'expert')} per layer{slices}, {placement.local_units} on each of"
+        f" {count(world.size, 'rank')}{groups}"
+    ]
+
+
 def wrap(model: nn.Module, world: World) -> nn.Module:
     """Returns the model that averages its gradients over the ranks; the model itself for a single process, and if FSDP
     does so."""
     if world.size == 1 or any(is_dtensor(p) for p in model.parameters()):
         return model
     devices = [world.device] if world.device.type == "cuda" else None
+    placed = list(shards_of(model))  # reduce_expert_gradients averages theirs
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, placed)
     wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     # sent with every update; the argument of this name is deprecated, its successor is unknown to older versions
     wrapped.broadcast_buffers = any(True for _ in changing_buffers(model))

@@ -1,6 +1,5 @@
 """Everything that a training run changes, in one object."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,12 +14,12 @@ from utils.errors import ConfigError
 from utils.evaluation.metrics import Mean
 from utils.precision import Precision
 from utils.sharding import own_moments, shards_of, whole_moments, whole_tensors
+from utils.terminal import log_lines
 from utils.training.optim import OptimizerOptions, build_optimizer, describe_groups, parameter_groups
-from utils.training.parallel import ParallelOptions, changing_buffers, shard, wrap
+from utils.training.parallel import ParallelOptions, changing_buffers, describe_parallel, shard, wrap
 from utils.training.plan import RunPlan
 from utils.training.update import Update
 
-log = logging.getLogger(__name__)
 _BASE_MEANS = ("epoch_loss", "loss", "grad_norm")
 _COUNTERS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples")
 
@@ -104,10 +103,7 @@ class TrainState:
             ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=options.ema_warmup)
         for module in [model] if ema is None else [model, ema.module]:
             shard(module, world, options.parallel)
-        if options.parallel.kind == "fsdp":
-            log.info(
-                "parallel: %s", f"FSDP over {world.size} ranks" if world.size > 1 else "one rank: FSDP shards nothing"
-            )
+        log_lines(describe_parallel(model, world, options.parallel))
         wrapped = wrap(model, world)
         own = options.optimizer
         optimizer = build_optimizer(parameter_groups(model, own.weight_decay, own.layer_decay, own.rule), own)
@@ -153,7 +149,8 @@ class TrainState:
     def checkpoint_bytes(self) -> int:
         """Returns the size of a checkpoint: weights, EMA weights, the optimizer's moments."""
         copies = 1 + (self.ema is not None) + (1 if isinstance(self.optimizer, torch.optim.SGD) else 2)
-        return copies * sum(p.numel() * p.element_size() for p in self.model.parameters())
+        sizes = ((self.shards.get(name), p) for name, p in self.model.named_parameters())
+        return copies * sum((shard.numel(p) if shard else p.numel()) * p.element_size() for shard, p in sizes)
 
     @property
     def evaluated(self) -> nn.Module:

@@ -1,0 +1,138 @@
+"""Checkpoints in several files: the original saves the experts of every rank of a Swin-MoE in a file of its own.
+
+NAME.pth stands for NAME.pth.rank0, NAME.pth.rank1, ...; what all ranks share is in each of them, or in NAME.pth.master.
+NAME.pth.global is a single file of a model that one rank saved.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.checkpoints.safe_load import load_tensors
+from utils.errors import CheckpointError
+
+EXPERT = re.compile(r".*\.experts\.batched_(fc[12]_w|fc[12]_bias)")
+_PART = re.compile(r"(.+)\.(?:rank(\d+)|master)")
+
+
+@dataclass(frozen=True)
+class RankFiles:
+    """The files of a checkpoint: `ranks` by number, `shared` for what all ranks have, None if it is in theirs."""
+
+    path: Path
+    ranks: dict[int, Path]
+    shared: Path | None
+
+
+def find_rank_files(path: Path) -> RankFiles | None:
+    """Returns the set of files that `path` stands for, or is one of; None for an ordinary file, or none at all."""
+    part = _PART.fullmatch(path.name)
+    if part is None and path.exists():
+        return None
+    whole = path.with_name(part[1]) if part else path
+    found = [(_PART.fullmatch(each.name), each) for each in whole.parent.glob(f"{escape(whole.name)}.rank*")]
+    ranks = {int(match[2]): each for match, each in found if match and match[2] and match[1] == whole.name}
+    others = [whole.with_name(whole.name + ending) for ending in (".master", ".global")]
+    shared = next((other for other in others if other.is_file()), None)
+    return RankFiles(whole, ranks, shared) if ranks or shared else None
+
+
+def read_rank_files(files: RankFiles) -> dict[str, Any]:
+    """Reads a set of files as one model, {"model": ...}, in which every expert layer has all experts.
+
+    Rank r has experts r * n to r * n + n - 1; or n ranks in a row have slices of one expert, each some of its hidden
+    channels. Optimizers of single ranks are left out.
+    Raises: CheckpointError if a file is missing (named), or the files do not belong together.
+    """
+    _check_gaps(files)
+    shared = {} if files.shared is None else _model(files.shared)
+    if not files.ranks:
+        return {"model": shared}
+    layers: dict[str, dict[str, list[Tensor]]] = {}
+    for rank in range(len(files.ranks)):
+        own = _model(files.ranks[rank])
+        shared = shared or {name: value for name, value in own.items() if not EXPERT.fullmatch(name)}
+        for name, value in own.items():
+            if EXPERT.fullmatch(name):
+                layer, _, leaf = name.rpartition(".experts.")
+                layers.setdefault(layer, {}).setdefault(leaf, []).append(value)
+    merged = {}
+    try:
+        for layer, leaves in layers.items():
+            slices = _slices(layer, leaves["batched_fc1_w"], shared, files)
+            for leaf, parts in leaves.items():
+                merged[f"{layer}.experts.{leaf}"] = _join(leaf, parts, slices, leaves["batched_fc1_w"][0].shape[-1])
+    except (RuntimeError, IndexError, KeyError, ZeroDivisionError) as e:
+        raise CheckpointError(
+            f"the files do not belong together ({str(e).splitlines()[0]}): {files.path}.rank*: name another set"
+        ) from e
+    return {"model": {**shared, **merged}}
+
+
+def _check_gaps(files: RankFiles) -> None:
+    # a file of what all ranks share is nothing without theirs
+    least = 1 if files.shared is not None and files.shared.suffix == ".master" else 0
+    count = max([least, *(rank + 1 for rank in files.ranks)])
+    missing = [rank for rank in range(count) if rank not in files.ranks]
+    if missing:
+        raise _missing(files, missing[0], count)
+
+
+def _missing(files: RankFiles, rank: int, expected: int) -> CheckpointError:
+    return CheckpointError(
+        f"a file of the set is missing: {files.path}.rank{rank}: there is one for each of at least {expected} ranks"
+    )
+
+
+def _model(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of one file."""
+    contents = load_tensors(path)
+    model = contents.get("model", contents)
+    if not isinstance(model, Mapping):
+        raise CheckpointError(f"the file has no weights: {path}: name another set")
+    return {name: value for name, value in model.items() if isinstance(value, Tensor)}
+
+
+def _slices(layer: str, parts: list[Tensor], shared: Mapping[str, Tensor], files: RankFiles) -> int:
+    """Returns how many ranks share an expert. Raises: CheckpointError if files are missing, or there are too many.
+
+    Args: parts: fc1 of every rank, (local experts, hidden / slices, C).
+    """
+    local, width, channels = parts[0].shape
+    experts = _count_experts(layer, shared)
+    dense = next((value for name, value in shared.items() if name.endswith(".mlp.fc1.weight")), None)
+    hidden = channels * len(dense) // dense.shape[1] if dense is not None else width * len(parts) * local // experts
+    slices = max(1, hidden // width)
+    expected = experts * slices // local
+    if len(parts) < expected:
+        raise _missing(files, len(files.ranks), expected)
+    if len(parts) > expected:
+        raise CheckpointError(
+            f"{len(parts)} files for {experts} experts, {expected} expected: {files.path}.rank*: remove those of"
+            " another run"
+        )
+    return slices
+
+
+def _count_experts(layer: str, shared: Mapping[str, Tensor]) -> int:
+    """Returns the number of experts that the router of a layer scores."""
+    router = f"{layer}.gates.0"
+    linear = shared.get(f"{router}.wg.weight")
+    return len(linear) if linear is not None else shared[f"{router}.sim_matrix"].shape[1]
+
+
+def _join(leaf: str, parts: list[Tensor], slices: int, channels: int) -> Tensor:
+    """Joins the parts of a tensor, in order of the ranks, to that of all experts."""
+    if slices == 1:
+        return torch.cat(parts)
+    by_expert = [parts[i : i + slices] for i in range(0, len(parts), slices)]
+    if leaf == "batched_fc2_bias":  # of the output: divided and padded, in older files whole in every slice
+        whole = parts[0].shape[-1] == channels
+        return torch.cat([p[0] if whole else torch.cat(p, -1)[..., :channels] for p in by_expert])
+    return torch.cat([torch.cat(each, 1 if leaf.endswith("_w") else -1) for each in by_expert])
