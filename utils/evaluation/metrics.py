@@ -12,6 +12,7 @@ from utils.distributed import World
 from utils.errors import DataError
 from utils.evaluation.answers import AnswerCollector, Answers
 from utils.evaluation.predict import predict
+from utils.evaluation.routing import RoutingMeter, warn_of_drops
 from utils.precision import Precision
 
 
@@ -115,8 +116,10 @@ def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, precision: Precision, world: World
 ) -> tuple[Accuracy, Answers]:
     """Returns the accuracy over all ranks' shards, and the answers; independent of batch size and number of ranks."""
-    counter, collector = AccuracyCounter(classes), AnswerCollector()
+    counter, collector, meter = AccuracyCounter(classes), AnswerCollector(), RoutingMeter(model)
     for logits, targets in predict(model, batches, precision, world):
         counter.add(logits, targets)
         collector.add(logits, targets)
+        meter.add()
+    warn_of_drops(meter.result(world))
     return counter.result(world), collector.result(world)

@@ -18,6 +18,7 @@ from utils.errors import ResourceError
 from utils.evaluation.answers import NOT_COUNTED, AnswerCollector, Answers
 from utils.evaluation.metrics import Accuracy, AccuracyCounter
 from utils.evaluation.predict import predict, restrict
+from utils.evaluation.routing import RoutingMeter, warn_of_drops
 from utils.files import write_text
 from utils.precision import Precision
 from utils.preprocessing import Size
@@ -80,11 +81,14 @@ def assess(
     """Evaluates and keeps the answers. Args: allowed: labels that may win, empty for all."""
     chosen = torch.tensor(sorted(allowed), device=world.device)
     counter, collector = AccuracyCounter(len(allowed or samples.class_names)), AnswerCollector()
+    meter = RoutingMeter(model)
     begun = time.perf_counter()
     for logits, targets in predict(model, batches, precision, world):
         logits = restrict(logits, chosen) if allowed else logits
         counter.add(logits, targets)
         collector.add(logits, targets)
+        meter.add()
+    warn_of_drops(meter.result(world))
     accuracy = counter.result(world)
     seconds = time.perf_counter() - begun
     answers = collector.result(world)

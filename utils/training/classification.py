@@ -12,6 +12,7 @@ from utils.batches import Batch
 from utils.distributed import World
 from utils.evaluation.metrics import evaluate
 from utils.evaluation.pictures import Gallery, answer_pictures
+from utils.evaluation.routing import RoutingMeter, load_picture
 from utils.precision import Precision
 from utils.training.objective import Best, Evaluation
 
@@ -43,6 +44,7 @@ class Classification:
     ):
         self._classes, self._smoothing, self._val = classes, label_smoothing, val
         self._precision, self._world = precision, world
+        self._meter: RoutingMeter | None = None
 
     @staticmethod
     def from_config(
@@ -53,10 +55,17 @@ class Classification:
         return Classification(classes, smoothing, val=val, precision=precision, world=world)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Returns the mean cross-entropy in float32."""
+        """Returns the mean cross-entropy in float32; for a mixture of experts also the "balance" loss, which is added,
+        the share of tokens "dropped", and the load of the "busiest" expert, 1 for an even one."""
         with self._precision.autocast():
             logits = model(batch.images)
-        return {"loss": classification_loss(logits, batch.targets, self._smoothing)}
+        loss = classification_loss(logits, batch.targets, self._smoothing)
+        self._meter = self._meter or RoutingMeter(model)
+        routing = self._meter.add()
+        if not routing:
+            return {"loss": loss}
+        balance = getattr(model, "module", model).balance_loss()  # type: ignore[operator]
+        return {"loss": loss + balance, "balance": balance, **routing}
 
     @property
     def evaluation_batches(self) -> int:
@@ -64,12 +73,14 @@ class Classification:
 
     def evaluate(self, model: nn.Module, limit: int | None = None) -> Evaluation | None:
         """Returns top-1, top-k and loss over the validation set."""
+        routing = self._meter.result(self._world) if self._meter else None
+        load = {} if routing is None else {"expert_load": lambda: load_picture(routing)}
         if self._val is None:
-            return None
+            return Evaluation({}, "", each_epoch=load) if load else None
         batches = self._val if limit is None else islice(self._val, limit)
         result, answers = evaluate(model, batches, self._classes, self._precision, self._world)
         scalars = {"loss": result.loss, "top1": result.top1, f"top{result.k}": result.topk}
-        return Evaluation(result.as_dict(), result.line(), scalars, answer_pictures(answers, self._val))
+        return Evaluation(result.as_dict(), result.line(), scalars, answer_pictures(answers, self._val), load)
 
 
 def classification_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

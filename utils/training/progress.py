@@ -101,7 +101,7 @@ class Progress:
         parts = {name: self._mean(name).value for name in self._parts}
         left = duration(self.seconds_left())
         texts = [f"[{state.epoch}/{plan.epochs}][{state.step}/{plan.updates_per_epoch}] loss {loss:.4f}"]
-        texts += [f"{name} {value:.4f}" for name, value in parts.items()]
+        texts += [f"{name} {value:.3g}" for name, value in parts.items()]
         images = f"{speed:.2f} img/s" if speed < 100 else f"{speed:,.0f} img/s"
         texts += [f"lr {self._rate:.2e}", f"norm {norm:.2f}", images, f"eta {left}"]
         texts += [f"scale {state.scaler.get_scale():g}"] if state.scaler.is_enabled() else []
