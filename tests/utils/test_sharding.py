@@ -1,21 +1,46 @@
-"""FSDP on two ranks beside DistributedDataParallel: losses, checkpoints, evaluation in step."""
+"""Two ranks with FSDP, and with experts, beside DistributedDataParallel and one rank: losses, files, evaluation."""
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.builders import configured, small, train_state
+from models.routing import RoutingOptions
+from models.weights.load import load_contents
+from tests.builders import FLOAT32, configured, objective, plan, shape, small, train_state
 from tests.conftest import ROOT, environment
+from utils.batches import Batch
 from utils.distributed import World
 from utils.errors import ConfigError
+from utils.evaluation.metrics import evaluate
 from utils.evaluation.predict import in_step
 from utils.sharding import needs_all_ranks, own_moments, shards_of, total_norms, whole_moments, whole_tensors
+from utils.training.loop import train_epoch
 from utils.training.parallel import ParallelOptions, shard
+
+EXPERTS: dict[str, Any] = {
+    "routing": RoutingOptions(capacity_factor=0.0, noise=0.0),
+    "aux_loss_weight": 0.0,
+    "num_experts": 4,
+}
+EXPERTS["moe_blocks"] = ((1,), (1,))
+
+
+def work(rank, accumulation=2, weight=0.5):
+    """Ten updates of a rank."""
+    generator = torch.Generator().manual_seed(rank)
+    for i in range(10 * accumulation):
+        images = torch.randn(2, 3, 32, 32, generator=generator)
+        targets = torch.randint(5, (2,), generator=generator)
+        torch.manual_seed(100 * i + rank)  # of stochastic depth
+        yield Batch(images, targets, weight, i % accumulation == accumulation - 1)
+
 
 # Two forked ranks train the same model by ddp and by fsdp, then save, resume and evaluate.
 PROGRAM = """
@@ -23,11 +48,11 @@ import json, os, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from tests.builders import FLOAT32, batches, plan, shape, small
+from tests.builders import FLOAT32, plan, shape, small
 from models.weights.load import load_contents
 from utils.distributed import join_world
 from utils.evaluation.metrics import evaluate
-from utils.sharding import shards_of
+from tests.utils.test_sharding import EXPERTS, work
 from utils.training.classification import Classification
 from utils.training.loop import train_epoch
 from utils.training.optim import OptimizerOptions
@@ -36,17 +61,6 @@ from utils.training.saver import snapshot
 from utils.training.state import StateOptions, TrainState
 
 FOLDER = Path(sys.argv[1])
-
-
-def work(rank, accumulation=2):
-    generator = torch.Generator().manual_seed(rank)
-    for i in range(10 * accumulation):
-        batch = batches(1)[0].__class__(
-            torch.randn(2, 3, 32, 32, generator=generator), torch.randint(5, (2,), generator=generator),
-            1 / accumulation, i % accumulation == accumulation - 1,
-        )
-        torch.manual_seed(100 * i + rank)
-        yield batch
 
 
 def build(kind, world, optimizer="adamw", seed=0):
@@ -113,6 +127,27 @@ def rank_of(rank):
                 first = next(sharded.model.parameters()).to_local()
                 first.view(-1)[:1] = float("nan") if rank == 1 else 0.0
             found["not finite"] = weights_are_finite(sharded.model, world)
+    state = TrainState.build(small("swin_moe", **EXPERTS), StateOptions(ema_decay=0.9), FLOAT32, world)
+    found["experts"] = train(state, world, work(rank))
+    found["shapes"] = [list(p.shape) for name, p in state.model.named_parameters() if name.endswith("fc1_w")]
+    found["size"] = state.checkpoint_bytes()
+    contents = snapshot(state.state_dict())
+    if rank == 0:
+        torch.save(contents, FOLDER / "experts.pth")
+    accuracy, answers = evaluate(state.evaluated, shard, 5, FLOAT32, world)
+    found["evaluation experts"] = [accuracy.loss, accuracy.count, answers.predicted.tolist()]
+    dist.barrier()
+    contents = torch.load(FOLDER / "experts.pth", weights_only=True)
+    model = small("swin_moe", **EXPERTS)
+    load_contents(model, {"model": contents["model"], "pretrained_windows": contents["pretrained_windows"]}, "x")
+    again = TrainState.build(model, StateOptions(ema_decay=0.9), FLOAT32, world)
+    again.load_state_dict(contents, load_contents, "x")
+    again = again.state_dict()  # of the main rank; the other one only takes part
+    same = [torch.equal(again["model"][name], value) for name, value in contents["model"].items() if rank == 0]
+    same += [torch.equal(again["model_ema"][name], value) for name, value in contents["model_ema"].items() if rank == 0]
+    for number, values in contents["optimizer"]["state"].items() if rank == 0 else ():
+        same += [torch.equal(again["optimizer"]["state"][number][kind], value) for kind, value in values.items()]
+    found["same"] = all(same)
     (FOLDER / f"{rank}.json").write_text(json.dumps(found))
     world.leave()
 
@@ -148,7 +183,8 @@ def trained(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
     return found, {
-        name: torch.load(folder / f"{name}.pth", weights_only=True) for name in ("adamw", "sgd", "fused_lamb")
+        name: torch.load(folder / f"{name}.pth", weights_only=True)
+        for name in ("adamw", "sgd", "fused_lamb", "experts")
     }
 
 
@@ -198,8 +234,56 @@ def test_a_weight_that_is_not_finite_on_one_rank_is_noticed_on_all(trained):
     assert [own["not finite"] for own in trained[0]] == [False, False]
 
 
+@pytest.mark.seconds
+def test_a_file_of_two_ranks_resumes_on_one(trained):
+    saved = trained[1]["adamw"]["fsdp"]
+    model = small("swinv2", drop_path_rate=0.3, extra_norm_every=2)
+    load_contents(model, {"model": saved["model"], "pretrained_windows": saved["pretrained_windows"]}, "x")
+    state = train_state(model, ema_decay=0.9)
+    state.load_state_dict(saved, load_contents, "x")
+    assert state.update == 10 and state.state_dict()["optimizer"]["state"].keys() == saved["optimizer"]["state"].keys()
+    train_epoch(state, list(work(0))[:2], objective(), plan(shape(40)), lambda update: None)
+    assert state.update == 11
+
+
+@pytest.mark.seconds
+def test_experts_on_two_ranks_train_like_all_on_one(trained):
+    """Losses, gradient norms, weights and moments, and the evaluation with averaged weights."""
+    found, saved = trained[0], trained[1]["experts"]
+    state, losses = train_state(small("swin_moe", **EXPERTS), ema_decay=0.9), []
+    both = [batch for pair in zip(work(0, weight=0.25), work(1, weight=0.25), strict=True) for batch in pair]
+    updates = [replace(batch, ends_update=i % 4 == 3) for i, batch in enumerate(both)]
+    run = plan(shape(40, batch_size=2, accumulation=4), peak_lr=1e-2, clip_grad=0.5, epochs=1, warmup_epochs=0)
+
+    def note(update):
+        losses.append([float(update.losses["loss"]), update.grad_norm])
+
+    train_epoch(state, updates, objective(), run, note)
+    alone = torch.tensor(losses)
+    ranks = torch.tensor([own["experts"] for own in found]).mean(0)
+    assert (alone[:, 0] - ranks[:, 0]).abs().max() < 1e-5 and (alone[:, 1] / ranks[:, 1] - 1).abs().max() < 1e-4
+    assert found[0]["experts"][0][1] == found[1]["experts"][0][1]  # one norm, over the experts of both
+    whole = state.state_dict()
+    assert list(saved["model"]) == list(whole["model"])
+    for name, value in whole["model"].items():
+        assert value.shape == saved["model"][name].shape and (value - saved["model"][name]).abs().mean() < 1e-5, name
+    for number, moments in whole["optimizer"]["state"].items():
+        other = saved["optimizer"]["state"][number]
+        assert all(other[kind].shape == value.shape for kind, value in moments.items())
+    assert all(own["shapes"] == [[2, 32, 8], [2, 64, 16]] and own["same"] for own in found)
+    assert all(own["size"] == state.checkpoint_bytes() for own in found)
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    accuracy, answers = evaluate(state.evaluated, [(images, torch.arange(5))], 5, FLOAT32, World())
+    for own in found:
+        loss, count, predicted = own["evaluation experts"]
+        assert (count, predicted) == (5, answers.predicted.tolist()) and loss == pytest.approx(accuracy.loss, abs=1e-4)
+
+
 class Halves:
     """A parameter of which the other rank holds an equal part."""
+
+    def numel(self, part):
+        return 2 * part.numel()
 
     def whole(self, part):
         return torch.cat([part, part])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.routing import RoutingOptions
 from tests.builders import FLOAT32, batches, eval_batches, objective, small
 from utils.precision import choose_precision
 from utils.training.classification import classification_loss
@@ -28,6 +29,21 @@ def test_the_loss_is_that_of_the_forward_pass_in_the_chosen_precision():
     expected = torch.nn.functional.cross_entropy(model(batch.images), batch.targets, label_smoothing=0.1)
     assert exact.item() == expected.item() and rounded.dtype == torch.float32
     assert rounded.item() != exact.item() and rounded.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_a_mixture_of_experts_adds_its_balance_loss_and_names_its_parts():
+    model, (batch,) = small("swin_moe", routing=RoutingOptions(capacity_factor=0.5)), batches(1)
+    own = objective()
+    torch.manual_seed(0)
+    losses = own.loss(model, batch)
+    assert list(losses) == ["loss", "balance", "dropped", "busiest"]
+    torch.manual_seed(0)
+    expected = torch.nn.functional.cross_entropy(model(batch.images), batch.targets, label_smoothing=0.1)
+    assert losses["loss"].item() == pytest.approx((expected + model.balance_loss()).item())
+    assert losses["balance"] > 0 and 0 < losses["dropped"] < 1 and losses["busiest"] >= 1
+    evaluation = own.evaluate(model)  # without validation data there is still the picture of the epoch
+    assert evaluation.metrics == {} and evaluation.each_epoch["expert_load"]().width > 100
+    assert own.evaluate(model) is None  # nothing was trained since
 
 
 def test_evaluation_names_its_metrics():
