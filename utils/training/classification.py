@@ -56,7 +56,11 @@ class Classification:
         """Returns the mean cross-entropy in float32."""
         with self._precision.autocast():
             logits = model(batch.images)
-        return {"loss": classification_loss(logits, batch.targets, self._smoothing)}
+        return {"loss": self.criterion(logits, batch.targets)}
+
+    def criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See `classification_loss`."""
+        return classification_loss(logits, targets, self._smoothing)
 
     @property
     def evaluation_batches(self) -> int:
