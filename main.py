@@ -14,10 +14,11 @@ if __name__ == "__main__":  # before the slow imports
 
 from yacs.config import CfgNode
 
-from configs.loading import config_differences, dump_config, load_config, shared_config
+from configs.loading import config_differences, config_of_weights, dump_config, load_config, shared_config
 from data.loaders import PipelineOptions, build_eval_loader, build_train_loader
 from data.sources.open import SourceOptions, chosen_classes, open_sources, open_val
 from models.registry import fresh_model, model_options, new_model, preprocessing_of
+from models.teacher import open_teacher
 from models.weights.class_maps import known_classes, real_labels
 from models.weights.load import load_contents
 from models.weights.released import released_url
@@ -50,7 +51,6 @@ def train(cfg: CfgNode, world: World) -> None:
     folder = RunFolder.from_config(cfg, world)
     folder.claim(dump_config(cfg), partial(config_differences, cfg))
     provenance = Provenance(dump_config(cfg), plan.shape.global_batch, pipeline.preprocessing, *sources.identity())
-
     batches = build_train_loader(sources.train, plan.shape, world, pipeline)
     model = new_model(cfg, options, len(sources.class_names), world.device)
     fetch = partial(local_file, released_url=released_url, sha256=cfg.MODEL.SHA256)
@@ -61,10 +61,10 @@ def train(cfg: CfgNode, world: World) -> None:
     state = TrainState.build(model, StateOptions.from_config(cfg), precision, world)
     log_lines([*state.describe(), *plan.describe(), str(pipeline.preprocessing)])
     start.restore(state, plan)
-
     val = None if sources.val is None else build_eval_loader(sources.val, world, pipeline, interrupt.guard)
     gallery = val or build_eval_loader(sources.train, world, pipeline)
-    objective = new_objective(cfg, val, gallery, precision, world)
+    teacher = partial(open_teacher, cfg, config_of_weights, pipeline.preprocessing, world)
+    objective = new_objective(cfg, val, gallery, precision, world, teacher)
     saving = SessionOptions.from_config(cfg, objective.best)
     if cfg.DRY_RUN:
         return rehearse(state, batches, objective, plan, folder, saving.keep, world)

@@ -54,6 +54,27 @@ def load_stored_config(text: str, origin: str, overrides: Iterable[tuple[str, An
     return _merged([(Path(origin), parse_config(text, origin))], list(overrides))
 
 
+def config_of_weights(
+    contents: Mapping[str, Any],
+    name: str,
+    recipe: str = "",
+    overrides: Iterable[tuple[str, Any, str]] = (),
+    option: str = "--cfg",
+) -> CfgNode:
+    """Returns the configuration of a file of weights: of `recipe`, else of the released model, else the stored one.
+
+    Args: contents of the file `name`; option: names the recipe, for messages.
+    Raises: ConfigError if there is none.
+    """
+    kind, _, released = name.partition(":")
+    if recipe or kind == "hub":
+        return load_config(find_config(recipe or released, option), overrides)
+    if not isinstance(contents.get("config"), str):
+        raise ConfigError(f"the file does not say which model it is of: {name}: name its recipe with {option}")
+    # the run that wrote it may have been stopped while its warm-up was longer than its training
+    return load_stored_config(contents["config"], name, [("TRAIN.WARMUP_EPOCHS", 0, name), *overrides])
+
+
 def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[str, Any, str]]) -> CfgNode:
     values: dict[str, Any] = {name: key.default for name, key in KEYS.items()}
     origins: dict[str, str] = {}
@@ -110,9 +131,12 @@ def config_differences(cfg: CfgNode, text: str) -> list[str]:
     return [f"{name} was {value}, now {now[name]}" for name, value in before.items() if value != now[name]]
 
 
-def find_config(name: str | Path) -> Path:
+def find_config(name: str | Path, option: str = "--cfg") -> Path:
     """Returns the file that `name` means: a path, also from the folder of the program, or the name of a file anywhere
-    in configs/, such as "swin_tiny" or that of a released model. Raises: ConfigError if there is none."""
+    in configs/, such as "swin_tiny" or that of a released model.
+
+    Args: option: it was given to, for messages. Raises: ConfigError if there is none.
+    """
     path = Path(name)
     if path.exists() and not path.is_dir():
         return path
@@ -122,7 +146,7 @@ def find_config(name: str | Path) -> Path:
     if path.parent == Path() and path.suffix in ("", ".yaml") and path.stem in known:
         return known[path.stem]
     near = did_you_mean(path.stem, known, "configs/ has the recipes") if path.suffix in ("", ".yaml") else "name a file"
-    raise ConfigError(f"no such configuration: {name}: --cfg: {near}")
+    raise ConfigError(f"no such configuration: {name}: {option}: {near}")
 
 
 def _read_chain(path: Path, chain: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
@@ -230,6 +254,29 @@ def _check_together(values: dict[str, Any]) -> None:
     modes = [option for key, option in MODES.items() if values[key]]
     if len(modes) > 1:
         raise ConfigError(f"{' and '.join(modes)} together: use one of them")
+    _check_distillation(values)
+
+
+def _check_distillation(values: dict[str, Any]) -> None:
+    """Checks that a teacher has weights and is asked for, and that the task can have one. Raises: ConfigError."""
+    named = [key for key in ("DISTILLATION.TEACHER", "DISTILLATION.WEIGHTS") if values[key]]
+    if values["DISTILLATION.KIND"] == "none":
+        if named:
+            raise ConfigError(f"{named[0]} is set, but nothing is distilled: DISTILLATION.KIND: set it to soft or hard")
+        return
+    if "DISTILLATION.WEIGHTS" not in named:
+        raise ConfigError(
+            "the teacher has no weights: DISTILLATION.WEIGHTS: name a file, the folder of a run, a URL or hub:NAME"
+        )
+    if values["TASK"] != CLASSIFICATION:
+        raise ConfigError(
+            f"a teacher has classes, TASK {values['TASK']} has none: DISTILLATION.KIND: set it to none, and distil when"
+            " fine-tuning"
+        )
+    if values["DATA.BATCH_SIZE"] == AUTO and not (values["EVAL_MODE"] or values["THROUGHPUT_MODE"]):
+        raise ConfigError(
+            "the memory that a teacher takes is not measured with --batch-size auto: DATA.BATCH_SIZE: set a number"
+        )
 
 
 def _check_fsdp(values: dict[str, Any]) -> None:

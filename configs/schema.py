@@ -246,6 +246,14 @@ SCHEMA: dict[str, Any] = {
             "WARMUP": Key(False, "increase the decay to its value over the first updates"),
         },
     },
+    "DISTILLATION": {
+        "KIND": Key("none", "new: a teacher's probabilities (soft) or class (hard)", one_of("none", "soft", "hard")),
+        "TEACHER": Key("", "its recipe, a name or a file as for --cfg; empty: the one that its weights store"),
+        "WEIGHTS": Key("", "its weights: a file, the folder of a run, a URL, hub:NAME, hf:OWNER/NAME"),
+        "SHA256": Key("", "expected digest of the file of WEIGHTS", hexadecimal, free=True),
+        "ALPHA": Key(0.5, "weight of the teacher's loss; that of the labels' is 1 - ALPHA", within(0, 1)),
+        "TEMPERATURE": Key(1.0, "soft: by which both models' logits are divided", above(0)),
+    },
     "AUG": {
         "COLOR_JITTER": Key(0.4, "strength; only without AUTO_AUGMENT", at_least(0)),
         "AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; none: off", policy),

@@ -1,22 +1,17 @@
 """Opens a model from its file alone: weights with the configuration they store, or an exported model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from timm.data import ImageNetInfo
 from torch import nn
 from yacs.config import CfgNode
 
-from configs.loading import find_config, load_config, load_stored_config
-from models.backbone import PyramidOptions
-from models.registry import build, model_options, preprocessing_of
-from models.weights.class_maps import CLASSES_1K
-from models.weights.load import find_weights, load_contents
+from configs.loading import config_of_weights, load_stored_config
+from models.stored import stored_model
 from models.weights.released import released_url
-from utils.checkpoints.downloads import read_weights
-from utils.errors import CheckpointError, ConfigError
+from utils.checkpoints.downloads import best_in, read_weights
 from utils.preprocessing import Preprocessing, Size, image_size
 
 Overrides = Sequence[tuple[str, Any, str]]
@@ -58,39 +53,13 @@ def open_model(name: str, cfg: str = "", overrides: Overrides = ()) -> ModelFile
         preprocessing = Preprocessing.stored(notes)
         assert preprocessing is not None
         return ModelFile(model, tuple(notes["class_names"]), own, preprocessing, notes["channels"])
-    best = Path(name) / "checkpoints" / "best.pth"  # of a run's folder
-    name = str(best) if best.exists() else name
+    name = best_in(name)
     contents = read_weights(name, released_url=released_url)
-    own = _config_of(contents, name, cfg, overrides)
-    options = model_options(own)
-    classes = _classes_of(contents, name) if isinstance(options, PyramidOptions) else 0
-    names = class_names_of(contents, classes or own.MODEL.NUM_CLASSES or CLASSES_1K)
-    options = replace(options, num_classes=len(names))
-    model = build(options)
-    load_contents(model, contents, name)
-    stored = Preprocessing.stored(contents) or preprocessing_of(options)
-    preprocessing, versions = stored.configured(own, options.in_chans), contents.get("versions") or {}
-    top1 = _top1_of(contents)
-    return ModelFile(model.eval(), names, own, preprocessing, options.in_chans, versions, top1)
-
-
-def _config_of(contents: Mapping[str, Any], name: str, cfg: str, overrides: Overrides) -> CfgNode:
-    if cfg:
-        return load_config(cfg, overrides)
-    kind, _, recipe = name.partition(":")
-    if kind == "hub":
-        return load_config(find_config(recipe), overrides)
-    if not isinstance(contents.get("config"), str):
-        raise ConfigError(f"the file does not say which model it is of: {name}: name its recipe with --cfg")
-    # the run that wrote it may have been stopped while its warm-up was longer than its training
-    return load_stored_config(contents["config"], name, [("TRAIN.WARMUP_EPOCHS", 0, name), *overrides])
-
-
-def _classes_of(contents: Mapping[str, Any], name: str) -> int:
-    classes = find_weights(contents, name).classes
-    if not classes:
-        raise CheckpointError(f"the file has no head: {name}: only a model that was trained to classify can predict")
-    return classes
+    own = config_of_weights(contents, name, cfg, overrides)
+    stored = stored_model(contents, own, name)
+    names, preprocessing, channels = stored.class_names, stored.preprocessing, stored.channels
+    versions = contents.get("versions") or {}
+    return ModelFile(stored.model, names, own, preprocessing, channels, versions, _top1_of(contents))
 
 
 def _top1_of(contents: Mapping[str, Any]) -> float | None:
@@ -98,13 +67,3 @@ def _top1_of(contents: Mapping[str, Any]) -> float | None:
     best, counters = contents.get("best") or {}, contents.get("counters") or {}
     own = not counters.get("step") and best.get("epoch", -1) == counters.get("epoch", 0) - 1
     return best.get("value") if own else None
-
-
-def class_names_of(contents: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """Returns the class names that a file stores, ImageNet-1K's synsets for a head of 1000, else "class 0", ..."""
-    names = contents.get("class_names")
-    if isinstance(names, list) and len(names) == classes:
-        return tuple(names)
-    if classes == CLASSES_1K:
-        return tuple(ImageNetInfo("imagenet-1k").label_names())
-    return tuple(f"class {i}" for i in range(classes))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -268,3 +269,41 @@ def test_schedules_layer_decay_sgd_and_float16_train(tiny_yaml, photos, tmp_path
     )
     assert done.code == 0, done.err
     assert "mixed float16" in done.out and "SGD, weight decay" in done.out
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_a_teacher_on_two_ranks_and_resumes_bit_equal(trained, tiny_yaml, photos, tmp_path):
+    arguments = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--tag", "student", "--opts"]
+    arguments += ["DISTILLATION.KIND", "soft", "DISTILLATION.WEIGHTS", trained / "tiny/default", "PRINT_FREQ", 2]
+    arguments += ["MODEL.TYPE", "timm", "MODEL.TIMM.NAME", "test_convnext", "TRAIN.EMA.ENABLE", True]
+    done = run_program(*arguments, processes=2)
+    assert done.code == 0, done.err
+    assert re.search(r"teacher: SwinTransformer, \d+ tensors from .*/tiny/default .*, at 32x32 pixels", done.out)
+    run = tmp_path / "tiny/student"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if line["kind"] == "train"]
+    assert all(line["loss"] == pytest.approx((line["base"] + line["distillation"]) / 2) for line in updates) and updates
+    assert [line["count"] for line in lines if line["kind"] == "val"] == [15, 15]
+    whole = torch.load(run / "checkpoints/last.pth", weights_only=True)
+    names = {name for group in ("model", "model_ema") for name in whole[group]}
+    assert not any("attn" in name for name in names) and whole["optimizer_name"] == "AdamW"
+
+    for path in (run / "checkpoints").glob("*"):
+        if not path.name.startswith("ckpt_epoch_0.pth"):
+            path.unlink()
+    assert run_program(*arguments, processes=2).code == 0
+    again = torch.load(run / "checkpoints/last.pth", weights_only=True)
+    assert again["counters"] == whole["counters"]
+    assert all(
+        torch.equal(again[group][name], value)
+        for group in ("model", "model_ema")
+        for name, value in whole[group].items()
+    )
+    assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == lines
+
+
+def test_a_dry_run_with_a_teacher_writes_nothing(trained, tiny_yaml, photos, tmp_path):
+    arguments = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--dry-run", "--opts"]
+    arguments += ["DISTILLATION.KIND", "hard", "DISTILLATION.WEIGHTS", trained / "tiny/default"]
+    done = run_program(*arguments)
+    assert done.code == 0 and "dry run: loss" in done.out and not [*tmp_path.iterdir()], done.err

@@ -9,6 +9,7 @@ import yaml
 
 from configs.loading import (
     config_differences,
+    config_of_weights,
     dump_config,
     find_config,
     flat_config,
@@ -360,6 +361,45 @@ def test_values_of_simmim_that_make_no_sense_are_rejected(key, value, complaint)
 def test_a_dump_of_every_key_does_not_ask_for_simmim(tmp_path):
     text = dump_config(load_config(ROOT / "configs/swin_tiny.yaml")).replace("TASK: classification\n", "")
     assert "MASK_RATIO" in text and load_config(write(tmp_path, text)).TASK == "classification"
+
+
+SOFT, WEIGHTS = ("DISTILLATION.KIND", "soft", "x"), ("DISTILLATION.WEIGHTS", "FILE", "x")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([SOFT], "the teacher has no weights: DISTILLATION.WEIGHTS: name a file"),
+        ([WEIGHTS], "DISTILLATION.WEIGHTS is set, but nothing is distilled: DISTILLATION.KIND: set it to soft or hard"),
+        ([("DISTILLATION.TEACHER", "swin_base", "x")], "DISTILLATION.TEACHER is set, but nothing is distilled"),
+        ([SOFT, WEIGHTS, ("TASK", "simmim", "x")], "a teacher has classes, TASK simmim has none: DISTILLATION.KIND"),
+        ([SOFT, WEIGHTS, ("DATA.BATCH_SIZE", "auto", "x")], "not measured with --batch-size auto: DATA.BATCH_SIZE"),
+        ([("DISTILLATION.KIND", "token", "x"), WEIGHTS], "choose one of none, soft, hard"),
+        ([SOFT, WEIGHTS, ("DISTILLATION.ALPHA", 1.5, "x")], "must be between 0 and 1"),
+        ([SOFT, WEIGHTS, ("DISTILLATION.TEMPERATURE", 0, "x")], "must be above 0"),
+    ],
+)
+def test_a_distillation_that_makes_no_sense_is_rejected(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config("swin_tiny", overrides)
+    assert message in str(caught.value)
+
+
+def test_a_student_is_evaluated_with_any_batch_size():
+    evaluated = [("EVAL_MODE", True, "x"), ("MODEL.RESUME", "FILE", "x"), ("DATA.BATCH_SIZE", "auto", "x")]
+    assert load_config("swin_tiny", [SOFT, WEIGHTS, *evaluated]).DISTILLATION.KIND == "soft"
+
+
+def test_the_configuration_of_weights_is_the_named_recipe_else_the_released_else_the_stored_one():
+    stored = {"config": dump_config(load_config("swin_tiny", [("TRAIN.WARMUP_EPOCHS", 0, "x"), ("TAG", "own", "x")]))}
+    assert config_of_weights(stored, "FILE").TAG == "own"
+    assert config_of_weights(stored, "FILE", overrides=[("TAG", "other", "x")]).TAG == "other"
+    assert config_of_weights(stored, "FILE", "swin_base").MODEL.SWIN.EMBED_DIM == 128
+    assert config_of_weights({}, "hub:swinv2_tiny_patch4_window8_256").MODEL.TYPE == "swinv2"
+    with pytest.raises(ConfigError, match="does not say which model it is of: FILE: name its recipe with --cfg"):
+        config_of_weights({}, "FILE")
+    with pytest.raises(ConfigError, match="no such configuration: swin_tny: --teacher: did you mean swin_tiny"):
+        config_of_weights(stored, "FILE", "swin_tny", option="--teacher")
 
 
 def test_names_of_nothing_are_not_evaluated(tmp_path):

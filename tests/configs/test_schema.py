@@ -26,6 +26,7 @@ def test_keys_that_may_change_between_two_starts_of_a_run():
         *("TRAIN.GLOBAL_BATCH_SIZE", "TRAIN.SAVE_EVERY_UPDATES", "TRAIN.SAVE_EVERY_MINUTES", "TRAIN.KEEP_CHECKPOINTS"),
         *(
             "TRAIN.MAX_SKIPPED_UPDATES",
+            "DISTILLATION.SHA256",
             "TEST.REAL",
             "TEST.CLASSES",
             "TEST.PER_CLASS",

@@ -50,6 +50,12 @@ def newest_in(path: Path) -> Path:
     return path
 
 
+def best_in(name: str) -> str:
+    """Returns the best checkpoint of the folder of a run, if `name` is one that has it; other names unchanged."""
+    best = Path(name) / "checkpoints" / "best.pth"
+    return str(best) if best.exists() else name
+
+
 def read_weights(name: str, *, released_url: Callable[[str], str], sha256: str = "") -> dict[str, Any]:
     """Returns the contents of the file that `local_file` finds. Raises: CheckpointError."""
     return read_checkpoint(local_file(name, released_url=released_url, sha256=sha256))

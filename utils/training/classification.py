@@ -59,13 +59,20 @@ class Classification:
         the share of tokens "dropped", and the load of the "busiest" expert, 1 for an even one."""
         with self._precision.autocast():
             logits = model(batch.images)
-        loss = classification_loss(logits, batch.targets, self._smoothing)
+        return self.with_balance(model, {"loss": self.criterion(logits, batch.targets)})
+
+    def criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See `classification_loss`."""
+        return classification_loss(logits, targets, self._smoothing)
+
+    def with_balance(self, model: nn.Module, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds the balance loss of the last forward pass of a mixture of experts to the loss, and parts to log."""
         self._meter = self._meter or RoutingMeter(model)
         routing = self._meter.add()
         if not routing:
-            return {"loss": loss}
+            return losses
         balance = getattr(model, "module", model).balance_loss()  # type: ignore[operator]
-        return {"loss": loss + balance, "balance": balance, **routing}
+        return {**losses, "loss": losses["loss"] + balance, "balance": balance, **routing}
 
     @property
     def evaluation_batches(self) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from models.weights.released import released_url
 from tests.conftest import ROOT
-from utils.checkpoints.downloads import local_file, read_weights
+from utils.checkpoints.downloads import best_in, local_file, read_weights
 from utils.errors import CheckpointError, ResourceError
 
 
@@ -211,3 +211,12 @@ def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path):
         == last
     )
     assert local_file(str(tmp_path), released_url=released_url) == tmp_path  # what it is not is refused when it is read
+
+
+def test_the_best_checkpoint_of_a_run_is_found_by_its_folder(tmp_path):
+    folder = tmp_path / "run/checkpoints"
+    folder.mkdir(parents=True)
+    assert best_in(str(tmp_path / "run")) == str(tmp_path / "run")
+    (folder / "best.pth").touch()
+    assert best_in(str(tmp_path / "run")) == str(folder / "best.pth")
+    assert best_in("hub:swin_tiny") == "hub:swin_tiny"

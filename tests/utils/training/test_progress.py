@@ -119,7 +119,7 @@ def test_the_log_line_names_every_part(written, caplog):
     run.collect()
     with caplog.at_level(logging.INFO):
         run.report()
-    assert caplog.messages[0].startswith("[0/2][1/5] loss 3.0000 part 2.5000 lr 1.00e-01 norm 2.00 0.00 img/s eta ")
+    assert caplog.messages[0].startswith("[0/2][1/5] loss 3.0000 part 2.5 lr 1.00e-01 norm 2.00 0.00 img/s eta ")
 
 
 def test_an_interval_of_skipped_updates_has_no_loss(written):
