@@ -41,6 +41,7 @@ GROUPS: dict[str, dict[str, Option]] = {
         "--use-checkpoint": Option(
             "TRAIN.USE_CHECKPOINT", "activation checkpointing: less memory, a third more time", True
         ),
+        "--enable-amp": Option("AMP_ENABLE", "mixed precision, the default", True),
         "--disable-amp": Option("AMP_ENABLE", "no mixed precision", False),
     },
     "the run": {
@@ -138,7 +139,7 @@ def _check_meaning(option: str, value: str = "VALUE") -> None:
     meant = meant_by(name, list(KEYS)) if name.startswith("-") else None
     if meant is None:
         return
-    own = {known.key: each for each, known in OPTIONS.items() if known.value is not False}
+    own = {known.key: each for each, known in OPTIONS.items() if known.key != "AMP_ENABLE"}
     meant = own.get(meant, meant)
     if meant.startswith(name):  # an abbreviation
         return
