@@ -12,6 +12,7 @@ from models.swin import SwinTransformer
 from models.swin_moe import SwinMoe, count_experts
 from models.weights.load import find_weights, load_weights
 from tests.builders import MOE, configured, randomize, small
+from tests.models.weights.conftest import filled
 from utils.errors import ConfigError
 
 ONE_EXPERT = {"num_experts": 1, "routing": RoutingOptions(capacity_factor=0.0)}
@@ -111,14 +112,16 @@ def test_a_model_without_experts_has_no_balance_loss():
 
 
 def test_statistics_weigh_layers_by_their_tokens():
-    model = small("swin_moe", routing=RoutingOptions(capacity_factor=0.5))
+    model = filled("swin_moe", routing=RoutingOptions(capacity_factor=0.5, noise=0.0))
     model(torch.randn(2, 3, 32, 32))
     found = model.routing_statistics()
     assert found["load"].shape == (2, 4) and found["load"].sum(1).tolist() == [512, 128]
     assert not found["load"].requires_grad and not found["dropped"].requires_grad
     limits = torch.tensor([[64], [16]])
     dropped = (found["load"] - limits).clamp(min=0).sum()
-    assert found["dropped"].item() == pytest.approx(dropped.item() / 640) and dropped > 0
+    assert found["dropped"].item() == pytest.approx(dropped.item() / 640)
+    shares = [layer.statistics.dropped.item() for layer in model.expert_layers()]
+    assert 0.01 < abs(shares[0] - shares[1])
 
 
 def test_experts_see_the_whole_batch_whatever_stochastic_depth_skips():
@@ -140,6 +143,19 @@ def test_the_window_of_pre_training_comes_from_the_file():
     assert "position coordinates of window 8/8" in load_weights(model, find_weights(stored, "x"))
     line = load_weights(small("swin_moe", **DENSE), find_weights(source.state_dict(), "x"))
     assert "MODEL.SWIN_MOE.PRETRAINED_WINDOW_SIZES sets it" in line
+
+
+def test_options_reach_every_block():
+    rates = {"drop_rate": 0.1, "attn_drop_rate": 0.2, "moe_drop": 0.3, "qk_scale": 0.4, "qkv_bias": False}
+    model = small("swin_moe", **rates, pretrained_window_sizes=(3, 2))
+    assert model.pretrained_windows() == [3, 2] and model.windows() == [4, 4]
+    for stage in model.stages():
+        for block in stage.blocks:
+            attention = block.attn
+            assert (attention.scale, attention.attn_drop, attention.proj_drop.p) == (0.4, 0.2, 0.1)
+            assert attention.qkv.bias is None
+    assert [layer._moe_layer["experts"].dropout for layer in model.expert_layers()] == [0.3, 0.3]
+    assert model.stages()[0].blocks[0].mlp.drop.p == 0.1
 
 
 def test_the_options_are_those_of_the_section():

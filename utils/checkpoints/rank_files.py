@@ -132,7 +132,7 @@ def _join(leaf: str, parts: list[Tensor], slices: int, channels: int) -> Tensor:
     if slices == 1:
         return torch.cat(parts)
     by_expert = [parts[i : i + slices] for i in range(0, len(parts), slices)]
+    experts = [torch.cat(each, 1 if leaf.endswith("_w") else -1) for each in by_expert]
     if leaf == "batched_fc2_bias":  # of the output: divided and padded, in older files whole in every slice
-        whole = parts[0].shape[-1] == channels
-        return torch.cat([p[0] if whole else torch.cat(p, -1)[..., :channels] for p in by_expert])
-    return torch.cat([torch.cat(each, 1 if leaf.endswith("_w") else -1) for each in by_expert])
+        experts = [bias[..., :channels] for bias in experts]
+    return torch.cat(experts)
