@@ -52,7 +52,7 @@ class Experts(ShardedExperts):
 
     def _mlp(self, tokens: Tensor) -> Tensor:
         """Applies the units that are here: (units, n, C) -> (units, n, C)."""
-        weights = {name: self._cast(weight, tokens.dtype) for name, weight in self.weights().items()}
+        weights = {name: self._cast(weight, tokens.dtype) for name, weight in self.named_parameters(recurse=False)}
         fc1_bias, fc2_bias = weights["batched_fc1_bias"], weights["batched_fc2_bias"]
         if self.is_remote and self.placement.slices > 1:  # the first slice adds it for all
             units = torch.arange(len(fc2_bias), device=fc2_bias.device) + self.placement.first_unit

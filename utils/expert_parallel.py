@@ -7,7 +7,6 @@ that its initial weights do not depend on the number of ranks, and sharded after
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -71,16 +70,11 @@ class ShardedExperts(nn.Module):
     def __init__(self, experts: int):
         super().__init__()
         self.placement = Placement(experts)
-        self.gathered: dict[str, Tensor] | None = None
-
-    def weights(self) -> dict[str, Tensor]:
-        """Returns the parameters by name: those of this rank's units, or of all experts within `gather_experts`."""
-        return dict(self.named_parameters(recurse=False)) if self.gathered is None else self.gathered
 
     @property
     def is_remote(self) -> bool:
         """Whether some experts are on other ranks."""
-        return self.placement.group_size > 1 and self.gathered is None
+        return self.placement.group_size > 1
 
 
 def sharded_modules(model: nn.Module) -> Iterator[tuple[str, ShardedExperts]]:
@@ -110,23 +104,6 @@ def shard_experts(model: nn.Module, placement: Placement) -> None:
             part = own_part(name, p.detach(), placement, module.unsliced)
             setattr(module, name, nn.Parameter(part, requires_grad=p.requires_grad))
         module.placement = placement
-
-
-@contextmanager
-def gather_experts(model: nn.Module) -> Iterator[None]:
-    """Gives every rank all experts within the context, which then computes without communication.
-
-    For evaluation: ranks need not be in step, and no gradient reaches the experts. Every rank must enter it.
-    """
-    remote = [module for _, module in sharded_modules(model) if module.is_remote]
-    try:
-        for module in remote:
-            own = module.weights()
-            module.gathered = {n: whole_tensor(n, p, module.placement, module.unsliced) for n, p in own.items()}
-        yield
-    finally:
-        for module in remote:
-            module.gathered = None
 
 
 @torch.no_grad()

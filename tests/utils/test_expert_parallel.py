@@ -15,7 +15,6 @@ from utils.errors import ConfigError
 from utils.expert_parallel import (
     Placement,
     expert_parameters,
-    gather_experts,
     gather_units,
     own_part,
     reduce_expert_gradients,
@@ -67,8 +66,7 @@ def test_on_one_rank_experts_are_whole():
     part = model.get_parameter(next(iter(names)))
     assert torch.equal(whole_tensor("batched_fc1_w", part, alone), part)
     part.grad = torch.ones_like(part)
-    with gather_experts(model):
-        reduce_expert_gradients(model)
+    reduce_expert_gradients(model)
     assert part.grad.eq(1).all() and torch.equal(gather_units(part, alone), part)
 
 
@@ -168,19 +166,6 @@ def precision(experts, placement, rank):
     return difference(own, expected)
 
 
-def evaluation(experts, placement, rank):
-    "Only the first rank computes: nobody waits."
-    layer = layer_of(experts).eval()
-    x = work(0, 8, (DIM,))[0]
-    expected = layer(x)
-    shard_experts(layer, placement)
-    with gather_experts(layer), torch.no_grad():
-        found = difference(layer(x), expected) if rank == 0 else 0.0
-        remote = [layer._moe_layer["experts"].is_remote]
-    remote.append(layer._moe_layer["experts"].is_remote)
-    return [found, remote, difference(layer(x), expected)]
-
-
 def whole_model(placement, rank):
     "A Swin-MoE in DistributedDataParallel, with activation checkpointing and two micro-batches."
     routing = RoutingOptions(top_k=2, capacity_factor=0.0, noise=0.0)
@@ -200,7 +185,7 @@ def whole_model(placement, rank):
         (wrapped(images[own][:1]) * weight[own][:1]).sum().backward()
     (wrapped(images[own][1:]) * weight[own][1:]).sum().backward()
     reduce_expert_gradients(model)
-    with torch.no_grad(), gather_experts(model):
+    with torch.no_grad():
         outputs = difference(model.eval()(images), truth.eval()(images))
     errors = []
     for (name, p), q in zip(model.named_parameters(), truth.parameters(), strict=True):
@@ -231,7 +216,6 @@ def run(rank):
     placement, sliced = Placement.of(4, 1, rank, SIZE), Placement.of(SIZE // 2, -2, rank, SIZE)
     found["drops"] = own_drops(4, placement, rank)
     found["bfloat16"] = [precision(4, placement, rank), precision(SIZE // 2, sliced, rank)]
-    found["evaluation"] = [evaluation(4, placement, rank), evaluation(SIZE // 2, sliced, rank)]
     found["model"] = whole_model(placement, rank)
     found["maximum"] = group_maximum(rank + 7, placement)
     if SIZE == 2:
@@ -303,13 +287,6 @@ def test_bfloat16_is_exchanged_and_slices_are_summed(found):
     for rank in found:
         whole, sliced = rank["bfloat16"]
         assert whole == 0.0 and sliced < 2e-2
-
-
-@pytest.mark.seconds
-def test_with_gathered_experts_a_rank_computes_alone_and_without_them_again_together(found):
-    for rank in found:
-        for alone, remote, together in rank["evaluation"]:
-            assert alone < 1e-6 and together < 1e-6 and remote == [False, True]
 
 
 @pytest.mark.seconds
