@@ -40,6 +40,11 @@ def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
 
     Args: batch: images per call, 0 for any number. Raises: ConfigError, CheckpointError, ResourceError.
     """
+    if getattr(opened.model, "expert_layers", list)():
+        raise ConfigError(
+            "a mixture of experts cannot be exported, its routing depends on values: MODEL.TYPE swin_moe: predict with"
+            " its checkpoint"
+        )
     images = torch.randn(batch or ANY, opened.channels, *opened.size)
     notes = {
         "class_names": list(opened.class_names),

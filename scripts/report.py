@@ -27,7 +27,7 @@ from scripts.model_files import open_model
 from scripts.runs import SUMMARY_HEAD, Run, curves_figure, differences
 from utils.class_words import in_words
 from utils.distributed import World, join_world
-from utils.errors import DataError, ResourceError, one_line, run_to_exit_code
+from utils.errors import CheckpointError, DataError, ResourceError, one_line, run_to_exit_code
 from utils.evaluation.metrics import evaluate
 from utils.evaluation.pictures import confusion_figure
 from utils.files import write_text
@@ -63,10 +63,11 @@ class Judged:
     confusion: str = ""
     classes: list[tuple[str, int, int, float, str]] = field(default_factory=list)
     mistakes: list[tuple[str, str, str]] = field(default_factory=list)
+    pictures: list[tuple[str, str]] = field(default_factory=list)
 
 
 def judge(run: Run, options: argparse.Namespace, world: World) -> Judged:
-    """Evaluates the best checkpoint of a run, else its last one. Raises: CheckpointError, ConfigError."""
+    """Evaluates the best checkpoint of a run, else its last one. Raises: ConfigError."""
     environment = _environment(run.folder)
     if options.no_evaluation:
         return Judged(run, environment, problem="not evaluated: --no-evaluation")
@@ -77,7 +78,10 @@ def judge(run: Run, options: argparse.Namespace, world: World) -> Judged:
     given = {"DATA.NUM_WORKERS": options.workers, "DATA.ON_BAD_IMAGE": "skip"}
     given |= {"DATA.BATCH_SIZE": options.batch_size} if options.batch_size else {}
     given |= {"DATA.DATA_PATH": options.data_path} if options.data_path else {}
-    opened = open_model(str(checkpoint), "", [(key, value, "command line") for key, value in given.items()])
+    try:
+        opened = open_model(str(checkpoint), "", [(key, value, "command line") for key, value in given.items()])
+    except CheckpointError as e:  # such as a pre-training's: no head
+        return Judged(run, environment, problem=f"not evaluated: {one_line(e)}", pictures=_pictures(run.folder))
     environment = [*environment, ", ".join(f"{name} {version}" for name, version in opened.versions.items())]
     try:
         val = open_val(SourceOptions.from_config(opened.cfg), world, opened.class_names)
@@ -103,7 +107,15 @@ def judge(run: Run, options: argparse.Namespace, world: World) -> Judged:
         confusion=_svg(confusion_figure(answers, val.class_names)),
         classes=classes,
         mistakes=mistakes,
+        pictures=_pictures(run.folder),
     )
+
+
+def _pictures(folder: Path) -> list[tuple[str, str]]:
+    """Returns the name and the picture of what an evaluation does not draw: reconstructions, the load of experts."""
+    shown = {"val_reconstruction": "Reconstruction", "val_expert_load": "Tokens per expert"}
+    found = [(title, folder / "pictures" / f"{name}.png") for name, title in shown.items()]
+    return [(title, _picture(Image.open(path))) for title, path in found if path.exists()]
 
 
 def _environment(folder: Path) -> list[str]:

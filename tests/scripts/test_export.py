@@ -1,5 +1,7 @@
 """Exported models: the same logits, any batch or a fixed one, nothing left behind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,8 +9,9 @@ from scripts import predict
 from scripts.export import export, main
 from scripts.exported import open_exported
 from scripts.model_files import open_model
+from tests.builders import small
 from tests.scripts.test_predict import predictions
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 
 
 @pytest.mark.parametrize(("ending", "batch"), [("onnx", 0), ("pt2", 0), ("onnx", 4), ("pt2", 4)])
@@ -46,3 +49,9 @@ def test_the_ending_decides(capsys):
     with pytest.raises(SystemExit):
         main(["model.pth", "model.xyz"])
     assert "must end in .onnx or .pt2" in capsys.readouterr().err
+
+
+def test_a_mixture_of_experts_is_refused_in_one_line(tmp_path):
+    opened = SimpleNamespace(model=small("swin_moe"))
+    with pytest.raises(ConfigError, match="a mixture of experts cannot be exported"):
+        export(opened, tmp_path / "x.onnx", 0)

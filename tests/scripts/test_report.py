@@ -4,14 +4,26 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from configs.loading import dump_config
 from scripts.report import main
+from tests.builders import configured, small
 from tests.scripts.test_runs import write
 
+SMALL_KEYS = {
+    "DATA__IMG_SIZE": 32,
+    "MODEL__SWIN__PATCH_SIZE": 2,
+    "MODEL__SWIN__EMBED_DIM": 8,
+    "MODEL__SWIN__DEPTHS": [2, 2],
+    "MODEL__SWIN__NUM_HEADS": [2, 4],
+    "MODEL__SWIN__WINDOW_SIZE": 4,
+}
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -28,6 +40,19 @@ def page(made, photos, tmp_path_factory):
     target = folder / "pages/both.html"
     assert main([*runs, "--output", str(target), "--data-path", str(data), "--device", "cpu"]) == 0
     return target
+
+
+def test_a_run_without_a_classifier_shows_what_it_drew(tmp_path, capsys):
+    run = Path(write(tmp_path / "tiny/pretraining", 0.1, 50.0))
+    for name in ("checkpoints", "pictures"):
+        (run / name).mkdir()
+    weights = {f"encoder.{name}": p for name, p in small(num_classes=0).state_dict().items()}
+    torch.save({"model": weights, "config": dump_config(configured(**SMALL_KEYS))}, run / "checkpoints/last.pth")
+    Image.new("RGB", (40, 30), "red").save(run / "pictures/val_reconstruction.png")
+    assert main([str(run), "--device", "cpu"]) == 0
+    assert "not evaluated: the file has no head" in capsys.readouterr().out
+    text = (run / "report.html").read_text()
+    assert "<h3>Reconstruction, at the end of the run</h3>" in text and text.count("data:image/png") == 1
 
 
 def test_the_page_has_everything_in_it(page, made):
