@@ -4,10 +4,11 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from PIL import Image
@@ -291,3 +292,23 @@ def in_child(run: Callable[[], object]) -> tuple[int, str]:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         errors.seek(0)
         return code, errors.read().decode()
+
+
+def fork_ranks(run: Callable[[int], object], size: int) -> NoReturn:
+    """Calls run(rank) in a forked process for every rank and ends this one, a program of a test, with the largest exit
+    code: 99 if one raised."""
+    torch.set_num_threads(1)
+    children = []
+    for rank in range(size):
+        if (pid := os.fork()) == 0:
+            code = 99
+            try:
+                run(rank)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(pid)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))

@@ -87,7 +87,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from models.moe import MoeMlp
 from models.routing import RoutingOptions
-from tests.builders import small
+from tests.builders import fork_ranks, small
 from utils.expert_parallel import *
 from utils.expert_parallel import group_maximum
 
@@ -224,22 +224,7 @@ def run(rank):
     dist.destroy_process_group()
 
 
-children = []
-torch.set_num_threads(1)
-for rank in range(SIZE):
-    if (pid := os.fork()) == 0:
-        code = 99
-        try:
-            run(rank)
-            code = 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    children.append(pid)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
+fork_ranks(run, SIZE)
 """
 
 

@@ -48,7 +48,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from tests.builders import FLOAT32, plan, shape, small
+from tests.builders import FLOAT32, fork_ranks, plan, shape, small
 from models.weights.load import load_contents
 from utils.distributed import join_world
 from utils.evaluation.metrics import evaluate
@@ -155,21 +155,7 @@ def rank_of(rank):
 store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
 os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(store.port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
 os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
-children = []
-for rank in (0, 1):
-    if (pid := os.fork()) == 0:
-        code = 99
-        try:
-            rank_of(rank)
-            code = 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    children.append(pid)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
+fork_ranks(rank_of, 2)
 """
 
 
