@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.layers import as_autocast
 from models.routing import RoutingOptions, capacity, choose, count, new_router, places
 from utils.derived import derived
-from utils.expert_parallel import UNSLICED, ShardedExperts, all_to_all, group_maximum
+from utils.expert_parallel import ShardedExperts, all_to_all, group_maximum
 
 
 class Statistics(NamedTuple):
@@ -22,8 +22,6 @@ class Statistics(NamedTuple):
 
 class Experts(ShardedExperts):
     """MLPs whose weights are stacked, so that a batched matrix product applies all of them at once."""
-
-    unsliced = UNSLICED
 
     def __init__(self, experts: int, dim: int, hidden: int, *, fc2_bias: bool, init_std: float, dropout: float):
         super().__init__(experts)

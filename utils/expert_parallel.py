@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from utils.errors import ConfigError
 
+UNSLICED = "batched_fc2_bias"  # of an MLP: added once, after the products with all slices
 _NEVER = timedelta(days=365)  # the watchdog of the job comes first
 _groups: dict[tuple[Any, int], tuple[Any, Any]] = {}
 
@@ -61,11 +62,9 @@ class Placement:
 class ShardedExperts(nn.Module):
     """Experts whose own parameters are stacked in dim 0, one entry per expert, and per unit once sharded.
 
-    Dim 1 has the channels that slices divide; a parameter named in `unsliced` belongs to an expert as a whole, and its
-    first slice applies it.
+    Dim 1 has the hidden channels, which slices divide; only the parameter UNSLICED belongs to an expert as a whole, and
+    its first slice applies it.
     """
-
-    unsliced: frozenset[str] = frozenset()
 
     def __init__(self, experts: int):
         super().__init__()
@@ -96,12 +95,13 @@ def shard_experts(model: nn.Module, placement: Placement) -> None:
 
     Raises: ConfigError if slices do not divide the hidden channels.
     """
-    if placement.world_size > 1:
+    modules = [module for _, module in sharded_modules(model)]
+    if placement.world_size > 1 and modules:
         _process_groups(placement)
-    for _, module in sharded_modules(model):
+    for module in modules:
         assert module.placement == Placement(placement.experts), "sharded twice, or another number of experts"
         for name, p in list(module.named_parameters(recurse=False)):
-            part = own_part(name, p.detach(), placement, module.unsliced)
+            part = own_part(name, p.detach(), placement)
             setattr(module, name, nn.Parameter(part, requires_grad=p.requires_grad))
         module.placement = placement
 
@@ -136,27 +136,26 @@ def gather_units(local: Tensor, placement: Placement) -> Tensor:
     return torch.cat(parts)
 
 
-def whole_tensor(name: str, local: Tensor, placement: Placement, unsliced: frozenset[str] | None = None) -> Tensor:
+def whole_tensor(name: str, local: Tensor, placement: Placement) -> Tensor:
     """Returns a parameter of all experts, or a tensor of its shape such as a moment of the optimizer.
 
-    Every rank of the group must call it. Args: name of the parameter, the last part decides; local (local units, ...);
-    unsliced: the names in `ShardedExperts.unsliced`, by default those of an MLP.
+    Every rank of the group must call it. Args: name of the parameter, whose last part counts; local (local units, ...).
     Returns: (experts, ...).
     """
     units, slices = gather_units(local, placement), placement.slices
     if slices == 1:
         return units
     by_expert = units.unflatten(0, (placement.experts, slices))
-    return by_expert[:, 0].clone() if _is_unsliced(name, unsliced) else by_expert.flatten(1, 2)
+    return by_expert[:, 0].clone() if _is_unsliced(name) else by_expert.flatten(1, 2)
 
 
-def own_part(name: str, whole: Tensor, placement: Placement, unsliced: frozenset[str] | None = None) -> Tensor:
+def own_part(name: str, whole: Tensor, placement: Placement) -> Tensor:
     """Inverts `whole_tensor` without communication: (experts, ...) -> (local units, ...), a copy.
 
     Raises: ConfigError if slices do not divide the hidden channels.
     """
     slices = placement.slices
-    if slices > 1 and _is_unsliced(name, unsliced):
+    if slices > 1 and _is_unsliced(name):
         whole = whole.repeat_interleave(slices, 0)
     elif slices > 1:
         if whole.shape[1] % slices:
@@ -168,11 +167,8 @@ def own_part(name: str, whole: Tensor, placement: Placement, unsliced: frozenset
     return whole[placement.first_unit :][: placement.local_units].clone()
 
 
-UNSLICED = frozenset({"batched_fc2_bias"})  # of an MLP: added once, after the hidden channels are summed
-
-
-def _is_unsliced(name: str, unsliced: frozenset[str] | None) -> bool:
-    return name.rpartition(".")[2] in (UNSLICED if unsliced is None else unsliced)
+def _is_unsliced(name: str) -> bool:
+    return name.rpartition(".")[2] == UNSLICED
 
 
 def all_to_all(x: Tensor, placement: Placement) -> Tensor:

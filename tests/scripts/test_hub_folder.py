@@ -16,6 +16,7 @@ from utils.errors import CheckpointError
 SMALL = {
     "swinv2/swinv2_tiny_patch4_window8_256.yaml": "SWINV2",
     "swinmlp/swin_mlp_tiny_c12_patch4_window8_256.yaml": "SWIN_MLP",
+    "swinmoe/swin_moe_small_patch4_window12_192_8expert_32gpu_22k.yaml": "SWIN_MOE",
 }
 
 
@@ -51,8 +52,9 @@ def test_a_swin_is_written_for_both_programs(made, tmp_path):
 
 @pytest.mark.parametrize("recipe", SMALL)
 def test_other_families(tmp_path, recipe):
-    """V2, pre-trained in another window, is timm's too; Swin-MLP is not."""
+    """V2, pre-trained in another window, is timm's too; Swin-MLP and Swin-MoE are not."""
     more = {"MODEL__SWINV2__PRETRAINED_WINDOW_SIZES": [6, 6]} if "v2" in recipe else {}
+    more |= {"MODEL__SWIN_MOE__MOE_BLOCKS": [[1], [0]]} if "moe" in recipe else {}
     opened = stored(tmp_path / "model.pth", recipe, SMALL[recipe], **more)
     assert opened.top1 is None
     _, verified = write_folder(opened, tmp_path / "hub", Card("me/other"))
