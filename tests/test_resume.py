@@ -31,6 +31,9 @@ EVERYTHING = [
 
 
 FSDP = ["TRAIN.PARALLEL", "fsdp", "TRAIN.USE_CHECKPOINT", True, "TRAIN.ACCUMULATION_STEPS", 2, "DATA.BATCH_SIZE", 2]
+_MOE = {"PATCH_SIZE": 2, "EMBED_DIM": 16, "DEPTHS": [2, 2], "NUM_HEADS": [2, 4], "WINDOW_SIZE": 4}
+_MOE |= {"MOE_BLOCKS": [[1], [1]], "NUM_EXPERTS": 4, "MOE_DROP": 0.1}
+MOE = ["MODEL.TYPE", "swin_moe", *(word for key, value in _MOE.items() for word in (f"MODEL.SWIN_MOE.{key}", value))]
 SIMMIM = ["TASK", "simmim", "DATA.MASK_PATCH_SIZE", 8]
 
 
@@ -76,7 +79,8 @@ def state(output: Path) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "workers", "more"), [(1, 0, []), (1, 2, []), (2, 0, []), (2, 2, []), (2, 0, SIMMIM), (2, 0, FSDP)]
+    ("processes", "workers", "more"),
+    [(1, 0, []), (1, 2, []), (2, 0, []), (2, 2, []), (2, 0, SIMMIM), (2, 0, FSDP), (2, 0, MOE)],
 )
 def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, workers, more):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
