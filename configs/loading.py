@@ -5,6 +5,7 @@ type ends the program here, before anything is built.
 """
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -87,6 +88,7 @@ def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[
     values["BASE"] = [""]
     _drop_deprecated(values, origins)
     _resolve_task(values, chosen, origins)
+    _resolve_experts(values)
     _check_together(values)
     cfg = _nest(values)
     cfg.freeze()
@@ -229,6 +231,25 @@ def _resolve_task(values: dict[str, Any], chosen: list[str], origins: Mapping[st
         values.update({name: value for name, value in defaults.items() if name not in origins})
 
 
+def _resolve_experts(values: dict[str, Any]) -> None:
+    """Fills in the number of experts as the original has it: experts per rank, or minus the ranks per expert.
+
+    Raises: ConfigError if the ranks cannot be divided that way.
+    """
+    blocks, local = values["MODEL.SWIN_MOE.MOE_BLOCKS"], values["MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS"]
+    given = values["MODEL.TYPE"] != "swin_moe" or values["MODEL.SWIN_MOE.NUM_EXPERTS"]
+    if given or not any(isinstance(stage, list) and max(stage, default=-1) >= 0 for stage in blocks):
+        return
+    text = os.environ.get("WORLD_SIZE", "1")
+    size = int(text) if text.isdigit() else 1
+    if not local or (local < 0 and size % local):
+        raise ConfigError(
+            f"MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS {local} gives no number of experts on {size} ranks:"
+            " MODEL.SWIN_MOE.NUM_EXPERTS: set it, such as the number of the released model"
+        )
+    values["MODEL.SWIN_MOE.NUM_EXPERTS"] = local * size if local > 0 else size // -local
+
+
 def _check_together(values: dict[str, Any]) -> None:
     """Checks what depends on several keys. Raises: ConfigError."""
     if values["TRAIN.GLOBAL_BATCH_SIZE"] and values["TRAIN.ACCUMULATION_STEPS"] > 1:
@@ -251,6 +272,8 @@ def _check_together(values: dict[str, Any]) -> None:
         raise ConfigError("nothing to evaluate: --eval: name the weights with --resume FILE")
     if values["TRAIN.PARALLEL"] == "fsdp":
         _check_fsdp(values)
+    if values["TASK"] == "simmim":
+        _check_simmim(values)
     modes = [option for key, option in MODES.items() if values[key]]
     if len(modes) > 1:
         raise ConfigError(f"{' and '.join(modes)} together: use one of them")
@@ -287,6 +310,20 @@ def _check_fsdp(values: dict[str, Any]) -> None:
     ):
         if values[key] == excluded:
             raise ConfigError(f"TRAIN.PARALLEL fsdp does not work with {excluded}: {key}: {remedy}")
+
+
+def _check_simmim(values: dict[str, Any]) -> None:
+    for key, allowed in (
+        ("TEST.IMG_SIZE", (0, values["DATA.IMG_SIZE"])),
+        ("TRAIN.FREEZE", ("none",)),
+        ("TRAIN.LAYER_DECAY", (1.0,)),
+    ):
+        if values[key] not in allowed:
+            raise ConfigError(f"SimMIM pre-training has no {key} {values[key]}: {key}: set it to {allowed[0]}")
+    if values["MODEL.TYPE"] not in ("swin", "swinv2"):
+        raise ConfigError(
+            f"SimMIM pre-trains Swin V1 and V2, not {values['MODEL.TYPE']}: MODEL.TYPE: set it to swin or swinv2"
+        )
 
 
 def _nest(values: dict[str, Any]) -> CfgNode:

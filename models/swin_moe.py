@@ -16,7 +16,6 @@ from models.routing import RoutingOptions
 from models.stochastic_depth import Kept, add_branch, as_factors
 from models.swin import WindowAttention
 from models.window_attention import in_windows
-from utils.distributed import launched_size
 from utils.errors import ConfigError
 
 NO_DECAY = (
@@ -62,8 +61,6 @@ class SwinMoeOptions(ContinuousOptions):
 
     def with_own_keys(self, section: CfgNode) -> Self:
         blocks = tuple(tuple(stage) for stage in section.MOE_BLOCKS)
-        has_experts = any(j >= 0 for stage in blocks for j in stage)
-        local = section.NUM_LOCAL_EXPERTS
         return replace(
             super().with_own_keys(section),
             qkv_bias=section.QKV_BIAS,
@@ -71,8 +68,8 @@ class SwinMoeOptions(ContinuousOptions):
             mlp_fc2_bias=section.MLP_FC2_BIAS,
             init_std=section.INIT_STD,
             moe_blocks=blocks,
-            num_experts=section.NUM_EXPERTS or (count_experts(local, launched_size()) if has_experts else 1),
-            num_local_experts=local,
+            num_experts=section.NUM_EXPERTS or 1,  # configs/loading.py resolves it where there are experts
+            num_local_experts=section.NUM_LOCAL_EXPERTS,
             moe_drop=section.MOE_DROP,
             aux_loss_weight=section.AUX_LOSS_WEIGHT,
             routing=RoutingOptions(
@@ -87,21 +84,6 @@ class SwinMoeOptions(ContinuousOptions):
                 noise=section.GATE_NOISE,
             ),
         )
-
-
-def count_experts(local_experts: int, world_size: int) -> int:
-    """Returns the number of experts as in the original: by experts per rank, or minus the ranks per expert.
-
-    Raises: ConfigError if the ranks cannot be divided that way.
-    """
-    if local_experts > 0:
-        return local_experts * world_size
-    if not local_experts or world_size % local_experts:
-        raise ConfigError(
-            f"MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS {local_experts} gives no number of experts on {world_size} ranks:"
-            " MODEL.SWIN_MOE.NUM_EXPERTS: set it, such as the number of the released model"
-        )
-    return world_size // -local_experts
 
 
 class ContinuousWindowAttention(ContinuousBias, WindowAttention):

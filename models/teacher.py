@@ -62,9 +62,12 @@ def open_teacher(
     own = cfg.DISTILLATION
     name = own.WEIGHTS
     read = partial(read_weights, released_url=released_url, sha256=own.SHA256)
-    contents = read_once(world, lambda: read(best_in(name)))
-    recipe = config_of_weights(contents, name, own.TEACHER, option="DISTILLATION.TEACHER")
-    stored = stored_model(contents, recipe, name)
+    try:
+        contents = read_once(world, lambda: read(best_in(name)))
+        recipe = config_of_weights(contents, name, own.TEACHER, option="DISTILLATION.TEACHER")
+        stored = stored_model(contents, recipe, name)
+    except CheckpointError as e:
+        raise CheckpointError(f"no teacher: DISTILLATION.WEIGHTS {name}: {e}") from e
     _check_classes(contents, stored, class_names, name)
     if stored.channels != len(seen.mean):
         raise ConfigError(

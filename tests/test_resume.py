@@ -80,7 +80,7 @@ def state(output: Path) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "workers", "more"),
-    [(1, 0, []), (1, 2, []), (2, 0, []), (2, 2, []), (2, 0, SIMMIM), (2, 0, FSDP), (2, 0, MOE)],
+    [(1, 2, []), (2, 0, []), (2, 0, SIMMIM), (2, 0, FSDP), (2, 0, MOE)],
 )
 def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, workers, more):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"

@@ -164,12 +164,6 @@ def launched_rank() -> int:
     return int(text) if text.isdigit() else 0
 
 
-def launched_size() -> int:
-    """Returns the number of ranks that the launcher gave, 1 without one or if it is not a number."""
-    text = os.environ.get("WORLD_SIZE", "1")
-    return int(text) if text.isdigit() else 1
-
-
 def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
     """Joins the job that torchrun launched, or creates a job of one process; selects the device, tunes the process.
 

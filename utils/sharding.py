@@ -32,6 +32,10 @@ class Shard(Protocol):
         """Returns this rank's part of a whole tensor."""
         ...
 
+    def holder(self, rank: int) -> int:
+        """Returns the first rank that has the same part as `rank`."""
+        ...
+
     def total(self, values: Tensor) -> Tensor:
         """Sums values of this rank's parts over all parts. A collective operation."""
         ...
@@ -61,6 +65,9 @@ class DTensorShard:
         whole = whole.to(self._mesh.device_type)
         return distribute_tensor(whole, self._mesh, self._placements, src_data_rank=None)  # every rank has it
 
+    def holder(self, rank: int) -> int:
+        return rank
+
     def total(self, values: Tensor) -> Tensor:
         dist.all_reduce(values, group=self._mesh.get_group())
         return values
@@ -81,6 +88,9 @@ class ExpertShard:
 
     def part(self, whole: Tensor) -> Tensor:
         return own_part(self.name, whole, self.placement)
+
+    def holder(self, rank: int) -> int:
+        return rank % self.placement.group_size
 
     def total(self, values: Tensor) -> Tensor:
         return group_sum(values, self.placement)

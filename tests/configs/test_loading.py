@@ -435,3 +435,28 @@ def test_a_folder_is_no_recipe(tmp_path, monkeypatch):
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest_one(name):
     with pytest.raises(ConfigError, match=f"no such configuration: {name}: --cfg: did you mean swin_tiny"):
         find_config(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("TEST.IMG_SIZE", 64, "set it to 0"),
+        ("TRAIN.FREEZE", "all", "set it to none"),
+        ("TRAIN.LAYER_DECAY", 0.8, "set it to 1.0"),
+        ("MODEL.TYPE", "swin_moe", "set it to swin or swinv2"),
+    ],
+)
+def test_what_pre_training_does_not_have_is_rejected(key, value, remedy):
+    with pytest.raises(ConfigError, match=f"{key}: {remedy}"):
+        load_config(ROOT / "configs/swin_tiny.yaml", [("TASK", "simmim", "x"), (key, value, "x")])
+
+
+def test_the_number_of_experts_is_part_of_the_configuration(monkeypatch):
+    """Whatever reads the file later has other ranks."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    given = [("MODEL.TYPE", "swin_moe", "x"), ("MODEL.SWIN_MOE.MOE_BLOCKS", [[1]], "x")]
+    cfg = load_config(ROOT / "configs/swin_tiny.yaml", [*given, ("MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS", 2, "x")])
+    assert cfg.MODEL.SWIN_MOE.NUM_EXPERTS == 8
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert parse_config(dump_config(cfg), "x")["MODEL.SWIN_MOE.NUM_EXPERTS"] == 8
+    assert load_config(ROOT / "configs/swin_tiny.yaml", given[:1]).MODEL.SWIN_MOE.NUM_EXPERTS == 0

@@ -9,7 +9,7 @@ from models.registry import model_options
 from models.routing import RoutingOptions
 from models.stochastic_depth import Samples
 from models.swin import SwinTransformer
-from models.swin_moe import SwinMoe, count_experts
+from models.swin_moe import SwinMoe
 from models.weights.load import find_weights, load_weights
 from tests.builders import MOE, configured, randomize, small
 from tests.models.weights.conftest import filled
@@ -199,7 +199,6 @@ def test_the_options_are_those_of_the_section():
 
 @pytest.mark.parametrize(("local", "size", "experts"), [(1, 32, 32), (2, 4, 8), (-4, 32, 8), (-2, 2, 1)])
 def test_without_a_number_of_experts_it_follows_from_the_ranks(local, size, experts, monkeypatch):
-    assert count_experts(local, size) == experts
     monkeypatch.setenv("WORLD_SIZE", str(size))
     keys = {"MODEL__SWIN_MOE__NUM_LOCAL_EXPERTS": local, "MODEL__SWIN_MOE__MOE_BLOCKS": [[0]]}
     assert model_options(configured(MODEL__TYPE="swin_moe", **keys)).num_experts == experts

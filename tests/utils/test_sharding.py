@@ -17,11 +17,22 @@ from tests.builders import FLOAT32, configured, objective, plan, shape, small, t
 from tests.conftest import ROOT, environment
 from utils.batches import Batch
 from utils.distributed import World
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DistributedError
 from utils.evaluation.metrics import evaluate
 from utils.evaluation.predict import in_step
-from utils.sharding import needs_all_ranks, own_moments, shards_of, total_norms, whole_moments, whole_tensors
+from utils.expert_parallel import Placement
+from utils.sharding import (
+    ExpertShard,
+    needs_all_ranks,
+    own_moments,
+    shards_of,
+    total_norms,
+    whole_moments,
+    whole_tensors,
+)
+from utils.training import parallel
 from utils.training.loop import train_epoch
+from utils.training.optim import OptimizerOptions
 from utils.training.parallel import ParallelOptions, shard
 
 EXPERTS: dict[str, Any] = {
@@ -277,6 +288,9 @@ class Halves:
     def part(self, whole):
         return whole[: len(whole) // 2]
 
+    def holder(self, rank):
+        return rank
+
     def total(self, values):
         return 2 * values
 
@@ -294,6 +308,25 @@ def test_only_what_is_sharded_is_collected():
     assert whole["state"][0]["m"].shape == (4,) and whole["state"][0]["step"] == 3.0
     assert whole["state"][1]["m"].shape == (3,) and whole["param_groups"] == []
     assert own_moments(whole["state"], {0: "a", 1: "b"}, shards)[0]["m"].shape == (2,)
+
+
+def test_replicas_of_experts_must_be_equal_and_other_experts_need_not(monkeypatch):
+    shards = {"0.weight": ExpertShard("0.weight", Placement(4, group_size=2, rank=0, world_size=4))}
+    monkeypatch.setattr(parallel, "shards_of", lambda model: shards)
+    model, others = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)), []
+    world = SimpleNamespace(size=4, gather_objects=lambda own: [own, [own[0] + 1, own[1]], own, *others])
+    others.append([0, 0])
+    with pytest.raises(DistributedError, match="rank 3 has other weights than rank 1 at here, the first is 0.weight"):
+        parallel.check_weights(model, world, "here")
+    world.gather_objects = lambda own: [own, [own[0] + 1, own[1]], own, [own[0] + 1, own[1]]]
+    parallel.check_weights(model, world, "here")
+
+
+def test_lamb_needs_whole_experts(monkeypatch):
+    shards = {"x": ExpertShard("x", Placement(4, group_size=2, rank=0, world_size=2))}
+    monkeypatch.setattr("utils.training.state.shards_of", lambda model: shards)
+    with pytest.raises(ConfigError, match="LAMB needs .*: TRAIN.OPTIMIZER.NAME: use adamw or sgd"):
+        train_state(small(), optimizer=OptimizerOptions("fused_lamb"))
 
 
 def test_norms_of_parts_are_added_up_only_where_there_are_others():

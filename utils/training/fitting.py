@@ -41,6 +41,8 @@ def fit_batch_size(cfg: CfgNode, world: World, build: Callable[[CfgNode, torch.d
     share = cfg.TRAIN.GLOBAL_BATCH_SIZE // world.size
     if not share:
         raise ConfigError("the batch of an update decides the learning rate: TRAIN.GLOBAL_BATCH_SIZE: set it, as 1024")
+    if world.size > 1 and cfg.MODEL.TYPE == "swin_moe" and cfg.MODEL.SWIN_MOE.NUM_EXPERTS > 1:
+        raise ConfigError("the memory of divided experts is not measured: DATA.BATCH_SIZE: set a number")
     log.info("trying how many images fit into the memory of %s", world.device)
     # all branches of all samples: what stochastic depth drops differs from update to update
     trial = Trial(cfg, world, build(_with(cfg, "MODEL", "DROP_PATH_RATE", 0.0), world.device))

@@ -54,7 +54,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float, 
     if layer_decay < 1.0:
         groups = param_groups_layer_decay(model, weight_decay, tables, layer_decay=layer_decay)
         embedding = getattr(model, "absolute_pos_embed", None)
-        if rule == "simmim" and embedding is not None:
+        if rule == "simmim" and embedding is not None and embedding.requires_grad:
             for group in groups:
                 group["params"] = [p for p in group["params"] if p is not embedding]
             groups.append({"params": [embedding], "weight_decay": 0.0, "lr_scale": 1.0})

@@ -136,7 +136,7 @@ def weights_are_finite(model: nn.Module, world: World) -> bool:
 
 
 def check_weights(model: nn.Module, world: World, position: str) -> None:
-    """Checks that all ranks have the same weights, by a sum over the bits of every tensor that is not sharded.
+    """Checks that all ranks have the same weights, or the same part of sharded ones, by a sum over the bits of each.
 
     Raises: DistributedError on every rank, naming the first tensor that differs.
     """
@@ -144,17 +144,15 @@ def check_weights(model: nn.Module, world: World, position: str) -> None:
         return
     names, sums, shards = [], [], shards_of(model)
     for name, parameter in model.named_parameters():
-        if name in shards:
-            continue
-        bits = parameter.detach().contiguous().view(-1).view(_INTEGERS[parameter.element_size()])
+        bits = local_part(parameter).detach().contiguous().view(-1).view(_INTEGERS[parameter.element_size()])
         names.append(name)
         sums.append(bits.sum(dtype=torch.int64))
-    own = torch.stack(sums).tolist() if sums else []
-    ranks = world.gather_objects(own)
+    ranks = world.gather_objects(torch.stack(sums).tolist())
     for rank, theirs in enumerate(ranks):
-        if theirs != ranks[0]:
-            name = next(name for name, a, b in zip(names, theirs, ranks[0], strict=True) if a != b)
-            raise DistributedError(
-                f"rank {rank} has other weights than rank 0 at {position}, the first is {name}: a fault of its memory"
-                " or device is likely: run the same command again, without that machine, to resume"
-            )
+        for i, name in enumerate(names):
+            other = shards[name].holder(rank) if name in shards else 0
+            if theirs[i] != ranks[other][i]:
+                raise DistributedError(
+                    f"rank {rank} has other weights than rank {other} at {position}, the first is {name}: a fault of"
+                    " its memory or device is likely: run the same command again, without that machine, to resume"
+                )

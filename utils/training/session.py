@@ -330,6 +330,8 @@ class Session:
         if state.skipped_in_row and not weights_are_finite(state.model, self._world):
             log.warning("not saved after update %d: the weights are not finite", state.update)
             return False
+        if self._world.is_main:
+            self._saver.finish()  # before more memory is taken
         contents = {**self._provenance.as_dict(), **state.state_dict()}
         if self._world.is_main:
             with self.progress.pause():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from timm.optim import Lamb
 from timm.utils import ModelEmaV3
 from torch import nn
 from yacs.config import CfgNode
@@ -13,7 +14,7 @@ from utils.distributed import World
 from utils.errors import ConfigError
 from utils.evaluation.metrics import Mean
 from utils.precision import Precision
-from utils.sharding import own_moments, shards_of, whole_moments, whole_tensors
+from utils.sharding import ExpertShard, own_moments, shards_of, whole_moments, whole_tensors
 from utils.terminal import log_lines
 from utils.training.optim import OptimizerOptions, build_optimizer, describe_groups, parameter_groups
 from utils.training.parallel import ParallelOptions, changing_buffers, describe_parallel, shard, wrap
@@ -108,6 +109,11 @@ class TrainState:
         own = options.optimizer
         optimizer = build_optimizer(parameter_groups(model, own.weight_decay, own.layer_decay, own.rule), own)
         state = TrainState(model, wrapped, optimizer, precision=precision, ema=ema, keeps=world.is_main)
+        if isinstance(optimizer, Lamb) and any(isinstance(each, ExpertShard) for each in state.shards.values()):
+            raise ConfigError(
+                "LAMB needs the norms of whole tensors, the experts are divided among the ranks: TRAIN.OPTIMIZER.NAME:"
+                " use adamw or sgd, or TRAIN.PARALLEL fsdp"
+            )
         if state.shards and state.scaler.is_enabled():
             raise ConfigError(
                 "sharded parameters have no loss scaling: AMP_DTYPE: set it to bfloat16, or AMP_ENABLE False"
