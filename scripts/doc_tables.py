@@ -62,14 +62,16 @@ def _expert_rows() -> str:
 
 def configuration_page() -> str:
     """Returns docs/configuration.md: a table per group of keys."""
-    option_of = {option.key: name for name, option in OPTIONS.items()}
+    options_of: dict[str, list[str]] = {}
+    for name, option in OPTIONS.items():
+        options_of.setdefault(option.key, []).append(f"`{name}`")
     groups: dict[str, list[str]] = {}
     for name, key in KEYS.items():
         if key.deprecated:
             continue
         group = name.rpartition(".")[0] or "General"
-        option = f"`{option_of[name]}`" if name in option_of else ""
-        row = f"| `{name}`{' *' if key.free else ''} | {_default(key.default)} | {key.about} | {option} |"
+        options = ", ".join(options_of.get(name, []))
+        row = f"| `{name}`{' *' if key.free else ''} | {_default(key.default)} | {key.about} | {options} |"
         groups.setdefault(group, []).append(row)
     parts = [CONFIGURATION]
     for group, rows in groups.items():

@@ -43,5 +43,5 @@ def test_every_key_has_a_row_with_its_option():
     assert {name for name, _ in rows} == {name for name, key in KEYS.items() if not key.deprecated}
     assert all(bool(star) == KEYS[name].free for name, star in rows)
     page = configuration_page()
-    assert all(f"| `{name}` |" in page for name, option in OPTIONS.items() if not KEYS[option.key].deprecated)
+    assert all(f"`{name}`" in page for name, option in OPTIONS.items() if not KEYS[option.key].deprecated)
     assert "| `TRAIN.BASE_LR` | `0.0005` | peak learning rate per 512 images of global batch |  |" in page
