@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
+import main
 from configs.loading import load_config
 from data.pipeline.device import Normalize, Pixels
 from data.pipeline.transforms import EvalTransform, EvalTransformOptions
-from main import evaluate_classifiers
 from models.registry import build, build_model, model_options
 from models.weights.class_maps import rows_of_1k
 from tests.builders import CPU, small, write_photos
@@ -73,7 +73,7 @@ def evaluate(cfg, weights, data, results, *overrides):
     """Evaluates in this process; returns the rows of TEST.RESULTS."""
     given = {"MODEL.RESUME": str(weights), "DATA.DATA_PATH": str(data), "TEST.RESULTS": str(results)}
     given |= {"EVAL_MODE": True, "AMP_ENABLE": False, "DATA.NUM_WORKERS": 0, **dict(overrides)}
-    evaluate_classifiers(load_config(cfg, [(key, value, "test") for key, value in given.items()]), World())
+    main.evaluate(load_config(cfg, [(key, value, "test") for key, value in given.items()]), World())
     return list(csv.DictReader(results.open()))
 
 
