@@ -317,9 +317,13 @@ def _check_simmim(values: dict[str, Any]) -> None:
         ("TEST.IMG_SIZE", (0, values["DATA.IMG_SIZE"])),
         ("TRAIN.FREEZE", ("none",)),
         ("TRAIN.LAYER_DECAY", (1.0,)),
+        ("TEST.CLASSES", ("",)),
+        ("TEST.REAL", (False,)),
+        ("TEST.PER_CLASS", ("",)),
+        ("TEST.RESULTS", ("",)),
     ):
         if values[key] not in allowed:
-            raise ConfigError(f"SimMIM pre-training has no {key} {values[key]}: {key}: set it to {allowed[0]}")
+            raise ConfigError(f"SimMIM pre-training has no {key} {values[key]}: {key}: set it to {allowed[0]!r}")
     if values["MODEL.TYPE"] not in ("swin", "swinv2"):
         raise ConfigError(
             f"SimMIM pre-trains Swin V1 and V2, not {values['MODEL.TYPE']}: MODEL.TYPE: set it to swin or swinv2"

@@ -31,6 +31,8 @@ from configs.checks import (
 )
 from configs.values import AUTO, FLOAT, INT, SIZE, Kind, auto_or, list_of, optional
 
+PER_CHANNEL = auto_or(list_of(FLOAT, "[0.5, 0.5, 0.5]"))
+
 
 @dataclass(frozen=True)
 class Key:
@@ -88,8 +90,8 @@ SCHEMA: dict[str, Any] = {
         "INTERPOLATION": Key(
             "bicubic", "resizing filter", one_of("bicubic", "bilinear", "lanczos", "hamming", "random")
         ),
-        "MEAN": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", numbers, auto_or(list_of(FLOAT))),
-        "STD": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", positives, auto_or(list_of(FLOAT))),
+        "MEAN": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", numbers, PER_CHANNEL),
+        "STD": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", positives, PER_CHANNEL),
         "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders", free=True, per_machine=True),
         "CACHE_MODE": Key(
             "part",
@@ -266,7 +268,9 @@ SCHEMA: dict[str, Any] = {
         "RECOUNT": Key(1, "maximum number of erased rectangles", at_least(1)),
         "MIXUP": Key(0.8, "alpha of mixup; 0: off", at_least(0)),
         "CUTMIX": Key(1.0, "alpha of CutMix; 0: off", at_least(0)),
-        "CUTMIX_MINMAX": Key(None, "range of the box's side, relative to the image", pair(1), optional(list_of(FLOAT))),
+        "CUTMIX_MINMAX": Key(
+            None, "range of the box's side, relative to the image", pair(1), optional(list_of(FLOAT, "[0.2, 0.8]"))
+        ),
         "MIXUP_PROB": Key(1.0, "fraction of batches that are mixed", within(0, 1)),
         "MIXUP_SWITCH_PROB": Key(0.5, "fraction of mixed batches that use CutMix", within(0, 1)),
         "MIXUP_MODE": Key("batch", "one draw per batch, pair or element", one_of("batch", "pair", "elem")),

@@ -59,8 +59,8 @@ BOOL = Kind(_to_bool, "true or false")
 TEXT = Kind(_to_text, "a text")
 
 
-def list_of(item: Kind) -> Kind:
-    """Returns the kind of lists of `item`, also written as text: "[2, 2, 6, 2]"."""
+def list_of(item: Kind, example: str = "[2, 2, 6, 2]") -> Kind:
+    """Returns the kind of lists of `item`, also written as text; messages show the example."""
 
     def convert(value: Any) -> list[Any]:
         if isinstance(value, str):
@@ -69,7 +69,7 @@ def list_of(item: Kind) -> Kind:
             raise TypeError
         return [item.convert(v) for v in value]
 
-    return Kind(convert, "a list, as [2, 2, 6, 2]")
+    return Kind(convert, f"a list, as {example}")
 
 
 def optional(kind: Kind) -> Kind:
@@ -99,5 +99,5 @@ SIZE = Kind(_to_size, "a whole number, or height and width as [224, 288]")
 def kind_of(default: Any) -> Kind:
     """Returns the kind of a default value."""
     if isinstance(default, list):
-        return list_of(kind_of(default[0]))
+        return list_of(kind_of(default[0]), str(default))
     return {bool: BOOL, int: INT, float: FLOAT, str: TEXT}[type(default)]

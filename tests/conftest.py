@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from tests.builders import write_photos
+from tests.warm import Starter
 
 # bit-equality is promised on CPUs, and two ranks do not fit on one GPU
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -91,17 +93,42 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
 
 
-def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, **env: str) -> Finished:
-    """Runs the program to its end."""
-    done = subprocess.run(
-        command(*arguments, processes=processes),
-        cwd=cwd,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
+_starter = Starter()
+
+
+def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, fresh: bool = False, **env: str) -> Finished:
+    """Runs the program to its end; `fresh` also its start: Python, torchrun, the imports (tests/warm.py)."""
+    if fresh:
+        line, variables = command(*arguments, processes=processes), environment(**env)
+        done = subprocess.run(line, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
+        return Finished(done.returncode, done.stdout, done.stderr)
+    port = free_port()
+    ranks = [environment(**rank_variables(rank, processes, port), **env) for rank in range(processes)]
+    with tempfile.TemporaryDirectory() as folder:
+        code = _starter.run(list(map(str, arguments)), cwd, ranks or [environment(**env)], Path(folder))
+        return Finished(code, *((Path(folder) / name).read_text() for name in ("out", "err")))
+
+
+def free_port() -> int:
+    """Returns a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def rank_variables(rank: int, size: int, port: int) -> dict[str, str]:
+    """Returns what torchrun tells a rank of one machine."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port} if size > 1 else {}
+    return {name: str(value) for name, value in {**place, **address}.items()}
+
+
+def run_ranks(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs a program of tests/ranks, which must succeed."""
+    line = [sys.executable, "-m", f"tests.ranks.{program}", *map(str, arguments)]
+    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def accuracy(out: str) -> tuple[int, int]:

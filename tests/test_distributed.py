@@ -2,7 +2,6 @@
 
 import csv
 import json
-import socket
 import subprocess
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from data.pipeline.samplers import epoch_order
 from tests.builders import open_folder, write_photos
-from tests.conftest import ROOT, accuracy, command, environment, run_program
+from tests.conftest import ROOT, accuracy, command, environment, free_port, rank_variables, run_program
 from utils.seeding import derive_seed
 
 # float32, and nothing drawn by process or micro-batch: mixing and stochastic depth off
@@ -136,14 +135,12 @@ def test_fault_28_bad_data_of_one_process_end_all_with_one_line_and_the_same_cod
     own = epoch_order(36, derive_seed("order", 0, 0))[:8].tensor_split(2)[bad]  # of the first update: 2 x 4 images
     file = Path(sources.train.name(int(own[0])))
     file.write_bytes(b"no image")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = ["--cfg", tiny_yaml, "--data-path", own_photos, "--output", tmp_path]
     started = [
         subprocess.Popen(
             command(*arguments),
-            env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)),
+            env=environment(**rank_variables(rank, 2, port)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -20,7 +20,8 @@ SWIN_TINY = ROOT / "configs/swin_tiny.yaml"
 def trained(tiny_yaml, photos, tmp_path_factory):
     """Output folder of a finished short run."""
     output = tmp_path_factory.mktemp("trained")
-    done = run_program("--cfg", tiny_yaml, "--data-path", photos, "--output", output, "--opts", "TRAIN.EPOCHS", 1)
+    arguments = ("--cfg", tiny_yaml, "--data-path", photos, "--output", output, "--opts", "TRAIN.EPOCHS", 1)
+    done = run_program(*arguments, fresh=True)
     assert done.code == 0, done.err
     return output
 
@@ -33,6 +34,7 @@ def test_the_main_job_trains_swin_tiny_on_photographs(tmp_path, processes):
         *("--cfg", SWIN_TINY, "--data-path", photos, "--output", tmp_path, "--batch-size", 2),
         *("--opts", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "PRINT_FREQ", 1, "DATA.NUM_WORKERS", 1),
         processes=processes,
+        fresh=True,
     )
     assert done.code == 0, done.err
     assert "SwinTransformer: 27,520,892 parameters" in done.out  # Swin-T with a head for two classes
@@ -75,9 +77,9 @@ def test_without_data_the_quickstart_is_named():
 
 
 def test_an_error_is_one_line_for_the_whole_job():
-    done = run_program("--cfg", SWIN_TINY, processes=2)
+    done = run_program("--cfg", SWIN_TINY, processes=2, fresh=True)
     assert done.code != 0 and "no data" in done.error
-    early = run_program("--cfg", SWIN_TINY, "--tga", "x", processes=2)
+    early = run_program("--cfg", SWIN_TINY, "--tga", "x", processes=2, fresh=True)
     assert "did you mean --tag" in early.error
 
 
@@ -87,7 +89,7 @@ def test_debug_shows_the_traceback():
 
 
 def test_help_needs_nothing_else():
-    done = run_program("--help")
+    done = run_program("--help", fresh=True)
     assert done.code == 0 and "--accumulation-steps" in done.out
 
 

@@ -84,7 +84,7 @@ def state(output: Path) -> dict:
 )
 def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, workers, more):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    done = run_program(*arguments(tiny_yaml, photos, undisturbed, workers), *more, processes=processes)
+    done = run_program(*arguments(tiny_yaml, photos, undisturbed, workers), *more, processes=processes, fresh=not more)
     assert done.code == 0, done.err
 
     args = [*arguments(tiny_yaml, photos, killed, workers), *more]
@@ -94,7 +94,7 @@ def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, wor
     assert len(list((folder / "metrics.jsonl").read_text().splitlines())) < len(
         (undisturbed / "tiny/default/metrics.jsonl").read_text().splitlines()
     )
-    again = run_program(*args, processes=processes)
+    again = run_program(*args, processes=processes, fresh=not more)
     assert again.code == 0, again.err
     assert "the newest checkpoint in the output folder" in again.out and "epoch 1" in again.out
 

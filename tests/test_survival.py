@@ -21,7 +21,7 @@ import pytest
 
 from scripts.soak import compare, leftovers
 from tests.builders import AUGMENTED, open_folder, pipeline
-from tests.conftest import ROOT, environment, only_error
+from tests.conftest import ROOT, environment, free_port, only_error, rank_variables
 
 RECIPE = """
 DATA: {IMG_SIZE: 32, BATCH_SIZE: 2, NUM_WORKERS: 1}
@@ -69,21 +69,13 @@ class Ended:
         return only_error(self.err)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
 def start(folders: list[Path], *options: object, faults: str = "", config: str = "recipe.yaml", **env: str) -> Ranks:
     """Starts one rank in each folder."""
     program = [sys.executable, str(ROOT / "scripts/inject.py"), faults]
     arguments = ["--cfg", config, "--data-path", "data", *map(str, options)]
     port, jobs = free_port(), []
     for rank, folder in enumerate(folders):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(folders), "LOCAL_WORLD_SIZE": len(folders)}
-        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port} if len(folders) > 1 else {}
-        more = {name: str(value) for name, value in {**place, **address, "SWIN_SOAK": folders[0], **env}.items()}
+        more = rank_variables(rank, len(folders), port) | {"SWIN_SOAK": str(folders[0])} | env
         jobs.append(
             subprocess.Popen(
                 [*program, *arguments],

@@ -441,7 +441,8 @@ def test_a_recipe_that_is_not_there_is_named_with_the_nearest_one(name):
     ("key", "value", "remedy"),
     [
         ("TEST.IMG_SIZE", 64, "set it to 0"),
-        ("TRAIN.FREEZE", "all", "set it to none"),
+        ("TRAIN.FREEZE", "all", "set it to 'none'"),
+        ("TEST.CLASSES", "present", "set it to ''"),
         ("TRAIN.LAYER_DECAY", 0.8, "set it to 1.0"),
         ("MODEL.TYPE", "swin_moe", "set it to swin or swinv2"),
     ],

@@ -69,4 +69,5 @@ def test_the_kind_of_a_default_is_that_of_its_type():
 
 def test_every_kind_says_what_it_wants():
     assert auto_or(FLOAT).wanted == "auto or a number" and optional(INT).wanted == "a whole number"
-    assert list_of(INT).wanted == "a list, as [2, 2, 6, 2]" and SIZE.wanted.startswith("a whole number, or height and")
+    assert list_of(INT).wanted == "a list, as [2, 2, 6, 2]" and kind_of([[1]]).wanted == "a list, as [[1]]"
+    assert SIZE.wanted.startswith("a whole number, or height and")

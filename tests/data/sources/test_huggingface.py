@@ -50,12 +50,14 @@ def test_a_data_set_of_hugging_face_trains_and_is_evaluated(hub, tiny_yaml, tmp_
     folder, env = hub
     common = ["--cfg", tiny_yaml, "--output", tmp_path]
     options = ["--opts", "DATA.DATASET", f"timm:hfds/{folder}", "DATA.NUM_WORKERS", 2, "TRAIN.EPOCHS", 1]
-    done = run_program(*common, *options, **env)
+    done = run_program(*common, *options, fresh=True, **env)
     assert done.code == 0, done.err
     assert "36 training and 15 validation samples, 3 classes" in done.out
-    done = run_program(*common, "--eval", "--resume", tmp_path / "tiny/default/checkpoints/last.pth", *options, **env)
+    done = run_program(
+        *common, "--eval", "--resume", tmp_path / "tiny/default/checkpoints/last.pth", *options, fresh=True, **env
+    )
     assert done.code == 0 and "of 15)" in done.out, done.err
-    done = run_program(*common, "--opts", "DATA.DATASET", "timm:hfds/nobody/nothing", **env)
+    done = run_program(*common, "--opts", "DATA.DATASET", "timm:hfds/nobody/nothing", fresh=True, **env)
     assert done.code == 3 and "cannot open train" in done.error and "timm:hfds/nobody/nothing" in done.error
 
 

@@ -1,0 +1,1 @@
+"""Programs of several ranks, each started once by a test of tests/utils."""
