@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
     injector.around(resume, "find_start", "start")
     injector.around(torch.optim.AdamW, "step", "step")
     injector.around(metrics.AccuracyCounter, "add", "evaluation")
-    injector.around(session, "draw_curves", "epoch")
+    injector.around(session, "write_summary", "epoch")
     for name in ("fsync", "replace", "symlink", "unlink"):
         injector.around(os, name, "save", name, saver_only=True)
     injector.watch_writes()

@@ -5,10 +5,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from tests.builders import write_photos
-from tests.warm import Starter
+from tests.warm import Started, Starter
 
 # bit-equality is promised on CPUs, and two ranks do not fit on one GPU
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -93,7 +95,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
 
 
-_starter = Starter()
+starter = Starter()
 
 
 def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, fresh: bool = False, **env: str) -> Finished:
@@ -102,11 +104,23 @@ def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, fresh:
         line, variables = command(*arguments, processes=processes), environment(**env)
         done = subprocess.run(line, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
         return Finished(done.returncode, done.stdout, done.stderr)
+    ranks = start_ranks(*arguments, processes=processes, cwd=cwd, **env)
+    while not any(rank.poll() for rank in ranks) and any(rank.poll() is None for rank in ranks):
+        time.sleep(0.005)
+    failed = [rank.pid for rank in ranks if rank.poll()]
+    for rank in ranks:
+        if failed and rank.poll() is None:  # as torchrun does
+            os.kill(rank.pid, signal.SIGTERM)
+    outs, errs = zip(*(rank.communicate() for rank in ranks), strict=True)
+    codes = [rank.returncode for rank in ranks if rank.pid in failed]
+    return Finished(codes[0] if codes else 0, "".join(outs), "".join(errs))
+
+
+def start_ranks(*arguments: object, processes: int = 0, cwd: Path = ROOT, **env: str) -> list[Started]:
+    """Starts the program, as torchrun would start `processes` ranks."""
     port = free_port()
-    ranks = [environment(**rank_variables(rank, processes, port), **env) for rank in range(processes)]
-    with tempfile.TemporaryDirectory() as folder:
-        code = _starter.run(list(map(str, arguments)), cwd, ranks or [environment(**env)], Path(folder))
-        return Finished(code, *((Path(folder) / name).read_text() for name in ("out", "err")))
+    environments = [environment(**rank_variables(rank, processes, port), **env) for rank in range(processes)]
+    return [starter.start(ROOT / "main.py", arguments, cwd, each) for each in environments or [environment(**env)]]
 
 
 def free_port() -> int:

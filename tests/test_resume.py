@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ROOT, command, environment, run_program
+from tests.conftest import ROOT, command, environment, run_program, start_ranks
 
 # augmentation, mixing and stochastic depth come from the defaults
 EVERYTHING = [
@@ -41,26 +41,22 @@ def arguments(tiny_yaml: Path, photos: Path, output: Path, workers: int) -> list
     return ["--cfg", tiny_yaml, "--data-path", photos, "--output", output, *EVERYTHING, "DATA.NUM_WORKERS", workers]
 
 
-def run_until_killed(args: list, processes: int, log: Path, line: str) -> None:
-    """Start the program and SIGKILL all its processes as soon as its log shows `line`."""
-    with open(log, "w") as out:
-        job = subprocess.Popen(
-            command(*args, processes=processes),
-            cwd=ROOT,
-            env=environment(),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 120
-        while line not in log.read_text():
-            assert job.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.005)
-        for pid in [job.pid, *children(job.pid)]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+def run_until_killed(args: list, processes: int, folder: Path, line: str, fresh: bool) -> None:
+    """Starts the program and kills all its processes (SIGKILL) as soon as the log in its output folder has `line`."""
+    if fresh:
+        jobs = [subprocess.Popen(command(*args, processes=processes), cwd=ROOT, env=environment())]
+    else:
+        jobs = start_ranks(*args, processes=processes)
+    deadline = time.monotonic() + 120
+    while not (folder / "log.txt").exists() or line not in (folder / "log.txt").read_text():
+        assert not any(job.poll() for job in jobs) and time.monotonic() < deadline
+        time.sleep(0.005)
+    for pid in [pid for job in jobs for pid in (job.pid, *children(job.pid))]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    for job in jobs:
         job.wait()
 
 
@@ -89,8 +85,8 @@ def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, wor
 
     args = [*arguments(tiny_yaml, photos, killed, workers), *more]
     line = "[1/2][6/9]" if processes == 1 else "[1/2][3/5]"  # 36 samples by 4 and by 8
-    run_until_killed(args, processes, tmp_path / "log", line)
     folder = killed / "tiny/default"
+    run_until_killed(args, processes, folder, line, fresh=not more)
     assert len(list((folder / "metrics.jsonl").read_text().splitlines())) < len(
         (undisturbed / "tiny/default/metrics.jsonl").read_text().splitlines()
     )

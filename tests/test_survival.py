@@ -21,10 +21,10 @@ import pytest
 
 from scripts.soak import compare, leftovers
 from tests.builders import AUGMENTED, open_folder, pipeline
-from tests.conftest import ROOT, environment, free_port, only_error, rank_variables
+from tests.conftest import ROOT, environment, free_port, only_error, rank_variables, starter
 
 RECIPE = """
-DATA: {IMG_SIZE: 32, BATCH_SIZE: 2, NUM_WORKERS: 1}
+DATA: {IMG_SIZE: 32, BATCH_SIZE: 2, NUM_WORKERS: 0}
 MODEL:
   NAME: soak
   DROP_PATH_RATE: 0.2
@@ -33,13 +33,15 @@ TRAIN: {EPOCHS: 2, WARMUP_EPOCHS: 1, BASE_LR: 0.05, EMA: {ENABLE: true, DECAY: 0
 PRINT_FREQ: 3
 """
 RUN = Path("output/soak/default")
+WORKERS = ["--opts", "DATA.NUM_WORKERS", 1]  # any number gives the same bits
+INJECT = ROOT / "scripts/inject.py"
 
 
 @dataclass
 class Ranks:
     """Ranks of one job that run."""
 
-    jobs: list[subprocess.Popen]
+    jobs: list[Any]  # of Popen, or with its methods (tests/warm.py)
 
     def wait(self, timeout: float = 90) -> "Ended":
         results = []
@@ -69,30 +71,23 @@ class Ended:
         return only_error(self.err)
 
 
-def start(folders: list[Path], *options: object, faults: str = "", config: str = "recipe.yaml", **env: str) -> Ranks:
-    """Starts one rank in each folder."""
-    program = [sys.executable, str(ROOT / "scripts/inject.py"), faults]
-    arguments = ["--cfg", config, "--data-path", "data", *map(str, options)]
-    port, jobs = free_port(), []
+def start(folders: list[Path], *options: object, faults: str = "", fresh: bool = False, **env: str) -> Ranks:
+    """Starts one rank in each folder; `fresh`: in a new Python, with its output in pipes."""
+    arguments = [faults, "--cfg", "recipe.yaml", "--data-path", "data", *map(str, options)]
+    port, jobs, pipe = free_port(), [], subprocess.PIPE
     for rank, folder in enumerate(folders):
-        more = rank_variables(rank, len(folders), port) | {"SWIN_SOAK": str(folders[0])} | env
-        jobs.append(
-            subprocess.Popen(
-                [*program, *arguments],
-                cwd=folder,
-                env=environment(**more),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-        )
+        variables = environment(**rank_variables(rank, len(folders), port), SWIN_SOAK=str(folders[0]), **env)
+        if fresh:
+            line = [sys.executable, str(INJECT), *arguments]
+            jobs.append(subprocess.Popen(line, cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True))
+        else:
+            jobs.append(starter.start(INJECT, arguments, folder, variables))
     return Ranks(jobs)
 
 
 def torchrun(folder: Path, *options: object, faults: str = "", restarts: int = 0) -> subprocess.Popen:
     head = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    program = ["--max-restarts", str(restarts), str(ROOT / "scripts/inject.py"), faults]
+    program = ["--max-restarts", str(restarts), str(INJECT), faults]
     arguments = ["--cfg", "recipe.yaml", "--data-path", "data", *map(str, options)]
     return subprocess.Popen(
         [*head, *program, *arguments],
@@ -153,7 +148,7 @@ def test_fault_23_sigterm_saves_and_the_run_continues_bit_equal(disks, undisturb
         assert earliest <= stopped <= latest  # the ranks agree first
         assert max(int(line["update"]) for line in records(disks[0] / RUN)) <= stopped
         assert not (disks[1] / "output").exists()
-    slow = torchrun(disks[0], faults="step:1:sleep=0.5")
+    slow = torchrun(disks[0], *WORKERS, faults="step:1:sleep=0.5")
     wait_for(disks[0] / RUN / "log.txt", "[1/2][6/9]", slow)
     begun = time.monotonic()
     slow.send_signal(signal.SIGTERM)
@@ -188,7 +183,7 @@ def test_a_newer_checkpoint_on_another_machine_is_not_trained_again(disks):
 def test_two_launchers_without_a_common_disk_bring_a_run_back(disks, undisturbed):
     head = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}", "--max-restarts", "2"]
-    program = [str(ROOT / "scripts/inject.py"), "step:12+0:kill:1", "--cfg", "recipe.yaml", "--data-path", "data"]
+    program = [str(INJECT), "step:12+0:kill:1", "--cfg", "recipe.yaml", "--data-path", "data"]
     env = environment(SWIN_SOAK=str(disks[0]))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     agents = [subprocess.Popen([*head, *meeting, *program], cwd=disk, env=env, **pipes) for disk in disks]
@@ -203,7 +198,7 @@ def test_two_launchers_without_a_common_disk_bring_a_run_back(disks, undisturbed
 def test_fault_26_a_killed_rank_is_named_and_torchrun_restarts_the_job(disks, undisturbed):
     faults = "step:4+0:kill:1,save:8+1:kill:0,evaluation:1+2:raise:1"
     job = torchrun(disks[0], "--opts", "TRAIN.SAVE_EVERY_UPDATES", 3, faults=faults, restarts=3)
-    _, err = job.communicate(timeout=120)
+    _, err = job.communicate(timeout=240)
     assert job.returncode == 0, err
     assert err.count("injected kill") == 2 and err.count("injected raise") == 1
     killed = [line for line in err.splitlines() if line.startswith("error: rank 1 (") and "disappeared at" in line]
@@ -214,7 +209,7 @@ def test_fault_26_a_killed_rank_is_named_and_torchrun_restarts_the_job(disks, un
 
 
 def test_fault_26_the_other_ranks_end_with_5(disks):
-    job = start(disks, faults="step:4:kill:1")
+    job = start(disks, *WORKERS, faults="step:4:kill:1")
     ended = job.wait()
     assert ended.codes == [5, -signal.SIGKILL]
     assert f"error: rank 1 ({socket.gethostname()}, process {job.jobs[1].pid}) disappeared at epoch 0" in ended.error
@@ -222,7 +217,7 @@ def test_fault_26_the_other_ranks_end_with_5(disks):
 
 
 def test_fault_27_a_rank_that_hangs_is_named_with_the_stacks_of_the_others(disks):
-    job = start(disks, "--opts", "TIMEOUT_MINUTES", 0.25, "DATA.NUM_WORKERS", 0, faults="step:4:stop:1")
+    job = start(disks, "--opts", "TIMEOUT_MINUTES", 0.25, faults="step:4:stop:1")
     _, err = job.jobs[0].communicate(timeout=60)
     job.kill()
     assert job.jobs[0].returncode == 5
@@ -344,20 +339,8 @@ def test_a_reader_that_goes_away_and_a_plain_locale_disturb_nothing(disks, tmp_p
     """main.py ... | head -1, into a folder with a name that the locale cannot show."""
     folder = disks[0]
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    options = [
-        "--output",
-        "größe",
-        "--opts",
-        "TRAIN.EPOCHS",
-        1,
-        "TRAIN.WARMUP_EPOCHS",
-        0,
-        "PRINT_FREQ",
-        1,
-        "DATA.NUM_WORKERS",
-        0,
-    ]
-    job = start([folder], *options, **plain).jobs[0]
+    options = "--output größe --opts TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 PRINT_FREQ 1".split()
+    job = start([folder], *options, fresh=True, **plain).jobs[0]
     assert "data: 36 training" in job.stdout.readline()
     job.stdout.close()
     err = job.stderr.read()
@@ -366,7 +349,7 @@ def test_a_reader_that_goes_away_and_a_plain_locale_disturb_nothing(disks, tmp_p
 
 
 def test_closed_standard_streams_disturb_nothing(disks):
-    arguments = "--cfg recipe.yaml --data-path data --opts TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0 DATA.NUM_WORKERS 0"
+    arguments = "--cfg recipe.yaml --data-path data --opts TRAIN.EPOCHS 1 TRAIN.WARMUP_EPOCHS 0"
     line = f"{sys.executable} {ROOT / 'main.py'} {arguments} >&- 2>&-"
     assert subprocess.run(line, shell=True, cwd=disks[0], env=environment()).returncode == 0
 

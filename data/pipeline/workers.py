@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ PREFETCH = 2  # batches that each worker prepares in advance
 SHARED_MEMORY = "/dev/shm"
 # file descriptors of the program itself, and per worker: pipes, and one for each tensor in flight
 _OWN_FILES, _FILES_PER_WORKER = 128, 24
+_PROGRAM = {"configs", "data", "models", "utils"}
 # samples that may be skipped: a fraction of the data set, but always this many
 MAX_BAD, ALWAYS_BAD = 0.01, 10
 
@@ -208,9 +210,9 @@ def _process_context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # imported once, not by every worker
-    heavy = ["torch", "torchvision", "timm.data", "data.pipeline.transforms"]
-    context.set_forkserver_preload(["data.pipeline.worker_group", *heavy])
+    # imported once, not by every worker: what the samples need, and what the program's main module has imported
+    program = [name for name in sys.modules if name.partition(".")[0] in _PROGRAM]
+    context.set_forkserver_preload(["data.pipeline.worker_group", "data.pipeline.transforms", *program])
     # starts first, since it would unblock the signals; it needs no words about semaphores that it removes after a kill
     with _environment(PYTHONWARNINGS="ignore:resource_tracker"):
         resource_tracker.ensure_running()

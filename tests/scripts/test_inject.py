@@ -170,7 +170,7 @@ def test_the_program_is_started_as_if_by_itself_with_every_point_in_place():
             (resume, "find_start"),
             (torch.optim.AdamW, "step"),
             (metrics.AccuracyCounter, "add"),
-            (session, "draw_curves"),
+            (session, "write_summary"),
             *((os, name) for name in ("fsync", "replace", "symlink", "unlink")),
         ]
         before = [getattr(*place) for place in places]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,24 @@ from utils.training.objective import Best
 log = logging.getLogger(__name__)
 
 _COLORS = ("tab:green", "tab:olive", "tab:cyan", "tab:purple")
+
+
+_FIRST = 30.0  # seconds without a picture
+_PAUSE = 50  # times as long as the drawing took: 2 % of the time
+
+
+class Curves:
+    """The picture of a run: redrawn after an epoch, if the last time is long enough ago that it costs little."""
+
+    def __init__(self, folder: Path, updates_per_epoch: int, best: Best | None) -> None:
+        self._arguments = (folder / "metrics.jsonl", folder / "curves.png", updates_per_epoch, best)
+        self._due = time.monotonic() + _FIRST
+
+    def after_epoch(self, last: bool) -> None:
+        begun = time.monotonic()
+        if last or begun >= self._due:
+            draw_curves(*self._arguments)
+            self._due = time.monotonic() + _PAUSE * (time.monotonic() - begun)
 
 
 def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | None) -> None:

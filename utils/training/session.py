@@ -19,7 +19,7 @@ from utils.interrupt import Interrupt
 from utils.profiling import peak_memory
 from utils.terminal import SUMMARY, duration
 from utils.training.batch_sheet import draw_batch
-from utils.training.curves import draw_curves
+from utils.training.curves import Curves
 from utils.training.incidents import write_incident
 from utils.training.journal import Journal, refuse_reserved
 from utils.training.objective import Best, Evaluation, Objective
@@ -92,6 +92,7 @@ class Session:
         if world.is_main:
             check_space(folder.checkpoints, state.checkpoint_bytes(), options.keep)
         self.journal = Journal(folder.path if world.is_main else None, state.update, options.wandb)
+        self._curves = Curves(folder.path, plan.updates_per_epoch, options.best)
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
         self._saver = Saver(folder.checkpoints, options.keep)
         self._tracer = Tracer(folder.path, world.device) if options.trace and world.is_main else None
@@ -186,8 +187,7 @@ class Session:
         if due or best or by_count:
             self._save(checkpoint_name(epoch), best)
         if self._world.is_main:
-            picture = self._folder.path / "curves.png"
-            draw_curves(self.journal.metrics, picture, self._plan.updates_per_epoch, self._best)
+            self._curves.after_epoch(last=state.epoch == self._plan.epochs)
             write_summary(self.journal.metrics, self._folder.path / "summary.csv")
 
     def _conclude(self) -> None:

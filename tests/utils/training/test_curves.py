@@ -7,8 +7,9 @@ import os
 import pytest
 from PIL import Image
 
+from utils.training import curves
 from utils.training.classification import Classification
-from utils.training.curves import draw_curves, whole_intervals
+from utils.training.curves import Curves, draw_curves, whole_intervals
 from utils.training.objective import Best
 
 TRAIN = [{"kind": "train", "update": u, "loss": 3.0 / u, "lr": 0.1} for u in range(1, 9)]
@@ -61,3 +62,20 @@ def test_intervals_that_the_end_of_an_epoch_cut_short_are_left_out():
     records = [{"update": update} for update in (10, 20, 23, 33, 43, 46)]
     assert [record["update"] for record in whole_intervals(records)] == [10, 20, 33, 43]
     assert whole_intervals([]) == [] and len(whole_intervals([{"update": 3}, {"update": 6}])) == 2
+
+
+def test_the_curves_of_short_epochs_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):
+    """Drawing takes 2 seconds here, so that 50 times as long must pass before the next; the first comes after 30."""
+    now, drawn = [100.0], []
+
+    def draw(*arguments):
+        drawn.append(now[0])
+        now[0] += 2
+
+    monkeypatch.setattr(curves, "draw_curves", draw)
+    monkeypatch.setattr(curves.time, "monotonic", lambda: now[0])
+    run = Curves(tmp_path, 4, None)
+    for epoch in range(30):
+        now[0] += 10
+        run.after_epoch(last=epoch == 29)
+    assert drawn == [130, 232, 334, 406]
