@@ -110,7 +110,7 @@ def rank_of(folder, rank):
     state = TrainState.build(small("swin_moe", **EXPERTS), StateOptions(ema_decay=0.9), FLOAT32, world)
     found["experts"] = train(state, world, work(rank))
     found["shapes"] = [list(p.shape) for name, p in state.model.named_parameters() if name.endswith("fc1_w")]
-    found["size"] = state.checkpoint_bytes()
+    found["size"], found["lines"] = state.checkpoint_bytes(), state.describe()
     contents = snapshot(state.state_dict())
     if rank == 0:
         torch.save(contents, folder / "experts.pth")

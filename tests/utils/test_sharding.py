@@ -127,7 +127,7 @@ def test_experts_on_two_ranks_train_like_all_on_one(trained):
         other = saved["optimizer"]["state"][number]
         assert all(other[kind].shape == value.shape for kind, value in moments.items())
     assert all(own["shapes"] == [[2, 32, 8], [2, 64, 16]] and own["same"] for own in found)
-    assert all(own["size"] == state.checkpoint_bytes() for own in found)
+    assert all((own["size"], own["lines"]) == (state.checkpoint_bytes(), state.describe()) for own in found)
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     accuracy, answers = evaluate(state.evaluated, [(images, torch.arange(5))], 5, FLOAT32, World())
     for own in found:

@@ -27,12 +27,20 @@ class Curves:
     def __init__(self, folder: Path, updates_per_epoch: int, best: Best | None) -> None:
         self._arguments = (folder / "metrics.jsonl", folder / "curves.png", updates_per_epoch, best)
         self._due = time.monotonic() + _FIRST
+        self._behind = False
 
-    def after_epoch(self, last: bool) -> None:
+    def after_epoch(self) -> None:
+        self._behind = True
         begun = time.monotonic()
-        if last or begun >= self._due:
-            draw_curves(*self._arguments)
+        if begun >= self._due:
+            self.finish()
             self._due = time.monotonic() + _PAUSE * (time.monotonic() - begun)
+
+    def finish(self) -> None:
+        """Draws the epochs that the picture does not show yet."""
+        if self._behind:
+            draw_curves(*self._arguments)
+        self._behind = False
 
 
 def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | None) -> None:

@@ -124,11 +124,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: Callable[[float], 
         group["lr"] = rate(group["lr_scale"])
 
 
-def describe_groups(groups: Iterable[dict[str, Any]]) -> str:
-    """Returns a log line: how many parameters are decayed."""
+def describe_groups(groups: Iterable[dict[str, Any]], numel: Callable[[Tensor], int] = Tensor.numel) -> str:
+    """Returns a log line: how many parameters are decayed. Args: numel: of the whole parameter, if ranks share it."""
     groups = list(groups)
     decayed = [p for g in groups if g["weight_decay"] for p in g["params"]]
     kept = [p for g in groups if not g["weight_decay"] for p in g["params"]]
-    sizes = [f"{sum(p.numel() for p in ps):,} parameters in {len(ps)} tensors" for ps in (decayed, kept)]
+    sizes = [f"{sum(map(numel, ps)):,} parameters in {len(ps)} tensors" for ps in (decayed, kept)]
     decay = max((g["weight_decay"] for g in groups), default=0)
     return f"weight decay {decay:g} on {sizes[0]}, none on {sizes[1]}"

@@ -113,6 +113,7 @@ class Session:
             if self._tracer is not None:
                 self._tracer.close()
             if kind is None:
+                self._curves.finish()
                 self._conclude()
         finally:
             self.journal.close()
@@ -187,7 +188,7 @@ class Session:
         if due or best or by_count:
             self._save(checkpoint_name(epoch), best)
         if self._world.is_main:
-            self._curves.after_epoch(last=state.epoch == self._plan.epochs)
+            self._curves.after_epoch()
             write_summary(self.journal.metrics, self._folder.path / "summary.csv")
 
     def _conclude(self) -> None:

@@ -147,8 +147,10 @@ class TrainState:
         """Returns log lines."""
         size = self.checkpoint_bytes() / 2**20
         average = "" if self.ema is None else f", EMA of the weights with decay {self.ema.decay}"
+        whole = {id(p): shard.numel(p) for name, p in self.model.named_parameters() if (shard := self.shards.get(name))}
+        decay = describe_groups(self.optimizer.param_groups, lambda p: whole.get(id(p), p.numel()))
         return [
-            f"optimizer: {type(self.optimizer).__name__}, {describe_groups(self.optimizer.param_groups)}",
+            f"optimizer: {type(self.optimizer).__name__}, {decay}",
             f"precision: {self.precision}{average}; a checkpoint takes about {size:,.0f} MiB",
         ]
 

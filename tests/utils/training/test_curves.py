@@ -75,7 +75,9 @@ def test_the_curves_of_short_epochs_are_drawn_now_and_then_and_at_the_end(tmp_pa
     monkeypatch.setattr(curves, "draw_curves", draw)
     monkeypatch.setattr(curves.time, "monotonic", lambda: now[0])
     run = Curves(tmp_path, 4, None)
-    for epoch in range(30):
+    for _ in range(30):
         now[0] += 10
-        run.after_epoch(last=epoch == 29)
+        run.after_epoch()
+    run.finish()
+    run.finish()
     assert drawn == [130, 232, 334, 406]
