@@ -170,7 +170,7 @@ def _run(options: argparse.Namespace) -> None:
         write_predictions(options.output, rows, k)
         print(f"{count(len(rows), 'image')}: {options.output}")
         return
-    head = ["image", *(f"{name} {i}" for i in range(1, k + 1) for name in ("class", "probability"))]
+    head = ["image", *(name for i in range(1, k + 1) for name in (f"class {i}", "prob."))]
     print("\n".join(table_lines(head, [row.row(k) for row in rows[:SHOWN]])))
     if len(rows) > SHOWN:
         print(f"... {len(rows) - SHOWN:,} more: --output FILE.csv writes all")

@@ -12,7 +12,7 @@ from utils.pictures import new_figure
 from utils.training.curves import whole_intervals
 
 UNINTERESTING = ("OUTPUT", "TAG", "BASE")
-SUMMARY_HEAD = ("run", "epochs", "best top1", "of epoch", "lowest val loss", "last train loss")
+SUMMARY_HEAD = ("run", "epochs", "best top1", "of epoch", "min val loss", "last train loss")
 
 
 @dataclass(frozen=True)

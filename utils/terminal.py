@@ -1,7 +1,9 @@
 """What a run says: coloured lines, progress bars and tables on a terminal, plain lines elsewhere and in log.txt."""
 
+import io
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +20,7 @@ _FORMAT, _TIME = "[%(asctime)s] %(message)s", "%m-%d %H:%M:%S"
 EVERY_RANK = "every_rank"  # logger whose warnings are shown by all ranks
 # extra= of a log record: for log.txt, since a terminal shows it by the bar; a line that sums up
 IN_BAR, SUMMARY = {"in_bar": True}, {"color": "cyan"}
+_UNLIMITED = 10_000  # columns of a table that is not shown on a terminal
 QUIET = 30.0  # seconds between two lines of progress where there is no bar
 
 
@@ -139,15 +142,26 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=int(seconds)))
 
 
-def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Returns the lines of a table: numbers to the right, all else to the left."""
-    columns = list(zip(*[head, *rows], strict=True))
-    aligned = []
-    for name, *cells in columns:
-        texts = [name, *(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)]
-        width, numbers = max(map(len, texts)), bool(cells) and all(isinstance(cell, int | float) for cell in cells)
-        aligned.append([text.rjust(width) if numbers else text.ljust(width) for text in texts])
-    return ["  ".join(line).rstrip() for line in zip(*aligned, strict=True)]
+def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> list[str]:
+    """Returns the lines of a table: numbers to the right, all else to the left.
+
+    Args: width: what the longest line may have, cells are folded to fit; None: that of the terminal, if it is one.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(head):
+        numbers = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+        table.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(f"{cell:.2f}" if isinstance(cell, float) else str(cell)) for cell in row))
+    if width is None:
+        width = shutil.get_terminal_size().columns if interactive() else _UNLIMITED
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    console.print(table)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
 def _console() -> Any:

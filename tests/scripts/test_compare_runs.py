@@ -10,7 +10,7 @@ def test_results_differences_and_curves(tmp_path, capsys):
     runs = [write(tmp_path / "tiny/a", 0.1, 50.0), write(tmp_path / "tiny/b", 0.2, 60.0)]
     assert main([*runs, "--picture", str(tmp_path / "new/curves.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == "run epochs best top1 of epoch lowest val loss last train loss".split()
+    assert lines[0].split() == "run epochs best top1 of epoch min val loss last train loss".split()
     assert lines[1].split() == ["tiny/a", "2", "50.00", "1", "1.25", "2.50"]
     assert lines[2].split() == ["tiny/b", "2", "60.00", "1", "1.25", "2.50"]
     assert [line.split() for line in lines[4:6]] == [["key", "tiny/a", "tiny/b"], ["TRAIN.BASE_LR", "0.1", "0.2"]]

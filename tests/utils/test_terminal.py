@@ -110,6 +110,15 @@ def test_a_table_is_aligned():
     assert table_lines(["name"], []) == ["name"]
 
 
+def test_cells_are_folded_to_the_width_of_the_terminal():
+    rows = [["datasets/digits/val/8/[0028].png", "tabby, tabby cat", 0.86], ["a.png", "8", 0.5]]
+    head = ["image", "class 1", "probability 1"]
+    assert max(map(len, table_lines(head, rows))) > 60  # no terminal here
+    narrow = table_lines(head, rows, width=40)
+    assert max(map(len, narrow)) <= 40 and "0.86" in narrow[1]
+    assert "".join(line[:14].strip() for line in narrow[1:-1]) == rows[0][0], narrow
+
+
 def test_without_a_terminal_progress_is_a_line_now_and_then(caplog, monkeypatch):
     now = iter(range(0, 1000, 10))
     monkeypatch.setattr(terminal.time, "monotonic", lambda: float(next(now)))
