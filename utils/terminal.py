@@ -159,9 +159,9 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: in
         table.add_row(*(Text(f"{cell:.2f}" if isinstance(cell, float) else str(cell)) for cell in row))
     if width is None:
         width = shutil.get_terminal_size().columns if interactive() else _UNLIMITED
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-    console.print(table)
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+    text = io.StringIO()
+    Console(file=text, width=width, color_system=None, force_terminal=False).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
 def _console() -> Any:
