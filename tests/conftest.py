@@ -41,7 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # calls that start a process, in a test or in a fixture that it asks for
-_STARTS = re.compile(r"(?<![.\w])(run_program|run_until_killed|start|torchrun|subprocess\.run|(subprocess\.)?Popen)\(")
+_STARTS = re.compile(
+    r"(?<![.\w])(run_(program|ranks|until_killed)|start(_ranks)?|torchrun|subprocess\.run|(subprocess\.)?Popen)\("
+)
 
 
 def _starts(item: pytest.Function) -> bool:
@@ -99,20 +101,24 @@ starter = Starter()
 
 
 def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, fresh: bool = False, **env: str) -> Finished:
-    """Runs the program to its end; `fresh` also its start: Python, torchrun, the imports (tests/warm.py)."""
+    """Runs the program to its end; `fresh` also its start: Python, torchrun, the imports (tests/warm.py).
+
+    The code of a job is 1 with torchrun, otherwise that of the rank which failed first.
+    """
     if fresh:
         line, variables = command(*arguments, processes=processes), environment(**env)
         done = subprocess.run(line, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
         return Finished(done.returncode, done.stdout, done.stderr)
     ranks = start_ranks(*arguments, processes=processes, cwd=cwd, **env)
-    while not any(rank.poll() for rank in ranks) and any(rank.poll() is None for rank in ranks):
+    deadline = time.monotonic() + 600
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        if any(rank.poll() for rank in ranks):
+            break
         time.sleep(0.005)
-    failed = [rank.pid for rank in ranks if rank.poll()]
-    for rank in ranks:
-        if failed and rank.poll() is None:  # as torchrun does
-            os.kill(rank.pid, signal.SIGTERM)
-    outs, errs = zip(*(rank.communicate() for rank in ranks), strict=True)
-    codes = [rank.returncode for rank in ranks if rank.pid in failed]
+    codes = [code for rank in ranks if (code := rank.poll())]
+    for rank in ranks if codes else ():
+        rank.send_signal(signal.SIGTERM)  # as torchrun does, which kills those that are left after 30 seconds
+    outs, errs = zip(*(rank.communicate(30) for rank in ranks), strict=True)
     return Finished(codes[0] if codes else 0, "".join(outs), "".join(errs))
 
 
@@ -140,9 +146,15 @@ def rank_variables(rank: int, size: int, port: int) -> dict[str, str]:
 def run_ranks(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs a program of tests/ranks, which must succeed."""
     line = [sys.executable, "-m", f"tests.ranks.{program}", *map(str, arguments)]
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, cwd=ROOT, env=environment(), start_new_session=True, **pipes) as job:
+        try:
+            out, err = job.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            raise
+    assert job.returncode == 0, err
+    return subprocess.CompletedProcess(line, 0, out, err)
 
 
 def accuracy(out: str) -> tuple[int, int]:

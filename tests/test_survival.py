@@ -5,7 +5,6 @@ disks, as on machines that share none.
 """
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -53,8 +52,7 @@ class Ranks:
 
     def kill(self) -> None:
         for job in self.jobs:
-            if job.poll() is None:
-                os.kill(job.pid, signal.SIGKILL)
+            job.send_signal(signal.SIGKILL)  # if it still runs
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ def test_two_launchers_without_a_common_disk_bring_a_run_back(disks, undisturbed
 @pytest.mark.slow
 def test_fault_26_a_killed_rank_is_named_and_torchrun_restarts_the_job(disks, undisturbed):
     faults = "step:4+0:kill:1,save:8+1:kill:0,evaluation:1+2:raise:1"
-    job = torchrun(disks[0], "--opts", "TRAIN.SAVE_EVERY_UPDATES", 3, faults=faults, restarts=3)
+    job = torchrun(disks[0], *WORKERS, "TRAIN.SAVE_EVERY_UPDATES", 3, faults=faults, restarts=3)
     _, err = job.communicate(timeout=240)
     assert job.returncode == 0, err
     assert err.count("injected kill") == 2 and err.count("injected raise") == 1

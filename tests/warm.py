@@ -1,61 +1,93 @@
 """Starts of the program that cost a tenth of a fresh one: forks of a process that has imported it already.
 
 What a run does afterwards is the same: the script is executed as `__main__`, with its own arguments, environment,
-working folder, output and session. What belongs to the start itself (torchrun, signals before the imports, variables
-that a library reads when it is imported) needs a fresh one.
+working folder, output and session. What belongs to the start itself needs a fresh one: torchrun, signals before the
+imports, variables that a library reads when it is imported, and the seed of hashes, which differs between processes
+only there: every kind of run has a test with fresh starts.
 """
 
 import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Started:
     """A started program, with the methods of subprocess.Popen that tests use; its output goes to files."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, server: subprocess.Popen) -> None:
+        self._folder, self._server = folder, server
         self.returncode: int | None = None
 
     @property
     def pid(self) -> int:
-        while not (self._folder / "pid").exists():
-            time.sleep(0.001)
-        return int((self._folder / "pid").read_text())
+        return self._wait_for(lambda: self._number("pid"), 60)
 
     def poll(self) -> int | None:
         """Returns the exit code, minus the signal that ended it, or None while it runs."""
-        if self.returncode is None and (self._folder / "code").exists():
-            self.returncode = int((self._folder / "code").read_text())
+        if self.returncode is None:
+            gone = self._server.poll() is not None  # before the look: it may have written the code as its last
+            self.returncode = self._number("code")
+            assert self.returncode is not None or not gone, "the server of tests/warm.py has ended, see its output"
         return self.returncode
 
     def wait(self, timeout: float = 600) -> int:
         """Returns the exit code. Raises: TimeoutExpired, after killing it."""
-        deadline = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > deadline:
-                os.kill(self.pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(str(self._folder), timeout, *self._output())
-            time.sleep(0.005)
-        return code
+        try:
+            return self._wait_for(self.poll, timeout)
+        except subprocess.TimeoutExpired:
+            self.send_signal(signal.SIGKILL)
+            raise
 
     def communicate(self, timeout: float = 600) -> tuple[str, str]:
-        """Returns what was written to standard output and error until it ended."""
+        """Returns what it and the processes that it started wrote until they ended; they must end soon after it."""
         self.wait(timeout)
+        self._wait_for(lambda: members(self.pid) == [] or None, 20)
         return self._output()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _number(self, name: str) -> int | None:
+        file = self._folder / name
+        return int(file.read_text()) if file.exists() else None
 
     def _output(self) -> tuple[str, str]:
         return (self._folder / "out").read_text(), (self._folder / "err").read_text()
+
+    def _wait_for(self, found: Callable[[], T | None], timeout: float) -> T:
+        deadline = time.monotonic() + timeout
+        while (value := found()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self._folder), timeout, *self._output())
+            time.sleep(0.005)
+        return value
+
+
+def members(session: int) -> list[int]:
+    """Returns the processes of a session, without those that have ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, own = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has just ended
+            continue
+        if int(own) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
 
 
 class Starter:
@@ -66,24 +98,31 @@ class Starter:
         self._count = 0
 
     def start(self, script: Path, arguments: Sequence[object], cwd: Path, environment: dict[str, str]) -> Started:
-        if self._server is None:
-            self._folders = tempfile.TemporaryDirectory(prefix="started_")
-            line = [sys.executable, "-m", "tests.warm"]
-            self._server = subprocess.Popen(line, stdin=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
-        folder = Path(self._folders.name) / str(self._count)
+        if self._server is None or self._server.poll() is not None:
+            self._folder = Path(tempfile.mkdtemp(prefix="started_"))
+            line = [sys.executable, "-m", "tests.warm", str(self._folder)]
+            neutral = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+            self._server = subprocess.Popen(line, stdin=subprocess.PIPE, text=True, cwd=ROOT, env=neutral)
+        folder = self._folder / str(self._count)
         folder.mkdir()
+        for name in ("out", "err"):
+            (folder / name).touch()
         self._count += 1
         order = {"folder": str(folder), "argv": [str(script), *map(str, arguments)], "cwd": str(cwd)}
         print(json.dumps({**order, "environment": environment}), file=self._server.stdin, flush=True)
-        return Started(folder)
+        return Started(folder, self._server)
 
 
 def _become(order: dict) -> None:
     """Makes this process one that was started with the order's arguments."""
+    import numpy
+
+    numpy.random.seed()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     for number, path in ((0, os.devnull), (1, f"{order['folder']}/out"), (2, f"{order['folder']}/err")):
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     os.environ.clear()
@@ -98,9 +137,21 @@ def _write(file: Path, number: int) -> None:
     file.with_suffix(".new").replace(file)
 
 
-def _serve() -> bool:
+def _reap(folders: dict[int, Path]) -> None:
+    """Notes the exit codes of those that ended; a pid is not given to others before its code is there."""
+    for pid, folder in list(folders.items()):
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            continue
+        _write(folder / "code", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
+        os.waitpid(pid, 0)
+        del folders[pid]
+
+
+def _serve(folder: Path) -> bool:
     """Forks for every order; returns whether this is a fork, with an order to carry out."""
     folders: dict[int, Path] = {}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the tests end first, then this process
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)  # a signal just before the wait below must not be missed
@@ -110,14 +161,11 @@ def _serve() -> bool:
         ready, _, _ = select.select([0, woken], [], [])
         if woken in ready:
             os.read(woken, 1000)
-        for pid in list(folders):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                _write(folders.pop(pid) / "code", os.waitstatus_to_exitcode(status))
+        _reap(folders)
         if 0 not in ready:
             continue
         if not (more := os.read(0, 2**16)):
-            return False
+            break
         *lines, text = (text + more).split(b"\n")
         for line in lines:
             order = json.loads(line)
@@ -129,6 +177,10 @@ def _serve() -> bool:
                 return True
             folders[pid] = Path(order["folder"])
             _write(folders[pid] / "pid", pid)
+    for pid in [member for session in folders for member in members(session)]:
+        os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
 
 
 if __name__ == "__main__":
@@ -137,5 +189,5 @@ if __name__ == "__main__":
     import main  # noqa: F401
 
     # a fork returns to here, so that its interpreter ends as one that was started does
-    if _serve():
+    if _serve(Path(sys.argv[1])):
         runpy.run_path(sys.argv[0], run_name="__main__")

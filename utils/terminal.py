@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ EVERY_RANK = "every_rank"  # logger whose warnings are shown by all ranks
 # extra= of a log record: for log.txt, since a terminal shows it by the bar; a line that sums up
 IN_BAR, SUMMARY = {"in_bar": True}, {"color": "cyan"}
 _UNLIMITED = 10_000  # columns of a table that is not shown on a terminal
+_NARROW = 8  # columns that a cell of text is folded to at least
 QUIET = 30.0  # seconds between two lines of progress where there is no bar
 
 
@@ -151,17 +153,34 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: in
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, name in enumerate(head):
-        numbers = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
-        table.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(f"{cell:.2f}" if isinstance(cell, float) else str(cell)) for cell in row))
     if width is None:
         width = shutil.get_terminal_size().columns if interactive() else _UNLIMITED
+    table, least = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0)), 0
+    texts = [[_cell(value) for value in row] for row in rows]
+    for i, name in enumerate(head):
+        numbers = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+        longest = max(len(name), *(len(row[i]) for row in texts)) if rows else len(name)
+        smallest = longest if numbers else min(longest, _NARROW)
+        justify: Any = "right" if numbers else "left"
+        table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=numbers, min_width=smallest)
+        least += smallest + 2
+    for row in texts:
+        table.add_row(*map(Text, row))
     text = io.StringIO()
-    Console(file=text, width=width, color_system=None, force_terminal=False).print(table)
-    return [line.rstrip() for line in text.getvalue().splitlines()]
+    # too many columns for the terminal: it wraps the lines, and nothing is lost
+    Console(
+        file=text,
+        width=width if least <= width + 2 else _UNLIMITED,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+    ).print(table)
+    return [line.rstrip() for line in text.getvalue().rstrip("\n").split("\n")]
+
+
+def _cell(value: object) -> str:
+    text = f"{value:.2f}" if isinstance(value, float) else str(value)
+    return re.sub(r"[\t\n\r\v\f]", " ", text)
 
 
 def _console() -> Any:

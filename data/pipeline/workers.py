@@ -33,9 +33,9 @@ from utils.terminal import EVERY_RANK
 log = logging.getLogger(EVERY_RANK)
 PREFETCH = 2  # batches that each worker prepares in advance
 SHARED_MEMORY = "/dev/shm"
+_ROOT = Path(__file__).resolve().parents[2]  # of the program
 # file descriptors of the program itself, and per worker: pipes, and one for each tensor in flight
 _OWN_FILES, _FILES_PER_WORKER = 128, 24
-_PROGRAM = {"configs", "data", "models", "utils"}
 # samples that may be skipped: a fraction of the data set, but always this many
 MAX_BAD, ALWAYS_BAD = 0.01, 10
 
@@ -211,18 +211,24 @@ def _process_context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # imported once, not by every worker: what the samples need, and what the program's main module has imported
-    program = [name for name in sys.modules if name.partition(".")[0] in _PROGRAM]
+    program = [name for name, module in list(sys.modules.items()) if _is_ours(name, module)]
     context.set_forkserver_preload(["data.pipeline.worker_group", "data.pipeline.transforms", *program])
     # starts first, since it would unblock the signals; it needs no words about semaphores that it removes after a kill
     with _environment(PYTHONWARNINGS="ignore:resource_tracker"):
         resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     try:  # it inherits the mask, see worker_group.py; a folder data/ where the user stands must not hide the package
-        with _environment(PYTHONPATH=str(Path(__file__).resolve().parents[2]), PYTHONSAFEPATH="1"):
+        with _environment(PYTHONPATH=str(_ROOT), PYTHONSAFEPATH="1"):
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def _is_ours(name: str, module: Any) -> bool:
+    """Returns whether a module is one of the program's packages, and not one of another with the same name."""
+    ours = name.partition(".")[0] in ("configs", "data", "models", "utils")
+    return ours and _ROOT in Path(getattr(module, "__file__", None) or "").parents
 
 
 @contextmanager

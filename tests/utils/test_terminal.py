@@ -116,6 +116,9 @@ def test_cells_are_folded_to_the_width_of_the_terminal():
     assert max(map(len, table_lines(head, rows))) > 60  # no terminal here
     narrow = table_lines(head, rows, width=40)
     assert max(map(len, narrow)) <= 40 and "0.86" in narrow[1]
+    many = table_lines(["image", *["class", "prob."] * 20], [["a.png", *["tabby cat", 0.25] * 20]], width=80)
+    assert len(many) == 2 and many[1].count("tabby cat") == many[1].count("0.25") == 20  # too many to be folded
+    assert table_lines(["a"], [["x\ty\u2028z"]]) == ["a", "x y\u2028z"]
     assert "".join(line[:14].strip() for line in narrow[1:-1]) == rows[0][0], narrow
 
 

@@ -27,7 +27,9 @@ class Curves:
     def __init__(self, folder: Path, updates_per_epoch: int, best: Best | None) -> None:
         self._arguments = (folder / "metrics.jsonl", folder / "curves.png", updates_per_epoch, best)
         self._due = time.monotonic() + _FIRST
-        self._behind = False
+        metrics, picture = self._arguments[:2]
+        # an earlier start may have been killed before it drew the last epochs
+        self._behind = _modified(metrics) > _modified(picture)
 
     def after_epoch(self) -> None:
         self._behind = True
@@ -40,7 +42,13 @@ class Curves:
         """Draws the epochs that the picture does not show yet."""
         if self._behind:
             draw_curves(*self._arguments)
-        self._behind = False
+        metrics, picture = self._arguments[:2]
+        # an earlier start may have been killed before it drew the last epochs
+        self._behind = _modified(metrics) > _modified(picture)
+
+
+def _modified(file: Path) -> float:
+    return file.stat().st_mtime if file.exists() else 0.0
 
 
 def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | None) -> None:

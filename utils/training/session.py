@@ -112,8 +112,9 @@ class Session:
             self._saver.finish()
             if self._tracer is not None:
                 self._tracer.close()
-            if kind is None:
+            if self._world.is_main:
                 self._curves.finish()
+            if kind is None:
                 self._conclude()
         finally:
             self.journal.close()
