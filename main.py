@@ -59,7 +59,7 @@ def train(cfg: CfgNode, world: World) -> None:
     start.load_weights(model)
     precision = Precision.from_config(cfg, world.device)
     state = TrainState.build(model, StateOptions.from_config(cfg), precision, world)
-    log_lines([*state.describe(), *plan.describe(), str(pipeline.preprocessing)])
+    log_lines([*state.describe(), *plan.describe(), str(pipeline)])
     start.restore(state, plan)
     val = None if sources.val is None else build_eval_loader(sources.val, world, pipeline, interrupt.guard)
     gallery = val or build_eval_loader(sources.train, world, pipeline)
@@ -86,7 +86,7 @@ def evaluate(cfg: CfgNode, world: World) -> None:
         val = open_val(SourceOptions.from_config(cfg), world, *known_classes(contents))
         model = new_model(cfg, options, len(val.class_names), world.device)
         loaded = load_contents(model, contents, name, tables=cfg.MODEL.TABLE_INTERPOLATION)
-        log_lines([f"weights: {loaded}", str(pipeline.preprocessing)])
+        log_lines([f"weights: {loaded}", str(pipeline)])
         batches = build_eval_loader(val, world, pipeline)
         if cfg.TASK != "classification":
             evaluation = new_objective(cfg, batches, batches, precision, world).evaluate(model)

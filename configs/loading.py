@@ -72,8 +72,11 @@ def config_of_weights(
         return load_config(find_config(recipe or released, option), overrides)
     if not isinstance(contents.get("config"), str):
         raise ConfigError(f"the file does not say which model it is of: {name}: name its recipe with {option}")
-    # the run that wrote it may have been stopped while its warm-up was longer than its training
-    return load_stored_config(contents["config"], name, [("TRAIN.WARMUP_EPOCHS", 0, name), *overrides])
+    overrides = list(overrides)
+    try:
+        return load_stored_config(contents["config"], name, overrides)
+    except ConfigError:  # of a warm-up longer than the training, say, which the model does not depend on
+        return load_stored_config(contents["config"], name, [("TRAIN.WARMUP_EPOCHS", 0, name), *overrides])
 
 
 def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[str, Any, str]]) -> CfgNode:

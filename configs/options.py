@@ -92,7 +92,9 @@ def parse_command_line(argv: list[str]) -> CommandLine:
         near = did_you_mean(unknown[0], ["--cfg", "--opts", "--debug", "--help", *OPTIONS], "main.py --help lists them")
         raise ConfigError(f"unknown option {unknown[0]}: {near}")
     if len(known.opts) % 2:
-        raise ConfigError(f"--opts takes pairs of KEY VALUE: {known.opts[-1]} has no value: add it")
+        key, _, value = known.opts[-1].partition("=")
+        remedy = f"write {key} {value}" if value else "add it"
+        raise ConfigError(f"--opts takes pairs of KEY VALUE: {known.opts[-1]} has no value: {remedy}")
     given = [(key, value, "--opts") for key, value in zip(known.opts[::2], known.opts[1::2], strict=True)]
     for name, option in OPTIONS.items():
         value = getattr(known, name[2:].replace("-", "_"))

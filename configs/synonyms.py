@@ -5,7 +5,7 @@ SYNONYMS = {
     "aa": "AUG.AUTO_AUGMENT",
     "accum-iter": "TRAIN.ACCUMULATION_STEPS",
     "accumulation": "TRAIN.ACCUMULATION_STEPS",
-    "amp": "AMP_ENABLE",
+    "amp": "--enable-amp",
     "arch": "--cfg",
     "b": "DATA.BATCH_SIZE",
     "bf16": "AMP_DTYPE",

@@ -60,6 +60,10 @@ class PipelineOptions:
             batch=MaskingOptions.from_config(cfg) if cfg.TASK == "simmim" else MixingOptions.from_config(cfg),
         )
 
+    def __str__(self) -> str:
+        crop = f"crop {self.preprocessing.crop_pct:.4g}" if self.val.crop else "squashed, no crop"
+        return f"{self.preprocessing}, {crop}"
+
     def batch_transform(self, classes: int) -> BatchTransform | None:
         """Returns what is applied to training batches on the device, seeded for each. Raises: ConfigError."""
         return Masking(self.batch) if isinstance(self.batch, MaskingOptions) else build_mixing(classes, self.batch)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from models.weights.load import WRAPPERS
 from utils.checkpoints.files import list_checkpoints, read_checkpoint
-from utils.errors import CheckpointError, ResourceError, count, run_to_exit_code
+from utils.errors import CheckpointError, ConfigError, ResourceError, count, run_to_exit_code
 from utils.files import atomic_path
 from utils.script_parser import ScriptParser
 
@@ -33,8 +33,10 @@ def average(paths: Sequence[Path], target: Path) -> str:
     """
     sums: dict[str, Any] = {}
     contents: dict[str, Any] = {}
+    runs = set()
     for path in paths:
         contents = read_checkpoint(path)
+        runs.add(contents.get("config"))
         weights = next((contents[name] for name in WRAPPERS if isinstance(contents.get(name), dict)), contents)
         tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
         if sums and {n: v.shape for n, v in tensors.items()} != {n: v.shape for n, v in sums.items()}:
@@ -45,13 +47,14 @@ def average(paths: Sequence[Path], target: Path) -> str:
     if not sums:
         raise CheckpointError(f"no weights: {paths[0]}: name checkpoints")
     model = {n: (v / len(paths)).float() if v.is_floating_point() else v for n, v in sums.items()}
+    several = f"; they are of {len(runs)} runs with different configurations" if len(runs) > 1 else ""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
             torch.save({"model": model, **{key: contents[key] for key in KEPT if key in contents}}, temporary)
     except (OSError, RuntimeError) as e:
         raise ResourceError(f"cannot write the checkpoint ({e}): {target}: name another file") from e
-    return f"{target}: mean of {count(len(paths), 'checkpoint')}, {paths[0].name} to {paths[-1].name}"
+    return f"{target}: mean of {count(len(paths), 'checkpoint')}, {paths[0].name} to {paths[-1].name}{several}"
 
 
 def checkpoints_of(names: Sequence[Path], last: int) -> list[Path]:
@@ -77,13 +80,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="checkpoints, or the folder of a run")
     parser.add_argument("target", type=Path, help="file to write, ends in .pth")
     parser.add_argument("--last", type=int, default=0, metavar="N", help="only the last N (default: all)")
+    parser.add_argument("--force", action="store_true", help="replace the target if it is there")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     if options.target.suffix != ".pth" or options.last < 0:
         parser.error(f"{options.target}: must end in .pth; --last must be at least 0")
-    return run_to_exit_code(
-        lambda: print(average(checkpoints_of(options.sources, options.last), options.target)), options.debug
-    )
+
+    def run() -> None:
+        if options.target.exists() and not options.force:
+            raise ConfigError(f"{options.target} is there: the last argument is the file to write: --force replaces it")
+        paths = checkpoints_of(options.sources, options.last)
+        if len(paths) < 2:
+            raise ConfigError(f"a single checkpoint has no mean: {paths[0]}: name several, or the folder of a run")
+        print(average(paths, options.target))
+
+    return run_to_exit_code(run, options.debug)
 
 
 if __name__ == "__main__":

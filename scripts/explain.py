@@ -14,7 +14,7 @@ from models.backbone import SwinBackbone
 from models.explain import attention_rollout, class_activation
 from scripts.model_files import ModelFile
 from utils.distributed import World
-from utils.errors import ConfigError
+from utils.errors import ConfigError, ResourceError
 from utils.files import atomic_path
 from utils.pictures import new_figure
 
@@ -28,8 +28,12 @@ def explain(
     """
     model = opened.model
     if not isinstance(model, SwinBackbone):
-        raise ConfigError(f"{type(model).__name__} cannot be explained: --explain: use a checkpoint of a Swin")
-    folder.mkdir(parents=True, exist_ok=True)
+        what = "an exported file" if opened.exported else type(model).__name__
+        raise ConfigError(f"{what} cannot be explained: --explain: use a checkpoint of a Swin")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ResourceError(f"cannot write pictures ({e.strerror}): {folder}: --explain: name a folder") from e
     pipeline = PipelineOptions.from_config(opened.cfg, opened.channels, opened.preprocessing)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (opened.preprocessing.mean, opened.preprocessing.std))
     pairs = iter(enumerate(zip(paths, rows, strict=True)))

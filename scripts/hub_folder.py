@@ -13,6 +13,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from configs.loading import dump_config
+from data.loaders import PipelineOptions
 from models.backbone import SwinBackbone
 from models.position_bias import ContinuousBackbone
 from models.registry import model_options
@@ -32,6 +33,9 @@ WEIGHTS = "model.safetensors"
 SHOWN = 100  # classes that the card lists
 # timm's name for a model whose arguments are all stored
 ARCHITECTURES = {"swin": "swin_tiny_patch4_window7_224", "swinv2": "swinv2_tiny_window8_256"}
+
+# what timm would say of its own weights for that name
+ORIGIN = ("license", "tag", "url", "hf_hub_id", "origin_url", "paper_name", "paper_ids", "custom_load")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", NOTES: json.dumps(notes)})
     if peer is not None:
         data = {name: getattr(opened.preprocessing, name) for name in ("mean", "std", "crop_pct")}
+        if not opened.cfg.TEST.CROP:
+            data |= {"crop_pct": 1.0, "crop_mode": "squash"}
         data |= {"interpolation": opened.preprocessing.interpolation or "bicubic"}
         data |= {"input_size": (opened.channels, *opened.size)}
         names = {"label_names": list(opened.class_names)}
@@ -80,9 +86,11 @@ def _timm_model(opened: ModelFile) -> nn.Module | None:
     arguments = timm_arguments(options) | {"num_classes": len(opened.class_names)}
     if isinstance(options, SwinV2Options) and isinstance(opened.model, SwinTransformerV2):
         arguments["pretrained_window_sizes"] = tuple(opened.model.pretrained_windows())
-    model = timm.create_model(ARCHITECTURES[opened.model.family], **arguments)
+    model: Any = timm.create_model(ARCHITECTURES[opened.model.family], **arguments)
     weights = LAYOUTS["timm"].from_original(opened.model.state_dict())
     model.load_state_dict({**model.state_dict(), **weights})
+    for name in ORIGIN:
+        model.pretrained_cfg.pop(name, None)
     return model.eval()
 
 
@@ -133,13 +141,13 @@ def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
             f"---\n{data.to_yaml()}\n---\n",
             f"# {card.repository.rpartition('/')[2]}\n",
             f"{type(model).__name__}, {count_parameters(model) / 1e6:.1f} M parameters,"
-            f" {count_flops(model, opened.size) / 1e9:.1f} GFLOPs at {size}, {classes:,} classes{judged}.\n",
+            f" {count_flops(model, opened.size) / 1e9:.3g} GFLOPs at {size}, {classes:,} classes{judged}.\n",
             "## Use\n",
             *(["```python\nimport timm\n", f"{use_timm}```\n"] if in_timm else []),
             "With the program that trained it:\n\n```",
             f"python scripts/predict.py photo.jpg --model hf:{card.repository}",
             f"python main.py --cfg RECIPE --pretrained hf:{card.repository} --data-path FOLDER\n```\n",
-            f"Images: {opened.preprocessing}.\n",
+            f"Images: {PipelineOptions.from_config(opened.cfg, opened.channels, opened.preprocessing)}.\n",
             f"## Classes\n\n{listed}.\n",
             f"## Training\n\n<details><summary>Configuration</summary>\n\n```yaml\n{dump_config(opened.cfg)}```\n",
             "</details>\n",

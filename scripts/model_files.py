@@ -1,7 +1,7 @@
 """Opens a model from its file alone: weights with the configuration they store, or an exported model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from configs.loading import config_of_weights, load_stored_config
 from models.stored import stored_model
 from models.weights.released import released_url
 from utils.checkpoints.downloads import best_in, read_weights
+from utils.errors import ConfigError
 from utils.preprocessing import Preprocessing, Size, image_size
 
+EXPORTED = (".onnx", ".pt2")
 Overrides = Sequence[tuple[str, Any, str]]
 
 
@@ -32,6 +34,7 @@ class ModelFile:
     channels: int
     versions: Mapping[str, str] = field(default_factory=dict)
     top1: float | None = None
+    exported: bool = False
 
     @property
     def size(self) -> Size:
@@ -45,14 +48,19 @@ def open_model(name: str, cfg: str = "", overrides: Overrides = ()) -> ModelFile
     an exported .onnx or .pt2 file; cfg: the recipe, for weights that do not store one; overrides: further keys.
     Raises: CheckpointError, ConfigError.
     """
-    if Path(name).suffix in (".onnx", ".pt2"):
+    if name.endswith(EXPORTED):
         from scripts.exported import open_exported
 
         model, notes = open_exported(Path(name))
         own = load_stored_config(notes["config"], name, overrides)
         preprocessing = Preprocessing.stored(notes)
         assert preprocessing is not None
-        return ModelFile(model, tuple(notes["class_names"]), own, preprocessing, notes["channels"])
+        opened = ModelFile(model, tuple(notes["class_names"]), own, preprocessing, notes["channels"], exported=True)
+        fixed = replace(opened, cfg=load_stored_config(notes["config"], name)).size
+        if opened.size != fixed:
+            taken = "x".join(map(str, fixed))
+            raise ConfigError(f"the file takes images of {taken} only: {name}: use that size, or export another file")
+        return opened
     name = best_in(name)
     contents = read_weights(name, released_url=released_url)
     own = config_of_weights(contents, name, cfg, overrides)

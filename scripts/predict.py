@@ -83,7 +83,8 @@ def save_features(opened: ModelFile, paths: list[Path], target: Path, kind: str,
     Returns: a line that says what was written. Raises: ConfigError for an exported model; ResourceError.
     """
     if not isinstance(opened.model, SwinBackbone):
-        raise ConfigError(f"{type(opened.model).__name__} has no feature maps: --features: use a checkpoint of a Swin")
+        what = "an exported file" if opened.exported else type(opened.model).__name__
+        raise ConfigError(f"{what} has no feature maps: --features: use a checkpoint of a Swin")
     parts: dict[str, list[np.ndarray]] = {}
     precision = Precision.from_config(opened.cfg, world.device)
     loader = _batches(opened, paths, world)

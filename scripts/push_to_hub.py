@@ -15,13 +15,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from scripts.hub_folder import Card, write_folder
-from scripts.model_files import ModelFile, open_model
+from scripts.model_files import EXPORTED, ModelFile, open_model
 from utils.errors import ConfigError, ResourceError, one_line, run_to_exit_code
 from utils.script_parser import ScriptParser
 
 
 def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
     """Writes `folder` and uploads it; returns the address. Raises: ResourceError, CheckpointError."""
+    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -33,7 +34,7 @@ def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
         return str(api.upload_folder(repo_id=card.repository, folder_path=folder, commit_message=message))
     except LocalTokenNotFoundError as e:
         raise ResourceError(f"the hub asks for a token: {card.repository}: run hf auth login") from e
-    except (HfHubHTTPError, OSError) as e:
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as e:
         raise ResourceError(
             f"cannot upload ({one_line(e)[:200]}): {card.repository}: check name, token, network"
         ) from e
@@ -64,6 +65,8 @@ def main(argv: list[str]) -> int:
     def run() -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", options.repository):
             raise ConfigError(f"not a repository: {options.repository}: name it OWNER/NAME")
+        if options.model.endswith(EXPORTED):
+            raise ConfigError(f"an exported file cannot be published: {options.model}: name its run or checkpoint")
         opened = open_model(options.model, options.cfg)
         if options.folder:
             write(opened, card, options.folder)

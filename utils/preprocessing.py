@@ -53,7 +53,7 @@ class Preprocessing:
     def __str__(self) -> str:
         numbers = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         mean, std = numbers
-        return f"pixels normalised by mean {mean}, std {std}; {self.interpolation} resizing, crop {self.crop_pct:.4g}"
+        return f"pixels normalised by mean {mean}, std {std}; {self.interpolation} resizing"
 
 
 def _per_channel(key: str, given: str | list[float], own: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -229,6 +229,8 @@ def _find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
 
 def _check_folder(path: Path, split: str) -> None:
     """Raises: DataError if the folder that is meant is near: its parent, or a split under another name."""
+    if not path.is_dir():
+        raise DataError(f"no such folder: {path}: --data-path: name one that contains train/ and val/")
     if path.name in ("train", "val") and (path.parent / split).is_dir():
         raise DataError(f"{path} is one split: --data-path: name the folder that contains it, {path.parent}")
     other = next((name for name in _OTHER_NAMES[split] if (path / name).is_dir()), None)

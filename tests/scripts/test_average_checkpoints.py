@@ -26,9 +26,19 @@ def test_the_mean_keeps_what_describes_the_weights(tmp_path, capsys):
 
 
 def test_averaged_weights_are_preferred_as_in_evaluation(tmp_path):
-    write(tmp_path / "a.pth", 1.0, model_ema={"a": torch.tensor([5.0])})
-    assert main([str(tmp_path / "a.pth"), str(tmp_path / "mean.pth")]) == 0
+    one = write(tmp_path / "a.pth", 1.0, model_ema={"a": torch.tensor([5.0])})
+    assert main([one, one, str(tmp_path / "mean.pth")]) == 0
     assert torch.load(tmp_path / "mean.pth", weights_only=True)["model"]["a"].item() == 5.0
+
+
+def test_a_forgotten_target_costs_no_checkpoint(tmp_path, capsys):
+    files = [write(tmp_path / f"{i}.pth", float(i), config=f"SEED: {i}") for i in (1, 2, 3)]
+    assert main(files) == 2
+    assert "3.pth is there: the last argument is the file to write: --force" in capsys.readouterr().err
+    assert torch.load(files[2], weights_only=True)["model"]["a"][0] == 3
+    assert main([*files, "--force"]) == 0 and torch.load(files[2], weights_only=True)["model"]["a"][0] == 1.5
+    assert "of 2 runs with different configurations" in capsys.readouterr().out
+    assert main([files[0], str(tmp_path / "mean.pth")]) == 2 and "a single checkpoint" in capsys.readouterr().err
 
 
 def test_a_folder_stands_for_its_epochs(tmp_path):

@@ -29,6 +29,9 @@ def test_an_exported_file_needs_nothing_else(made, photos, tmp_path, capsys, end
     with pytest.raises(SystemExit):
         predict.main([str(photos / "val"), "--model", str(target), "--features", "pooled", "--output", "x.csv"])
     assert predict.main([str(photos / "val"), "--model", str(target), "--features", "pooled"]) == 2
+    capsys.readouterr()
+    assert predict.main([str(photos / "val"), "--model", str(target), "--size", "64"]) == 2
+    assert "the file takes images of 32x32 only" in capsys.readouterr().err
 
 
 def test_a_model_of_another_size(made, tmp_path):

@@ -9,7 +9,11 @@ from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
 
 import pytest
+import torch
+import yaml
 
+from configs.loading import dump_config
+from scripts.model_files import open_model
 from scripts.push_to_hub import main
 from tests.conftest import ROOT
 from tests.utils.checkpoints.test_downloads import serve
@@ -108,6 +112,26 @@ def test_a_folder_instead(made, tmp_path, capsys):
     assert main([str(made[0] / "model.pth"), "me/small", "--folder", str(tmp_path / "new/folder")]) == 0
     assert "published" not in capsys.readouterr().out.replace("publishes", "")
     assert len(list((tmp_path / "new/folder").iterdir())) == 3
+
+
+def test_what_is_said_of_the_model_is_its_own(made, tmp_path, capsys):
+    """The transform that timm builds from the folder is the evaluation's, also for images that are not cropped."""
+    contents = torch.load(made[0] / "model.pth", weights_only=True)
+    contents["config"] = contents["config"].replace("CROP: true", "CROP: false")
+    torch.save(contents, tmp_path / "squashed.pth")
+    for file, mode, crop in ((made[0] / "model.pth", "center", 0.9), (tmp_path / "squashed.pth", "squash", 1.0)):
+        folder = tmp_path / mode
+        assert main([str(file), "me/small", "--folder", str(folder)]) == 0
+        config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+        assert (config["crop_mode"], config["crop_pct"]) == (mode, crop)
+        assert not {"license", "tag", "url", "hf_hub_id"} & config.keys()
+        card = (folder / "README.md").read_text()
+        assert ("squashed, no crop" in card) == (mode == "squash") and " 0 GFLOPs" not in card
+        stated = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+        assert stated == yaml.safe_load(dump_config(open_model(str(file)).cfg))
+        assert stated["TRAIN"]["WARMUP_EPOCHS"] == yaml.safe_load(contents["config"])["TRAIN"]["WARMUP_EPOCHS"]
+    capsys.readouterr()
+    assert main(["model.onnx", "me/small"]) == 2 and "cannot be published" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from utils.checkpoints.downloads import newest_in
 from utils.class_words import in_words
 from utils.distributed import World
 from utils.errors import ResourceError
@@ -41,6 +42,7 @@ class ReportOptions:
     def from_config(cfg: CfgNode) -> "ReportOptions":
         named = (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED).split(",")
         files = tuple(name.strip() for name in named if name.strip())
+        files = tuple(str(newest_in(Path(name))) if Path(name).is_dir() else name for name in files)
         return ReportOptions(files, cfg.TEST.CLASSES, cfg.TEST.REAL, cfg.TEST.PER_CLASS, cfg.TEST.RESULTS)
 
 

@@ -73,7 +73,7 @@ def rehearse(
         f"  disk      {count(files, 'checkpoint')} of {each:,.0f} MiB = {files * each:,.0f} MiB at most;"
         f" {free_mib(folder.checkpoints):,.0f} MiB are free"
     )
-    log.info("  nothing was written")
+    log.info("  nothing was written to the output folder")
     if world.is_main:
         check_space(folder.checkpoints, state.checkpoint_bytes(), keep or epochs)
 

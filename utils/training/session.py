@@ -1,10 +1,12 @@
 """What happens around the updates of a training run: logs, checkpoints, the end of an epoch."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -96,6 +98,7 @@ class Session:
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
         self._saver = Saver(folder.checkpoints, options.keep)
         self._tracer = Tracer(folder.path, world.device) if options.trace and world.is_main else None
+        self._first_epoch = state.epoch
         self._saved_at = self._epoch_started = self._started = time.monotonic()
         self._unjudged: Update | None = None  # its outcome is known after the next one
         if world.is_main:
@@ -198,15 +201,19 @@ class Session:
         if state.step or not state.update:
             return
         best, name = folder.checkpoints / "best.pth", "last.pth"
-        lines = [f"trained {count(self._plan.epochs, 'epoch')} in {duration(time.monotonic() - self._started)}"]
+        trained, before = state.epoch - self._first_epoch, f" after {self._first_epoch}" if self._first_epoch else ""
+        lines = [f"trained {count(trained, 'epoch')}{before} in {duration(time.monotonic() - self._started)}"]
         if self._best is not None and state.best_value is not None:
             name = "best.pth"
             lines += [f"  best      {best}: {self._best.metric} {state.best_value:.3f} of epoch {state.best_epoch}"]
+        evaluate = f"{_script('main.py')} --cfg {folder.config} --eval --resume {folder.checkpoints / name}"
         lines += [
             f"  last      {folder.checkpoints / 'last.pth'}",
             f"  curves    {folder.path / 'curves.png'}, metrics.jsonl, tensorboard/, log.txt",
-            f"  evaluate  python main.py --cfg {folder.config} --eval --resume {folder.checkpoints / name}",
+            f"  evaluate  python {evaluate}",
         ]
+        if self._provenance.class_names:
+            lines += [f"  predict   python {_script('scripts/predict.py')} IMAGE --model {folder.path}"]
         for line in lines:
             log.info(line, extra=SUMMARY)
         if self._best is not None and state.best_value is not None:
@@ -347,3 +354,8 @@ class Session:
 
     def _tick(self) -> None:
         self._world.tick(self._position())
+
+
+def _script(name: str) -> str:
+    """Returns the path of a script of this program from where the user stands."""
+    return os.path.relpath(Path(__file__).resolve().parents[2] / name)

@@ -131,7 +131,7 @@ def test_evaluation_needs_no_training_folder(own_photos):
     ("arguments", "message"),
     [
         ({"path": ""}, "quickstart.sh"),
-        ({"path": "/nowhere"}, "no folder train/ in /nowhere"),
+        ({"path": "/nowhere"}, "no such folder: /nowhere: --data-path"),
         ({"dataset": "cifar"}, "unknown data set 'cifar'"),
         ({"dataset": "imagnet"}, "did you mean imagenet?"),
         ({"zipped": True}, "no archive train.zip"),
