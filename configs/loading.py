@@ -47,11 +47,16 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, Any, str]] = ()
     Returns: a frozen CfgNode with every key of the schema.
     Raises: ConfigError.
     """
-    return _merged(_read_chain(find_config(path), ()), list(overrides))
+    cfg = _merged(_read_chain(find_config(path), ()), list(overrides))
+    _check_warmup(cfg)
+    return cfg
 
 
 def load_stored_config(text: str, origin: str, overrides: Iterable[tuple[str, Any, str]] = ()) -> CfgNode:
-    """Returns the configuration that a checkpoint stores as `text`, with `overrides`. Raises: ConfigError."""
+    """Returns the configuration that a checkpoint stores as `text`, with `overrides`, for the use of its model.
+
+    Raises: ConfigError.
+    """
     return _merged([(Path(origin), parse_config(text, origin))], list(overrides))
 
 
@@ -72,11 +77,7 @@ def config_of_weights(
         return load_config(find_config(recipe or released, option), overrides)
     if not isinstance(contents.get("config"), str):
         raise ConfigError(f"the file does not say which model it is of: {name}: name its recipe with {option}")
-    overrides = list(overrides)
-    try:
-        return load_stored_config(contents["config"], name, overrides)
-    except ConfigError:  # of a warm-up longer than the training, say, which the model does not depend on
-        return load_stored_config(contents["config"], name, [("TRAIN.WARMUP_EPOCHS", 0, name), *overrides])
+    return load_stored_config(contents["config"], name, overrides)
 
 
 def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[str, Any, str]]) -> CfgNode:
@@ -261,12 +262,6 @@ def _check_together(values: dict[str, Any]) -> None:
         )
     if values["TRAIN.START_EPOCH"] >= values["TRAIN.EPOCHS"]:
         raise ConfigError("TRAIN.START_EPOCH is not below TRAIN.EPOCHS: nothing is left to train")
-    warmup, epochs = values["TRAIN.WARMUP_EPOCHS"], values["TRAIN.EPOCHS"]
-    if warmup and warmup >= epochs and not (values["EVAL_MODE"] or values["THROUGHPUT_MODE"]):
-        raise ConfigError(
-            f"{warmup} of {epochs} epochs are warm-up, TRAIN.BASE_LR would never be reached: TRAIN.WARMUP_EPOCHS: set"
-            f" it below {epochs}, such as {epochs // 10}"
-        )
     for name in ("MODEL.NAME", "TAG"):
         path = PurePath(values[name])
         if not values[name].strip() or path.is_absolute() or ".." in path.parts:
@@ -281,6 +276,16 @@ def _check_together(values: dict[str, Any]) -> None:
     if len(modes) > 1:
         raise ConfigError(f"{' and '.join(modes)} together: use one of them")
     _check_distillation(values)
+
+
+def _check_warmup(cfg: CfgNode) -> None:
+    """Checks that a training run leaves its warm-up. Raises: ConfigError."""
+    warmup, epochs = cfg.TRAIN.WARMUP_EPOCHS, cfg.TRAIN.EPOCHS
+    if warmup and warmup >= epochs and not (cfg.EVAL_MODE or cfg.THROUGHPUT_MODE):
+        raise ConfigError(
+            f"{warmup} of {epochs} epochs are warm-up, TRAIN.BASE_LR would never be reached: TRAIN.WARMUP_EPOCHS: set"
+            f" it below {epochs}, such as {epochs // 10}"
+        )
 
 
 def _check_distillation(values: dict[str, Any]) -> None:

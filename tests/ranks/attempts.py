@@ -52,12 +52,9 @@ def second(rank):
         return world.end_together(e, debug=False)
 
 
-def third(rank):
-    """Rank 1 comes late; everything works."""
-    time.sleep(0.3 if rank else 0.0)
-    world = join_world(1)
-    own = torch.tensor([rank, 10.0 + rank])
-    calls = []
+def exchanges(world, rank):
+    """What the collective operations return."""
+    own, calls = torch.tensor([rank, 10.0 + rank]), []
     found = {
         "place": [world.rank, world.size, world.local_rank, world.local_size, world.is_main],
         "gathered": world.gather(own).tolist(),
@@ -82,16 +79,24 @@ def third(rank):
     world.check_equal({"TRAIN.BASE_LR": 0.1, "torch": "2"}, "no remedy")
     values = {"a": 1, "TRAIN.BASE_LR": 0.1 + rank, "b": rank}
     found["unequal"] = failure(world.check_equal, values, "use one command everywhere")
+    return found
 
+
+def file_of_the_main_rank(world, rank):
+    """What every rank has of a file that only the main one can read."""
     os.chdir(FOLDER / str(rank))  # a disk of its own
     read = read_once(world, lambda: read_checkpoint(Path("weights.pth")))
-    found["read"] = {
+    return {
         "a": read["model"]["a"].tolist(),
         "kinds": [str(t.dtype) for t in read["model"].values()],
         "view": read["model"]["view"].tolist(),
         "rest": read["rest"],
     }
 
+
+def comparisons(world, rank):
+    """Weights that differ between the ranks, and buffers before and after they are averaged."""
+    found = {}
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2).bfloat16())
     check_weights(model, world, "epoch 0, update 5")
@@ -108,9 +113,13 @@ def third(rank):
     synchronize_buffers([model, model[1]], world)
     norm = model[1]
     found["buffers"] = [before, norm.running_mean.tolist(), norm.running_var.tolist(), int(norm.num_batches_tracked)]
+    return found
 
+
+def dropped_blocks(world, rank):
+    """One image per rank and blocks that neither rank keeps: by how much the gradients differ."""
     gradients = []
-    for compiled in (False, True):  # one image per rank, and blocks that neither rank's keeps
+    for compiled in (False, True):
         model = small("swin", drop_path_rate=0.9)
         if compiled:
             model.compile(backend="aot_eager")
@@ -119,18 +128,29 @@ def third(rank):
             torch.manual_seed(10 * seed + rank)
             wrapped(torch.randn(1, 3, 32, 32)).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    found["depth"] = {
+    return {
         "eager and compiled": (gradients[0] - gradients[1]).abs().max().item(),
         "ranks": (world.gather(gradients[0])[0] - world.gather(gradients[0])[1]).abs().max().item(),
         "largest": gradients[0].abs().max().item(),
     }
 
+
+def stops(world, rank):
+    """Whether an evaluation stops: for neither rank, then for rank 1."""
     interrupt = Interrupt()
     interrupt.join(world)
-    found["stop"] = [interrupt.stop_of_evaluation()]
+    found = [interrupt.stop_of_evaluation()]
     interrupt.cut_short, interrupt._stop = rank == 1, 15 * rank
-    found["stop"].append(interrupt.stop_of_evaluation())
+    return [*found, interrupt.stop_of_evaluation()]
 
+
+def third(rank):
+    """Rank 1 comes late; everything works."""
+    time.sleep(0.3 if rank else 0.0)
+    world = join_world(1)
+    found = exchanges(world, rank) | {"read": file_of_the_main_rank(world, rank)} | comparisons(world, rank)
+    found |= {"depth": dropped_blocks(world, rank), "stop": stops(world, rank)}
+    own = torch.zeros(1)
     for item in ("both", f"of {rank}"):
         world.count_distinct("bad", item)
     world.gather(own)

@@ -44,11 +44,18 @@ def work(rank, accumulation=2, weight=0.5):
         yield Batch(images, targets, weight, i % accumulation == accumulation - 1)
 
 
-def build(kind, world, optimizer="adamw", seed=0):
+def build(kind, world, optimizer="adamw", contents=None):
+    """A state with the model's own weights, or with those of a checkpoint."""
     model = small("swinv2", drop_path_rate=0.3, extra_norm_every=2)
+    if contents is not None:
+        load_contents(model, weights_of(contents), "x")
     model.set_grad_checkpointing(True)
     options = StateOptions(OptimizerOptions(optimizer), 0.9, parallel=ParallelOptions(kind))
     return TrainState.build(model, options, FLOAT32, world)
+
+
+def weights_of(contents):
+    return {name: contents[name] for name in ("model", "pretrained_windows")}
 
 
 def train(state, world, updates):
@@ -63,71 +70,77 @@ def train(state, world, updates):
     return losses
 
 
-def rank_of(folder, rank):
-    os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
-    world, found = join_world(1), {}
-    for optimizer in ("adamw", "sgd", "fused_lamb"):
+def judge(state, world, rank):
+    """An evaluation of 5 images: 3 on the first rank in batches of 1, 2 on the other."""
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    shard = [(images[i : i + 1], torch.tensor([i])) for i in range(rank, 5, 2)]
+    accuracy, answers = evaluate(state.evaluated, shard, 5, FLOAT32, world)
+    return [accuracy.loss, accuracy.count, answers.predicted.tolist()]
+
+
+def optimizers(folder, world, rank):
+    """The same updates by ddp and fsdp, with every optimizer; the states of AdamW go on below."""
+    found = {}
+    for optimizer in ("sgd", "fused_lamb", "adamw"):
         states = {kind: build(kind, world, optimizer) for kind in ("ddp", "fsdp")}
         found[optimizer] = {kind: train(state, world, work(rank)) for kind, state in states.items()}
         saved = {kind: snapshot(state.state_dict()) for kind, state in states.items()}
         found[optimizer]["kept"] = {kind: saved[kind]["model"]["head.weight"] is not None for kind in saved}
         if rank == 0:
             torch.save(saved, folder / f"{optimizer}.pth")
-        if optimizer == "adamw":
-            sharded = states["fsdp"]
-            own = sum(p.to_local().numel() for p in sharded.model.parameters())
-            found["part"] = own / sum(p.numel() for p in sharded.model.parameters())
-            found["finite"] = weights_are_finite(sharded.model, world)
+    found |= {f"evaluation {kind}": judge(state, world, rank) for kind, state in states.items()}
+    return found, states["fsdp"], saved["fsdp"]
 
-            # an evaluation of 5 images: 3 on the first rank in batches of 1, 2 on the other
-            images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-            labels = torch.arange(5)
-            shard = [(images[i : i + 1], labels[i : i + 1]) for i in range(rank, 5, 2)]
-            for kind, state in states.items():
-                accuracy, answers = evaluate(state.evaluated, shard, 5, FLOAT32, world)
-                found[f"evaluation {kind}"] = [accuracy.loss, accuracy.count, answers.predicted.tolist()]
 
-            # a new run resumes from the whole tensors, and goes on like this one
-            dist.barrier()
-            box = [saved["fsdp"] if rank == 0 else None]
-            dist.broadcast_object_list(box)
-            again = build("fsdp", world)
-            model = small("swinv2", drop_path_rate=0.3, extra_norm_every=2)
-            load_contents(model, {"model": box[0]["model"], "pretrained_windows": box[0]["pretrained_windows"]}, "x")
-            model.set_grad_checkpointing(True)
-            options = StateOptions(OptimizerOptions(), 0.9, parallel=ParallelOptions("fsdp"))
-            again = TrainState.build(model, options, FLOAT32, world)
-            again.load_state_dict(box[0], load_contents, "x")
-            more = [train(state, world, work(rank + 7)) for state in (sharded, again)]
-            found["resumed"] = more[0] == more[1]
-            pairs = zip(*(each.ema.module.state_dict().values() for each in (sharded, again)), strict=True)
-            found["average"] = all(torch.equal(a.to_local(), b.to_local()) for a, b in pairs)
+def continued(sharded, saved, world, rank):
+    """A new run resumes from the whole tensors, and goes on like the old one."""
+    own = sum(p.to_local().numel() for p in sharded.model.parameters())
+    found = {"part": own / sum(p.numel() for p in sharded.model.parameters())}
+    found["finite"] = weights_are_finite(sharded.model, world)
+    box = [saved if rank == 0 else None]
+    dist.broadcast_object_list(box)
+    again = build("fsdp", world, contents=box[0])
+    again.load_state_dict(box[0], load_contents, "x")
+    more = [train(state, world, work(rank + 7)) for state in (sharded, again)]
+    found["resumed"] = more[0] == more[1]
+    pairs = zip(*(each.ema.module.state_dict().values() for each in (sharded, again)), strict=True)
+    found["average"] = all(torch.equal(a.to_local(), b.to_local()) for a, b in pairs)
+    with torch.no_grad():
+        first = next(sharded.model.parameters()).to_local()
+        first.view(-1)[:1] = float("nan") if rank == 1 else 0.0
+    return found | {"not finite": weights_are_finite(sharded.model, world)}
 
-            with torch.no_grad():
-                first = next(sharded.model.parameters()).to_local()
-                first.view(-1)[:1] = float("nan") if rank == 1 else 0.0
-            found["not finite"] = weights_are_finite(sharded.model, world)
+
+def experts(folder, world, rank):
+    """Divided experts train, are evaluated, saved and loaded."""
     state = TrainState.build(small("swin_moe", **EXPERTS), StateOptions(ema_decay=0.9), FLOAT32, world)
-    found["experts"] = train(state, world, work(rank))
+    found = {"experts": train(state, world, work(rank))}
     found["shapes"] = [list(p.shape) for name, p in state.model.named_parameters() if name.endswith("fc1_w")]
     found["size"], found["lines"] = state.checkpoint_bytes(), state.describe()
     contents = snapshot(state.state_dict())
     if rank == 0:
         torch.save(contents, folder / "experts.pth")
-    accuracy, answers = evaluate(state.evaluated, shard, 5, FLOAT32, world)
-    found["evaluation experts"] = [accuracy.loss, accuracy.count, answers.predicted.tolist()]
+    found["evaluation experts"] = judge(state, world, rank)
     dist.barrier()
     contents = torch.load(folder / "experts.pth", weights_only=True)
     model = small("swin_moe", **EXPERTS)
-    load_contents(model, {"model": contents["model"], "pretrained_windows": contents["pretrained_windows"]}, "x")
+    load_contents(model, weights_of(contents), "x")
     again = TrainState.build(model, StateOptions(ema_decay=0.9), FLOAT32, world)
     again.load_state_dict(contents, load_contents, "x")
-    again = again.state_dict()  # of the main rank; the other one only takes part
-    same = [torch.equal(again["model"][name], value) for name, value in contents["model"].items() if rank == 0]
-    same += [torch.equal(again["model_ema"][name], value) for name, value in contents["model_ema"].items() if rank == 0]
-    for number, values in contents["optimizer"]["state"].items() if rank == 0 else ():
+    again = again.state_dict()
+    if rank:  # it only takes part in gathering
+        return found | {"same": True}
+    same = [torch.equal(again[k][name], value) for k in ("model", "model_ema") for name, value in contents[k].items()]
+    for number, values in contents["optimizer"]["state"].items():
         same += [torch.equal(again["optimizer"]["state"][number][kind], value) for kind, value in values.items()]
-    found["same"] = all(same)
+    return found | {"same": all(same)}
+
+
+def rank_of(folder, rank):
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+    world = join_world(1)
+    found, sharded, saved = optimizers(folder, world, rank)
+    found |= continued(sharded, saved, world, rank) | experts(folder, world, rank)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     world.leave()
 

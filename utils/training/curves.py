@@ -15,40 +15,34 @@ from utils.training.objective import Best
 log = logging.getLogger(__name__)
 
 _COLORS = ("tab:green", "tab:olive", "tab:cyan", "tab:purple")
-
-
-_FIRST = 30.0  # seconds without a picture
-_PAUSE = 50  # times as long as the drawing took: 2 % of the time
+_FIRST = 30.0  # seconds until the first drawing
+_PAUSE = 50  # between two drawings, in units of the time that one takes: 2 % of the run
 
 
 class Curves:
-    """The picture of a run: redrawn after an epoch, if the last time is long enough ago that it costs little."""
+    """curves.png of a run, redrawn after an epoch unless the last drawing is too recent.
+
+    Args: folder of the run; the others as for `draw_curves`.
+    """
 
     def __init__(self, folder: Path, updates_per_epoch: int, best: Best | None) -> None:
-        self._arguments = (folder / "metrics.jsonl", folder / "curves.png", updates_per_epoch, best)
+        self._metrics, self._picture = folder / "metrics.jsonl", folder / "curves.png"
+        self._updates_per_epoch, self._best = updates_per_epoch, best
         self._due = time.monotonic() + _FIRST
-        metrics, picture = self._arguments[:2]
-        # an earlier start may have been killed before it drew the last epochs
-        self._behind = _modified(metrics) > _modified(picture)
+        self._outdated = True  # an earlier start may have been killed before it drew its last epochs
 
     def after_epoch(self) -> None:
-        self._behind = True
+        self._outdated = True
         begun = time.monotonic()
         if begun >= self._due:
             self.finish()
             self._due = time.monotonic() + _PAUSE * (time.monotonic() - begun)
 
     def finish(self) -> None:
-        """Draws the epochs that the picture does not show yet."""
-        if self._behind:
-            draw_curves(*self._arguments)
-        metrics, picture = self._arguments[:2]
-        # an earlier start may have been killed before it drew the last epochs
-        self._behind = _modified(metrics) > _modified(picture)
-
-
-def _modified(file: Path) -> float:
-    return file.stat().st_mtime if file.exists() else 0.0
+        """Draws the picture if it lacks an epoch."""
+        if self._outdated and self._metrics.exists():
+            draw_curves(self._metrics, self._picture, self._updates_per_epoch, self._best)
+            self._outdated = False
 
 
 def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | None) -> None:

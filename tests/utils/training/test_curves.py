@@ -74,6 +74,7 @@ def test_the_curves_of_short_epochs_are_drawn_now_and_then_and_at_the_end(tmp_pa
 
     monkeypatch.setattr(curves, "draw_curves", draw)
     monkeypatch.setattr(curves.time, "monotonic", lambda: now[0])
+    (tmp_path / "metrics.jsonl").touch()
     run = Curves(tmp_path, 4, None)
     for _ in range(30):
         now[0] += 10
