@@ -116,10 +116,11 @@ def contents(folder):
 
 
 def test_evaluation_writes_nothing(trained, tiny_yaml, photos, tmp_path):
-    checkpoint = trained / "tiny/default/checkpoints/best.pth"
-    arguments = ["--cfg", tiny_yaml, "--data-path", photos, "--eval", "--resume", checkpoint]
+    """Of the folder of a run it takes the last checkpoint, and says so."""
+    arguments = ["--cfg", tiny_yaml, "--data-path", photos, "--eval", "--resume", trained / "tiny/default"]
     done = run_program(*arguments, cwd=tmp_path)
     assert done.code == 0, done.err
+    assert f"tensors from {trained}/tiny/default/checkpoints/ckpt_epoch_0.pth" in done.out
     assert accuracy(done.out)[1] == 15
     assert list(tmp_path.iterdir()) == []
 

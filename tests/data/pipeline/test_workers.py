@@ -8,12 +8,14 @@ import resource
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from configs.loading import load_config
+from data.pipeline import workers
 from data.pipeline.dataset import TrainSamples
 from data.pipeline.samplers import EvalSampler
 from data.pipeline.transforms import TrainTransform
@@ -208,3 +210,12 @@ def test_by_default_there_is_a_worker_for_each_core_of_a_ranks_share(monkeypatch
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
     assert LoaderOptions.from_config(configured()).workers == workers
+
+
+def test_the_server_of_the_workers_imports_the_modules_of_this_program_only(tmp_path):
+    foreign = ModuleType("utils.foreign")
+    foreign.__file__ = str(tmp_path / "utils/foreign.py")
+    assert workers._is_ours("data.pipeline.workers", workers)
+    assert not workers._is_ours("utils.foreign", foreign)
+    assert not workers._is_ours("utils.nowhere", ModuleType("utils.nowhere"))
+    assert not workers._is_ours("torch", torch)
