@@ -162,7 +162,7 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: in
         longest = max(len(name), *(len(row[i]) for row in texts)) if rows else len(name)
         smallest = longest if numbers else min(longest, _NARROW)
         justify: Any = "right" if numbers else "left"
-        table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=numbers, min_width=smallest)
+        table.add_column(Text(name), justify=justify, overflow="fold", min_width=smallest)
         least += smallest + 2
     for row in texts:
         table.add_row(*map(Text, row))
