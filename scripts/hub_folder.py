@@ -34,7 +34,7 @@ SHOWN = 100  # classes that the card lists
 # timm's name for a model whose arguments are all stored
 ARCHITECTURES = {"swin": "swin_tiny_patch4_window7_224", "swinv2": "swinv2_tiny_window8_256"}
 
-# what timm would say of its own weights for that name
+# entries of timm's configuration that describe its own pre-trained weights
 ORIGIN = ("license", "tag", "url", "hf_hub_id", "origin_url", "paper_name", "paper_ids", "custom_load")
 
 

@@ -1,4 +1,4 @@
-"""Starts of the program that cost a tenth of a fresh one: forks of a process that has imported it already.
+"""Starts the program by forking a process that has already imported it, which saves the imports of a fresh start.
 
 What a run does afterwards is the same: the script is executed as `__main__`, with its own arguments, environment,
 working folder, output and session. What belongs to the start itself needs a fresh one: torchrun, signals before the

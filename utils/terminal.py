@@ -22,7 +22,7 @@ EVERY_RANK = "every_rank"  # logger whose warnings are shown by all ranks
 # extra= of a log record: for log.txt, since a terminal shows it by the bar; a line that sums up
 IN_BAR, SUMMARY = {"in_bar": True}, {"color": "cyan"}
 _UNLIMITED = 10_000  # columns of a table that is not shown on a terminal
-_NARROW = 8  # columns that a cell of text is folded to at least
+_NARROW = 8  # minimum width of a text column whose cells are folded
 QUIET = 30.0  # seconds between two lines of progress where there is no bar
 
 
@@ -147,7 +147,7 @@ def duration(seconds: float) -> str:
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> list[str]:
     """Returns the lines of a table: numbers to the right, all else to the left.
 
-    Args: width: what the longest line may have, cells are folded to fit; None: that of the terminal, if it is one.
+    Args: width: maximum length of a line, long cells are folded to fit; None: the terminal's, unlimited elsewhere.
     """
     from rich.console import Console
     from rich.table import Table
@@ -167,7 +167,7 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: in
     for row in texts:
         table.add_row(*map(Text, row))
     text = io.StringIO()
-    # too many columns for the terminal: it wraps the lines, and nothing is lost
+    # if there are too many columns to fit, the terminal wraps the lines and nothing is lost
     Console(
         file=text,
         width=width if least <= width + 2 else _UNLIMITED,

@@ -357,5 +357,5 @@ class Session:
 
 
 def _script(name: str) -> str:
-    """Returns the path of a script of this program from where the user stands."""
+    """Returns the path of one of this program's scripts, relative to the working directory."""
     return os.path.relpath(Path(__file__).resolve().parents[2] / name)
