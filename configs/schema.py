@@ -137,6 +137,12 @@ SCHEMA: dict[str, Any] = {
         "DROP_RATE": Key(0.0, "dropout", below_one),
         "DROP_PATH_RATE": Key(0.1, "stochastic depth rate of the last block", below_one),
         "LABEL_SMOOTHING": Key(0.1, "label smoothing", below_one),
+        "ATTENTION": Key(
+            AUTO,
+            "new: form of window attention; auto: the fastest; explicit; fused (PyTorch's); kernel (Triton)",
+            one_of(AUTO, "explicit", "fused", "kernel"),
+            free=True,
+        ),
         "SWIN": pyramid(QKV_BIAS=QKV_BIAS, QK_SCALE=QK_SCALE),
         "SWINV2": pyramid(
             QKV_BIAS=QKV_BIAS,

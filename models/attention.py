@@ -1,7 +1,11 @@
 """Attention with an additive bias, in the form that is fastest for its device, and what it needs to remember.
 
-Measured on the CPU (scripts/benchmark.py model): without gradients, torch's fused attention; with gradients, matrix
-products and a softmax in place, whose backward pass also yields the gradient of the bias, which fused kernels do not.
+MODEL.ATTENTION names the form. "auto" is what was measured to be the fastest (scripts/benchmark.py model):
+
+- "kernel", on a GPU in half precision: models/window_kernel.py, for windows of up to 64 tokens;
+- "fused", without gradients: torch's scaled_dot_product_attention;
+- "explicit", with gradients: matrix products and a softmax in place, whose backward pass also yields the gradient of
+  the bias, which fused kernels do not on a CPU.
 """
 
 from collections.abc import Iterator
@@ -13,22 +17,69 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.kernels import has_triton, may_use_kernels
+from models.layers import no_autocast
+from models.window_attention import WindowGrid
+from utils.errors import ConfigError
+
+FORMS = ("auto", "explicit", "fused", "kernel")
+# what models/window_kernel.py supports
+MAX_TOKENS, WIDTHS = 64, (16, 32, 64)
+
 _recorded: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+def takes_kernel(form: str, x: Tensor, tokens: int, width: int, dropout: float) -> bool:
+    """Returns whether `attend_on_map` is to be used in place of `attend`.
+
+    Args: form: one of `FORMS`; x: the map, in the type of the products; tokens of a window; width: channels per head;
+    dropout: probability for the weights.
+    Raises: ConfigError if the form is "kernel" and it cannot be used.
+    """
+    if form not in ("auto", "kernel") or _recorded.get() is not None or x.device.type == "meta":
+        return False
+    if form == "auto" and not may_use_kernels(x, x.dtype):
+        return False
+    fits = tokens <= MAX_TOKENS and width in WIDTHS and not dropout
+    if form == "kernel" and not (fits and has_triton()):
+        raise ConfigError(
+            f"the kernel takes windows of up to {MAX_TOKENS} tokens with {', '.join(map(str, WIDTHS))} channels per"
+            " head, without dropout, and needs the package triton: MODEL.ATTENTION: set it to auto"
+        )
+    return fits
+
+
+def attend_on_map(qkv: Tensor, bias: Tensor, grid: WindowGrid, scale: float | Tensor) -> Tensor:
+    """Attends within the windows of a map like `attend`, without copies of it, and adds the mask of shifted windows.
+
+    Args: qkv (B, *grid.padded, 3 * heads * d); bias float32 (heads, N, N); scale: on the products of query and key, or
+    float32 (heads,) on the cosines between them.
+    Returns: (B, *grid.padded, heads * d).
+    """
+    # only where they are used: Triton need not be installed
+    from models.window_kernel import WindowAttention
+    from models.window_operator import window_attention
+
+    scales, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, scale)
+    run = window_attention if torch.compiler.is_compiling() else WindowAttention.apply
+    return run(qkv, bias, scales, scale, grid.window, grid.shift_h, grid.shift_w)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float = 0.0, form: str = "auto"
+) -> Tensor:
     """Attends within each window: softmax(scale * query @ key^T + bias) @ value, for every head.
 
     Args: query, key, value (B, windows, N, heads, d), with any strides; bias float32 (windows or 1, heads, N, N);
-    dropout: probability for the weights.
+    dropout: probability for the weights; form: one of `FORMS`.
     Returns: (B, windows, N, heads * d), of the type of `value`.
     """
     recorded = _recorded.get()
     if recorded is not None:
         recorded.append(_weights(query, key, bias, scale))
-    if dropout or torch.compiler.is_compiling():
+    if dropout or (torch.compiler.is_compiling() and form != "fused"):
         out = _plain(query, key, value, bias, scale, dropout)
-    elif torch.is_grad_enabled():
+    elif form == "explicit" or (form != "fused" and torch.is_grad_enabled()):
         out = _Attention.apply(query, key, value, bias, scale)
     else:
         out = _fused(query, key, value, bias, scale)
@@ -111,8 +162,3 @@ def _by_token(x: Tensor, shape: torch.Size) -> Tensor:
     """(B * windows * heads, N, d) -> a view (B, windows, N, heads, d) = `shape`."""
     batch, count, tokens, heads, width = shape
     return x.view(batch, count, heads, tokens, width).transpose(2, 3)
-
-
-def no_autocast(x: Tensor) -> torch.autocast:
-    """Returns the context without mixed precision on the device of `x`."""
-    return torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False)  # autocast knows no meta device

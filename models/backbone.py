@@ -27,7 +27,8 @@ class PyramidOptions:
     `img_size` in pixels, a side or (height, width), only determines what depends on it at construction: the absolute
     position embedding, and the window of stages whose map is smaller than `window_size` tokens. `ape`: absolute
     position embedding; `patch_norm`: norm after the patch embedding; `mlp_ratio`: hidden width of an MLP over its
-    input; `drop_path_rate`: stochastic depth of the last block; `init_std` of the initial weights of linear layers.
+    input; `drop_path_rate`: stochastic depth of the last block; `init_std` of the initial weights of linear layers;
+    `attention`: its form, one of `models.attention.FORMS`.
 
     Raises: ConfigError for sizes that do not fit together.
     """
@@ -49,6 +50,7 @@ class PyramidOptions:
     ape: bool = False
     patch_norm: bool = True
     init_std: float = 0.02
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.num_heads):
@@ -86,6 +88,7 @@ class PyramidOptions:
             drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
             ape=own.APE,
             patch_norm=own.PATCH_NORM,
+            attention=cfg.MODEL.ATTENTION,
         ).with_own_keys(own)
         options.check_sizes(image_size(cfg.TEST.IMG_SIZE))
         return options

@@ -8,12 +8,13 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import attend
+from models.attention import attend, attend_on_map, takes_kernel
 from models.backbone import PyramidOptions, SwinBackbone
-from models.layers import Linear, Mlp, PatchMerging, as_autocast
+from models.layers import Linear, Mlp, PatchMerging
 from models.position_bias import TableBias
-from models.stochastic_depth import Kept, add_branch
-from models.window_attention import in_windows
+from models.residual import add_normed_branch
+from models.stochastic_depth import Kept
+from models.window_attention import WindowGrid, in_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,11 @@ class WindowAttention(TableBias):
         qk_scale: float | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        form: str = "auto",
     ):
         super().__init__()
         self.scale = qk_scale if qk_scale is not None else (dim // heads) ** -0.5
-        self.attn_drop = attn_drop
+        self.attn_drop, self.form = attn_drop, form
         self.new_bias(heads, window)
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)
@@ -57,7 +59,17 @@ class WindowAttention(TableBias):
         """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
         query, key, value = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).unbind(3)
         dropout = self.attn_drop if self.training else 0.0
-        return self.proj_drop(self.proj(attend(query, key, value, self.bias(mask), self.scale, dropout)))
+        mixed = attend(query, key, value, self.bias(mask), self.scale, dropout, self.form)
+        return self.proj_drop(self.proj(mixed))
+
+    def on_map(self, x: Tensor, shift: int) -> Tensor:
+        """Maps (B, H, W, C) to the same shape: attends in the (shifted) windows of the map."""
+        dropout = self.attn_drop if self.training else 0.0
+        if not takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
+            return in_windows(x, self.window, shift, self)
+        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, shift)
+        mixed = attend_on_map(self.qkv(grid.pad(x)), self.bias(None)[0], grid, self.scale)
+        return self.proj_drop(self.proj(grid.crop(mixed)))
 
 
 class SwinBlock(nn.Module):
@@ -75,19 +87,18 @@ class SwinBlock(nn.Module):
             qk_scale=options.qk_scale,
             attn_drop=options.attn_drop_rate,
             proj_drop=options.drop_rate,
+            form=options.attention,
         )
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
 
     def _attention(self, x: Tensor) -> Tensor:
-        return in_windows(as_autocast(self.norm1(x)), self.window, self.shift, self.attn)
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp(self.norm2(x))
+        return self.attn.on_map(x, self.shift)
 
     def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
         """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        return add_branch(add_branch(x, self._attention, kept[0]), self._mlp, kept[1])
+        x = add_normed_branch(x, self.norm1, self._attention, kept[0])
+        return add_normed_branch(x, self.norm2, self.mlp, kept[1])
 
 
 class SwinTransformer(SwinBackbone):

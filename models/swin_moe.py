@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.layers import Mlp, PatchMerging, as_autocast
+from models.layers import Mlp, PatchMerging
 from models.moe import MoeMlp
 from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
+from models.residual import add_normed_branch
 from models.routing import RoutingOptions
 from models.stochastic_depth import Kept, add_branch, as_factors
 from models.swin import WindowAttention
-from models.window_attention import in_windows
 from utils.errors import ConfigError
 
 NO_DECAY = (
@@ -116,6 +116,7 @@ class SwinMoeBlock(nn.Module):
             qk_scale=options.qk_scale,
             attn_drop=options.attn_drop_rate,
             proj_drop=options.drop_rate,
+            form=options.attention,
         )
         self.attn.set_pretrained_window(pretrained_window)
         self.norm2 = nn.LayerNorm(dim)
@@ -135,16 +136,16 @@ class SwinMoeBlock(nn.Module):
         )
 
     def _attention(self, x: Tensor) -> Tensor:
-        return in_windows(as_autocast(self.norm1(x)), self.window, self.shift, self.attn)
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp(self.norm2(x))
+        return self.attn.on_map(x, self.shift)
 
     def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
         """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        x = add_branch(x, self._attention, kept[0])
-        # experts see the whole batch: capacity and balance are those of all its tokens, on every rank the same number
-        return add_branch(x, self._mlp, as_factors(kept[1], x) if isinstance(self.mlp, MoeMlp) else kept[1])
+        x = add_normed_branch(x, self.norm1, self._attention, kept[0])
+        if not isinstance(self.mlp, MoeMlp):
+            return add_normed_branch(x, self.norm2, self.mlp, kept[1])
+        # experts see the whole batch: capacity and balance are those of all its tokens, on every rank the same number;
+        # and the router scores them in float32
+        return add_branch(x, lambda x: self.mlp(self.norm2(x)), as_factors(kept[1]))
 
 
 class SwinMoe(ContinuousBackbone):

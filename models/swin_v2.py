@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import attend, no_autocast
-from models.layers import Linear, Mlp, PostNormMerging, as_autocast
+from models.attention import attend, attend_on_map, takes_kernel
+from models.layers import Linear, Mlp, PostNormMerging, as_autocast, no_autocast
 from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
 from models.stochastic_depth import Kept, add_branch
-from models.window_attention import in_windows
+from models.window_attention import WindowGrid, in_windows
 
 MAX_SCALE = 100.0  # of the cosine similarities: a temperature of at least 0.01 (section 3.3)
 
@@ -48,9 +48,10 @@ class CosineWindowAttention(ContinuousBias):
         qkv_bias: bool,
         attn_drop: float,
         proj_drop: float,
+        form: str = "auto",
     ):
         super().__init__()
-        self.attn_drop = attn_drop
+        self.attn_drop, self.form = attn_drop, form
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
         self.new_bias(heads, window)
         self.qkv = Linear(dim, 3 * dim, bias=False)
@@ -67,17 +68,33 @@ class CosineWindowAttention(ContinuousBias):
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
-        qkv_bias = None
-        if self.q_bias is not None and self.v_bias is not None:
-            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = self.qkv(windows, qkv_bias).unflatten(-1, (3, self.heads, -1))
+        qkv = self.qkv(windows, self._qkv_bias()).unflatten(-1, (3, self.heads, -1))
         # float32: half precision loses the squares of the norm, and the scale multiplies the cosines by up to 100
         with no_autocast(windows):
             query, key = F.normalize(qkv[:, :, :, :2].float(), dim=-1).unbind(3)
-            scale = self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp()  # (heads, 1, 1)
-            query = query * scale.view(-1, 1)
+            query = query * self._scales()[:, None]
         dropout = self.attn_drop if self.training else 0.0
-        return self.proj_drop(self.proj(attend(query, key, qkv[:, :, :, 2], self.bias(mask), 1.0, dropout)))
+        mixed = attend(query, key, qkv[:, :, :, 2], self.bias(mask), 1.0, dropout, self.form)
+        return self.proj_drop(self.proj(mixed))
+
+    def on_map(self, x: Tensor, shift: int) -> Tensor:
+        """Maps (B, H, W, C) to the same shape: attends in the (shifted) windows of the map."""
+        dropout = self.attn_drop if self.training else 0.0
+        if not takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
+            return in_windows(x, self.window, shift, self)
+        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, shift)
+        qkv = self.qkv(grid.pad(x), self._qkv_bias())
+        mixed = attend_on_map(qkv, self.bias(None)[0], grid, self._scales())
+        return self.proj_drop(self.proj(grid.crop(mixed)))
+
+    def _qkv_bias(self) -> Tensor | None:
+        if self.q_bias is None or self.v_bias is None:
+            return None
+        return torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+
+    def _scales(self) -> Tensor:
+        """Returns the factor of the cosines, float32 (heads,)."""
+        return self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp().flatten()
 
 
 class SwinV2Block(nn.Module):
@@ -104,6 +121,7 @@ class SwinV2Block(nn.Module):
             qkv_bias=options.qkv_bias,
             attn_drop=options.attn_drop_rate,
             proj_drop=options.drop_rate,
+            form=options.attention,
         )
         self.norm1 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
@@ -111,7 +129,7 @@ class SwinV2Block(nn.Module):
         self.norm3: nn.Module = nn.Identity()  # a norm of the main branch in some blocks of large models
 
     def _attention(self, x: Tensor) -> Tensor:
-        return self.norm1(in_windows(as_autocast(x), self.window, self.shift, self.attn))
+        return self.norm1(self.attn.on_map(as_autocast(x), self.shift))
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.norm2(self.mlp(x))

@@ -43,11 +43,9 @@ class WindowGrid:
 
     def split(self, x: Tensor) -> Tensor:
         """Partitions (B, height, width, C) into (B, windows, window * window, C), windows in row-major order."""
-        batch, height, width, channels = x.shape
+        batch, channels = x.shape[0], x.shape[-1]
         rows, cols = self.padded
-        if (rows, cols) != (height, width):
-            x = F.pad(x, (0, 0, 0, cols - width, 0, rows - height))
-        x = x.reshape(batch, rows * cols, channels)
+        x = self.pad(x).reshape(batch, rows * cols, channels)
         if rows * cols > self.window**2:
             x = permute_tokens(x, *_of_grid(_window_order, self, x.device))
         return x.view(batch, -1, self.window**2, channels)
@@ -59,7 +57,18 @@ class WindowGrid:
         if windows.shape[1] > 1:
             order, inverse = _of_grid(_window_order, self, windows.device)
             x = permute_tokens(x, inverse, order)
-        return x.view(batch, *self.padded, channels)[:, : self.height, : self.width]
+        return self.crop(x.view(batch, *self.padded, channels))
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Pads (B, height, width, C) with zeros to (B, *padded, C)."""
+        rows, cols = self.padded
+        if (rows, cols) == (self.height, self.width):
+            return x
+        return F.pad(x, (0, 0, 0, cols - self.width, 0, rows - self.height))
+
+    def crop(self, x: Tensor) -> Tensor:
+        """Inverts `pad`."""
+        return x[:, : self.height, : self.width]
 
     def mask(self, device: torch.device) -> Tensor | None:
         """Returns what is added to the scores so that tokens from opposite edges do not attend to each other.

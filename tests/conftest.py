@@ -20,8 +20,6 @@ import torch
 from tests.builders import write_photos
 from tests.warm import Started, Starter
 
-# bit-equality is promised on CPUs, and two ranks do not fit on one GPU
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # indices cached by tests must not end up in the user's cache
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swin_tests_")
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,7 +1,9 @@
 """Models beside those of timm, torchvision and transformers: evaluation, training step, peak memory."""
 
 import argparse
-from dataclasses import asdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from scripts.benchmarks.contender import OURS, PEERS, Contender, Setting
 from scripts.benchmarks.turns import CEILING, Row, measure, table
 from utils.preprocessing import image_size
 
+TASKS = ("train", "evaluate")
+COMPILED = ", compiled"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # steps until the memory of a process stops growing
 WARM_UP = 6
@@ -19,32 +23,49 @@ WARM_UP = 6
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the subcommand `model`."""
     tables, rows = {}, {}
-    for name in options.models:
-        recipe = find_config(name)
-        size = options.size or image_size(load_config(recipe).DATA.IMG_SIZE)[0]
-        setting = Setting(recipe, options.batch_size, size, options.threads, options.compile, options.tuned_peers)
-        for title, measured in _measure(setting, options).items():
+    for name, contenders in _contenders(options):
+        for title, measured in _measure(contenders, options).items():
             tables[f"{name}, {title}"] = table(measured) if isinstance(measured, list) else _memory(measured)
             rows[f"{name}, {title}"] = [asdict(r) for r in measured] if isinstance(measured, list) else measured
-    how = " compiled," if options.compile else ""
     peers = "with this program's process settings" if options.tuned_peers else "as they come"
     setting_line = (
-        f"batch {options.batch_size},{how} {options.threads} threads, stochastic depth of the recipe, peers {peers},"
-        f" n = {options.rounds} after {WARM_UP} steps of warm-up"
+        f"batch {options.batch_size}, {options.threads} threads, stochastic depth of the recipe, peers {peers},"
+        f" n = {options.rounds} after {options.warm_up} steps of warm-up"
     )
     return {"setting": setting_line, "tables": tables, "rows": rows}
 
 
-def _measure(setting: Setting, options: argparse.Namespace) -> dict[str, list[Row] | dict[str, float]]:
-    contenders = {name: Contender(name, setting) for name in (OURS, *PEERS, CEILING)}
-    contenders = {name: contender for name, contender in contenders.items() if contender.exists}
+def _contenders(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Contender]]]:
+    """Yields the name of each model, and its contenders, already compiled: all of them at once, since it takes long."""
+    models = ((name, _start(name, options)) for name in options.models)
+    if options.compiled:
+        models = list(models)  # type: ignore[assignment]
+        every = [each for _, own in models for name, each in own.items() if name.endswith(COMPILED)]
+        with ThreadPoolExecutor(max(1, len(every))) as pool:
+            list(pool.map(lambda each: [each.ask(t, DTYPES[d]) for t in TASKS for d in options.dtypes], every))
+    yield from models
+
+
+def _start(name: str, options: argparse.Namespace) -> dict[str, Contender]:
+    recipe = find_config(name)
+    size = options.size or image_size(load_config(recipe).DATA.IMG_SIZE)[0]
+    setting = Setting(recipe, options.batch_size, size, options.threads, tuned=options.tuned_peers)
+    contenders: dict[str, Contender] = {}
+    for each in (OURS, *options.peers, CEILING):
+        contenders[each] = Contender(each, setting)
+        if each.replace(OURS, "ours") in options.compiled:
+            contenders[each + COMPILED] = Contender(each, replace(setting, compiled=True))
+    return {name: contender for name, contender in contenders.items() if contender.exists}
+
+
+def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> dict[str, list[Row] | dict[str, float]]:
     result: dict[str, list[Row] | dict[str, float]] = {}
     try:
         # the first that is measured is the step whose memory is compared
-        for task in ("train", "evaluate"):
+        for task in TASKS:
             for dtype in options.dtypes:
                 asks = {name: _asking(contender, task, DTYPES[dtype]) for name, contender in contenders.items()}
-                rows = measure(asks, options.rounds, WARM_UP if task == "train" else 2)
+                rows = measure(asks, options.rounds, options.warm_up if task == "train" else min(2, options.warm_up))
                 result[f"{'training step' if task == 'train' else 'evaluation'}, {dtype}"] = rows
                 if len(result) == 1:
                     memory = {name: each.ask("memory") for name, each in contenders.items() if name != CEILING}
@@ -60,7 +81,7 @@ def _asking(contender: Contender, task: str, dtype: torch.dtype) -> Any:
 
 
 def _memory(values: dict[str, float]) -> str:
-    least = min(value for name, value in values.items() if name != OURS)
+    least = min(value for name, value in values.items() if not name.startswith(OURS))
     lines = ["| | MiB | to the peer with the least |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {value:,.0f} | {value / least:.2f} |" for name, value in values.items())])
 
@@ -75,7 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"], help="default: fp32 bf16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="by torch.compile")
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="rounds that do not (default %(default)s)")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, help="default: all")
+    parser.add_argument(
+        "--compiled", nargs="*", choices=("ours", *PEERS), default=[], help="measure these by torch.compile too"
+    )
     parser.add_argument("--tuned-peers", action="store_true", help="give peers this program's process settings")
 
 

@@ -21,7 +21,13 @@ def test_keys_that_may_change_between_two_starts_of_a_run():
     assert [name for name, key in KEYS.items() if key.free] == [
         *("BASE", "DATA.BATCH_SIZE", "DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.CACHE_MODE", "DATA.ACCEPT_CHANGES"),
         *("DATA.PIN_MEMORY", "DATA.NUM_WORKERS", "DATA.ON_BAD_IMAGE", "DATA.TIMEOUT", "MODEL.RESUME", "MODEL.SHA256"),
-        *("MODEL.NUM_CLASSES", "TRAIN.AUTO_RESUME", "TRAIN.ACCUMULATION_STEPS", "TRAIN.USE_CHECKPOINT"),
+        *(
+            "MODEL.NUM_CLASSES",
+            "MODEL.ATTENTION",
+            "TRAIN.AUTO_RESUME",
+            "TRAIN.ACCUMULATION_STEPS",
+            "TRAIN.USE_CHECKPOINT",
+        ),
         *("TRAIN.CHECKPOINT_STAGES", "TRAIN.PARALLEL"),
         *("TRAIN.GLOBAL_BATCH_SIZE", "TRAIN.SAVE_EVERY_UPDATES", "TRAIN.SAVE_EVERY_MINUTES", "TRAIN.KEEP_CHECKPOINTS"),
         *(

@@ -131,9 +131,9 @@ def test_experts_see_the_whole_batch_whatever_stochastic_depth_skips():
     block = model.stages()[1].blocks[0]
     x, factors = torch.randn(4, 8, 8, 16), torch.tensor([0.0, 2.0, 0.0, 2.0])
     block.eval()
-    attended = x + block._attention(x)
-    expected = attended + factors.view(4, 1, 1, 1) * block._mlp(attended)
-    for kept in (factors, Samples(torch.tensor([1, 3]), 2.0)):
+    attended = x + block.attn.on_map(block.norm1(x), block.shift)
+    expected = attended + factors.view(4, 1, 1, 1) * block.mlp(block.norm2(attended))
+    for kept in (factors, Samples.of(factors > 0, 2.0)):
         torch.testing.assert_close(block(x, (None, kept)), expected)
 
 

@@ -8,10 +8,9 @@ from scripts.benchmark import main
 
 
 @pytest.mark.seconds
-def test_models_are_measured_beside_the_peers(tmp_path, capsys, monkeypatch):
+def test_models_are_measured_beside_the_peers(tmp_path, capsys):
     """Each in a process of its own."""
-    monkeypatch.setattr("scripts.benchmarks.model.WARM_UP", 0)
-    options = ["--rounds", "1", "--batch-size", "1", "--dtypes", "fp32", "--threads", "1"]
+    options = ["--rounds", "1", "--warm-up", "0", "--batch-size", "1", "--dtypes", "fp32", "--threads", "1"]
     assert main(["model", *options, "--json", str(tmp_path / "r.json")]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
     titles = ["training step, fp32", "evaluation, fp32", "peak memory of a training step, fp32, MiB"]

@@ -1,0 +1,38 @@
+"""Whole models with the kernels in place of PyTorch's operators; on the CPU by Triton's interpreter."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.builders import randomize, small
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture
+def with_kernels(monkeypatch):
+    """Switches the kernels on, wherever they may be used, for the rest of a test."""
+
+    def switch():
+        for module in ("attention", "layers", "residual"):
+            monkeypatch.setattr(f"models.{module}.may_use_kernels", lambda x, dtype: x.device.type != "meta")
+
+    return switch
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2", "swin_moe"])
+def test_a_model_computes_the_same_with_kernels(family, with_kernels):
+    """Logits and all gradients, with stochastic depth and a map that windows do not divide."""
+    model = randomize(small(family, embed_dim=16, num_heads=(1, 2), drop_path_rate=0.6)).train()
+    images = torch.randn(3, 3, 36, 32)
+    results = []
+    for other in (model, copy.deepcopy(model)):
+        torch.manual_seed(0)
+        logits = other(images)
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(p.grad for p in other.parameters())])
+        with torch.no_grad():
+            results[-1].append(other.eval()(images))
+        with_kernels()
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,128 @@
+"""What a GPU adds: half precision, the kernels within models, compiled models, nccl, the program from end to end."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.registry import build, build_model, model_options
+from models.weights.layouts import LAYOUTS
+from scripts.peers import build_peer_model
+from tests.builders import configured, randomize
+from tests.conftest import run_program
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+GPU = torch.device("cuda")
+SMALL = {"img_size": 56, "embed_dim": 32, "depths": (2, 2), "num_heads": (1, 2), "window_size": 7, "num_classes": 10}
+KERNEL = ("--opts", "MODEL.SWIN.EMBED_DIM", 32)  # 16 channels per head
+
+
+def deviation(values, reference):
+    return ((values.double() - reference.double()).norm() / reference.double().norm()).item()
+
+
+def run(model, images, dtype):
+    """Returns the logits, and the gradients of all parameters."""
+    model.zero_grad()
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        logits = model(images)
+    logits.float().square().sum().backward()
+    return [logits.detach().float(), *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.mark.parametrize("name", ["swin_tiny", "swinv2_tiny"])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_logits_are_those_of_timm(name, dtype, limit):
+    """Both in their fastest form, beside the same model in float32 on the CPU."""
+    options = replace(model_options(configured(f"{name}.yaml")), drop_path_rate=0.0)
+    ours = randomize(build(options, 100))
+    weights = LAYOUTS["timm"].from_original({key: value.clone() for key, value in ours.state_dict().items()})
+    theirs = build_peer_model("timm", ours.options, weights).eval()
+    side = options.img_size[0]
+    images = torch.randn(4, 3, side, side)
+    with torch.no_grad():
+        exact = ours(images)
+        ours, theirs, images = ours.to(GPU), theirs.to(GPU), images.to(GPU)
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            results = [model(images).cpu() for model in (ours, theirs)]
+    deviations = [deviation(logits, exact) for logits in results]
+    print(name, dtype, deviations)
+    assert deviations[0] < max(limit, 1.5 * deviations[1])
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_every_form_of_attention_is_as_near_to_float32(family):
+    """Outputs and gradients in bfloat16."""
+    images = torch.randn(8, 3, 56, 56, device=GPU)
+    model = randomize(build_model(family, **SMALL, drop_path_rate=0.0)).to(GPU).train()
+    exact = run(model, images, torch.float32)
+    found = {}
+    for form in ("explicit", "fused", "kernel", "auto"):
+        other = build_model(family, **SMALL, drop_path_rate=0.0, attention=form).to(GPU).train()
+        other.load_state_dict(model.state_dict())
+        found[form] = [deviation(*pair) for pair in zip(run(other, images, torch.bfloat16), exact, strict=True)]
+    for name, *each in zip(["logits", *dict(model.named_parameters())], *found.values(), strict=True):
+        assert max(each) < max(2 * each[0], 1e-2), name
+
+
+def test_auto_takes_the_kernel_in_half_precision_only(monkeypatch):
+    import models.window_kernel as kernel
+
+    calls = []
+    launch = kernel._Launch
+    monkeypatch.setattr(kernel, "_Launch", lambda *a: calls.append(a[0].dtype) or launch(*a))
+    model = build_model("swin", **SMALL).to(GPU).eval()
+    images = torch.randn(2, 3, 56, 56, device=GPU)
+    for dtype, count in ((torch.float32, 0), (torch.bfloat16, 4), (torch.float16, 4)):
+        calls.clear()
+        with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            model(images)
+        assert calls == [dtype] * count
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2", "swin_moe"])
+def test_stochastic_depth_skips_the_same_samples_on_every_device(family):
+    """At a rate at which some branch keeps none: the parameters without gradient are the same."""
+    images = torch.randn(4, 3, 56, 56)
+    model = randomize(build_model(family, **SMALL, drop_path_rate=0.8)).train()
+    for seed in range(3):
+        results = []
+        for device, dtype in (("cpu", torch.float32), (GPU, torch.bfloat16)):
+            torch.manual_seed(seed)
+            results.append(run(model.to(device), images.to(device), dtype))
+        for ours, reference in zip(results[1], results[0], strict=True):
+            assert (ours == 0).all().item() == (reference == 0).all().item()
+        assert family == "swin_moe" or deviation(results[1][0].cpu(), results[0][0]) < 3e-2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_it_trains_resumes_and_evaluates(tiny_yaml, photos, tmp_path, dtype):
+    """float16 with a loss scale; one process under torchrun, by nccl; the second run goes on where the first ended."""
+    common = ("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path)
+    options = (*KERNEL, "AMP_DTYPE", dtype)
+    first = run_program(*common, *options, "TRAIN.EPOCHS", 1, processes=1, fresh=True)
+    assert first.code == 0, first.err
+    assert torch.cuda.get_device_name() in first.out
+    second = run_program(*common, *options, "TRAIN.EPOCHS", 2, fresh=True)
+    assert second.code == 0, second.err
+    folder = tmp_path / "tiny/default"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "val"]
+    assert len(losses) == 2 and losses[1] < 2 * losses[0]
+    evaluated = run_program(*common, "--eval", "--resume", folder, *options, fresh=True)
+    assert evaluated.code == 0, evaluated.err
+
+
+def test_a_compiled_model_trains(tiny_yaml, photos, tmp_path):
+    done = run_program(
+        *("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path),
+        *(*KERNEL, "TRAIN.EPOCHS", 1, "TRAIN.COMPILE", True),
+        fresh=True,
+    )
+    assert done.code == 0, done.err
+
+
+def test_throughput_is_measured_on_the_gpu():
+    done = run_program("--cfg", "swin_tiny", "--throughput", "--batch-size", 64, fresh=True)
+    assert done.code == 0 and "mixed bfloat16" in done.out, done.err
