@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.kernels import may_use_kernels
 from utils.derived import derived
 
 CHUNK = 4096  # tokens whose hidden activation stays in the cache of a CPU
@@ -74,11 +73,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
         """Returns x @ weight^T + bias, or GELU of it. Args: bias: instead of the layer's own."""
         weight, bias = self.weight, self.bias if bias is None else bias
-        if torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return F.gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
-        if torch.is_grad_enabled():
-            x = linear_in_training(x, weight, bias)
-            return F.gelu(x) if gelu else x
         x = as_autocast(x)
         if x.dtype != weight.dtype:
             if bias is not None:
@@ -142,55 +138,13 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, weight1, weight2 = ctx.saved_tensors
         g = gradient.flatten(0, -2)
-        d_bias2 = sum_rows(g) if ctx.needs_input_grad[4] else None
-        if may_use_kernels(g, g.dtype):
-            from models import linear_kernel
-
-            d_hidden = g @ weight2
-            activated, d_bias1 = linear_kernel.gelu_gradients(hidden, d_hidden)
-            d_weight2 = g.t() @ activated
-        else:
-            activated = F.gelu(hidden)
-            d_weight2 = g.t() @ activated
-            d_hidden = torch.mm(g, weight2, out=activated)  # in the memory of what is no longer needed
-            torch.ops.aten.gelu_backward.grad_input(d_hidden, hidden, grad_input=d_hidden)
-            d_bias1 = d_hidden.sum(0)
-        d_weight1 = d_hidden.t() @ x.flatten(0, -2)
+        activated = F.gelu(hidden)
+        d_weight2, d_bias2 = g.t() @ activated, g.sum(0) if ctx.needs_input_grad[4] else None
+        d_hidden = torch.mm(g, weight2, out=activated)  # in the memory of what is no longer needed
+        torch.ops.aten.gelu_backward.grad_input(d_hidden, hidden, grad_input=d_hidden)
+        d_weight1, d_bias1 = d_hidden.t() @ x.flatten(0, -2), d_hidden.sum(0)
         d_x = (d_hidden @ weight1).view_as(x) if ctx.needs_input_grad[0] else None
         return d_x, d_weight1, d_bias1, d_weight2, d_bias2
-
-
-def linear_in_training(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns x @ weight^T + bias, whose gradient is faster than torch's where a kernel sums that of the bias."""
-    if bias is None or not may_use_kernels(x, autocast_dtype(x)):
-        return F.linear(x, weight, bias)
-    return _Linear.apply(as_autocast(x), as_autocast(weight), as_autocast(bias))
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        with no_autocast(x):
-            return F.linear(x, weight, bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        g = gradient.flatten(0, -2)
-        d_x = (g @ weight).view_as(x) if ctx.needs_input_grad[0] else None
-        d_weight = g.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        return d_x, d_weight, sum_rows(g) if ctx.needs_input_grad[2] else None
-
-
-def sum_rows(x: Tensor) -> Tensor:
-    """Returns the sum over the rows of x (rows, columns)."""
-    if not may_use_kernels(x, x.dtype):
-        return x.sum(0)
-    from models import linear_kernel  # only where it is used: Triton need not be installed
-
-    return linear_kernel.column_sums(x.contiguous())
 
 
 def no_autocast(x: Tensor) -> torch.autocast:

@@ -27,7 +27,10 @@ def add_normed_branch(x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Ten
 
 
 def _fits(x: Tensor, norm: nn.Module, kept: Kept) -> bool:
-    """Returns whether the kernels of both ends compute this branch."""
-    if torch.compiler.is_compiling():
+    """Returns whether the kernels of both ends compute this branch.
+
+    On a GPU they were tested with a main branch in float32, as in the first stage: mergings leave it in half precision.
+    """
+    if torch.compiler.is_compiling() or x.dtype != torch.float32:
         return False
     return type(norm) is nn.LayerNorm and not isinstance(kept, Tensor)

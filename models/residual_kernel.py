@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from models.stochastic_depth import Samples
 
+# the number of chosen samples varies: it must not lead to kernels of its own
+VARIES = {"do_not_specialize": ["rows"], "do_not_specialize_on_alignment": ["numbers", "places", "factors"]}
 ELEMENTS = 4096  # of the tile that a program holds
 PROGRAMS = 4  # for every multiprocessor, where each sums gradients of parameters
 
 
-@triton.jit
+@triton.jit(**VARIES)
 def _norm_forward(
     x,
     numbers,
@@ -53,7 +55,7 @@ def _norm_forward(
     tl.store(inverses + row, inverse, mask=valid)
 
 
-@triton.jit
+@triton.jit(**VARIES)
 def _norm_backward(
     of_normed,
     of_all,
@@ -105,7 +107,7 @@ def _norm_backward(
     tl.store(d_bias + own_sum, sum_bias, mask=used)
 
 
-@triton.jit
+@triton.jit(**VARIES)
 def _add_forward(x, branch, places, factors, out, rows, per_sample, channels, ROWS: tl.constexpr, COLS: tl.constexpr):
     row, col = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
     valid, used = row < rows, col < channels
@@ -120,7 +122,7 @@ def _add_forward(x, branch, places, factors, out, rows, per_sample, channels, RO
     tl.store(out + offset, (values + factor[:, None] * added).to(out.dtype.element_ty), mask=tile)
 
 
-@triton.jit
+@triton.jit(**VARIES)
 def _add_backward(
     gradient, numbers, factors, d_branch, rows, per_sample, channels, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
@@ -166,7 +168,7 @@ class _NormOfChosen(torch.autograd.Function):
         count = len(x) if kept is None else len(kept.numbers)
         out = torch.empty(count, *x.shape[1:], dtype=dtype, device=x.device)
         rows, per_sample, sizes = _tiles(out)
-        means, inverses = torch.empty(2, rows, device=x.device)
+        means, inverses = (torch.empty(rows, device=x.device) for _ in range(2))
         numbers = x if kept is None else kept.numbers
         _norm_forward[(triton.cdiv(rows, sizes["ROWS"]),)](
             *(x, numbers, weight, bias, out, means, inverses, rows, per_sample, x.shape[-1], eps),

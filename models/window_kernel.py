@@ -75,7 +75,7 @@ def _weights(scores, region, shifted):
 
 
 # fmt: off
-@triton.jit
+@triton.jit(do_not_specialize=["windows"])  # their number varies with stochastic depth
 def _forward(
     qkv, bias, out, scales, windows, height, width, shift_h, shift_w, scale, heads,
     WIDTH: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr,
@@ -84,7 +84,7 @@ def _forward(
     # fmt: on
     head, d = tl.program_id(0), tl.arange(0, WIDTH)
     inside = (tl.arange(0, BLOCK) < SIDE * SIDE)[:, None]
-    _, _, own_bias = _bias_of_head(bias, head, SIDE, BLOCK)
+    _pair, _pairs, own_bias = _bias_of_head(bias, head, SIDE, BLOCK)
     if COSINE:
         scale = tl.load(scales + head)
     for window in range(tl.program_id(1), windows, tl.num_programs(1)):
@@ -94,8 +94,8 @@ def _forward(
         k = tl.load(at + heads * WIDTH, mask=inside, other=0.0)
         v = tl.load(at + 2 * heads * WIDTH, mask=inside, other=0.0)
         if COSINE:
-            unit_q, _ = _normalized(q)
-            unit_k, _ = _normalized(k)
+            unit_q, _q_inverses = _normalized(q)
+            unit_k, _k_inverses = _normalized(k)
             products = _dot(unit_q, tl.trans(unit_k), COSINE_PRECISION)
         else:
             products = _dot(q, tl.trans(k), PRECISION)
@@ -106,7 +106,7 @@ def _forward(
 
 
 # fmt: off
-@triton.jit
+@triton.jit(do_not_specialize=["windows"])  # their number varies with stochastic depth
 def _backward(
     qkv, bias, gradient, d_qkv, d_bias, d_scales,
     scales, windows, height, width, shift_h, shift_w, scale, heads,
