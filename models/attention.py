@@ -1,6 +1,6 @@
 """Attention with an additive bias, in the form that is fastest for its device, and what it needs to remember.
 
-MODEL.ATTENTION names the form. "auto" is what was measured to be the fastest (scripts/benchmark.py model):
+MODEL.ATTENTION names the form; "auto" chooses by what was measured (docs/benchmarks.md):
 
 - "kernel", on a GPU in half precision: models/window_kernel.py, for windows of up to 64 tokens;
 - "fused", without gradients: torch's scaled_dot_product_attention;
@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.kernels import has_triton, may_use_kernels
+from models.kernels import may_use_kernels, runs_kernels
 from models.layers import no_autocast
 from models.window_attention import WindowGrid
 from utils.errors import ConfigError
 
 FORMS = ("auto", "explicit", "fused", "kernel")
 # what models/window_kernel.py supports
-MAX_TOKENS, WIDTHS = 64, (16, 32, 64)
+MAX_TOKENS, WIDTHS = 64, (16, 32)  # wider heads do not fit into the shared memory of some GPUs
 
 _recorded: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None)
 
@@ -38,13 +38,13 @@ def takes_kernel(form: str, x: Tensor, tokens: int, width: int, dropout: float) 
     """
     if form not in ("auto", "kernel") or _recorded.get() is not None or x.device.type == "meta":
         return False
-    if form == "auto" and not may_use_kernels(x, x.dtype):
+    if torch.compiler.is_exporting() or (form == "auto" and not may_use_kernels(x, x.dtype)):
         return False
     fits = tokens <= MAX_TOKENS and width in WIDTHS and not dropout
-    if form == "kernel" and not (fits and has_triton()):
+    if form == "kernel" and not (fits and runs_kernels(x)):
         raise ConfigError(
-            f"the kernel takes windows of up to {MAX_TOKENS} tokens with {', '.join(map(str, WIDTHS))} channels per"
-            " head, without dropout, and needs the package triton: MODEL.ATTENTION: set it to auto"
+            f"the kernel takes windows of up to {MAX_TOKENS} tokens with {' or '.join(map(str, WIDTHS))} channels per"
+            " head, without dropout, on an NVIDIA GPU of 2020 or later with Triton: MODEL.ATTENTION: set it to auto"
         )
     return fits
 
@@ -56,13 +56,16 @@ def attend_on_map(qkv: Tensor, bias: Tensor, grid: WindowGrid, scale: float | Te
     float32 (heads,) on the cosines between them.
     Returns: (B, *grid.padded, heads * d).
     """
-    # only where they are used: Triton need not be installed
-    from models.window_kernel import WindowAttention
-    from models.window_operator import window_attention
+    scales, scale = (scale.float(), 1.0) if isinstance(scale, Tensor) else (None, scale)
+    arguments = qkv, bias.float(), scales, scale, grid.window, grid.shift_h, grid.shift_w
+    # imported only where they are used: Triton need not be installed
+    if torch.compiler.is_compiling():
+        from models.window_operator import window_attention
 
-    scales, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, scale)
-    run = window_attention if torch.compiler.is_compiling() else WindowAttention.apply
-    return run(qkv, bias, scales, scale, grid.window, grid.shift_h, grid.shift_w)
+        return window_attention(*arguments)
+    from models.window_kernel import FusedWindowAttention
+
+    return FusedWindowAttention.apply(*arguments)
 
 
 def attend(
@@ -71,7 +74,8 @@ def attend(
     """Attends within each window: softmax(scale * query @ key^T + bias) @ value, for every head.
 
     Args: query, key, value (B, windows, N, heads, d), with any strides; bias float32 (windows or 1, heads, N, N);
-    dropout: probability for the weights; form: one of `FORMS`.
+    dropout: probability for the weights; form: one of `FORMS`; with dropout
+    it is always the plain sum.
     Returns: (B, windows, N, heads * d), of the type of `value`.
     """
     recorded = _recorded.get()

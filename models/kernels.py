@@ -1,32 +1,53 @@
 """Where the project's Triton kernels (models/*_kernel.py) can run."""
 
 import importlib.util
+import logging
+import os
 from functools import cache
-from importlib.machinery import ModuleSpec
 
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
 HALF = (torch.bfloat16, torch.float16)
 
 
 def may_use_kernels(x: Tensor, dtype: torch.dtype) -> bool:
-    """Returns whether work on `x` with products of `dtype` may be left to a kernel: on a GPU that the tests cover,
-    in half precision, and not in a model that is being exported."""
-    return x.is_cuda and dtype in HALF and _is_tested() and not torch.compiler.is_exporting()
+    """Returns whether work on `x` with products of `dtype` is left to a kernel if one has it: on a GPU, in half
+    precision."""
+    return x.is_cuda and dtype in HALF and runs_kernels(x)
+
+
+def runs_kernels(x: Tensor) -> bool:
+    """Returns whether kernels run on the device of `x`: NVIDIA's GPUs of 2020 or later, or a CPU with Triton's
+    interpreter; in a model that is being exported they do not."""
+    if torch.compiler.is_exporting():
+        return False
+    return _works_on(x.device.index or 0) if x.is_cuda else _interpreted()
 
 
 @torch.compiler.assume_constant_result
-def has_triton() -> bool:
-    return _triton() is not None
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @torch.compiler.assume_constant_result
-def _is_tested() -> bool:
-    """Returns whether the GPU is one of NVIDIA's of 2020 or later, with bfloat16, and Triton is installed."""
-    return torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0) and _triton() is not None
+def _works_on(gpu: int) -> bool:
+    return _tried_on(gpu)
 
 
 @cache
-def _triton() -> ModuleSpec | None:
-    return importlib.util.find_spec("triton")
+def _tried_on(gpu: int) -> bool:
+    """Returns whether Triton starts on a GPU; it needs a C compiler and Python's headers for that."""
+    old = torch.version.hip is not None or torch.cuda.get_device_capability(gpu) < (8, 0)
+    if old or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        import triton
+
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever is missing, training works without
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.warning("Triton does not start (%s): with a C compiler and Python's headers training is faster", reason)
+        return False
+    return True

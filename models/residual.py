@@ -29,8 +29,9 @@ def add_normed_branch(x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Ten
 def _fits(x: Tensor, norm: nn.Module, kept: Kept) -> bool:
     """Returns whether the kernels of both ends compute this branch.
 
-    On a GPU they were tested with a main branch in float32, as in the first stage: mergings leave it in half precision.
+    They have run on a GPU with a main branch in float32, that of the first stage; after a merging it is narrower.
     """
     if torch.compiler.is_compiling() or x.dtype != torch.float32:
         return False
-    return type(norm) is nn.LayerNorm and not isinstance(kept, Tensor)
+    plain = type(norm) is nn.LayerNorm and norm.bias is not None and x.numel() > 0
+    return plain and not (norm._forward_hooks or norm._forward_pre_hooks) and not isinstance(kept, Tensor)

@@ -4,6 +4,7 @@ Between two matrix products a branch then reads and writes the map once. Stochas
 samples, and the gradient of the main branch, of the chosen samples and of the norm are one pass.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ def _tiles(x: Tensor) -> tuple[int, int, dict[str, int]]:
     channels = x.shape[-1]
     columns = triton.next_power_of_2(channels)
     rows = x.numel() // channels
-    return rows, rows // len(x), {"ROWS": max(1, ELEMENTS // columns), "COLS": columns}
+    return rows, math.prod(x.shape[1:-1]), {"ROWS": max(1, ELEMENTS // columns), "COLS": columns}
 
 
 class _NormOfChosen(torch.autograd.Function):
@@ -170,11 +171,12 @@ class _NormOfChosen(torch.autograd.Function):
         rows, per_sample, sizes = _tiles(out)
         means, inverses = (torch.empty(rows, device=x.device) for _ in range(2))
         numbers = x if kept is None else kept.numbers
-        _norm_forward[(triton.cdiv(rows, sizes["ROWS"]),)](
-            *(x, numbers, weight, bias, out, means, inverses, rows, per_sample, x.shape[-1], eps),
-            CHOSEN=kept is not None,
-            **sizes,
-        )
+        with torch.cuda.device_of(x):
+            _norm_forward[(triton.cdiv(rows, sizes["ROWS"]),)](
+                *(x, numbers, weight, bias, out, means, inverses, rows, per_sample, x.shape[-1], eps),
+                CHOSEN=kept is not None,
+                **sizes,
+            )
         ctx.save_for_backward(x, weight, means, inverses)
         ctx.kept = kept
         return out, x.view_as(x)
@@ -190,12 +192,13 @@ class _NormOfChosen(torch.autograd.Function):
         d_x = torch.empty_like(x)
         sums = torch.empty(2, programs, x.shape[-1], device=x.device)
         places, factors = (x, x) if ctx.kept is None else (ctx.kept.places, ctx.kept.factors)
-        _norm_backward[(programs,)](
-            *(of_normed, of_all, x, places, factors, weight, means, inverses, d_x, sums[0], sums[1]),
-            *(rows, per_sample, x.shape[-1]),
-            CHOSEN=ctx.kept is not None,
-            **sizes,
-        )
+        with torch.cuda.device_of(x):
+            _norm_backward[(programs,)](
+                *(of_normed, of_all, x, places, factors, weight, means, inverses, d_x, sums[0], sums[1]),
+                *(rows, per_sample, x.shape[-1]),
+                CHOSEN=ctx.kept is not None,
+                **sizes,
+            )
         d_weight, d_bias = sums.sum(1)
         return d_x, d_weight.to(weight.dtype), d_bias.to(weight.dtype), None, None, None
 
@@ -204,11 +207,13 @@ class _AddScaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, branch: Tensor, kept: Samples) -> Tensor:
         ctx.kept, ctx.shape, ctx.dtype = kept, branch.shape, branch.dtype
-        x, branch, out = x.contiguous(), branch.contiguous(), torch.empty_like(x)
+        x, branch = x.contiguous(), branch.contiguous()
+        out = torch.empty_like(x)
         rows, per_sample, sizes = _tiles(x)
-        _add_forward[(triton.cdiv(rows, sizes["ROWS"]),)](
-            x, branch, kept.places, kept.factors, out, rows, per_sample, x.shape[-1], **sizes
-        )
+        with torch.cuda.device_of(x):
+            _add_forward[(triton.cdiv(rows, sizes["ROWS"]),)](
+                x, branch, kept.places, kept.factors, out, rows, per_sample, x.shape[-1], **sizes
+            )
         return out
 
     @staticmethod
@@ -217,7 +222,8 @@ class _AddScaled(torch.autograd.Function):
         d_branch = torch.empty(ctx.shape, dtype=ctx.dtype, device=gradient.device)
         rows, per_sample, sizes = _tiles(d_branch)
         numbers, factors = ctx.kept.numbers, ctx.kept.factors
-        _add_backward[(triton.cdiv(rows, sizes["ROWS"]),)](
-            gradient.contiguous(), numbers, factors, d_branch, rows, per_sample, ctx.shape[-1], **sizes
-        )
+        with torch.cuda.device_of(gradient):
+            _add_backward[(triton.cdiv(rows, sizes["ROWS"]),)](
+                gradient.contiguous(), numbers, factors, d_branch, rows, per_sample, ctx.shape[-1], **sizes
+            )
         return gradient, d_branch, None

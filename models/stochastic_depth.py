@@ -14,8 +14,8 @@ from torch import Tensor
 class Samples(NamedTuple):
     """The samples that keep a branch, int64 (b,), b >= 1, and the factor of its result.
 
-    The same for each of the B samples: `places`, int64 (B,), where among the b it is, 0 for one that skips the branch;
-    `factors`, float32 (B,), 0 for one that skips it.
+    The same by sample: `places`, int64 (B,), its position among the b, 0 if it skips the branch; `factors`, float32
+    (B,), 0 if it skips it.
     """
 
     numbers: Tensor

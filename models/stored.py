@@ -40,6 +40,8 @@ def stored_model(contents: Mapping[str, Any], cfg: CfgNode, origin: str) -> Stor
     classes = _classes_of(contents, origin) if isinstance(options, PyramidOptions) else 0
     stored_names = contents.get("class_names") or ()
     names = class_names_of(contents, classes or cfg.MODEL.NUM_CLASSES or len(stored_names) or CLASSES_1K)
+    if isinstance(options, PyramidOptions):
+        options = replace(options, attention="auto")  # the form is a matter of the machine
     model = build(replace(options, num_classes=len(names)))
     loaded = load_contents(model, contents, origin)
     preprocessing = Preprocessing.stored(contents) or preprocessing_of(options)

@@ -80,7 +80,8 @@ class CosineWindowAttention(ContinuousBias):
     def on_map(self, x: Tensor, shift: int) -> Tensor:
         """Maps (B, H, W, C) to the same shape: attends in the (shifted) windows of the map."""
         dropout = self.attn_drop if self.training else 0.0
-        if not takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
+        hooked = self._forward_hooks or self._forward_pre_hooks  # they expect windows
+        if hooked or not takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
             return in_windows(x, self.window, shift, self)
         grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, shift)
         qkv = self.qkv(grid.pad(x), self._qkv_bias())

@@ -158,7 +158,7 @@ def _backward(
         tl.store(d_scales + tl.program_id(1) * heads + head, sum_scale)
 
 
-class WindowAttention(torch.autograd.Function):
+class FusedWindowAttention(torch.autograd.Function):
     """See `run_forward`."""
 
     @staticmethod
@@ -186,7 +186,8 @@ def run_forward(
     qkv, bias = qkv.contiguous(), bias.contiguous()
     out = qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
     grid, arguments, constants = _launch(qkv, bias, scales, (scale, window, shift_h, shift_w))
-    _forward[grid](qkv, bias, out, *arguments, **constants, num_warps=WARPS)
+    with torch.cuda.device_of(qkv):
+        _forward[grid](qkv, bias, out, *arguments, **constants, num_warps=WARPS)
     return out
 
 
@@ -199,7 +200,8 @@ def run_backward(
     d_qkv = torch.empty_like(qkv)
     d_bias, d_scales = bias.new_empty(grid[1], *bias.shape), bias.new_empty(grid[1], len(bias))
     gradients = gradient.contiguous(), d_qkv, d_bias, d_scales
-    _backward[grid](qkv, bias, *gradients, *arguments, **constants, num_warps=WARPS)
+    with torch.cuda.device_of(qkv):
+        _backward[grid](qkv, bias, *gradients, *arguments, **constants, num_warps=WARPS)
     return d_qkv, d_bias.sum(0), None if scales is None else d_scales.sum(0)
 
 

@@ -1,4 +1,4 @@
-"""The kernel of window attention as an operator of PyTorch, which torch.compile can call; it takes longer to start."""
+"""The kernel of window attention as an operator, for torch.compile; a call costs more than a direct launch."""
 
 from typing import Any
 

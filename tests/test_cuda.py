@@ -10,7 +10,7 @@ from models.registry import build, build_model, model_options
 from models.weights.layouts import LAYOUTS
 from scripts.peers import build_peer_model
 from tests.builders import configured, randomize
-from tests.conftest import run_program
+from tests.conftest import accuracy, run_program
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 GPU = torch.device("cuda")
@@ -63,15 +63,15 @@ def test_every_form_of_attention_is_as_near_to_float32(family):
         other.load_state_dict(model.state_dict())
         found[form] = [deviation(*pair) for pair in zip(run(other, images, torch.bfloat16), exact, strict=True)]
     for name, *each in zip(["logits", *dict(model.named_parameters())], *found.values(), strict=True):
-        assert max(each) < max(2 * each[0], 1e-2), name
+        assert max(each) < max(5 * each[0], 2e-2), name
 
 
 def test_auto_takes_the_kernel_in_half_precision_only(monkeypatch):
     import models.window_kernel as kernel
 
     calls = []
-    launch = kernel._Launch
-    monkeypatch.setattr(kernel, "_Launch", lambda *a: calls.append(a[0].dtype) or launch(*a))
+    launch = kernel._launch
+    monkeypatch.setattr(kernel, "_launch", lambda *a: calls.append(a[0].dtype) or launch(*a))
     model = build_model("swin", **SMALL).to(GPU).eval()
     images = torch.randn(2, 3, 56, 56, device=GPU)
     for dtype, count in ((torch.float32, 0), (torch.bfloat16, 4), (torch.float16, 4)):
@@ -98,20 +98,21 @@ def test_stochastic_depth_skips_the_same_samples_on_every_device(family):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_it_trains_resumes_and_evaluates(tiny_yaml, photos, tmp_path, dtype):
-    """float16 with a loss scale; one process under torchrun, by nccl; the second run goes on where the first ended."""
+    """float16 with a loss scale; one process under torchrun, by nccl; the second run repeats the last epoch."""
     common = ("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path)
     options = (*KERNEL, "AMP_DTYPE", dtype)
-    first = run_program(*common, *options, "TRAIN.EPOCHS", 1, processes=1, fresh=True)
+    first = run_program(*common, *options, processes=1, fresh=True)
     assert first.code == 0, first.err
     assert torch.cuda.get_device_name() in first.out
-    second = run_program(*common, *options, "TRAIN.EPOCHS", 2, fresh=True)
-    assert second.code == 0, second.err
     folder = tmp_path / "tiny/default"
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if line["kind"] == "val"]
-    assert len(losses) == 2 and losses[1] < 2 * losses[0]
+    start = folder / "checkpoints/ckpt_epoch_0.pth"
+    second = run_program(*common, "--tag", "second", "--resume", start, *options, fresh=True)
+    assert second.code == 0, second.err
+    metrics = [(folder.parent / tag / "metrics.jsonl").read_text().splitlines() for tag in ("default", "second")]
+    losses = [json.loads(lines[-1])["loss"] for lines in metrics]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
     evaluated = run_program(*common, "--eval", "--resume", folder, *options, fresh=True)
-    assert evaluated.code == 0, evaluated.err
+    assert evaluated.code == 0 and accuracy(evaluated.out)[1] == 15, evaluated.err
 
 
 def test_a_compiled_model_trains(tiny_yaml, photos, tmp_path):

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _contenders(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Contender]]]:
-    """Yields the name of each model, and its contenders, already compiled: all of them at once, since it takes long."""
+    """Yields the name of each model, and its contenders, already compiled: those of all models together."""
     models = ((name, _start(name, options)) for name in options.models)
     if options.compiled:
         models = list(models)  # type: ignore[assignment]
@@ -97,9 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default %(default)s)")
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help="rounds that do not (default %(default)s)")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, help="default: all")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="default: all")
     parser.add_argument(
-        "--compiled", nargs="*", choices=("ours", *PEERS), default=[], help="measure these by torch.compile too"
+        "--compiled", nargs="+", choices=("ours", *PEERS), default=[], help="measure these by torch.compile too"
     )
     parser.add_argument("--tuned-peers", action="store_true", help="give peers this program's process settings")
 

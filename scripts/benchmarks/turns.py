@@ -52,7 +52,7 @@ def take_turns(contenders: dict[str, Callable[[], float]], rounds: int, warm_up:
 
 def compare(speeds: dict[str, list[float]]) -> list[Row]:
     """Returns a row for each contender. Args: speeds by round; the first contender is ours, the others are peers."""
-    ours = next(iter(speeds))  # compiled too
+    ours = next(iter(speeds))  # the beginning of its name, when it is compiled as well
     peers = [name for name in speeds if name != CEILING and not name.startswith(ours)]
     best = [max((speeds[peer][i] for peer in peers), default=1.0) for i in range(len(next(iter(speeds.values()))))]
     rows = []

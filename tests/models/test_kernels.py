@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
+from models.kernels import _tried_on
 from tests.builders import randomize, small
 from tests.conftest import ROOT
+from utils.errors import ConfigError
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,6 +44,22 @@ def test_a_model_computes_the_same_with_kernels(family, with_kernels):
         with_kernels()
     assert not torch.equal(results[0][0], results[1][0])  # the kernels round differently
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+
+
+def test_a_gpu_on_which_triton_does_not_start_goes_without(monkeypatch, caplog):
+    """Here there is none to start on."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (9, 0))
+    assert not _tried_on(97)
+    assert ["Triton does not start" in record.message for record in caplog.records] == [True]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (7, 5))
+    assert not _tried_on(98) and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("change", [{"window_size": 9}, {"num_heads": (1, 1)}, {"attn_drop_rate": 0.1}])
+def test_what_the_kernel_cannot_do_is_refused(change):
+    model = small("swin", **{"embed_dim": 32, "num_heads": (2, 4), "img_size": 64, "attention": "kernel", **change})
+    with pytest.raises(ConfigError, match=r"the kernel takes windows of .*: MODEL.ATTENTION: set it to auto"):
+        model.train()(torch.randn(1, 3, 64, 64, device="cpu"))
 
 
 @pytest.mark.seconds

@@ -40,13 +40,13 @@ def deviation(values, reference):
 @pytest.mark.parametrize("sizes", [(8, 8, 4, 2), (14, 7, 7, 3), (16, 16, 8, 4), (7, 14, 7, 0)], ids=str)
 def test_output_and_every_gradient(sizes, dtype, cosine):
     """Shifted both ways, one way (a side of a single window), and not at all."""
-    from models.window_kernel import WindowAttention
+    from models.window_kernel import FusedWindowAttention
 
     grid = WindowGrid.of(*sizes)
     given = inputs(grid, dtype, cosine)
     qkv, bias, scales = (*given, None)[:3]
     weight = torch.randn(2, *grid.padded, HEADS * WIDTH, device=qkv.device).to(dtype).float()
-    out = WindowAttention.apply(qkv, bias, scales, SCALE, grid.window, grid.shift_h, grid.shift_w)
+    out = FusedWindowAttention.apply(qkv, bias, scales, SCALE, grid.window, grid.shift_h, grid.shift_w)
     gradients = torch.autograd.grad((out.float() * weight).sum(), given)
     exact = [x.detach().double().requires_grad_() for x in given]
     expected = in_float64(*(*exact, None)[:3], grid)
@@ -57,11 +57,11 @@ def test_output_and_every_gradient(sizes, dtype, cosine):
 
 def test_a_query_of_zeros_has_finite_gradients():
     """As a padded token without biases has."""
-    from models.window_kernel import WindowAttention
+    from models.window_kernel import FusedWindowAttention
 
     grid = WindowGrid.of(4, 4, 4, 0)
     qkv, bias, scales = inputs(grid, torch.float32, True)
     with torch.no_grad():
         qkv[:, 0] = 0
-    WindowAttention.apply(qkv, bias, scales, SCALE, 4, 0, 0).sum().backward()
+    FusedWindowAttention.apply(qkv, bias, scales, SCALE, 4, 0, 0).sum().backward()
     assert all(x.grad.isfinite().all() for x in (qkv, bias, scales))
