@@ -154,7 +154,8 @@ def no_autocast(x: Tensor) -> torch.autocast:
 
 def as_autocast(x: Tensor) -> Tensor:
     """Returns `x` in the type that autocast would give the operands of a matrix product."""
-    return x.to(autocast_dtype(x))
+    dtype = autocast_dtype(x)
+    return x if x.dtype == dtype else x.to(dtype)  # an exported program would insist on the type of a conversion
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
