@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from yacs.config import CfgNode
 
+from models.attention import FORMS
 from models.layers import PatchEmbed
 from models.stochastic_depth import Kept, draw_kept
-from utils.errors import ConfigError
+from utils.errors import ConfigError, did_you_mean
 from utils.preprocessing import Size, image_size
 
 # block(dim, heads, window, shift, drop_path); window and shift in tokens
@@ -64,6 +65,10 @@ class PyramidOptions:
                     f"stage {i} has {self.embed_dim * 2**i} channels: MODEL.{self.SECTION}.NUM_HEADS:"
                     f" {heads} heads do not divide them"
                 )
+        if self.attention not in FORMS:
+            raise ConfigError(
+                f"unknown form {self.attention!r}: MODEL.ATTENTION: {did_you_mean(self.attention, FORMS)}"
+            )
         if min(image_size(self.img_size)) < self.patch_size:
             raise ConfigError(
                 f"DATA.IMG_SIZE is smaller than a patch: MODEL.{self.SECTION}.PATCH_SIZE {self.patch_size}:"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from models.attention import takes_kernel
 from models.backbone import PyramidOptions, SwinBackbone
-from models.window_attention import relative_position_index
+from models.window_attention import WindowGrid, in_windows, relative_position_index
 from utils.derived import derived
 
 
@@ -24,6 +25,8 @@ class WindowBias(nn.Module):
     heads: int
     window: int
     relative_position_index: Tensor
+    attn_drop: float = 0.0
+    form: str = "auto"  # one of `models.attention.FORMS`
 
     def new_bias(self, heads: int, window: int) -> None:
         """Adds what the bias is computed from."""
@@ -44,6 +47,19 @@ class WindowBias(nn.Module):
 
     def bias_sources(self) -> list[Tensor]:
         """Returns what the bias is computed from."""
+        raise NotImplementedError
+
+    def on_map(self, x: Tensor, shift: int) -> Tensor:
+        """Maps (B, H, W, C) to the same shape: attends in the (shifted) windows of the map."""
+        dropout = self.attn_drop if self.training else 0.0
+        hooked = self._forward_hooks or self._forward_pre_hooks  # they expect windows
+        if hooked or not takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
+            return in_windows(x, self.window, shift, self)
+        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, shift)
+        return grid.crop(self.attend_unpartitioned(grid.pad(x), grid))
+
+    def attend_unpartitioned(self, x: Tensor, grid: WindowGrid) -> Tensor:
+        """Maps (B, *grid.padded, C) to the same shape: what `forward` computes for the windows of `grid`."""
         raise NotImplementedError
 
     def by_pair(self, table: Tensor) -> Tensor:

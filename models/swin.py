@@ -8,13 +8,13 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import attend, attend_on_map, takes_kernel
+from models.attention import attend, attend_on_map
 from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Linear, Mlp, PatchMerging
 from models.position_bias import TableBias
 from models.residual import add_normed_branch
 from models.stochastic_depth import Kept
-from models.window_attention import WindowGrid, in_windows
+from models.window_attention import WindowGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +62,9 @@ class WindowAttention(TableBias):
         mixed = attend(query, key, value, self.bias(mask), self.scale, dropout, self.form)
         return self.proj_drop(self.proj(mixed))
 
-    def on_map(self, x: Tensor, shift: int) -> Tensor:
-        """Maps (B, H, W, C) to the same shape: attends in the (shifted) windows of the map."""
-        dropout = self.attn_drop if self.training else 0.0
-        hooked = self._forward_hooks or self._forward_pre_hooks  # they expect windows
-        if hooked or not takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
-            return in_windows(x, self.window, shift, self)
-        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, shift)
-        mixed = attend_on_map(self.qkv(grid.pad(x)), self.bias(None)[0], grid, self.scale)
-        return self.proj_drop(self.proj(grid.crop(mixed)))
+    def attend_unpartitioned(self, x: Tensor, grid: WindowGrid) -> Tensor:
+        mixed = attend_on_map(self.qkv(x), self.bias(None)[0], grid, self.scale)
+        return self.proj_drop(self.proj(mixed))
 
 
 class SwinBlock(nn.Module):

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import attend, attend_on_map, takes_kernel
+from models.attention import attend, attend_on_map
 from models.layers import Linear, Mlp, PostNormMerging, as_autocast, no_autocast
 from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
 from models.stochastic_depth import Kept, add_branch
-from models.window_attention import WindowGrid, in_windows
+from models.window_attention import WindowGrid
 
 MAX_SCALE = 100.0  # of the cosine similarities: a temperature of at least 0.01 (section 3.3)
 
@@ -77,16 +77,9 @@ class CosineWindowAttention(ContinuousBias):
         mixed = attend(query, key, qkv[:, :, :, 2], self.bias(mask), 1.0, dropout, self.form)
         return self.proj_drop(self.proj(mixed))
 
-    def on_map(self, x: Tensor, shift: int) -> Tensor:
-        """Maps (B, H, W, C) to the same shape: attends in the (shifted) windows of the map."""
-        dropout = self.attn_drop if self.training else 0.0
-        hooked = self._forward_hooks or self._forward_pre_hooks  # they expect windows
-        if hooked or not takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
-            return in_windows(x, self.window, shift, self)
-        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, shift)
-        qkv = self.qkv(grid.pad(x), self._qkv_bias())
-        mixed = attend_on_map(qkv, self.bias(None)[0], grid, self._scales())
-        return self.proj_drop(self.proj(grid.crop(mixed)))
+    def attend_unpartitioned(self, x: Tensor, grid: WindowGrid) -> Tensor:
+        mixed = attend_on_map(self.qkv(x, self._qkv_bias()), self.bias(None)[0], grid, self._scales())
+        return self.proj_drop(self.proj(mixed))
 
     def _qkv_bias(self) -> Tensor | None:
         if self.q_bias is None or self.v_bias is None:

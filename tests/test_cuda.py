@@ -47,7 +47,6 @@ def test_logits_are_those_of_timm(name, dtype, limit):
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             results = [model(images).cpu() for model in (ours, theirs)]
     deviations = [deviation(logits, exact) for logits in results]
-    print(name, dtype, deviations)
     assert deviations[0] < max(limit, 1.5 * deviations[1])
 
 

@@ -62,6 +62,11 @@ def test_what_the_kernel_cannot_do_is_refused(change):
         model.train()(torch.randn(1, 3, 64, 64, device="cpu"))
 
 
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ConfigError, match=r"unknown form 'kernal': MODEL.ATTENTION: did you mean .*kernel"):
+        small("swin", attention="kernal")
+
+
 @pytest.mark.seconds
 def test_every_kernel_compiles_for_two_generations_of_gpus(tmp_path):
     """Without a GPU; the interpreter accepts more than the compiler."""

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from models.swin import WindowAttention
+
 pytest.importorskip("triton")
 
 
@@ -14,3 +16,14 @@ def test_it_is_what_autograd_and_the_compiler_expect():
     for scales in (None, torch.tensor([10.0, 30.0], requires_grad=True)):
         given = (qkv.requires_grad_(), bias.requires_grad_(), scales, 0.25, 4, 2, 2)
         torch.library.opcheck(window_attention, given)
+
+
+def test_compiled_attention_computes_the_same():
+    torch.manual_seed(0)
+    attention, x = WindowAttention(32, 2, 4, form="kernel"), torch.randn(2, 8, 8, 32, requires_grad=True)
+    compiled = torch.compile(attention.on_map, backend="aot_eager", fullgraph=True)
+    results = []
+    for run in (attention.on_map, compiled):
+        out = run(x, 2)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [x, *attention.parameters()])])
+    torch.testing.assert_close(*results)
