@@ -34,6 +34,11 @@ def test_a_file_without_names_or_preprocessing(tiny_yaml):
     assert stored.class_names == ("class 0", "class 1") and stored.preprocessing.mean == IMAGENET_MEAN
 
 
+def test_the_form_of_attention_is_that_of_the_machine_not_of_the_training(tiny_yaml):
+    cfg = configured(tiny_yaml, MODEL__ATTENTION="kernel")
+    assert stored_model(contents_of(cfg, 2), cfg, "FILE").model.options.attention == "auto"
+
+
 def test_a_model_of_timm_has_as_many_classes_as_names():
     cfg = configured(**TIMM)
     stored = stored_model(contents_of(cfg, 2, class_names=["cat", "dog"]), cfg, "FILE")

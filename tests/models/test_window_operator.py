@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.swin import WindowAttention
+from tests.builders import small
 
 pytest.importorskip("triton")
 
@@ -27,3 +28,9 @@ def test_compiled_attention_computes_the_same():
         out = run(x, 2)
         results.append([out, *torch.autograd.grad(out.square().sum(), [x, *attention.parameters()])])
     torch.testing.assert_close(*results)
+
+
+def test_an_exported_model_consists_of_torch_operators_alone():
+    model = small("swin", embed_dim=32, num_heads=(2, 4), attention="kernel").eval()
+    program = torch.export.export(model, (torch.randn(2, 3, 32, 32),))
+    assert "swin_trainer" not in str(program.graph)
