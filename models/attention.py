@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.kernels import may_use_kernels, runs_kernels
+from models.kernels import is_exporting, may_use_kernels, runs_kernels
 from models.layers import no_autocast
 from models.window_attention import WindowGrid
 from utils.errors import ConfigError
@@ -36,9 +36,9 @@ def takes_kernel(form: str, x: Tensor, tokens: int, width: int, dropout: float) 
     dropout: probability for the weights.
     Raises: ConfigError if the form is "kernel" and it cannot be used.
     """
-    if form not in ("auto", "kernel") or _recorded.get() is not None or x.device.type == "meta":
+    if form not in ("auto", "kernel") or _recording() is not None or x.device.type == "meta":
         return False
-    if torch.compiler.is_exporting() or (form == "auto" and not may_use_kernels(x, x.dtype)):
+    if is_exporting() or (form == "auto" and not may_use_kernels(x, x.dtype)):
         return False
     fits = tokens <= MAX_TOKENS and width in WIDTHS and not dropout
     if form == "kernel" and not (fits and runs_kernels(x)):
@@ -78,7 +78,7 @@ def attend(
     it is always the plain sum.
     Returns: (B, windows, N, heads * d), of the type of `value`.
     """
-    recorded = _recorded.get()
+    recorded = _recording()
     if recorded is not None:
         recorded.append(_weights(query, key, bias, scale))
     if dropout or (torch.compiler.is_compiling() and form != "fused"):
@@ -98,6 +98,11 @@ def record_weights(into: list[Tensor]) -> Iterator[None]:
         yield
     finally:
         _recorded.reset(token)
+
+
+def _recording() -> list[Tensor] | None:
+    # torch 2.11 compiles no function that reads a context variable
+    return None if torch.compiler.is_compiling() else _recorded.get()
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> Tensor:

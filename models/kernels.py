@@ -21,9 +21,15 @@ def may_use_kernels(x: Tensor, dtype: torch.dtype) -> bool:
 def runs_kernels(x: Tensor) -> bool:
     """Returns whether kernels run on the device of `x`: NVIDIA's GPUs of 2020 or later, or a CPU with Triton's
     interpreter; in a model that is being exported they do not."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return False
     return _works_on(x.device.index or 0) if x.is_cuda else _interpreted()
+
+
+@torch.compiler.assume_constant_result
+def is_exporting() -> bool:
+    """Returns whether torch.export is tracing, also within torch.compile of torch 2.11, for which it always is."""
+    return torch.compiler.is_exporting()
 
 
 @torch.compiler.assume_constant_result
