@@ -46,6 +46,22 @@ def test_a_model_computes_the_same_with_kernels(family, with_kernels):
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_main_branch_in_half_precision_has_kernels_without_gradients(training, with_kernels, monkeypatch):
+    from models import residual_kernel
+
+    model = randomize(small("swin", embed_dim=16, num_heads=(1, 2))).train(training).to(DEVICE)
+    calls, launch = [], residual_kernel.norm_of_chosen
+    monkeypatch.setattr(residual_kernel, "norm_of_chosen", lambda x, *rest: calls.append(x.dtype) or launch(x, *rest))
+    images, results = torch.randn(2, 3, 32, 32, device=DEVICE), []
+    with torch.set_grad_enabled(training), torch.autocast(DEVICE, torch.bfloat16):
+        for switch in (lambda: None, with_kernels):
+            switch()
+            results.append(model(images).double())
+    assert (torch.bfloat16 in calls) is not training
+    assert (results[1] - results[0]).norm() < 2e-2 * results[0].norm()
+
+
 def test_a_gpu_on_which_triton_does_not_start_goes_without(monkeypatch, caplog):
     """Here there is none to start on."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (9, 0))
