@@ -44,7 +44,8 @@ def takes_kernel(form: str, x: Tensor, tokens: int, width: int, dropout: float) 
     if form == "kernel" and not (fits and runs_kernels(x)):
         raise ConfigError(
             f"the kernel takes windows of up to {MAX_TOKENS} tokens with {' or '.join(map(str, WIDTHS))} channels per"
-            " head, without dropout, on an NVIDIA GPU of 2020 or later with Triton: MODEL.ATTENTION: set it to auto"
+            " head, without dropout, on an NVIDIA GPU of compute capability 8.0 or higher, with Triton:"
+            " MODEL.ATTENTION: set it to auto"
         )
     return fits
 
@@ -74,8 +75,8 @@ def attend(
     """Attends within each window: softmax(scale * query @ key^T + bias) @ value, for every head.
 
     Args: query, key, value (B, windows, N, heads, d), with any strides; bias float32 (windows or 1, heads, N, N);
-    dropout: probability for the weights; form: one of `FORMS`; with dropout
-    it is always the plain sum.
+    dropout: probability for the weights; form: one of `FORMS`. With dropout, and within torch.compile unless the form
+    is "fused", plain operations compute it.
     Returns: (B, windows, N, heads * d), of the type of `value`.
     """
     recorded = _recording()
@@ -92,7 +93,10 @@ def attend(
 
 @contextmanager
 def record_weights(into: list[Tensor]) -> Iterator[None]:
-    """Within the context, the weights of every attention are appended to a list: (B, windows, heads, N, N)."""
+    """Within the context, the weights of every attention are appended to a list: (B, windows, heads, N, N).
+
+    Models compiled by torch.compile append nothing.
+    """
     token = _recorded.set(into)
     try:
         yield
@@ -107,7 +111,8 @@ def _recording() -> list[Tensor] | None:
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> Tensor:
     query, key = query.transpose(2, 3), key.transpose(2, 3)
-    return (scale * (query @ key.transpose(-2, -1)) + bias).softmax(dim=-1)
+    with no_autocast(query):  # cosine attention has them in float32, with scales of up to 100
+        return (scale * (query @ key.transpose(-2, -1)) + bias).softmax(dim=-1)
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:

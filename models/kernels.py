@@ -19,8 +19,8 @@ def may_use_kernels(x: Tensor, dtype: torch.dtype) -> bool:
 
 
 def runs_kernels(x: Tensor) -> bool:
-    """Returns whether kernels run on the device of `x`: NVIDIA's GPUs of 2020 or later, or a CPU with Triton's
-    interpreter; in a model that is being exported they do not."""
+    """Returns whether kernels run on the device of `x`: NVIDIA GPUs of compute capability 8.0 or higher, or a CPU with
+    Triton's interpreter. In a model that is being exported they do not."""
     if is_exporting():
         return False
     return _works_on(x.device.index or 0) if x.is_cuda else _interpreted()
@@ -28,7 +28,10 @@ def runs_kernels(x: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result
 def is_exporting() -> bool:
-    """Returns whether torch.export is tracing, also within torch.compile of torch 2.11, for which it always is."""
+    """Returns whether torch.export is tracing.
+
+    torch.compile of torch 2.11 takes torch's own function to be always true; as a constant it is evaluated.
+    """
     return torch.compiler.is_exporting()
 
 
@@ -54,6 +57,6 @@ def _tried_on(gpu: int) -> bool:
         triton.runtime.driver.active.get_current_target()
     except Exception as error:  # whatever is missing, training works without
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.warning("Triton does not start (%s): with a C compiler and Python's headers training is faster", reason)
+        log.warning("Triton does not start (%s): a C compiler and Python's headers would make this faster", reason)
         return False
     return True

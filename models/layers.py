@@ -115,8 +115,7 @@ class Mlp(nn.Module):
     def _is_plain(self) -> bool:
         """Returns whether the layers are those of this file, without hooks that expect to be called."""
         layers: tuple[nn.Module, ...] = (self.fc1, self.act, self.fc2)
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return all(type(m) in (Linear, nn.GELU) and not any(getattr(m, kind) for kind in hooks) for m in layers)
+        return all(type(m) in (Linear, nn.GELU) and not has_hooks(m) for m in layers)
 
 
 class _Mlp(torch.autograd.Function):
@@ -147,6 +146,12 @@ class _Mlp(torch.autograd.Function):
         return d_x, d_weight1, d_bias1, d_weight2, d_bias2
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Returns whether a module has hooks: they expect it to be called, not computed in another form."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
+
+
 def no_autocast(x: Tensor) -> torch.autocast:
     """Returns the context without mixed precision on the device of `x`."""
     return torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False)  # autocast knows no meta device
@@ -155,7 +160,7 @@ def no_autocast(x: Tensor) -> torch.autocast:
 def as_autocast(x: Tensor) -> Tensor:
     """Returns `x` in the type that autocast would give the operands of a matrix product."""
     dtype = autocast_dtype(x)
-    return x if x.dtype == dtype else x.to(dtype)  # an exported program would insist on the type of a conversion
+    return x if x.dtype == dtype else x.to(dtype)  # a needless .to would fix the type of an exported program
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:

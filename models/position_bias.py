@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from models.attention import takes_kernel
 from models.backbone import PyramidOptions, SwinBackbone
+from models.layers import has_hooks
 from models.window_attention import WindowGrid, in_windows, relative_position_index
 from utils.derived import derived
 
@@ -52,8 +53,7 @@ class WindowBias(nn.Module):
     def on_map(self, x: Tensor, shift: int) -> Tensor:
         """Maps (B, H, W, C) to the same shape: attends in the (shifted) windows of the map."""
         dropout = self.attn_drop if self.training else 0.0
-        hooked = self._forward_hooks or self._forward_pre_hooks  # they expect windows
-        if hooked or not takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
+        if has_hooks(self) or not takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
             return in_windows(x, self.window, shift, self)
         grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, shift)
         return grid.crop(self.attend_unpartitioned(grid.pad(x), grid))

@@ -12,21 +12,10 @@ from torch import Tensor
 
 
 class Samples(NamedTuple):
-    """The samples that keep a branch, int64 (b,), b >= 1, and the factor of its result.
-
-    The same by sample: `places`, int64 (B,), its position among the b, 0 if it skips the branch; `factors`, float32
-    (B,), 0 if it skips it.
-    """
+    """The samples that keep a branch, int64 (b,), b >= 1, and the factor of its result."""
 
     numbers: Tensor
     scale: float
-    places: Tensor
-    factors: Tensor
-
-    @staticmethod
-    def of(keep: Tensor, scale: float) -> "Samples":
-        """Args: keep: bool (B,), true for at least one sample."""
-        return Samples(keep.nonzero()[:, 0], scale, (keep.cumsum(0) - 1) * keep, keep * scale)
 
 
 # None: all samples, unscaled. A tensor (B,): the factor of every sample, the form of fixed shape for torch.compile
@@ -38,7 +27,7 @@ def draw_kept(rates: Sequence[float], batch: int, device: torch.device) -> list[
 
     Args: rates: the probability of every branch to be skipped, below 1.
     """
-    if not any(rates):
+    if not any(rates) or not batch:
         return [None] * len(rates)
     probability = torch.tensor(rates)[:, None]
     keep = torch.rand(len(rates), batch) >= probability  # (branches, B)
@@ -46,18 +35,13 @@ def draw_kept(rates: Sequence[float], batch: int, device: torch.device) -> list[
         factors = (keep / (1 - probability)).to(device)
         return [factor if rate else None for factor, rate in zip(factors, rates, strict=True)]
     scales = [1 / (1 - rate) if kept else 0.0 for rate, kept in zip(rates, keep.any(1).tolist(), strict=True)]
-    factors = keep * torch.tensor(scales)[:, None]
     # the parameters of a branch that no sample keeps must still take part in the backward pass, or
     # DistributedDataParallel waits for them: its first sample runs it, with factor 0
     keep[:, 0] |= ~keep.any(1)
-    parts = _move(keep.nonzero()[:, 1], device).split(keep.sum(1).tolist())
-    places = _move((keep.cumsum(1) - 1) * keep, device)
-    every = zip(rates, parts, scales, places, _move(factors, device), strict=True)
-    return [Samples(*own) if rate else None for rate, *own in every]
-
-
-def _move(x: Tensor, device: torch.device) -> Tensor:
-    return x.to(device, non_blocking=device.type == "cuda")  # on MPS it reads freed memory
+    samples = keep.nonzero()[:, 1]
+    samples = samples.to(device, non_blocking=device.type == "cuda")  # on MPS it reads freed memory
+    parts = samples.split(keep.sum(1).tolist())
+    return [Samples(part, scale) if rate else None for rate, part, scale in zip(rates, parts, scales, strict=True)]
 
 
 def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Kept) -> Tensor:
@@ -73,9 +57,12 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Kept) -> Ten
     return _AddTo.apply(x, branch(chosen), kept.numbers, kept.scale)
 
 
-def as_factors(kept: Kept) -> Tensor | None:
-    """Returns the factor of every sample, float32 (B,), for a branch that must run on the whole batch."""
-    return kept.factors if isinstance(kept, Samples) else kept
+def as_factors(kept: Kept, x: Tensor) -> Tensor | None:
+    """Returns the factor of every sample of `x`, float32 (B,), for a branch that must run on the whole batch."""
+    if not isinstance(kept, Samples):
+        return kept
+    factors = torch.zeros(x.shape[0], device=x.device)
+    return factors.index_fill_(0, kept.numbers, kept.scale)
 
 
 class _Choose(torch.autograd.Function):

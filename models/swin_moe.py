@@ -145,7 +145,7 @@ class SwinMoeBlock(nn.Module):
             return add_normed_branch(x, self.norm2, self.mlp, kept[1])
         # experts see the whole batch: capacity and balance are those of all its tokens, on every rank the same number;
         # and the router scores them in float32
-        return add_branch(x, lambda x: self.mlp(self.norm2(x)), as_factors(kept[1]))
+        return add_branch(x, lambda x: self.mlp(self.norm2(x)), as_factors(kept[1], x))
 
 
 class SwinMoe(ContinuousBackbone):

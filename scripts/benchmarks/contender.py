@@ -111,6 +111,8 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
             if task == "memory":
                 connection.send(peak_memory(device) - others)
                 continue
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()  # of this task alone
             images = setting.batch * (EVALUATED if task == "evaluate" else 1)
             connection.send(images / getattr(work, task)(dtype))
             if device.type == "cuda":

@@ -6,9 +6,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from models import residual_kernel, window_kernel
-
-NUMBERS, FACTORS = "*i64", "*fp32"
+from models import norm_kernel, window_kernel
 
 
 def compile_for(capability: int, kernel: Any, pointers: dict[str, str], constants: dict[str, Any], floats: str) -> None:
@@ -28,19 +26,8 @@ def main() -> None:
             sums = dict.fromkeys(("bias", "scales", "d_bias", "d_scales"), "*fp32")
             compile_for(capability, window_kernel._forward, {**half, **sums}, constants, "scale")
             compile_for(capability, window_kernel._backward, {**half, **sums}, constants, "scale")
-        main_branch = dict.fromkeys(("x", "of_all", "d_x", "gradient"), "*fp32")
-        branch = dict.fromkeys(("of_normed", "branch", "d_branch"), "*bf16")
-        sums = dict.fromkeys(("weight", "bias", "means", "inverses", "d_weight", "d_bias"), "*fp32")
-        samples = {"numbers": NUMBERS, "places": NUMBERS, "factors": FACTORS}
-        pointers = {**main_branch, **branch, **sums, **samples}
-        tile = {"ROWS": 32, "COLS": 128}
-        for out, kernel, constants in (
-            ("*bf16", residual_kernel._norm_forward, {**tile, "CHOSEN": True}),
-            ("", residual_kernel._norm_backward, {**tile, "CHOSEN": True}),
-            ("*fp32", residual_kernel._add_forward, tile),
-            ("", residual_kernel._add_backward, tile),
-        ):
-            compile_for(capability, kernel, {**pointers, "out": out}, constants, "eps")
+        pointers = {"x": "*bf16", "weight": "*fp32", "bias": "*fp32", "out": "*bf16"}
+        compile_for(capability, norm_kernel._norm, pointers, {"ROWS": 32, "COLS": 128}, "eps")
 
 
 if __name__ == "__main__":

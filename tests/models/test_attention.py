@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models.attention import attend
 
@@ -30,6 +31,19 @@ def test_attention_equals_the_sum_written_out(form, windows):
         result = attend(*packed.unbind(3), bias, SCALE, dropout=1e-9 if form == "dropout" else 0.0)
     assert result.shape == (2, 3, 4, 10)
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["dropout", "compiled"])
+def test_cosines_are_scored_in_float32_under_autocast(form):
+    """With the largest scale of SwinV2, in bfloat16 a score would be off by up to 0.4."""
+    torch.manual_seed(0)
+    query, key = (F.normalize(torch.randn(1, 2, 9, 2, 16), dim=-1) * scale for scale in (100, 1))
+    value, bias = torch.randn(1, 2, 9, 2, 16), torch.randn(1, 2, 9, 9)
+    expected = attend(query, key, value, bias, 1.0)
+    run = torch.compile(attend, backend="eager", fullgraph=True) if form == "compiled" else attend
+    with torch.autocast("cpu", torch.bfloat16):
+        result = run(query, key, value.bfloat16(), bias, 1.0, 1e-9 if form == "dropout" else 0.0)
+    assert (result - expected).norm() < 1e-2 * expected.norm()
 
 
 @pytest.mark.parametrize("windows", [1, 3])

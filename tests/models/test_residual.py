@@ -11,7 +11,7 @@ FACTORS = torch.tensor([0.0, 2.0, 2.0])
 
 
 @pytest.mark.parametrize(
-    ("kept", "factors"), [(None, torch.ones(3)), (FACTORS, FACTORS), (Samples.of(FACTORS > 0, 2.0), FACTORS)]
+    ("kept", "factors"), [(None, torch.ones(3)), (FACTORS, FACTORS), (Samples(torch.tensor([1, 2]), 2.0), FACTORS)]
 )
 def test_a_branch_gets_the_norm_of_the_samples_that_keep_it(kept, factors):
     norm = nn.LayerNorm(4)

@@ -24,7 +24,7 @@ def test_outputs_and_gradients_equal_those_of_timm(form, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda self, p: self.copy_(keep.view(self.shape)))
     branch, peer = nn.Linear(5, 5), DropPath(rate).train()
     x = torch.randn(6, 4, 5, requires_grad=True)
-    kept = Samples.of(keep.bool(), 1 / (1 - rate)) if form == "samples" else keep / (1 - rate)
+    kept = Samples(keep.nonzero().flatten(), 1 / (1 - rate)) if form == "samples" else keep / (1 - rate)
     weight = torch.randn_like(x)
     results = []
     for y in (add_branch(x, branch, kept), x + peer(branch(x))):
@@ -34,17 +34,17 @@ def test_outputs_and_gradients_equal_those_of_timm(form, monkeypatch):
 
 def test_a_branch_sees_the_samples_that_keep_it_only():
     rows = []
-    kept = Samples.of(torch.tensor([False, True, False, False, True]), 2.0)
+    kept = Samples(torch.tensor([1, 4]), 2.0)
     out = add_branch(torch.ones(5, 3), lambda y: rows.append(len(y)) or y, kept)
     assert rows == [2] and out[:, 0].tolist() == [1, 3, 1, 1, 3]
 
 
 def test_kept_samples_as_factors_give_the_same_result():
-    x, kept = torch.randn(5, 3), Samples.of(torch.tensor([False, True, False, False, True]), 2.0)
-    assert as_factors(kept).tolist() == [0, 2, 0, 0, 2] and as_factors(None) is None
+    x, kept = torch.randn(5, 3), Samples(torch.tensor([1, 4]), 2.0)
+    assert as_factors(kept, x).tolist() == [0, 2, 0, 0, 2] and as_factors(None, x) is None
     factors = torch.tensor([0.0, 1.5])
-    assert as_factors(factors) is factors
-    assert torch.equal(add_branch(x, torch.square, kept), add_branch(x, torch.square, as_factors(kept)))
+    assert as_factors(factors, x) is factors
+    assert torch.equal(add_branch(x, torch.square, kept), add_branch(x, torch.square, as_factors(kept, x)))
 
 
 def test_samples_are_drawn_once_per_forward_pass(monkeypatch):

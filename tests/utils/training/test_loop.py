@@ -43,7 +43,7 @@ def test_ten_updates_equal_a_plain_loop_around_timm():
     recipe, mix = plan(warmup_epochs=1), Mixup(0.8, 1.0, num_classes=10, label_smoothing=0.1)
     np.random.seed(0)
     work = []
-    for batch in batches(10, 4, classes=10, pixels=224):
+    for batch in batches(10, 2, classes=10, pixels=224):
         images, targets = mix(batch.images.clone(), batch.targets)
         work.append(Batch(images, targets, 1.0, True))
 
