@@ -6,11 +6,11 @@ from functools import partial
 
 from configs.options import check_command_line, parse_command_line
 from utils.interrupt import Interrupt
+from utils.openmp import wait_briefly
 
 interrupt = Interrupt()
 if __name__ == "__main__":  # before the slow imports
-    interrupt.install()
-    check_command_line(sys.argv[1:])
+    interrupt.install(), wait_briefly(), check_command_line(sys.argv[1:])
 
 from yacs.config import CfgNode
 

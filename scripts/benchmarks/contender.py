@@ -5,9 +5,11 @@ measured as its users write the same: the model, autocast, cross-entropy, clip_g
 """
 
 import multiprocessing
+import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing.connection import Connection
@@ -27,6 +29,7 @@ from scripts.peers import build_peer_model, logits_of
 from utils.batches import Batch
 from utils.distributed import World
 from utils.evaluation.predict import predict
+from utils.openmp import wait_briefly
 from utils.precision import Precision
 from utils.profiling import peak_memory
 from utils.runtime import tune_process
@@ -72,7 +75,8 @@ class Contender:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name, setting), daemon=True)
-        self._process.start()
+        with _environment(name, setting):
+            self._process.start()
         theirs.close()
 
     @cached_property
@@ -95,6 +99,17 @@ class Contender:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+@contextmanager
+def _environment(name: str, setting: Setting) -> Iterator[None]:
+    """Within the context, a process that starts has what main.py sets before torch is imported, if it is to have it."""
+    before = dict(os.environ)
+    if setting.tuned or name in (OURS, CEILING):
+        wait_briefly()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def _serve(connection: Connection, name: str, setting: Setting) -> None:
