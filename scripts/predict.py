@@ -28,7 +28,7 @@ from models.backbone import SwinBackbone
 from scripts.model_files import ModelFile, open_model
 from utils.class_words import in_words
 from utils.distributed import World, join_world
-from utils.errors import ConfigError, ResourceError, count, run_to_exit_code
+from utils.errors import ConfigError, DataError, ResourceError, count, run_to_exit_code
 from utils.evaluation.predict import predict
 from utils.files import atomic_path
 from utils.precision import Precision
@@ -68,6 +68,10 @@ def predictions(opened: ModelFile, paths: list[Path], options: argparse.Namespac
             labels = tuple(best) if readable else ()
             words = tuple(names[label] for label in labels)
             found.append(Prediction(str(next(rows)), labels, words, tuple(row[: len(labels)])))
+    if not any(prediction.labels for prediction in found):
+        raise DataError(
+            f"no image could be read: {found[0].path}: name images, folders, patterns or a list in a .txt file"
+        )
     return found
 
 

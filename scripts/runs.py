@@ -45,9 +45,18 @@ class Run:
         top1 = [(line["top1"], -line["epoch"]) for line in self.val if line.get("top1") is not None]
         best, epoch = max(top1, default=(float("nan"), 1))
         losses = [line["loss"] for line in self.val if line.get("loss") is not None]
-        last = self.train[-1]["loss"] if self.train and self.train[-1]["loss"] is not None else float("nan")
+        # that of the last epoch, as in the log; its last interval may be short
+        trained = [line["train_loss"] for line in self.val if line.get("train_loss") is not None]
+        trained = trained or [line["loss"] for line in self.train if line.get("loss") is not None]
         epochs = 1 + max((line["epoch"] for line in self.val), default=-1)
-        return [self.name, epochs, float(best), -epoch, float(min(losses, default=float("nan"))), float(last)]
+        return [
+            self.name,
+            epochs,
+            float(best),
+            -epoch,
+            float(min(losses, default=float("nan"))),
+            float(trained[-1] if trained else "nan"),
+        ]
 
 
 def differences(runs: Sequence[Run]) -> list[list[str]]:

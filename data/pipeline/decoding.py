@@ -44,7 +44,8 @@ def _open_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
                 image = ImageOps.exif_transpose(image)
             return image
     except Exception as e:  # Pillow's readers raise anything
-        raise _unreadable("empty file" if not data else re.sub(r"<_io.BytesIO[^>]*>", "it", str(e)), name) from e
+        reason = re.sub("cannot identify image file <.*>", "unknown format", str(e)) if data else "empty file"
+        raise _unreadable(reason, name) from e
 
 
 def _unreadable(reason: str, name: str) -> DataError:

@@ -63,7 +63,10 @@ def _images_of(name: str) -> list[Path]:
         return sorted(each for each in path.rglob("*") if is_image(each.name) and each.is_file())
     if path.suffix.lower() == ".txt" and path.is_file():
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        return [path.parent / line for line in lines]
+        images = [path.parent / line for line in lines]
+        if images and not images[0].exists():
+            raise DataError(f"no such image: {lines[0][:80]}, the first of {name}: a .txt file lists one path per line")
+        return images
     if path.is_file():
         return [path]
     return sorted(Path(each) for each in glob(name, recursive=True) if Path(each).is_file())

@@ -202,7 +202,7 @@ def _find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
     if dataset.startswith("timm:"):
         return ReaderStore(dataset.removeprefix("timm:"), path)
     if dataset == "digits":
-        return FolderStore(write_digits(Path(path) if path else Path("datasets") / "digits"))
+        return FolderStore(write_digits(_digits_folder(path)))
     if dataset not in STORES:
         known = ["digits", "timm:NAME", *STORES]
         raise DataError(
@@ -225,6 +225,14 @@ def _find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
                 optional = " (or set TEST.VALIDATE false)" if splits == ("train", "val") and split == "val" else ""
                 raise DataError(f"no folder {split}/ in {path}: --data-path: it must contain train/ and val/{optional}")
     return store
+
+
+def _digits_folder(path: str) -> Path:
+    """Raises: DataError for a folder that neither exists nor is named digits: it was mistyped, or another data set."""
+    folder = Path(path or "datasets/digits")
+    if not folder.exists() and folder.name != "digits":
+        raise DataError(f"no such folder: {folder}: --data-path: leave it out to have the digits in datasets/digits")
+    return folder
 
 
 def _check_folder(path: Path, split: str) -> None:

@@ -142,7 +142,7 @@ def _check_contents(splits: dict[str, Classes], workers: int, channels: int, rep
             report.findings.append(f"the same image in two classes: {first[digest]}, {file}")
         else:
             again += 1
-    report.facts.append(f"{len(first):,} distinct files decoded, {again:,} more duplicate one of their class")
+    report.facts.append(f"{len(first):,} distinct images, {again:,} duplicates within a class")
 
 
 def _examined(files: Sequence[str], workers: int, channels: int) -> Iterator[tuple[str, bytes, str]]:

@@ -11,8 +11,8 @@ def test_results_differences_and_curves(tmp_path, capsys):
     assert main([*runs, "--picture", str(tmp_path / "new/curves.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == "run epochs best top1 of epoch min val loss last train loss".split()
-    assert lines[1].split() == ["tiny/a", "2", "50.00", "1", "1.25", "2.50"]
-    assert lines[2].split() == ["tiny/b", "2", "60.00", "1", "1.25", "2.50"]
+    assert lines[1].split() == ["tiny/a", "2", "50.00", "1", "1.25", "2.25"]
+    assert lines[2].split() == ["tiny/b", "2", "60.00", "1", "1.25", "2.25"]
     assert [line.split() for line in lines[4:6]] == [["key", "tiny/a", "tiny/b"], ["TRAIN.BASE_LR", "0.1", "0.2"]]
     with Image.open(tmp_path / "new/curves.png") as picture:
         assert picture.width > 1000 and len(picture.convert("L").getcolors()) > 10

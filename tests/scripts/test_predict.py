@@ -50,7 +50,9 @@ def test_an_image_that_cannot_be_read_has_no_class(made, photos, tmp_path, capsy
     assert main([*arguments, "--model", str(made[0] / "model.pth")]) == 0
     rows = list(csv.reader((tmp_path / "a.csv").open()))[1:]
     assert [bool(row[1]) for row in rows] == [True, False, True]
-    assert "not a readable image" in capsys.readouterr().out
+    assert "not a readable image (unknown format)" in capsys.readouterr().out
+    assert main([str(tmp_path / "bad.jpg"), "--model", str(made[0] / "model.pth")]) == 3
+    assert "error: no image could be read: " in capsys.readouterr().err
 
 
 def test_features_are_those_before_the_head(made, photos, tmp_path):

@@ -25,7 +25,7 @@ def found(capsys, folder):
 def test_a_clean_folder_has_no_findings(photos, capsys):
     code, findings, out = found(capsys, photos)
     assert (code, findings) == (0, [])
-    assert "train: 36 images, 3 classes, 12 to 12 in a class" in out and "51 distinct files" in out
+    assert "train: 36 images, 3 classes, 12 to 12 in a class" in out and "51 distinct images" in out
 
 
 def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
@@ -34,7 +34,7 @@ def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
     planted = {
         "truncated": train / "class_0/photo_0.jpg",
         "empty file": train / "class_0/photo_1.jpg",
-        "cannot identify": train / "class_0/photo_2.jpg",
+        "unknown format": train / "class_0/photo_2.jpg",
         "exceeds limit": train / "class_1/bomb.png",
         "same image in train and val": val / "class_2/copied.jpg",
         "same image in two classes": train / "class_2/from_1.jpg",
@@ -48,7 +48,7 @@ def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
     whole = planted["truncated"].read_bytes()
     planted["truncated"].write_bytes(whole[:-600])
     planted["empty file"].write_bytes(b"")
-    planted["cannot identify"].write_bytes(b"this is text")
+    planted["unknown format"].write_bytes(b"this is text")
     Image.new("1", (20_000, 20_000)).save(planted["exceeds limit"])
     shutil.copy(train / "class_2/photo_5.jpg", planted["same image in train and val"])
     shutil.copy(train / "class_1/photo_5.jpg", planted["same image in two classes"])

@@ -12,7 +12,7 @@ def write(folder, rate, top1):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"TAG: {folder.name}\nTRAIN: {{BASE_LR: {rate}, EPOCHS: 40}}\n")
     lines = [{"kind": "train", "update": 1, "loss": 2.5}, {"kind": "val", "update": 1, "epoch": 0, "top1": 10.0}]
-    lines += [{"kind": "val", "update": 2, "epoch": 1, "top1": top1, "loss": 1.25}]
+    lines += [{"kind": "val", "update": 2, "epoch": 1, "top1": top1, "loss": 1.25, "train_loss": 2.25}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(folder)
 
@@ -21,7 +21,7 @@ def test_a_run_is_read_and_summed_up(tmp_path):
     write(tmp_path / "tiny/a", 0.1, 50.0)
     run = Run.read(tmp_path / "tiny/a")
     assert run.name == "tiny/a" and run.config["TRAIN.BASE_LR"] == 0.1
-    assert run.summary() == ["tiny/a", 2, 50.0, 1, 1.25, 2.5]
+    assert run.summary() == ["tiny/a", 2, 50.0, 1, 1.25, 2.25]
 
 
 def test_differences_leave_names_of_runs_out(tmp_path):

@@ -46,7 +46,7 @@ def rehearse(
     Raises: what training raises; ResourceError if the disk has no room.
     """
     if state.epoch >= plan.epochs:
-        log.info("dry run: nothing is left to train: all %s are done", count(plan.epochs, "epoch"))
+        log.info("dry run: all %s are done: --tag NAME starts another run", count(plan.epochs, "epoch"))
         return
     left, epochs = plan.total_updates - state.update, plan.epochs - state.epoch
     pace, batches = Pace(world.device), loader.epoch(state.epoch, state.step)

@@ -54,7 +54,7 @@ def test_fault_39_sixteen_bits_are_scaled_not_clipped(kind):
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "empty file"), (b"this is text", "cannot identify"), (encoded(noise(), "JPEG")[:900], "truncated")],
+    [(b"", "empty file"), (b"this is text", "unknown format"), (encoded(noise(), "JPEG")[:900], "truncated")],
 )
 def test_fault_38_unreadable_images_are_named(data, reason):
     with pytest.raises(DataError) as caught:

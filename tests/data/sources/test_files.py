@@ -38,6 +38,14 @@ def test_a_name_without_images_is_refused(folder, name):
         find_images([str(folder / "b.png"), str(folder / name)])
 
 
+def test_a_text_that_is_no_list_is_refused(folder):
+    (folder / "README.txt").write_text("\n# Title\n\nText\n")
+    with pytest.raises(
+        DataError, match=r"no such image: # Title, the first of .*README.txt: a .txt file lists one path"
+    ):
+        find_images([str(folder / "README.txt")])
+
+
 def test_a_source_reads_and_names_them(folder):
     source = FileSource([folder / "b.png", folder / "gone.png"])
     assert len(source) == 2 and source.counts() == [2] and source.label(1) == 0

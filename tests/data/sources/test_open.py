@@ -132,6 +132,7 @@ def test_evaluation_needs_no_training_folder(own_photos):
     [
         ({"path": ""}, "quickstart.sh"),
         ({"path": "/nowhere"}, "no such folder: /nowhere: --data-path"),
+        ({"path": "/nowhere", "dataset": "digits"}, "no such folder: /nowhere: --data-path: leave it out"),
         ({"dataset": "cifar"}, "unknown data set 'cifar'"),
         ({"dataset": "imagnet"}, "did you mean imagenet?"),
         ({"zipped": True}, "no archive train.zip"),
