@@ -1,7 +1,6 @@
-# PYTHON_ARGCOMPLETE_OK
 """Train, fine-tune and evaluate Swin Transformers: torchrun main.py --cfg configs/swin_tiny.yaml --data-path FOLDER"""
 
-import sys
+import sys  # PYTHON_ARGCOMPLETE_OK
 from functools import partial
 
 from configs.options import check_command_line, parse_command_line
@@ -10,7 +9,9 @@ from utils.openmp import wait_briefly
 
 interrupt = Interrupt()
 if __name__ == "__main__":  # before the slow imports
-    interrupt.install(), wait_briefly(), check_command_line(sys.argv[1:])
+    interrupt.install()
+    wait_briefly()
+    check_command_line(sys.argv[1:])
 
 from yacs.config import CfgNode
 
@@ -68,11 +69,10 @@ def train(cfg: CfgNode, world: World) -> None:
     saving = SessionOptions.from_config(cfg, objective.best)
     if cfg.DRY_RUN:
         return rehearse(state, batches, objective, plan, folder, saving.keep, world)
-    with Session(state, plan, folder, world, saving, provenance, interrupt, sources.train.name) as session:
+    with Session(state, plan, folder, world, saving, provenance, interrupt, sources.train.name) as run:
         while state.epoch < plan.epochs:
-            micro_batches = session.watch(batches.epoch(state.epoch, state.step))
-            train_epoch(state, micro_batches, objective, plan, session.after_update)
-            session.end_epoch(objective)
+            train_epoch(state, run.watch(batches.epoch(state.epoch, state.step)), objective, plan, run.after_update)
+            run.end_epoch(objective)
 
 
 def evaluate(cfg: CfgNode, world: World) -> None:
