@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size
 from data.sources.folders import imagenet_synsets, images_below, is_image, validation_labels
-from utils.errors import DataError, listing
+from utils.errors import DataError, count, listing
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 SHOWN = 3  # names listed in a finding about many files
@@ -142,7 +142,7 @@ def _check_contents(splits: dict[str, Classes], workers: int, channels: int, rep
             report.findings.append(f"the same image in two classes: {first[digest]}, {file}")
         else:
             again += 1
-    report.facts.append(f"{len(first):,} distinct images, {again:,} duplicates within a class")
+    report.facts.append(f"{len(first):,} distinct images, {count(again, 'duplicate')} within a class")
 
 
 def _examined(files: Sequence[str], workers: int, channels: int) -> Iterator[tuple[str, bytes, str]]:

@@ -58,7 +58,7 @@ def test_problems_are_named_with_their_files(colours):
     assert [finding for finding in expected if finding not in report.findings] == []
     others = [finding for finding in report.findings if finding not in expected]
     assert len(others) == 2 and all("bad.png" in text or "gone.png" in text for text in others), others
-    assert report.facts[-1].endswith("1 duplicates within a class")
+    assert report.facts[-1].endswith("1 duplicate within a class")
 
 
 def test_class_names_that_sort_or_read_badly(tmp_path):
