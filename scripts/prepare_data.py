@@ -15,10 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from configs.loading import load_config
-from data.pipeline.transforms import TrainTransformOptions
 from data.tools.checking import check_folder
-from data.tools.contact_sheet import draw_sheet
 from data.tools.packing import pack, resize_copy, sort_validation
 from utils.errors import run_to_exit_code
 from utils.script_parser import ScriptParser
@@ -57,6 +54,11 @@ def val_folders(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
+    # torch and timm take seconds to import, and the other commands do without
+    from configs.loading import load_config
+    from data.pipeline.transforms import TrainTransformOptions
+    from data.tools.contact_sheet import draw_sheet
+
     cfg = load_config(options.cfg)
     transform = TrainTransformOptions.from_config(cfg, channels=3)
     drawn = draw_sheet(options.folder, options.sheet, max(1, options.count), transform, options.seed)

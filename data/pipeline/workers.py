@@ -1,20 +1,12 @@
 """Loader workers: how they start, what they need, and what is reported when one dies, hangs or finds corrupt files."""
 
 import logging
-import multiprocessing
 import os
 import re
 import resource
 import signal
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -25,6 +17,7 @@ from yacs.config import CfgNode
 
 from data.pipeline.dataset import EvalSamples, Key, TrainSamples, collate
 from data.pipeline.device import Collated
+from data.pipeline.fork_server import exit_with_program, server_context
 from utils.distributed import World
 from utils.errors import DataError, ResourceError, listing
 from utils.preprocessing import Size
@@ -33,7 +26,6 @@ from utils.terminal import EVERY_RANK
 log = logging.getLogger(EVERY_RANK)
 PREFETCH = 2  # batches that each worker prepares in advance
 SHARED_MEMORY = "/dev/shm"
-_ROOT = Path(__file__).resolve().parents[2]  # of the program
 # file descriptors of the program itself, and per worker: pipes, and one for each tensor in flight
 _OWN_FILES, _FILES_PER_WORKER = 128, 24
 # samples that may be skipped: a fraction of the data set, but always this many
@@ -94,7 +86,7 @@ class MonitoredLoader:
             _Watched(samples, self._current),
             batch_sampler=sampler,
             num_workers=options.workers,
-            multiprocessing_context=_process_context() if options.workers else None,
+            multiprocessing_context=server_context() if options.workers else None,
             collate_fn=collate,
             pin_memory=options.pin_memory and torch.cuda.is_available(),
             persistent_workers=persistent and options.workers > 0,
@@ -140,11 +132,12 @@ class MonitoredLoader:
         text = str(error)
         if "timed out" in text:
             names = [self._samples.name(index) for index in self._current.tolist() if index >= 0]
-            where = listing(names) or "none of its samples"
-            return DataError(
-                f"no batch for {self._timeout:g} seconds, a loader worker hangs: {where}:"
-                " check whether the disk responds, or raise DATA.TIMEOUT"
+            cause = (
+                f"a loader worker hangs: {listing(names)}: check whether the disk responds"
+                if names
+                else "the loader workers read nothing: the machine may be overloaded: start fewer processes"
             )
+            return DataError(f"no batch for {self._timeout:g} seconds, {cause}, or raise DATA.TIMEOUT")
         died = re.search(r"pid\(?s?\)? ?\(?:?\s*([\d, ]+)", text)
         if "DataLoader worker" not in text or died is None:
             return error
@@ -201,61 +194,8 @@ def check_resources(options: LoaderOptions, size: Size, channels: int, local_siz
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
 
-def _process_context() -> BaseContext:
-    """Forks workers from a server process with a single thread.
-
-    Forked from the training process, a worker is occasionally created while a thread of gloo or nccl holds a lock of
-    the interpreter; the child inherits the lock but not the thread, and waits forever.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    # imported once, not by every worker: what the samples need, and what the program's main module has imported
-    program = [name for name, module in list(sys.modules.items()) if _is_ours(name, module)]
-    context.set_forkserver_preload(["data.pipeline.worker_group", "data.pipeline.transforms", *program])
-    # starts first, since it would unblock the signals; it needs no words about semaphores that it removes after a kill
-    with _environment(PYTHONWARNINGS="ignore:resource_tracker"):
-        resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
-    try:  # it inherits the mask, see worker_group.py; a folder data/ where the user stands must not hide the package
-        with _environment(PYTHONPATH=str(_ROOT), PYTHONSAFEPATH="1"):
-            forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
-def _is_ours(name: str, module: Any) -> bool:
-    """Returns whether a module is one of the program's packages, and not one of another with the same name."""
-    ours = name.partition(".")[0] in ("configs", "data", "models", "utils")
-    return ours and _ROOT in Path(getattr(module, "__file__", None) or "").parents
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Sets environment variables for the processes that the block starts."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _start_worker(_worker: int) -> None:
-    threading.Thread(target=_exit_with_program, daemon=True).start()
+    exit_with_program()
     for each in (signal.SIGINT, signal.SIGUSR1):  # the main process handles them
         signal.signal(each, signal.SIG_IGN)
     cv2.setNumThreads(1)
-
-
-def _exit_with_program() -> None:
-    """Ends this worker when the program is gone: its parent is the server, which lives as long as its workers."""
-    program = multiprocessing.parent_process()
-    if program is not None:
-        wait([program.sentinel])  # a pipe of which the program has the other end
-        os._exit(1)

@@ -1,11 +1,9 @@
 """Checks an image folder before a run: decodes every file, compares classes and contents."""
 
 import hashlib
-import multiprocessing
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size
+from data.pipeline.fork_server import worker_pool
 from data.sources.folders import imagenet_synsets, images_below, is_image, validation_labels
 from utils.errors import DataError, count, listing
 
@@ -146,7 +145,7 @@ def _check_contents(splits: dict[str, Classes], workers: int, channels: int, rep
 
 
 def _examined(files: Sequence[str], workers: int, channels: int) -> Iterator[tuple[str, bytes, str]]:
-    with ProcessPoolExecutor(max(1, workers), multiprocessing.get_context("forkserver")) as pool:
+    with worker_pool(workers) as pool:
         results: Iterable[tuple[str, bytes, str]] = pool.map(partial(_examine, channels), files, chunksize=16)
         yield from tqdm(results, total=len(files), unit=" files", disable=None)
 

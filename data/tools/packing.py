@@ -2,13 +2,11 @@
 
 import functools
 import io
-import multiprocessing
 import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.pipeline.decoding import decode
+from data.pipeline.fork_server import worker_pool
 from data.sources.base import Source
 from data.sources.folders import FolderStore, imagenet_synsets, images_below, is_image, validation_labels
 from data.sources.zip import ZipStore
@@ -89,8 +88,7 @@ def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers
         raise DataError(f"no images below train/ and val/: {root}: name a folder that contains them")
     work = functools.partial(_copy, root=root, target=target, short_side=short_side, quality=quality)
     smaller = 0
-    context = multiprocessing.get_context("forkserver")
-    with _written(target), ProcessPoolExecutor(max(1, workers), context) as pool:
+    with _written(target), worker_pool(workers) as pool:
         _claim(target, f"short side {short_side}, quality {quality}")
         for result in tqdm(pool.map(work, files, chunksize=16), total=len(files), disable=None):
             if isinstance(result, DataError):

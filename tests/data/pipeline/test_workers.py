@@ -8,14 +8,12 @@ import resource
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from configs.loading import load_config
-from data.pipeline import workers
 from data.pipeline.dataset import TrainSamples
 from data.pipeline.samplers import EvalSampler
 from data.pipeline.transforms import TrainTransform
@@ -110,9 +108,9 @@ def test_fault_30_a_worker_that_hangs_names_its_file(own_photos):
     pipe = own_photos / "train/class_0/photo_5.jpg"
     pipe.unlink()
     os.mkfifo(pipe)
-    loader = monitored(open_folder(own_photos).train, workers=2, timeout=4)
+    loader = monitored(open_folder(own_photos).train, workers=2, timeout=6)
     error = error_of(loader, release=lambda: os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)))
-    assert re.match(r"no batch for 4 seconds, .* hangs: .*photo_5.jpg: .*DATA.TIMEOUT", str(error))
+    assert re.match(r"no batch for 6 seconds, .* hangs: .*photo_5.jpg: .*DATA.TIMEOUT", str(error))
     assert error.exit_code == 3
 
 
@@ -210,12 +208,3 @@ def test_by_default_there_is_a_worker_for_each_core_of_a_ranks_share(monkeypatch
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
     assert LoaderOptions.from_config(configured()).workers == workers
-
-
-def test_the_server_of_the_workers_imports_the_modules_of_this_program_only(tmp_path):
-    foreign = ModuleType("utils.foreign")
-    foreign.__file__ = str(tmp_path / "utils/foreign.py")
-    assert workers._is_ours("data.pipeline.workers", workers)
-    assert not workers._is_ours("utils.foreign", foreign)
-    assert not workers._is_ours("utils.nowhere", ModuleType("utils.nowhere"))
-    assert not workers._is_ours("torch", torch)

@@ -1,8 +1,9 @@
-"""Sources and storages that are sent to loader workers; this module imports little, so that workers start quickly."""
+"""What is sent to worker processes: sources, storages, functions. It imports little, so that workers start quickly."""
 
 import io
 import os
 import signal
+import sys
 
 from PIL import Image
 
@@ -13,6 +14,10 @@ def png(side: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), "red").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def has_imported(module: str) -> bool:
+    return module in sys.modules
 
 
 class Deadly:

@@ -1,0 +1,62 @@
+"""The server that forks worker processes: what it imports, and how the processes of a pool end."""
+
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from data.pipeline import fork_server
+from data.pipeline.fork_server import worker_pool
+from tests.conftest import ROOT, environment
+from tests.data.pipeline.troubled import has_imported
+
+
+def test_the_server_imports_the_modules_of_this_program_only(tmp_path):
+    foreign = ModuleType("utils.foreign")
+    foreign.__file__ = str(tmp_path / "utils/foreign.py")
+    assert fork_server._is_ours("data.pipeline.fork_server", fork_server)
+    assert not fork_server._is_ours("utils.foreign", foreign)
+    assert not fork_server._is_ours("utils.nowhere", ModuleType("utils.nowhere"))
+    assert not fork_server._is_ours("torch", torch)
+
+
+def test_a_process_of_a_pool_finds_the_program_imported():
+    """Each would otherwise import torch and timm for itself: seconds, at every start of an epoch or evaluation."""
+    with worker_pool(0) as pool:
+        assert pool.submit(has_imported, "data.pipeline.workers").result(60)
+
+
+def test_an_exception_ends_a_pool_without_doing_what_is_waiting():
+    waiting: list[Future[None]] = []
+    with pytest.raises(KeyboardInterrupt), worker_pool(1) as pool:
+        waiting += [pool.submit(time.sleep, 0.2) for _ in range(50)]
+        raise KeyboardInterrupt
+    assert sum(each.cancelled() for each in waiting) >= 40
+
+
+KILLED = """
+import os, signal
+from data.pipeline.fork_server import worker_pool
+
+with worker_pool(1) as pool:
+    print(pool.submit(os.getpid).result(60), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.seconds
+def test_the_processes_of_a_pool_end_with_the_program():
+    """In a process of its own, which is killed."""
+    line = [sys.executable, "-c", KILLED]
+    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    worker, deadline = Path("/proc", done.stdout.strip()), time.monotonic() + 20
+    while worker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not worker.exists()
