@@ -4,6 +4,7 @@ This program is measured as main.py runs it: its evaluation loop, its training l
 measured as its users write the same: the model, autocast, cross-entropy, clip_grad_norm_ and torch's AdamW.
 """
 
+import math
 import multiprocessing
 import os
 import resource
@@ -91,7 +92,10 @@ class Contender:
         return self._receive()
 
     def close(self) -> None:
+        """Lets the process end."""
         self._connection.close()
+
+    def join(self) -> None:
         self._process.join(10)
 
     def _receive(self) -> Any:
@@ -128,7 +132,7 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
                 continue
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()  # of this task alone
-            images = setting.batch * (EVALUATED if task == "evaluate" else 1)
+            images = setting.batch * (evaluated(device) if task == "evaluate" else 1)
             connection.send(images / getattr(work, task)(dtype))
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # all contenders share the memory
@@ -144,7 +148,11 @@ def _resident() -> int:
     return pages * resource.getpagesize() // 2**20
 
 
-EVALUATED = 3  # batches that one measurement evaluates
+def evaluated(device: torch.device) -> int:
+    """Returns how many batches one measurement evaluates."""
+    return 3 if device.type == "cuda" else 1  # a GPU has the next one while the CPU looks at a result
+
+
 ON_GPU = 6  # times that one measurement on a GPU repeats the work, after one that does not count
 
 
@@ -209,7 +217,7 @@ class Ours:
 
     def evaluate(self, dtype: torch.dtype) -> float:
         precision = Precision(self._device.type, dtype)
-        batches = [(self._images, self._targets)] * EVALUATED
+        batches = [(self._images, self._targets)] * evaluated(self._device)
 
         def work() -> None:
             for _ in predict(self._state.wrapped, batches, precision, self._world):
@@ -241,7 +249,7 @@ class Peer:
 
         @torch.inference_mode()
         def work() -> None:
-            for _ in range(EVALUATED):
+            for _ in range(evaluated(self._device)):
                 with precision.autocast():
                     self._model(self._images)
 
@@ -268,6 +276,7 @@ class Products:
 
     def __init__(self, model: nn.Module, setting: Setting, device: torch.device):
         self._device = device
+        self._made: dict[torch.dtype, Tensor] = {}
         self._shapes: list[tuple[int, int, int, int]] = []  # products, rows, inner, columns
         hooks = [m.register_forward_hook(self._note) for m in model.modules()]
         with torch.no_grad():
@@ -288,7 +297,7 @@ class Products:
         return 0
 
     def evaluate(self, dtype: torch.dtype) -> float:
-        return EVALUATED * sum(self._product(dtype, n, m, k, c) for n, m, k, c in self._shapes)
+        return evaluated(self._device) * sum(self._product(dtype, n, m, k, c) for n, m, k, c in self._shapes)
 
     def train(self, dtype: torch.dtype) -> float:
         """Forward, and the gradients of both factors."""
@@ -296,8 +305,14 @@ class Products:
         return sum(self._product(dtype, *order) for order in orders)
 
     def _product(self, dtype: torch.dtype, count: int, rows: int, inner: int, columns: int) -> float:
-        a = torch.randn(count, rows, inner, dtype=dtype, device=self._device)
-        b = torch.randn(count, columns, inner, dtype=dtype, device=self._device).transpose(1, 2)
+        a, b = self._numbers(dtype, count, rows, inner), self._numbers(dtype, count, columns, inner).transpose(1, 2)
         out = torch.empty(count, rows, columns, dtype=dtype, device=self._device)
         product = partial(torch.bmm, a, b, out=out) if count > 1 else partial(torch.mm, a[0], b[0], out=out[0])
         return _seconds(self._device, product)
+
+    def _numbers(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Returns a view of random numbers that are made once: making them takes longer than multiplying them."""
+        size = math.prod(shape)
+        if self._made.get(dtype, torch.empty(0)).numel() < size:
+            self._made[dtype] = torch.randn(size, dtype=dtype, device=self._device)
+        return self._made[dtype][:size].view(shape)

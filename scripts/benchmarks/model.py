@@ -18,6 +18,7 @@ COMPILED = ", compiled"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # steps until the memory of a process stops growing
 WARM_UP = 6
+PARTS = 3  # turns in a round of evaluation, which is shorter than a training step
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -65,7 +66,10 @@ def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> d
         for task in TASKS:
             for dtype in options.dtypes:
                 asks = {name: _asking(contender, task, DTYPES[dtype]) for name, contender in contenders.items()}
-                rows = measure(asks, options.rounds, options.warm_up if task == "train" else min(2, options.warm_up))
+                if task == "train":
+                    rows = measure(asks, options.rounds, options.warm_up)
+                else:
+                    rows = measure(asks, options.rounds, min(2, options.warm_up), PARTS)
                 result[f"{'training step' if task == 'train' else 'evaluation'}, {dtype}"] = rows
                 if len(result) == 1:
                     memory = {name: each.ask("memory") for name, each in contenders.items() if name != CEILING}
@@ -73,6 +77,8 @@ def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> d
     finally:
         for contender in contenders.values():
             contender.close()
+        for contender in contenders.values():
+            contender.join()
     return result
 
 

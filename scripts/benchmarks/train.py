@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             speeds = take_turns(contenders, options.rounds, WARM_UP)
     finally:
         bare.close()
+        bare.join()
     setting = (
         f"{options.model} at {options.size}, global batch {batch}, float32, {options.threads} threads shared by all"
         f" processes, random pixels read by one loader worker per process, median of {UPDATES // 2} updates a round"

@@ -29,24 +29,28 @@ class Row:
     highest_ratio: float
 
 
-def measure(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> list[Row]:
+def measure(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1, parts: int = 1) -> list[Row]:
     """Compares the first contender with the others, which are peers. Args: as for `take_turns`."""
-    return compare(take_turns(contenders, rounds, warm_up))
+    return compare(take_turns(contenders, rounds, warm_up, parts))
 
 
-def take_turns(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Runs every contender once per round, in turn, after `warm_up` rounds that do not count.
+def take_turns(
+    contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1, parts: int = 1
+) -> dict[str, list[float]]:
+    """Runs every contender in turn, `parts` times per round, after `warm_up` turns that do not count.
 
+    A machine that is shared changes its speed within seconds: several short turns in a round meet the same of it.
     Args: contenders: each call does some work and returns its images/s. Returns: those of every round.
     """
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(-warm_up, rounds):
+    for _ in range(warm_up):
         for name, work in contenders.items():
-            speed = work()
-            if number >= 0:
-                speeds[name].append(speed)
-            which = f"round {number + 1}" if number >= 0 else "warm-up"
-            print(f"{which} {name}: {speed:.1f} images/s", flush=True)
+            print(f"warm-up {name}: {work():.1f} images/s", flush=True)
+    for number in range(rounds):
+        turns = [{name: work() for name, work in contenders.items()} for _ in range(parts)]
+        for name, of_rounds in speeds.items():
+            of_rounds.append(statistics.harmonic_mean(turn[name] for turn in turns))
+            print(f"round {number + 1} {name}: {of_rounds[-1]:.1f} images/s", flush=True)
     return speeds
 
 

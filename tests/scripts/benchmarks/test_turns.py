@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.benchmarks.turns import CEILING, Row, compare, measure, table, timed
+from scripts.benchmarks.turns import CEILING, Row, compare, measure, table, take_turns, timed
 
 
 def test_contenders_take_turns_and_warm_up_does_not_count():
@@ -15,6 +15,14 @@ def test_contenders_take_turns_and_warm_up_does_not_count():
     ours, one = measure({name: work(name, values) for name, values in speeds.items()}, rounds=2)
     assert order == ["ours", "one"] * 3
     assert (ours.slowest, ours.median, ours.fastest, ours.rounds) == (90, 95, 100, 2) and one.fastest == 50
+
+
+def test_the_turns_of_a_round_are_taken_together():
+    speeds = {"ours": iter([1.0, 4.0, 4.0, 2.0, 2.0]), "one": iter([1.0, 2.0, 6.0, 1.0, 1.0])}
+    order = []
+    works = {name: lambda name=name: order.append(name) or next(speeds[name]) for name in speeds}
+    assert take_turns(works, rounds=2, parts=2) == {"ours": [4.0, 2.0], "one": [3.0, 1.0]}  # images / seconds
+    assert order == ["ours", "one"] * 5
 
 
 def test_ratios_are_to_the_fastest_peer_of_the_same_round_and_a_bound_is_no_peer():
