@@ -77,9 +77,8 @@ def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = 
     if processes > 1:
         head += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     program = [str(ROOT / "scripts" / "inject.py"), faults]
-    options = ["--cfg", str(recipe), "--data-path", str(folder / "digits"), "--output", str(output)]
     done = subprocess.run(
-        [*head, *program, *options],
+        [*head, *program, *arguments(folder, recipe, output)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "SWIN_SOAK": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -87,6 +86,11 @@ def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = 
         timeout=900,
     )
     return done.returncode, done.stdout
+
+
+def arguments(folder: Path, recipe: Path, output: Path) -> list[str]:
+    """Returns the program's arguments; `soak` has written digits and recipe."""
+    return ["--cfg", str(recipe), "--data-path", str(folder / "digits"), "--output", str(output)]
 
 
 def soak(folder: Path, kills: list[Kill], processes: int, epochs: int) -> tuple[str, Counter[str]]:

@@ -24,6 +24,7 @@ from tests.warm import Started, Starter
 # indices cached by tests must not end up in the user's cache
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swin_tests_")
 ROOT = Path(__file__).resolve().parent.parent
+MAIN = ROOT / "main.py"
 RELEASED = json.loads((ROOT / "models" / "weights" / "released.json").read_text())["models"]
 
 
@@ -92,7 +93,7 @@ def only_error(err: str) -> str:
     return lines[0]
 
 
-def command(*arguments: object, processes: int = 0, program: Path = ROOT / "main.py") -> list[str]:
+def command(*arguments: object, processes: int = 0, program: Path = MAIN) -> list[str]:
     """Returns `python main.py ...`, or torchrun with `processes`."""
     head = [sys.executable]
     if processes:
@@ -108,16 +109,23 @@ def environment(**more: str) -> dict[str, str]:
 starter = Starter()
 
 
-def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, fresh: bool = False, **env: str) -> Finished:
-    """Runs the program to its end; `fresh` also its start: Python, torchrun, the imports (tests/warm.py).
+def run_program(
+    *arguments: object,
+    processes: int = 0,
+    cwd: Path = ROOT,
+    fresh: bool = False,
+    program: Path = MAIN,
+    **env: str,
+) -> Finished:
+    """Runs the program, or another, to its end; `fresh` also its start: Python, torchrun, the imports (tests/warm.py).
 
     The code of a job is 1 with torchrun, otherwise that of the rank which failed first.
     """
     if fresh:
-        line, variables = command(*arguments, processes=processes), environment(**env)
+        line, variables = command(*arguments, processes=processes, program=program), environment(**env)
         done = subprocess.run(line, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
         return Finished(done.returncode, done.stdout, done.stderr)
-    ranks = start_ranks(*arguments, processes=processes, cwd=cwd, **env)
+    ranks = start_ranks(*arguments, processes=processes, cwd=cwd, program=program, **env)
     deadline = time.monotonic() + 600
     while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
         if any(rank.poll() for rank in ranks):
@@ -130,11 +138,13 @@ def run_program(*arguments: object, processes: int = 0, cwd: Path = ROOT, fresh:
     return Finished(codes[0] if codes else 0, "".join(outs), "".join(errs))
 
 
-def start_ranks(*arguments: object, processes: int = 0, cwd: Path = ROOT, **env: str) -> list[Started]:
+def start_ranks(
+    *arguments: object, processes: int = 0, cwd: Path = ROOT, program: Path = MAIN, **env: str
+) -> list[Started]:
     """Starts the program, as torchrun would start `processes` ranks."""
     port = free_port()
     environments = [environment(**rank_variables(rank, processes, port), **env) for rank in range(processes)]
-    return [starter.start(ROOT / "main.py", arguments, cwd, each) for each in environments or [environment(**env)]]
+    return [starter.start(program, arguments, cwd, each) for each in environments or [environment(**env)]]
 
 
 def free_port() -> int:

@@ -62,46 +62,16 @@ def test_fault_32_five_updates_are_the_same(one_process, tiny_yaml, photos, tmp_
             assert a[key] == pytest.approx(b[key], rel=1e-5)
 
 
-COUNTING = """
-import sys
-from data.loaders import build_eval_loader
-from tests.builders import FLOAT32, open_folder, pipeline, small
-from utils.distributed import join_world
-from utils.evaluation.metrics import evaluate
-import torch
-
-world = join_world()
-source = open_folder(sys.argv[1]).val
-model = small(num_classes=7)
-for p in model.parameters():
-    torch.nn.init.normal_(p, std=0.3)
-for batch in (1, 7, 64):
-    loader = build_eval_loader(source, world, pipeline(batch_size=batch))
-    result, _ = evaluate(model, loader, 7, FLOAT32, world)
-    if world.is_main:
-        print("result", result.correct1, result.correctk, result.count, f"{result.loss:.5f}")
-world.leave()
-"""
-
-
 def test_evaluation_of_65_images_gives_the_same_counts(tmp_path):
     """1, 2 and 3 processes, batches of 1, 7 and 64: no sample twice, none left out."""
     photos = write_photos(tmp_path / "photos", classes=7, train=1, val=10)
     for extra in range(5):  # 70 - 5 = 65, not divided by 2 or 3
         (photos / "val" / f"class_{extra}" / "photo_9.jpg").unlink()
-    program = tmp_path / "count.py"
-    program.write_text(COUNTING)
     results = []
     for processes in (1, 2, 3):
-        done = subprocess.run(
-            command(photos, processes=processes, program=program),
-            cwd=ROOT,
-            env=environment(PYTHONPATH=str(ROOT)),
-            capture_output=True,
-            text=True,
-        )
-        lines = [line for line in done.stdout.splitlines() if line.startswith("result")]
-        assert len(lines) == 3, done.stderr
+        done = run_program(photos, processes=processes, program=ROOT / "tests/ranks/counting.py")
+        lines = [line for line in done.out.splitlines() if line.startswith("result")]
+        assert len(lines) == 3, done.err
         results += lines
     assert len(set(results)) == 1, results
     correct1, correct5, count = map(int, results[0].split()[1:4])

@@ -80,7 +80,7 @@ def state(output: Path) -> dict:
 )
 def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, workers, more):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    done = run_program(*arguments(tiny_yaml, photos, undisturbed, workers), *more, processes=processes, fresh=not more)
+    done = run_program(*arguments(tiny_yaml, photos, undisturbed, workers), *more, processes=processes)
     assert done.code == 0, done.err
 
     args = [*arguments(tiny_yaml, photos, killed, workers), *more]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from scripts import soak
 from scripts.soak import compare, leftovers
 from tests.builders import AUGMENTED, open_folder, pipeline
 from tests.conftest import ROOT, environment, free_port, only_error, rank_variables, starter
@@ -378,22 +379,16 @@ def catches(number: int, status: str) -> bool:
 
 
 @pytest.mark.slow
-def test_soak():
-    """Five kills, one in each phase; docs/faults.md has the record of 200."""
-    import tempfile
+def test_soak(monkeypatch, tmp_path, capsys):
+    """Five kills, one in each phase; docs/faults.md has the record of 200, each with a fresh start."""
 
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [
-                sys.executable,
-                str(ROOT / "scripts/soak.py"),
-                *"--kills 5 --seed 4 --processes 1 --epochs 1".split(),
-                "--folder",
-                f"{folder}/soak",
-            ],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-    assert done.returncode == 0 and done.stdout.endswith("bit-equal\n"), done.stdout + done.stderr
+    def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = "") -> tuple[int, str]:
+        assert processes == 1
+        job = starter.start(INJECT, [faults, *soak.arguments(folder, recipe, output)], ROOT, environment())
+        out, err = job.communicate()
+        return job.returncode, out + err
+
+    monkeypatch.setattr(soak, "run", run)
+    code = soak.main([*"--kills 5 --seed 4 --processes 1 --epochs 1 --folder".split(), str(tmp_path / "soak")])
+    printed = capsys.readouterr().out
+    assert code == 0 and printed.endswith("bit-equal\n") and printed.count(" kills, ") == 5, printed

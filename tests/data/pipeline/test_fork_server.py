@@ -1,11 +1,8 @@
 """The server that forks worker processes: what it imports, and how the processes of a pool end."""
 
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import Future
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,7 +10,7 @@ import torch
 
 from data.pipeline import fork_server
 from data.pipeline.fork_server import worker_pool
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, starter
 from tests.data.pipeline.troubled import has_imported
 
 
@@ -40,23 +37,9 @@ def test_an_exception_ends_a_pool_without_doing_what_is_waiting():
     assert sum(each.cancelled() for each in waiting) >= 40
 
 
-KILLED = """
-import os, signal
-from data.pipeline.fork_server import worker_pool
-
-with worker_pool(1) as pool:
-    print(pool.submit(os.getpid).result(60), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.seconds
 def test_the_processes_of_a_pool_end_with_the_program():
-    """In a process of its own, which is killed."""
-    line = [sys.executable, "-c", KILLED]
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    worker, deadline = Path("/proc", done.stdout.strip()), time.monotonic() + 20
-    while worker.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not worker.exists()
+    """In a process of its own, which is killed; communicate() fails if something of its session is left."""
+    job = starter.start(ROOT / "tests/ranks/killed_pool.py", [], ROOT, environment())
+    out, err = job.communicate(60)
+    assert job.returncode == -signal.SIGKILL, err
+    assert out.strip().isdigit()
