@@ -1,6 +1,7 @@
 """Contenders in turn, and what the numbers depend on."""
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -37,19 +38,26 @@ def measure(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: in
 def take_turns(
     contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1, parts: int = 1
 ) -> dict[str, list[float]]:
-    """Runs every contender in turn, `parts` times per round, after `warm_up` turns that do not count.
+    """Runs every contender once per turn, in an order that is drawn anew, after `warm_up` turns that do not count.
 
-    A machine that is shared changes its speed within seconds: several short turns in a round meet the same of it.
-    Args: contenders: each call does some work and returns its images/s. Returns: those of every round.
+    Dense work slows a processor down for a while: whoever always came next would pay for it. A machine that is shared
+    changes its speed within seconds: a round of several short turns meets the same of it.
+    Args: contenders: each call does some work and returns its images/s; parts: turns in a round.
+    Returns: the images/s of every round.
     """
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    draw = random.Random(0)
+
+    def turn() -> dict[str, float]:
+        return {name: contenders[name]() for name in draw.sample(list(contenders), len(contenders))}
+
     for _ in range(warm_up):
-        for name, work in contenders.items():
-            print(f"warm-up {name}: {work():.1f} images/s", flush=True)
+        for name, speed in turn().items():
+            print(f"warm-up {name}: {speed:.1f} images/s", flush=True)
     for number in range(rounds):
-        turns = [{name: work() for name, work in contenders.items()} for _ in range(parts)]
+        turns = [turn() for _ in range(parts)]
         for name, of_rounds in speeds.items():
-            of_rounds.append(statistics.harmonic_mean(turn[name] for turn in turns))
+            of_rounds.append(statistics.harmonic_mean(each[name] for each in turns))
             print(f"round {number + 1} {name}: {of_rounds[-1]:.1f} images/s", flush=True)
     return speeds
 
