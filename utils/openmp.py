@@ -8,7 +8,7 @@ def wait_briefly() -> None:
 
     Threads of GNU's OpenMP spin for milliseconds. Where other processes use the cores as well, loader workers among
     them, a thread that spins keeps the one it waits for from its core: a step of the quickstart's model took 4 s in
-    place of 0.1 s beside one busy process, and takes 0.24 s with this setting. It costs 3 to 6 % of an evaluation on
+    place of 0.1 s beside one busy process, and takes 0.24 s with this setting. It costs 2 to 6 % of an evaluation on
     cores that have nothing else to do.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -40,8 +40,8 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Runs every contender once per turn, in an order that is drawn anew, after `warm_up` turns that do not count.
 
-    Dense work slows a processor down for a while: whoever always came next would pay for it. A machine that is shared
-    changes its speed within seconds: a round of several short turns meets the same of it.
+    Dense work can slow a processor down for a while: whoever always came next would pay for it. A machine that is
+    shared changes its speed within seconds: a round of several short turns meets the same of it.
     Args: contenders: each call does some work and returns its images/s; parts: turns in a round.
     Returns: the images/s of every round.
     """
