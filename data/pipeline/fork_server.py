@@ -43,14 +43,12 @@ def server_context() -> BaseContext:
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of at least one process; an exception in the block ends it without doing what is still waiting."""
+    """A pool of at least one process; what is still waiting at the end of the block is not done."""
     pool = ProcessPoolExecutor(max(1, workers), server_context(), initializer=exit_with_program)
     try:
         yield pool
-    except BaseException:
+    finally:
         pool.shutdown(cancel_futures=True)
-        raise
-    pool.shutdown()
 
 
 def exit_with_program() -> None:

@@ -111,9 +111,11 @@ def _environment(name: str, setting: Setting) -> Iterator[None]:
     before = dict(os.environ)
     if setting.tuned or name in (OURS, CEILING):
         wait_briefly()
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _serve(connection: Connection, name: str, setting: Setting) -> None:
