@@ -114,6 +114,12 @@ def test_fault_30_a_worker_that_hangs_names_its_file(own_photos):
     assert error.exit_code == 3
 
 
+def test_a_timeout_before_any_sample_is_read_blames_no_file(photos):
+    loader = monitored(open_folder(photos).train, workers=2, timeout=6)
+    error = loader._explain(RuntimeError("DataLoader timed out after 6 seconds"))
+    assert re.match(r"no batch for 6 seconds, the loader workers read nothing: .*DATA.TIMEOUT", str(error))
+
+
 def test_fault_53_too_little_shared_memory_is_refused(monkeypatch):
     room = os.statvfs("/")
     small = os.statvfs_result((*room[:1], 4096, 1000, 256, 256, *room[5:]))  # 256 blocks of 4 KiB are free
