@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import torch
 
 from tests.builders import write_photos
 from tests.warm import Started, Starter
+from utils.terminal import EVERY_RANK, Bar
 
 # indices cached by tests must not end up in the user's cache
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swin_tests_")
@@ -50,6 +53,22 @@ def _starts(item: pytest.Function) -> bool:
     fixtures = (found[-1].func for found in item._fixtureinfo.name2fixturedefs.values())
     own = (function for function in (item.function, *fixtures) if ROOT in Path(inspect.getfile(function)).parents)
     return any(_STARTS.search(inspect.getsource(function)) for function in own)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """What a test, or a fixture it sets up, does to logging ends with the test: many run a `main` in this process."""
+    loggers = [logging.getLogger(), logging.getLogger(EVERY_RANK)]
+    before = [(logger, logger.handlers, logger.level) for logger in loggers]
+    result = yield
+    Bar.allowed = True
+    for logger, handlers, level in before:
+        for handler in logger.handlers:
+            if handler not in handlers:
+                handler.close()
+        logger.handlers = handlers
+        logger.setLevel(level)
+    return result
 
 
 SECONDS = {"seconds": 5, "starts": 10, "slow": 30}  # about what a test with a mark takes

@@ -16,25 +16,10 @@ from termcolor import colored
 
 from tests.conftest import ROOT, environment
 from utils import terminal
-from utils.terminal import EVERY_RANK, Bar, duration, log_lines, log_to_file, start_logging, table_lines, track
+from utils.terminal import EVERY_RANK, duration, log_lines, log_to_file, start_logging, table_lines, track
 
 everywhere = logging.getLogger(EVERY_RANK)
 log = logging.getLogger("somewhere")
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """pytest's own handlers are back afterwards."""
-    loggers = [logging.getLogger(), everywhere]
-    before = [(logger, logger.handlers, logger.level) for logger in loggers]
-    yield
-    Bar.allowed = True
-    for logger, own, level in before:
-        for handler in logger.handlers:
-            if handler not in own:
-                handler.close()
-        logger.handlers = own
-        logger.setLevel(level)
 
 
 def test_the_file_has_every_line_in_plain_text(tmp_path, capsys):
