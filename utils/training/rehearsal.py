@@ -14,7 +14,7 @@ from utils.checkpoints.files import check_space, free_mib
 from utils.distributed import World
 from utils.errors import count
 from utils.profiling import peak_memory
-from utils.terminal import duration
+from utils.terminal import duration, track
 from utils.training.loop import train_epoch
 from utils.training.objective import Objective
 from utils.training.plan import RunPlan
@@ -49,9 +49,11 @@ def rehearse(
         log.info("dry run: all %s are done: --tag NAME starts another run", count(plan.epochs, "epoch"))
         return
     left, epochs = plan.total_updates - state.update, plan.epochs - state.epoch
+    updates = min(UPDATES, plan.updates_per_epoch - state.step)
     pace, batches = Pace(world.device), loader.epoch(state.epoch, state.step)
     with closing(batches):  # type: ignore[type-var]
-        train_epoch(state, pace.watch(_first(batches, UPDATES)), objective, plan, pace.lap)
+        first = track(_first(batches, updates), "dry run", updates * plan.shape.accumulation, "batches")
+        train_epoch(state, pace.watch(first), objective, plan, pace.lap)
     update = pace.seconds
     evaluation = _evaluation_seconds(state, objective)
     epoch = plan.updates_per_epoch * update + evaluation

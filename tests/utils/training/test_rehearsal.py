@@ -43,7 +43,8 @@ def run(tmp_path, state, keep=3, run_plan=None, **more):
     return loader
 
 
-def test_a_few_updates_are_trained_and_nothing_is_written(tmp_path, said):
+def test_a_few_updates_are_trained_and_nothing_is_written(tmp_path, monkeypatch, said):
+    monkeypatch.setattr("utils.terminal.QUIET", 0)  # otherwise 30 seconds between two lines of progress
     state = train_state(small())
     before = [p.detach().clone() for p in state.model.parameters()]
     loader = run(tmp_path, state, val=eval_batches(batches(8)))
@@ -51,6 +52,7 @@ def test_a_few_updates_are_trained_and_nothing_is_written(tmp_path, said):
     assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
     assert not list(tmp_path.iterdir())
     text = said.text
+    assert re.findall(r"dry run: (\d of 6) batches, ", text) == [f"{done} of 6" for done in range(1, 7)]
     assert re.search(r"dry run: loss \d\.\d{4}, gradient norm \d+\.\d{3} after 6 updates; an update takes", text)
     assert re.search(r"an epoch  about 0:00:\d\d: 10 updates 0:00:\d\d, evaluation 0:00:\d\d", text)
     assert "for 2 epochs" in text and re.search(r"5 checkpoints of \d+ MiB = \d+ MiB at most", text)
