@@ -6,7 +6,9 @@ bash scripts/setup.sh
 
 run=output/quickstart/default
 export OMP_NUM_THREADS=1  # two processes share the cores
-torchrun=(.venv/bin/python -m torch.distributed.run --standalone --nproc_per_node 2)
+# a rank needs a GPU of its own, or none at all
+processes=$(.venv/bin/python -c "import torch; print(1 if torch.cuda.device_count() == 1 else 2)")
+torchrun=(.venv/bin/python -m torch.distributed.run --standalone --nproc_per_node "$processes")
 "${torchrun[@]}" main.py --cfg configs/quickstart.yaml
 echo
 echo "Evaluating $run/checkpoints/best.pth"

@@ -29,10 +29,11 @@ from scripts.benchmarks.turns import CEILING
 from scripts.peers import build_peer_model, logits_of
 from utils.batches import Batch
 from utils.distributed import World
+from utils.errors import ResourceError
 from utils.evaluation.predict import predict
 from utils.openmp import wait_briefly
 from utils.precision import Precision
-from utils.profiling import peak_memory
+from utils.profiling import explain_memory, peak_memory
 from utils.runtime import tune_process
 from utils.training.classification import Classification
 from utils.training.loop import train_epoch
@@ -58,7 +59,7 @@ class Setting:
 
 
 class Work(Protocol):
-    """Measures one call: returns seconds."""
+    """Measures a model: returns the seconds of `at_a_time` batches."""
 
     def evaluate(self, dtype: torch.dtype) -> float: ...
 
@@ -74,6 +75,7 @@ class Contender:
 
     def __init__(self, name: str, setting: Setting):
         context = multiprocessing.get_context("spawn")
+        self._name = name
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name, setting), daemon=True)
         with _environment(name, setting):
@@ -99,7 +101,14 @@ class Contender:
         self._process.join(10)
 
     def _receive(self) -> Any:
-        answer = self._connection.recv()
+        try:
+            answer = self._connection.recv()
+        except EOFError as e:
+            self._process.join(10)
+            raise ResourceError(
+                f"the process of {self._name} died with code {self._process.exitcode} (-9: the machine is out of"
+                " memory): --batch-size: use a smaller one"
+            ) from e
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -119,12 +128,12 @@ def _environment(name: str, setting: Setting) -> Iterator[None]:
 
 
 def _serve(connection: Connection, name: str, setting: Setting) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.set_num_threads(setting.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if setting.tuned or name in (OURS, CEILING):
-            tune_process(device)
         work = _build(name, setting, device)
+        if setting.tuned or name in (OURS, CEILING):
+            tune_process(device)  # keeps memory: not that of the model whose weights a peer was given
         others = 0 if device.type == "cuda" or work is None else _resident() - work.weights()
         connection.send(work is not None)
         while work is not None:
@@ -134,14 +143,13 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
                 continue
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()  # of this task alone
-            images = setting.batch * (evaluated(device) if task == "evaluate" else 1)
-            connection.send(images / getattr(work, task)(dtype))
+            connection.send(setting.batch * at_a_time(device) / getattr(work, task)(dtype))
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # all contenders share the memory
     except EOFError:
         return
     except Exception as error:  # the parent process reports it, whatever it is
-        connection.send(error)
+        connection.send(explain_memory(error, device))
 
 
 def _resident() -> int:
@@ -150,12 +158,9 @@ def _resident() -> int:
     return pages * resource.getpagesize() // 2**20
 
 
-def evaluated(device: torch.device) -> int:
-    """Returns how many batches one measurement evaluates."""
-    return 3 if device.type == "cuda" else 1  # a GPU has the next one while the CPU looks at a result
-
-
-ON_GPU = 6  # times that one measurement on a GPU repeats the work, after one that does not count
+def at_a_time(device: torch.device) -> int:
+    """Returns how many batches one measurement evaluates or trains."""
+    return 12 if device.type == "cuda" else 1  # a GPU has the next ones while the CPU looks at a result
 
 
 def _build(name: str, setting: Setting, device: torch.device) -> Work | None:
@@ -183,14 +188,18 @@ def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
         work()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        for _ in range(ON_GPU):
-            work()
+        work()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1000 / ON_GPU
+        return begin.elapsed_time(end) / 1000
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
+
+
+def _seconds_of_all(device: torch.device, work: Callable[[], Any]) -> float:
+    """Args: work: of one batch."""
+    return _seconds(device, lambda: [work() for _ in range(at_a_time(device))])
 
 
 def compiled(model: nn.Module) -> nn.Module:
@@ -219,7 +228,7 @@ class Ours:
 
     def evaluate(self, dtype: torch.dtype) -> float:
         precision = Precision(self._device.type, dtype)
-        batches = [(self._images, self._targets)] * evaluated(self._device)
+        batches = [(self._images, self._targets)] * at_a_time(self._device)
 
         def work() -> None:
             for _ in predict(self._state.wrapped, batches, precision, self._world):
@@ -230,8 +239,8 @@ class Ours:
     def train(self, dtype: torch.dtype) -> float:
         precision = Precision(self._device.type, dtype)
         objective = Classification(CLASSES, 0.0, val=None, precision=precision, world=self._world)
-        batch = Batch(self._images, self._targets, 1.0, True)
-        epoch = partial(train_epoch, self._state, [batch], objective, self._plan, lambda update: None)
+        batches = [Batch(self._images, self._targets, 1.0, True)] * at_a_time(self._device)
+        epoch = partial(train_epoch, self._state, batches, objective, self._plan, lambda update: None)
         return _seconds(self._device, epoch)
 
 
@@ -251,11 +260,10 @@ class Peer:
 
         @torch.inference_mode()
         def work() -> None:
-            for _ in range(evaluated(self._device)):
-                with precision.autocast():
-                    self._model(self._images)
+            with precision.autocast():
+                self._model(self._images)
 
-        return _seconds(self._device, work)
+        return _seconds_of_all(self._device, work)
 
     def train(self, dtype: torch.dtype) -> float:
         precision = Precision(self._device.type, dtype)
@@ -269,7 +277,7 @@ class Peer:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
 
-        return _seconds(self._device, work)
+        return _seconds_of_all(self._device, work)
 
 
 class Products:
@@ -299,7 +307,7 @@ class Products:
         return 0
 
     def evaluate(self, dtype: torch.dtype) -> float:
-        return evaluated(self._device) * sum(self._product(dtype, n, m, k, c) for n, m, k, c in self._shapes)
+        return sum(self._product(dtype, n, m, k, c) for n, m, k, c in self._shapes)
 
     def train(self, dtype: torch.dtype) -> float:
         """Forward, and the gradients of both factors."""
@@ -310,7 +318,7 @@ class Products:
         a, b = self._numbers(dtype, count, rows, inner), self._numbers(dtype, count, columns, inner).transpose(1, 2)
         out = torch.empty(count, rows, columns, dtype=dtype, device=self._device)
         product = partial(torch.bmm, a, b, out=out) if count > 1 else partial(torch.mm, a[0], b[0], out=out[0])
-        return _seconds(self._device, product)
+        return _seconds_of_all(self._device, product)
 
     def _numbers(self, dtype: torch.dtype, *shape: int) -> Tensor:
         """Returns a view of random numbers that are made once: making them takes longer than multiplying them."""

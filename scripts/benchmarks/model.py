@@ -56,7 +56,10 @@ def _start(name: str, options: argparse.Namespace) -> dict[str, Contender]:
         contenders[each] = Contender(each, setting)
         if each.replace(OURS, "ours") in options.compiled:
             contenders[each + COMPILED] = Contender(each, replace(setting, compiled=True))
-    return {name: contender for name, contender in contenders.items() if contender.exists}
+    for missing in [name for name, contender in contenders.items() if not contender.exists]:
+        print(f"not installed, left out: {missing}", flush=True)
+        del contenders[missing]
+    return contenders
 
 
 def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> dict[str, list[Row] | dict[str, float]]:
@@ -72,7 +75,7 @@ def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> d
                     rows = measure(asks, options.rounds, min(2, options.warm_up), PARTS)
                 result[f"{'training step' if task == 'train' else 'evaluation'}, {dtype}"] = rows
                 if len(result) == 1:
-                    memory = {name: each.ask("memory") for name, each in contenders.items() if name != CEILING}
+                    memory = {name: each.ask("memory") for name, each in contenders.items() if _has_peak(name)}
         result[f"peak memory of a training step, {options.dtypes[0]}, MiB"] = memory
     finally:
         for contender in contenders.values():
@@ -80,6 +83,11 @@ def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> d
         for contender in contenders.values():
             contender.join()
     return result
+
+
+def _has_peak(name: str) -> bool:
+    """Returns whether the peak is that of a training step: a process on the CPU that compiled keeps the compiler's."""
+    return name != CEILING and (torch.cuda.is_available() or not name.endswith(COMPILED))
 
 
 def _asking(contender: Contender, task: str, dtype: torch.dtype) -> Any:

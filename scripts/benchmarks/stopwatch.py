@@ -10,6 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from utils.openmp import wait_briefly
+
+if __name__ == "__main__":  # as in main.py, before torch is imported
+    wait_briefly()
+
 import main as program
 from utils.training.session import Session
 

@@ -12,11 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from configs.loading import find_config
 from scripts.benchmarks.contender import OURS, Contender, Setting
 from scripts.benchmarks.stopwatch import MARK, PARTS
 from scripts.benchmarks.turns import compare, table, take_turns
-from utils.errors import ResourceError
+from utils.errors import ConfigError, ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
 BARE, ONE, TWO = "the bare step", "one process", "two processes"
@@ -28,6 +30,8 @@ UPDATES = 14  # of each run; the first half warms up, and ends with a save as th
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the subcommand `train`."""
     recipe, batch = find_config(options.model), options.batch_size
+    if batch % 2:
+        raise ConfigError(f"a batch of {batch} images cannot be shared by two processes: --batch-size: set an even one")
     bare = Contender(OURS, Setting(recipe, batch, options.size, options.threads))
     laps: list[dict[str, float]] = []
     try:
@@ -41,8 +45,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             contenders: dict[str, Callable[[], float]] = {
                 ONE: lambda: program(1),
                 BARE: lambda: statistics.median(bare.ask("train") for _ in range(UPDATES // 2)),
-                TWO: lambda: program(2),
             }
+            if torch.cuda.device_count() != 1:  # a process has a GPU of its own
+                contenders[TWO] = lambda: program(2)
             speeds = take_turns(contenders, options.rounds, WARM_UP)
     finally:
         bare.close()
@@ -54,7 +59,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     )
     counted = laps[WARM_UP * UPDATES // 2 :]
     pairs = {f"{ONE} to {BARE}": (ONE, BARE), f"{TWO} to {ONE}": (TWO, ONE)}
-    rows = {title: compare({name: speeds[name] for name in pair}) for title, pair in pairs.items()}
+    rows = {
+        title: compare({name: speeds[name] for name in pair})
+        for title, pair in pairs.items()
+        if speeds.keys() >= set(pair)
+    }
     return {
         "setting": setting,
         "tables": {title: table(each) for title, each in rows.items()} | {f"an update of {ONE}": _split(counted)},

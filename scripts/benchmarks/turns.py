@@ -1,5 +1,6 @@
 """Contenders in turn, and what the numbers depend on."""
 
+import math
 import os
 import random
 import statistics
@@ -18,7 +19,8 @@ CEILING = "matrix products alone"  # a bound, not a peer
 
 @dataclass(frozen=True)
 class Row:
-    """Images/s of one contender: median, slowest and fastest round; `ratio` to the fastest peer in the same round."""
+    """Images/s of one contender: median, slowest and fastest round; `ratio` to the fastest peer in the same round, NaN
+    without peers."""
 
     name: str
     median: float
@@ -66,7 +68,7 @@ def compare(speeds: dict[str, list[float]]) -> list[Row]:
     """Returns a row for each contender. Args: speeds by round; the first contender is ours, the others are peers."""
     ours = next(iter(speeds))  # the beginning of its name, when it is compiled as well
     peers = [name for name in speeds if name != CEILING and not name.startswith(ours)]
-    best = [max((speeds[peer][i] for peer in peers), default=1.0) for i in range(len(next(iter(speeds.values()))))]
+    best = [max((speeds[peer][i] for peer in peers), default=math.nan) for i in range(len(next(iter(speeds.values()))))]
     rows = []
     for name, values in speeds.items():
         ratios = [value / peer for value, peer in zip(values, best, strict=True)]
@@ -91,7 +93,7 @@ def table(rows: Iterable[Row]) -> str:
     lines = ["| | images/s, median | slowest to fastest | to the fastest peer, median | lowest to highest |"]
     lines += ["|---|---|---|---|---|"]
     for r in rows:
-        ratios = f"{r.ratio:.2f} | {r.lowest_ratio:.2f} to {r.highest_ratio:.2f}"
+        ratios = " | " if math.isnan(r.ratio) else f"{r.ratio:.2f} | {r.lowest_ratio:.2f} to {r.highest_ratio:.2f}"
         lines.append(f"| {r.name} | {r.median:.1f} | {r.slowest:.1f} to {r.fastest:.1f} | {ratios} |")
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ import torch
 from scripts.benchmarks.contender import CLASSES, OURS, Contender, Ours, Peer, Products, Setting, _build
 from scripts.benchmarks.turns import CEILING
 from tests.conftest import ROOT
+from utils.errors import ResourceError
 
 SETTING = Setting(ROOT / "configs" / "swin_tiny.yaml", batch=1, size=224, threads=1)
 CPU = torch.device("cpu")
@@ -35,3 +36,7 @@ def test_the_bound_consists_of_all_products_of_the_model():
 def test_errors_of_a_contender_arrive():
     with pytest.raises(Exception, match="nothing"):
         Contender(OURS, Setting(ROOT / "nothing.yaml", 1, 32, 1)).ask("train")
+    killed = Contender(OURS, SETTING)
+    killed._process.kill()
+    with pytest.raises(ResourceError, match="the process of this program died with code -9"):
+        killed.ask("train")

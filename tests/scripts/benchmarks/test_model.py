@@ -1,10 +1,25 @@
 """Models beside the peers."""
 
 import json
+from argparse import ArgumentParser
+from types import SimpleNamespace
 
 import pytest
 
 from scripts.benchmark import main
+from scripts.benchmarks import model
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(model, "Contender", lambda name, setting: SimpleNamespace(exists=name != "timm"))
+    parser = ArgumentParser()
+    model.add_arguments(parser)
+    assert list(model._start("swin_tiny", parser.parse_args(["--peers", "timm", "torchvision"]))) == [
+        "this program",
+        "torchvision",
+        "matrix products alone",
+    ]
+    assert capsys.readouterr().out == "not installed, left out: timm\n"
 
 
 @pytest.mark.seconds

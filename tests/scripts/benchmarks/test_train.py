@@ -28,6 +28,11 @@ def test_the_program_is_timed_beside_its_bare_step_and_by_two_processes(tmp_path
     assert "| saving, when it is due |" in capsys.readouterr().out
 
 
+def test_a_batch_that_two_processes_cannot_share_is_refused(capsys):
+    assert main(["train", "--batch-size", "3"]) == 2
+    assert "error: a batch of 3 images cannot be shared by two processes" in capsys.readouterr().err
+
+
 @pytest.mark.seconds
 def test_a_training_that_ends_early_says_why(tmp_path):
     recipe = tmp_path / "tiny.yaml"

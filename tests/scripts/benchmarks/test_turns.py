@@ -34,6 +34,11 @@ def test_ratios_are_to_the_fastest_peer_of_the_same_round_and_a_bound_is_no_peer
     assert bound.highest_ratio == pytest.approx(8.0)
 
 
+def test_without_peers_there_is_no_ratio():
+    (ours,) = compare({"ours": [100, 90]})
+    assert table([ours]).splitlines()[-1] == "| ours | 95.0 | 90.0 to 100.0 |  |  |"
+
+
 def test_work_is_timed(monkeypatch):
     clock = iter([10.0, 10.5])
     monkeypatch.setattr("scripts.benchmarks.turns.time.perf_counter", lambda: next(clock))
