@@ -1,15 +1,18 @@
 """Training checkpoints of the original repository, translated so that its runs can be resumed here.
 
 They hold model, optimizer, lr_scheduler, max_accuracy, scaler, epoch (the one just finished) and config. The optimizer
-numbers its tensors in two groups, first those that are decayed, each in the order of the model's parameters.
+numbers its tensors by groups, each in the order of the model's parameters: first those that are decayed, then the
+others; with layer-wise decay, a group per layer and kind, in the order in which they occur.
 """
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.optim import Lamb
 from torch import Tensor
 
 from utils.errors import CheckpointError
@@ -17,7 +20,8 @@ from utils.training.plan import RunPlan
 from utils.training.state import TrainState
 
 _NAME = re.compile(r"ckpt_epoch_(\d+)\.pth")
-_NO_DECAY = ("relative_position_bias_table", "cpb_mlp", "logit_scale", "absolute_pos_embed")
+# parts of names; in pre-training the original looks for "encoder." and these, which only the last two names contain
+_NO_DECAY = ("relative_position_bias_table", "cpb_mlp", "logit_scale", "absolute_pos_embed", "mask_token")
 
 
 def is_original(contents: Mapping[str, Any]) -> bool:
@@ -39,7 +43,7 @@ def translate(contents: Mapping[str, Any], state: TrainState, plan: RunPlan, ori
     epoch = int(contents["epoch"]) + 1
     return {
         "model": contents["model"],
-        "optimizer": {**state.optimizer.state_dict(), "state": _moments(contents, state, origin)},
+        "optimizer": {"state": _moments(contents, state, origin), "param_groups": _groups(contents, state)},
         "optimizer_name": type(state.optimizer).__name__,
         "scaler": contents.get("scaler") if state.scaler.is_enabled() else None,
         "counters": {
@@ -60,21 +64,24 @@ def _moments(contents: Mapping[str, Any], state: TrainState, origin: Path) -> di
     own = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
     order = [name.removeprefix("module.") for name in contents["model"]]
     order = [name for name in order if name in own]  # without buffers
-    decayed = [name for name in order if _is_decayed(name, own[name])]
-    order = decayed + [name for name in order if not _is_decayed(name, own[name])]
     sizes = [len(group["params"]) for group in contents["optimizer"]["param_groups"]]
-    if sizes != [len(decayed), len(order) - len(decayed)]:
+    groups = _layered(order, own, state) if len(sizes) > 2 else _by_decay(order, own)
+    if sizes != list(map(len, groups)):
         raise CheckpointError(
-            f"its optimizer has groups of {sizes} tensors, not {[len(decayed), len(order) - len(decayed)]}: {origin}:"
+            f"its optimizer has groups of {sizes} tensors, not {list(map(len, groups))}: {origin}:"
             " pass it to --pretrained, with another --tag, to start from its weights"
         )
+    order = [name for group in groups for name in group]
     names = {id(p): name for name, p in own.items()}
-    saved = contents["optimizer"]["state"]
+    saved, step = contents["optimizer"]["state"], _step(contents)
+    _check_kind(saved, state, origin)
     moments = {}
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     for index, parameter in enumerate(parameters):
         name = names[id(parameter)]
         values = saved.get(order.index(name), {})
+        if values and step is not None and not isinstance(state.optimizer, Lamb):
+            values = {"step": step, **values}
         if name.startswith("head."):  # as the head itself: the original always has 1000 outputs
             values = {kind: _first_rows(value, parameter) for kind, value in values.items()}
         for kind, value in values.items():
@@ -95,5 +102,47 @@ def _first_rows(value: Any, parameter: Tensor) -> Any:
     return value[: len(parameter)]
 
 
-def _is_decayed(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim > 1 and not name.endswith(".bias") and not any(word in name for word in _NO_DECAY)
+def _by_decay(order: Sequence[str], own: Mapping[str, Tensor]) -> list[list[str]]:
+    prefix = "encoder." if any(name.startswith("encoder.") for name in order) else ""
+    decayed = [name for name in order if _is_decayed(name, own[name], prefix)]
+    chosen = set(decayed)
+    return [decayed, [name for name in order if name not in chosen]]
+
+
+def _is_decayed(name: str, parameter: Tensor, prefix: str) -> bool:
+    return parameter.ndim > 1 and not name.endswith(".bias") and not any(prefix + word in name for word in _NO_DECAY)
+
+
+def _layered(order: Sequence[str], own: Mapping[str, Tensor], state: TrainState) -> list[list[str]]:
+    """Returns the groups of layer-wise decay, which are those of this run in another order."""
+    numbers = {id(p): n for n, group in enumerate(state.optimizer.param_groups) for p in group["params"]}
+    groups = defaultdict(list)
+    for name in order:
+        groups[numbers[id(own[name])]].append(name)
+    return list(groups.values())
+
+
+def _step(contents: Mapping[str, Any]) -> int | None:
+    """Returns the steps that apex's optimizers count once for all; None for torch's, which count them by tensor."""
+    return next((group["step"] for group in contents["optimizer"]["param_groups"] if "step" in group), None)
+
+
+def _groups(contents: Mapping[str, Any], state: TrainState) -> list[dict[str, Any]]:
+    """Returns this run's groups; LAMB counts its steps in them."""
+    groups, step = state.optimizer.state_dict()["param_groups"], _step(contents)
+    if step is None or not isinstance(state.optimizer, Lamb):
+        return groups
+    return [{**group, "step": step} for group in groups]
+
+
+def _check_kind(saved: Mapping[int, Any], state: TrainState, origin: Path) -> None:
+    """Raises: CheckpointError if the moments are those of another kind of optimizer."""
+    kinds: set[str] = set().union(*saved.values())
+    theirs = "SGD" if "momentum_buffer" in kinds else "Adam"
+    wanted = "SGD" if isinstance(state.optimizer, torch.optim.SGD) else "Adam"
+    if kinds and theirs != wanted:
+        name = {"SGD": "sgd", "Adam": "adamw"}[theirs]
+        raise CheckpointError(
+            f"its optimizer is {theirs}, this run's {type(state.optimizer).__name__}: {origin}:"
+            f" TRAIN.OPTIMIZER.NAME: set it to {name}"
+        )

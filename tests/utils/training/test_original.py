@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from tests.builders import CPU, batches, objective, plan, shape, small, train_state
+from models.registry import fresh_model
+from tests.builders import CPU, batches, configured, objective, plan, shape, small, train_state
 from utils.errors import CheckpointError
 from utils.precision import choose_precision
 from utils.training.loop import train_epoch
+from utils.training.optim import OptimizerOptions
 from utils.training.original import is_original, newest_original, translate
 
 
@@ -49,6 +51,87 @@ def test_moments_reach_their_own_parameters(family, tmp_path):
     state.load_state_dict(saved, lambda *_: "", "x")
     train_epoch(state, batches(1), objective(), plan(), lambda update: None)
     assert all(p.isfinite().all() for p in state.model.parameters())
+
+
+def restored(contents, state, origin):
+    """Returns the first value of the first moment of every parameter, by name."""
+    saved = translate(contents, state, plan(), origin)
+    state.load_state_dict(saved, lambda *_: "", "x")
+    return {name: state.optimizer.state[p]["exp_avg"].flatten()[0].item() for name, p in state.model.named_parameters()}
+
+
+def theirs(model, groups):
+    """A checkpoint whose optimizer has groups of names, after one update with the gradient 1, 2, ... of each tensor."""
+    names = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW([{"params": [names[name] for name in group]} for group in groups], lr=1e-3)
+    for index, parameter in enumerate(names.values()):
+        parameter.grad = torch.full_like(parameter, float(index + 1))
+    optimizer.step()
+    expected = {name: pytest.approx(0.1 * (index + 1)) for index, name in enumerate(names)}
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "lr_scheduler": {}, "epoch": 0}, expected
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_moments_of_a_pre_training(tmp_path, version):
+    """The original does not decay the mask token there, but the tables and scales of the encoder."""
+
+    def pre_training():
+        torch.manual_seed(0)
+        encoder = {"SWIN" if version == 1 else "SWINV2": {"EMBED_DIM": 16, "DEPTHS": [1, 1], "NUM_HEADS": [1, 2]}}
+        overrides = {f"MODEL__{section}__{key}": v for section, keys in encoder.items() for key, v in keys.items()}
+        kind = "swin" if version == 1 else "swinv2"
+        cfg = configured(TASK="simmim", MODEL__TYPE=kind, DATA__IMG_SIZE=64, DATA__MASK_PATCH_SIZE=16, **overrides)
+        return fresh_model(cfg, CPU)
+
+    model = pre_training()
+    names = dict(model.named_parameters())
+    plain = [n for n, p in names.items() if p.ndim == 1 or n.endswith(".bias") or n == "encoder.mask_token"]
+    contents, expected = theirs(model, [[n for n in names if n not in plain], plain])
+    assert restored(contents, train_state(pre_training()), tmp_path) == expected
+
+
+def test_moments_of_a_fine_tuning_with_layer_wise_decay(tmp_path):
+    """A group per layer and kind, in the order in which the model's parameters lead to them."""
+    options = OptimizerOptions(layer_decay=0.5, rule="simmim")
+    model, groups = small(), {}
+    for name, p in model.named_parameters():
+        layer = name.split(".")
+        kind = p.ndim == 1 or name.endswith(".bias") or "relative_position_bias_table" in name
+        number = {"patch_embed": 0, "layers": 1}.get(layer[0], 99)
+        if number == 1:
+            merging = layer[2] == "downsample"
+            before = sum(len(stage.blocks) for stage in model.layers[: int(layer[1]) + merging])
+            number = before + (0 if merging else int(layer[3]) + 1)
+        groups.setdefault((number, kind), []).append(name)
+    contents, expected = theirs(model, groups.values())
+    assert len(groups) > 4 and restored(contents, train_state(small(), optimizer=options), tmp_path) == expected
+
+
+def test_steps_that_are_counted_in_the_groups(tmp_path):
+    """As apex's optimizers do."""
+    contents, names = original()
+    for values in contents["optimizer"]["state"].values():
+        del values["step"]
+    for group in contents["optimizer"]["param_groups"]:
+        group["step"] = 7
+    state = train_state(small(ape=True), optimizer=OptimizerOptions("fused_adam"))
+    assert len(restored(contents, state, tmp_path)) == len(names)
+    assert {int(values["step"]) for values in state.optimizer.state.values()} == {7}
+    lamb = train_state(small(ape=True), optimizer=OptimizerOptions("fused_lamb"))
+    restored(contents, lamb, tmp_path)
+    assert {int(group["step"]) for group in lamb.optimizer.param_groups} == {7}
+
+
+def test_another_kind_of_optimizer_is_refused(tmp_path):
+    contents, _ = original()
+    state = train_state(small(ape=True), optimizer=OptimizerOptions("sgd"))
+    with pytest.raises(CheckpointError, match="its optimizer is Adam, this run's SGD.*NAME: set it to adamw"):
+        translate(contents, state, plan(), tmp_path)
+    for number in contents["optimizer"]["state"]:
+        contents["optimizer"]["state"][number] = {"momentum_buffer": contents["optimizer"]["state"][number]["exp_avg"]}
+    assert translate(contents, state, plan(), tmp_path)["optimizer_name"] == "SGD"
+    with pytest.raises(CheckpointError, match="its optimizer is SGD, this run's AdamW.*NAME: set it to sgd"):
+        translate(contents, train_state(small(ape=True)), plan(), tmp_path)
 
 
 def test_an_optimizer_of_another_model_is_refused(tmp_path):
