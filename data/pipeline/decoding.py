@@ -95,7 +95,7 @@ def decode_bands(data: bytes, name: str, channels: int, upright: bool = False) -
     16-bit values are scaled to 8 bits. An RGB or grey image is repeated to the number of channels.
     Raises: DataError for an unreadable image, or one with another number of channels.
     """
-    pixels = _tiff_bands(data, name) if data[:4] in _TIFF else None
+    pixels = tiff_bands(data, name) if data.startswith(TIFF) else None
     if pixels is None:
         image = _open_by_pillow(data, name, upright)
         same = image.mode in ("RGBA", "CMYK", "LA") and len(image.getbands()) == channels
@@ -109,11 +109,14 @@ def decode_bands(data: bytes, name: str, channels: int, upright: bool = False) -
     return pixels
 
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _tiff_bands(data: bytes, name: str) -> Pixels | None:
-    """Returns the bands of a TIFF (height, width, bands); None for a palette or other kind that Pillow converts."""
+def tiff_bands(data: bytes, name: str) -> Pixels | None:
+    """Returns the bands of a TIFF (height, width, bands); None for a palette or other kind that Pillow converts.
+
+    Raises: DataError for an unreadable one, or values of another type than 8 or 16 bits.
+    """
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page: Any = file.pages[0]

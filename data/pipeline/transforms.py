@@ -115,11 +115,15 @@ class TrainTransform:
                 f"colour augmentation of {options.channels} channels: AUG.AUTO_AUGMENT: set it to none, and"
                 " AUG.COLOR_JITTER to 0"
             )
+        of_arrays = options.interpolation in ("bicubic", "bilinear", "random")
+        if self._bands and not of_arrays:
+            raise ConfigError(
+                f"{options.interpolation} resizing of {options.channels} channels: DATA.INTERPOLATION: set it to"
+                " bicubic or bilinear"
+            )
         first, second = _timm_steps(options, policy)
         self._crop: RandomResizedCropAndInterpolation = first[0]
-        self._fast = self._bands or (
-            options.decoder != "pillow" and options.interpolation in ("bicubic", "bilinear", "random")
-        )
+        self._fast = self._bands or (options.decoder != "pillow" and of_arrays)
         steps = [*first[1:], *second]
         self._steps = [_on_arrays(step) for step in steps] if self._fast else steps
         self._erasing = RandomErasing(options.re_prob, max_count=options.re_count, device="cpu")

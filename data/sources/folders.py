@@ -50,13 +50,14 @@ class FolderStore:
         Raises: DataError for a missing root, an empty class, or a folder that is not in `class_names`.
         """
         folder = self._root / split
+        stamps = [stamp(folder)] if folder.is_dir() else []
         found = self.class_names(split)
         names = list(found if class_names is None else class_names)
         if not found:
             return _open_flat(folder, names)
         check_classes(found, names, folder)
         key = f"folder\0{folder.resolve()}\0{_text(names)}"
-        index, _ = stored(key, lambda: _walk(folder, found, names))
+        index, _ = stored(key, lambda: _walk(folder, stamps, found, names))
         return IndexedSource(index, names, FolderStorage(folder))
 
 
@@ -85,14 +86,17 @@ class FolderStorage:
         return str(self._root / name)
 
 
-def _walk(root: Path, found: Sequence[str], names: Sequence[str]) -> tuple[Index, None, list[Stamp]]:
+def _walk(
+    root: Path, stamps: Sequence[Stamp], found: Sequence[str], names: Sequence[str]
+) -> tuple[Index, None, list[Stamp]]:
+    """Args: stamps: of the root; found: the class folders in it."""
     labels = {name: label for label, name in enumerate(names)}
-    stamps, files, targets, ignored = [stamp(root)], [], [], []
+    files, targets, ignored, stamps = [], [], [], list(stamps)
     for name in found:
         below = images_below(root / name)
         if not below.images:
             raise DataError(f"no images for class {name}: {root / name}: add some or remove the folder")
-        stamps += [stamp(folder) for folder in below.folders]
+        stamps += below.stamps
         files += [os.path.relpath(file, root) for file in below.images]
         targets += [labels[name]] * len(below.images)
         ignored += below.ignored
@@ -107,22 +111,22 @@ def warn_of_ignored(files: Sequence[str]) -> None:
 
 
 class Found(NamedTuple):
-    """`images` at any depth below a folder, the `folders` visited, and other files that were `ignored`."""
+    """`images` at any depth below a folder, the `stamps` of all folders, and other files that were `ignored`."""
 
     images: list[str]
-    folders: list[str]
+    stamps: list[Stamp]
     ignored: list[str]
 
 
 def images_below(folder: Path) -> Found:
     """Lists a folder; hidden files and folders are left out altogether."""
-    found = Found([], [], [])
+    found = Found([], [stamp(folder)] if folder.is_dir() else [], [])
     seen = {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True):
-        found.folders.append(parent)
         real = {f: os.path.realpath(os.path.join(parent, f)) for f in folders if not f.startswith(".")}
         folders[:] = sorted(f for f, path in real.items() if path not in seen)  # a link may lead back up
         seen.update(real.values())
+        found.stamps.extend(stamp(os.path.join(parent, f)) for f in folders)  # before they are listed
         for name in names:
             if is_image(name):
                 found.images.append(os.path.join(parent, name))
@@ -153,6 +157,7 @@ def _open_flat(folder: Path, names: list[str]) -> IndexedSource:
     usual = imagenet_synsets()
 
     def build() -> tuple[Index, None, list[Stamp]]:
+        stamps = [stamp(folder)]
         files = sorted(name for name in os.listdir(folder) if is_image(name))
         strange = [name for name in files if name not in labels or usual[labels[name]] not in own]
         if strange:
@@ -160,7 +165,7 @@ def _open_flat(folder: Path, names: list[str]) -> IndexedSource:
                 f"{folder} has no class folders, and {len(strange)} of its images are not ImageNet's of these classes:"
                 f" {listing(strange)}: sort the images into one folder per class"
             )
-        return Index.build(files, [own[usual[labels[name]]] for name in files]), None, [stamp(folder)]
+        return Index.build(files, [own[usual[labels[name]]] for name in files]), None, stamps
 
     index, _ = stored(f"flat\0{folder.resolve()}\0{_text(names)}", build)
     return IndexedSource(index, list(own), FolderStorage(folder))

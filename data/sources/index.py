@@ -92,7 +92,8 @@ def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tup
     of the cache is named by the key and by the stamps, and never changes.
 
     Args: key: identifies the index, for instance by an absolute path; build: returns the index, a JSON-serialisable
-    value, and the stamps of the files and folders it read.
+    value, and the stamps of the files and folders it read, taken before it read them: what changes in between is then
+    found by the next start.
     Returns: the index and the value. Raises: what `build` raises.
     """
     name = _digest(f"{FORMAT}\0{key}")

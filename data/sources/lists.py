@@ -43,8 +43,9 @@ class ListStore:
             raise DataError(f"no list of images: {path}: write one line 'path<TAB>label' per image")
 
         def build() -> tuple[Index, list[str], list[Stamp]]:
+            stamps = [stamp(path)]
             listed = read_list(path, classes, class_names)
-            return Index.build(listed.names, listed.labels), listed.class_names, [stamp(path)]
+            return Index.build(listed.names, listed.labels), listed.class_names, stamps
 
         key = f"list\0{path.resolve()}\0{classes}\0{chr(0).join(class_names or [])}"
         index, names = stored(key, build)

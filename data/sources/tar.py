@@ -63,8 +63,10 @@ def _index_tar(
     images: list[tuple[str, int, int, int]] = []  # name, shard, start, size
     labels: dict[tuple[int, str], int] = {}  # WebDataset: (shard, key) -> label
     ignored: list[str] = []
+    stamps = [stamp(shards[0].parent)]
     for shard, path in enumerate(shards):
         try:
+            stamps.append(stamp(path))
             with tarfile.open(path, "r:") as file:
                 for member in file:
                     name = posixpath.normpath(member.name)
@@ -92,7 +94,7 @@ def _index_tar(
         start=[start for _, _, start, _ in images],
         size=[size for _, _, _, size in images],
     )
-    return index, chosen, [stamp(shards[0].parent), *map(stamp, shards)]
+    return index, chosen, stamps
 
 
 def _numbered(

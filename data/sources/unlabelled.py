@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.sources.base import IndexedSource
 from data.sources.folders import FolderStorage, images_below, warn_of_ignored
-from data.sources.index import Index, Stamp, stamp, stored
+from data.sources.index import Index, Stamp, stored
 from utils.errors import DataError
 
 
@@ -44,4 +44,4 @@ def _walk(folder: Path) -> tuple[Index, None, list[Stamp]]:
         raise DataError(f"no images: {folder}: --data-path: name a folder of images")
     warn_of_ignored(found.ignored)
     files = sorted(str(Path(file).relative_to(folder)) for file in found.images)
-    return Index.build(files, [0] * len(files)), None, [stamp(each) for each in found.folders]
+    return Index.build(files, [0] * len(files)), None, found.stamps

@@ -73,17 +73,16 @@ class ZipStorage:
 def _index_zip(
     archive: Path, split: str, mapped: Path | None, class_names: Sequence[str] | None, classes: int
 ) -> tuple[Index, list[str], list[Stamp]]:
+    stamps = [stamp(path) for path in (archive, mapped) if path is not None]
     members = _zip_members(archive, split)
     if mapped is None:
         names, labels, class_list = label_by_folder(sorted(members), class_names, archive)
-        stamps = [stamp(archive)]
     else:
         listed = read_list(mapped, classes, class_names)
         names, labels, class_list = listed.names, listed.labels, listed.class_names
         missing = [name for name in names if name not in members]
         if missing:
             raise DataError(f"{len(missing)} images of {mapped} are missing: {archive}@/{missing[0]}: add them")
-        stamps = [stamp(archive), stamp(mapped)]
     chosen = [members[name] for name in names]
     secret = next((m.filename for m in chosen if m.flag_bits & ENCRYPTED), None)
     if secret is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from data.pipeline.decoding import decode
+from data.pipeline.decoding import TIFF, decode, tiff_bands
 from data.pipeline.fork_server import worker_pool
 from data.sources.base import Source
 from data.sources.folders import FolderStore, imagenet_synsets, images_below, is_image, validation_labels
@@ -75,7 +75,8 @@ def _compare(packed: Source, source: Source) -> None:
 def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers: int) -> tuple[int, int]:
     """Copies an image folder, resizing images to at most `short_side` pixels on their shorter side.
 
-    Smaller images are copied unchanged. An interrupted copy continues when it is started again.
+    Smaller images, and those with other channels than RGB or more than 8 bits, are copied unchanged. An interrupted
+    copy continues when it is started again.
     Args: quality of the JPEGs written. Returns: images, and how many of them were resized.
     Raises: DataError for an image that cannot be read, ResourceError if the target cannot be written.
     """
@@ -114,13 +115,13 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         data = Path(file).read_bytes()
-        image = decode(data, file)
+        image = _in_rgb(data, file)
     except OSError as e:
         return DataError(f"cannot read an image ({e.strerror}): {file}: restore or remove it")
     except DataError as e:
         return e
-    scale = short_side / min(image.size)
-    if scale < 1 and not _is_deep(data):
+    scale = 1.0 if image is None else short_side / min(image.size)
+    if image is not None and scale < 1:
         size = [max(1, round(side * scale)) for side in image.size]
         # by the file's extension: other programs rely on it
         kind = Image.registered_extensions().get(place.suffix.lower(), "JPEG")
@@ -133,10 +134,20 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
     return True
 
 
-def _is_deep(data: bytes) -> bool:
-    """Returns whether an image has more than 8 bits, which resizing would lose; it is copied as it is."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.mode.startswith(("I", "F"))
+def _in_rgb(data: bytes, file: str) -> Image.Image | None:
+    """Returns an image to resize; None if it has other channels than RGB, or more than 8 bits, which would be lost.
+
+    Raises: DataError for an unreadable one.
+    """
+    try:
+        image = decode(data, file)
+    except DataError:
+        if not data.startswith(TIFF):
+            raise
+        tiff_bands(data, file)  # any number of bands
+        return None
+    with Image.open(io.BytesIO(data)) as original:
+        return image if original.mode in ("1", "L", "P", "RGB", "YCbCr") else None
 
 
 def _orientation(data: bytes) -> Image.Exif:

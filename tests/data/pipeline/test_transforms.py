@@ -311,6 +311,11 @@ def test_alpha_is_a_channel_where_the_model_has_four():
     assert np.array_equal(repeated, np.moveaxis(np.asarray(three), -1, 0)[[0, 1, 2, 0]])
 
 
+def test_filters_that_arrays_do_not_have_are_refused_for_other_channels():
+    with pytest.raises(ConfigError, match="lanczos resizing of 5 channels: DATA.INTERPOLATION: set it to bicubic"):
+        TrainTransform(replace(PLAIN, channels=5, interpolation="lanczos"))
+
+
 def test_colour_augmentation_of_other_channels_is_refused():
     with pytest.raises(ConfigError, match="colour augmentation of 5 channels: AUG.AUTO_AUGMENT"):
         TrainTransform(replace(AUGMENTED, channels=5))

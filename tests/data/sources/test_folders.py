@@ -112,5 +112,6 @@ def test_what_lies_below_a_folder(tmp_path):
         (tmp_path / name).touch()
     found = images_below(tmp_path)
     assert found.images == [f"{tmp_path}/b.JPG", f"{tmp_path}/a/c.webp"]
-    assert found.folders == [str(tmp_path), f"{tmp_path}/a"] and found.ignored == [f"{tmp_path}/a/d.txt"]
+    assert [path for path, *_ in found.stamps] == [str(tmp_path), f"{tmp_path}/a"]
+    assert found.ignored == [f"{tmp_path}/a/d.txt"]
     assert [name for name in ("x.jpeg", "x.TIF", "y/.x.jpg", "x.jpg.txt", "x") if is_image(name)] == ["x.jpeg", "x.TIF"]

@@ -75,6 +75,23 @@ def test_a_folder_is_walked_once(own_photos, cache, monkeypatch):
     assert counts == (12, 11, 12)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_what_arrives_while_a_folder_is_walked_is_found_by_the_next_start(own_photos, cache, monkeypatch, labelled):
+    late, seen = own_photos / "train/class_0/late.jpg", []
+
+    def is_image(name):
+        seen.append(name)
+        if len(seen) == 13:  # the first image of the second class
+            late.write_bytes((own_photos / "train/class_0/photo_0.jpg").read_bytes())
+        return name.endswith(".jpg")
+
+    def count():
+        return len(open_folder(own_photos, labelled=labelled).train)
+
+    monkeypatch.setattr("data.sources.folders.is_image", is_image)
+    assert (count(), late.exists(), count()) == (36, True, 37)
+
+
 def test_without_a_place_to_store_it_works_and_says_so(own_photos, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from data.sources.folders import imagenet_synsets
@@ -50,7 +51,7 @@ def test_nested_images_are_not_packed_under_other_classes(own_photos, tmp_path):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """A small, a large, a rotated and a grey 16-bit image."""
+    """A small, a large, a rotated image, one of grey 16-bit values, one with alpha, one of five bands."""
     folder = tmp_path / "data/train/a"
     folder.mkdir(parents=True)
     tags = Image.Exif()
@@ -59,26 +60,23 @@ def mixed(tmp_path):
     Image.new("RGB", (300, 200), "red").save(folder / "large.png")
     Image.new("RGB", (200, 300), "red").save(folder / "rotated.jpg", exif=tags)
     Image.fromarray(np.full((100, 150), 257 * 40, np.uint16)).save(folder / "deep.tif")
+    Image.new("RGBA", (150, 100), (255, 0, 0, 90)).save(folder / "alpha.png")
+    tifffile.imwrite(folder / "bands.tif", np.ones((100, 150, 5), np.uint8), photometric="minisblack")
     return tmp_path / "data"
 
 
 def test_a_copy_has_short_sides_of_at_most_the_given_size(mixed, tmp_path):
     target = tmp_path / "to"
-    assert resize_copy(mixed, target, 50, 90, workers=1) == (4, 2)
+    assert resize_copy(mixed, target, 50, 90, workers=1) == (6, 2)
     folder = target / "train/a"
-    assert (folder / "small.jpg").read_bytes() == (mixed / "train/a/small.jpg").read_bytes()
-    found = {p.name: (Image.open(p).format, Image.open(p).size) for p in folder.iterdir()}
-    assert found == {
-        "small.jpg": ("JPEG", (30, 20)),
-        "large.png": ("PNG", (75, 50)),
-        "rotated.jpg": ("JPEG", (50, 75)),
-        "deep.tif": ("TIFF", Image.open(mixed / "train/a/deep.tif").size),
-    }
-    # resizing would make it 8-bit
-    assert (folder / "deep.tif").read_bytes() == (mixed / "train/a/deep.tif").read_bytes()
+    # what is small enough, and what would lose bits or channels
+    unchanged = ("small.jpg", "deep.tif", "alpha.png", "bands.tif")
+    assert all((folder / name).read_bytes() == (mixed / "train/a" / name).read_bytes() for name in unchanged)
+    found = {p.name: (Image.open(p).format, Image.open(p).size) for p in folder.iterdir() if p.name not in unchanged}
+    assert found == {"large.png": ("PNG", (75, 50)), "rotated.jpg": ("JPEG", (50, 75))}
     assert Image.open(folder / "rotated.jpg").getexif()[ORIENTATION] == 6
     stamps = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert resize_copy(mixed, target, 50, 90, workers=1) == (4, 0)  # all of it is there
+    assert resize_copy(mixed, target, 50, 90, workers=1) == (6, 0)  # all of it is there
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == stamps
 
 
