@@ -13,7 +13,10 @@ NOTES = "swin"  # name of the entry that holds class names, preprocessing and co
 
 
 class Exported(nn.Module):
-    """A function from images (B, C, H, W) to logits (B, classes), as a module. Args: batch: fixed B, 0 for any."""
+    """A function from images (B, C, H, W) to logits (B, classes), on the CPU, as a module.
+
+    Args: batch: fixed B, 0 for any.
+    """
 
     def __init__(self, run: Any, batch: int):
         super().__init__()
@@ -21,6 +24,7 @@ class Exported(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """A smaller batch than the fixed one is filled up with zeros."""
+        images = images.cpu()
         if not self._batch or len(images) == self._batch:
             return self._run(images)
         missing = -len(images) % self._batch
@@ -55,7 +59,7 @@ def _open_onnx(path: Path) -> tuple[Any, str]:
     name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor:
-        (logits,) = session.run(None, {name: images.cpu().numpy()})
+        (logits,) = session.run(None, {name: images.numpy()})
         return torch.from_numpy(logits)
 
     return run, session.get_modelmeta().custom_metadata_map.get(NOTES, "")

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from configs.loading import dump_config
 from data.loaders import PipelineOptions
@@ -25,12 +25,13 @@ from scripts.model_files import ModelFile, open_model
 from scripts.peers import timm_arguments
 from utils.checkpoints.safe_load import NOTES
 from utils.class_words import in_words
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, one_line
 from utils.files import write_text
 from utils.profiling import count_flops, count_parameters
 
 WEIGHTS = "model.safetensors"
 SHOWN = 100  # classes that the card lists
+TOLERANCE = 1e-4  # of logits
 # timm's name for a model whose arguments are all stored
 ARCHITECTURES = {"swin": "swin_tiny_patch4_window7_224", "swinv2": "swinv2_tiny_window8_256"}
 
@@ -53,7 +54,7 @@ def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
     Returns: log lines. Raises: CheckpointError if the logits differ; OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    peer = _timm_model(opened)
+    peer, why_not = _timm_model(opened)
     notes: dict[str, Any] = {
         "class_names": list(opened.class_names),
         "config": dump_config(opened.cfg),
@@ -73,20 +74,35 @@ def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
         names = {"label_names": list(opened.class_names)}
         save_config_for_hf(peer, str(folder / "config.json"), model_config=names, data_config=data)
     write_text(folder / "README.md", model_card(opened, card, in_timm=peer is not None))
-    return [f"written: {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", _verify(opened, folder)]
+    written = f"written: {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}"
+    return [written, *([f"not for timm: {why_not}"] if peer is None else []), _verify(opened, folder)]
 
 
-def _timm_model(opened: ModelFile) -> nn.Module | None:
-    """Returns the same model in timm, with its weights; None if timm has none like it."""
-    if not isinstance(opened.model, SwinBackbone):
-        return opened.model if opened.cfg.MODEL.TYPE == "timm" else None
+def _timm_model(opened: ModelFile) -> tuple[nn.Module | None, str]:
+    """Returns the same model in timm, with its weights; or None, and why there is none."""
+    if opened.cfg.MODEL.TYPE == "timm":
+        return opened.model, ""
     options: Any = model_options(opened.cfg)
-    if isinstance(opened.model, SwinMlp | SwinMoe) or options.ape or getattr(options, "qk_scale", None):
-        return None
-    arguments = timm_arguments(options) | {"num_classes": len(opened.class_names)}
+    if not isinstance(opened.model, SwinBackbone) or isinstance(opened.model, SwinMlp | SwinMoe):
+        return None, f"it has no {type(opened.model).__name__}"
+    if options.ape or getattr(options, "qk_scale", None):
+        return None, "its Swin Transformer has no absolute position embedding and no other scale of the scores"
+    try:
+        peer = _in_timm(opened, options)
+        difference = _difference(peer, opened.model, torch.randn(2, opened.channels, *opened.size))
+    except (RuntimeError, AssertionError, ValueError) as e:  # other windows, or a size that it refuses
+        return None, f"at {opened.size} it differs ({one_line(e)[:120]})"
+    if not difference < TOLERANCE:  # it shifts a map before padding it to whole windows
+        return None, f"its logits differ by {difference:.2g} at {opened.size}"
+    return peer, ""
+
+
+def _in_timm(opened: ModelFile, options: Any) -> nn.Module:
+    family: Any = opened.model.family
+    arguments = timm_arguments(options) | {"num_classes": len(opened.class_names), "img_size": opened.size}
     if isinstance(options, SwinV2Options) and isinstance(opened.model, SwinTransformerV2):
         arguments["pretrained_window_sizes"] = tuple(opened.model.pretrained_windows())
-    model: Any = timm.create_model(ARCHITECTURES[opened.model.family], **arguments)
+    model: Any = timm.create_model(ARCHITECTURES[family], **arguments)
     weights = LAYOUTS["timm"].from_original(opened.model.state_dict())
     model.load_state_dict({**model.state_dict(), **weights})
     for name in ORIGIN:
@@ -95,15 +111,21 @@ def _timm_model(opened: ModelFile) -> nn.Module | None:
 
 
 @torch.no_grad()
+def _difference(model: nn.Module, expected: nn.Module, images: Tensor) -> float:
+    """Returns the largest difference of the logits, to their size if that is above 1."""
+    logits = expected(images)
+    return float((model(images) - logits).abs().max() / logits.abs().max().clamp(min=1))
+
+
 def _verify(opened: ModelFile, folder: Path) -> str:
     """Reads the folder as its users will. Raises: CheckpointError."""
     images = torch.randn(2, opened.channels, *opened.size)
-    expected, readers = opened.model(images), {"this program": open_model(str(folder / WEIGHTS)).model}
+    readers: dict[str, nn.Module] = {"this program": open_model(str(folder / WEIGHTS)).model}
     if (folder / "config.json").exists():
         readers["timm"] = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     for name, model in readers.items():
-        difference = float((model(images) - expected).abs().max() / expected.abs().max().clamp(min=1))
-        if not difference < 1e-4:
+        difference = _difference(model, opened.model, images)
+        if not difference < TOLERANCE:
             raise CheckpointError(f"read back by {name}, logits differ by {difference:.2g}: {folder}: do not use it")
     return f"verified: {' and '.join(readers)} read it to the same logits"
 

@@ -25,6 +25,7 @@ from data.loaders import PipelineOptions, build_eval_loader
 from data.sources.open import SourceOptions, open_val
 from scripts.model_files import open_model
 from scripts.runs import SUMMARY_HEAD, Run, curves_figure, differences
+from utils.checkpoints.files import follow
 from utils.class_words import in_words
 from utils.distributed import World, join_world
 from utils.errors import CheckpointError, DataError, ResourceError, one_line, run_to_exit_code
@@ -72,7 +73,8 @@ def judge(run: Run, options: argparse.Namespace, world: World) -> Judged:
     if options.no_evaluation:
         return Judged(run, environment, problem="not evaluated: --no-evaluation")
     folder = run.folder / "checkpoints"
-    checkpoint = next((folder / name for name in ("best.pth", "last.pth") if (folder / name).exists()), None)
+    found = (follow(folder / name) for name in ("best.pth", "last.pth"))
+    checkpoint = next((path for path in found if path.exists()), None)
     if checkpoint is None:
         return Judged(run, environment, problem=f"not evaluated: no checkpoint in {folder}")
     given = {"DATA.NUM_WORKERS": options.workers, "DATA.ON_BAD_IMAGE": "skip"}

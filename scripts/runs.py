@@ -17,12 +17,13 @@ SUMMARY_HEAD = ("run", "epochs", "best top1", "of epoch", "min val loss", "last 
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run: flat configuration, and the records of metrics.jsonl by kind."""
+    """The folder of a run: flat configuration, and the records of metrics.jsonl: of training intervals, and of epochs,
+    with or without an evaluation."""
 
     folder: Path
     config: dict[str, Any]
     train: list[dict[str, Any]]
-    val: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]
 
     @staticmethod
     def read(folder: Path) -> "Run":
@@ -33,8 +34,8 @@ class Run:
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", e)
             raise DataError(f"not the folder of a run ({reason}): {folder}: name output/<MODEL.NAME>/<TAG>") from e
-        train, val = ([line for line in lines if line["kind"] == kind] for kind in ("train", "val"))
-        return Run(folder, config, train, val)
+        train, epochs = ([line for line in lines if line["kind"] in kinds] for kinds in (("train",), ("val", "epoch")))
+        return Run(folder, config, train, epochs)
 
     @property
     def name(self) -> str:
@@ -42,18 +43,18 @@ class Run:
 
     def summary(self) -> list[Any]:
         """Returns the cells of `SUMMARY_HEAD`."""
-        top1 = [(line["top1"], -line["epoch"]) for line in self.val if line.get("top1") is not None]
-        best, epoch = max(top1, default=(float("nan"), 1))
-        losses = [line["loss"] for line in self.val if line.get("loss") is not None]
+        top1 = [(line["top1"], -line["epoch"]) for line in self.epochs if line.get("top1") is not None]
+        best, epoch = max(top1, default=(float("nan"), None))
+        losses = [line["loss"] for line in self.epochs if line.get("loss") is not None]
         # that of the last epoch, as in the log; its last interval may be short
-        trained = [line["train_loss"] for line in self.val if line.get("train_loss") is not None]
+        trained = [line["train_loss"] for line in self.epochs if line.get("train_loss") is not None]
         trained = trained or [line["loss"] for line in self.train if line.get("loss") is not None]
-        epochs = 1 + max((line["epoch"] for line in self.val), default=-1)
+        epochs = 1 + max((line["epoch"] for line in self.epochs), default=-1)
         return [
             self.name,
             epochs,
             float(best),
-            -epoch,
+            "" if epoch is None else -epoch,
             float(min(losses, default=float("nan"))),
             float(trained[-1] if trained else "nan"),
         ]
@@ -73,8 +74,8 @@ def curves_figure(runs: Sequence[Run]) -> Any:
     for number, run in enumerate(runs):
         color = f"C{number}"
         _plot(losses, whole_intervals(run.train), "loss", f"{run.name}, training", color, "-")
-        _plot(losses, run.val, "loss", f"{run.name}, validation", color, "--")
-        _plot(judged, run.val, "top1", run.name, color, "-")
+        _plot(losses, run.epochs, "loss", f"{run.name}, validation", color, "--")
+        _plot(judged, run.epochs, "top1", run.name, color, "-")
     for axes, title in ((losses, "loss"), (judged, "validation top-1, %")):
         axes.set_title(title)
         axes.set_xlabel("updates")

@@ -8,6 +8,7 @@ import torch
 
 from models.registry import build, build_model, model_options
 from models.weights.layouts import LAYOUTS
+from scripts.exported import Exported
 from scripts.peers import build_peer_model
 from tests.builders import configured, randomize
 from tests.conftest import accuracy, run_program
@@ -126,3 +127,9 @@ def test_a_compiled_model_trains(tiny_yaml, photos, tmp_path):
 def test_throughput_is_measured_on_the_gpu():
     done = run_program("--cfg", "swin_tiny", "--throughput", "--batch-size", 64, fresh=True)
     assert done.code == 0 and "mixed bfloat16" in done.out, done.err
+
+
+def test_an_exported_model_takes_images_of_any_device():
+    """It is computed on the CPU: the constants of the file are there."""
+    model = Exported(lambda images: images @ torch.eye(2), batch=0).to("cuda")
+    assert model(torch.ones(1, 2, device="cuda")).tolist() == [[1.0, 1.0]]

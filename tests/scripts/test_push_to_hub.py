@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler
@@ -13,8 +14,10 @@ import torch
 import yaml
 
 from configs.loading import dump_config
+from models.registry import build, model_options
 from scripts.model_files import open_model
 from scripts.push_to_hub import main
+from tests.builders import configured, randomize
 from tests.conftest import ROOT
 from tests.utils.checkpoints.test_downloads import serve
 
@@ -132,6 +135,24 @@ def test_what_is_said_of_the_model_is_its_own(made, tmp_path, capsys):
         assert stated["TRAIN"]["WARMUP_EPOCHS"] == yaml.safe_load(contents["config"])["TRAIN"]["WARMUP_EPOCHS"]
     capsys.readouterr()
     assert main(["model.onnx", "me/small"]) == 2 and "cannot be published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"), [([36, 36], r"its logits differ by .* at \(36, 36\)"), ([32, 8], r"at \(32, 8\) it differs")]
+)
+def test_what_timm_computes_differently_is_published_without_its_config(
+    made, tiny_yaml, tmp_path, capsys, size, reason
+):
+    """Maps that are no whole windows, or narrower than one."""
+    contents = torch.load(made[0] / "model.pth", weights_only=True)
+    cfg = configured(tiny_yaml, DATA__IMG_SIZE=size)
+    weights = randomize(build(model_options(cfg), 3)).state_dict()
+    torch.save({**contents, "config": dump_config(cfg), "model": weights}, tmp_path / "model.pth")
+    assert main([str(tmp_path / "model.pth"), "me/small", "--folder", str(tmp_path / "to")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(f"not for timm: .*{reason}", out) and "verified: this program read it" in out
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["README.md", "model.safetensors"]
+    assert "timm" not in (tmp_path / "to/README.md").read_text().split("## Training")[0]
 
 
 def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):

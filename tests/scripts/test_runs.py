@@ -24,6 +24,15 @@ def test_a_run_is_read_and_summed_up(tmp_path):
     assert run.summary() == ["tiny/a", 2, 50.0, 1, 1.25, 2.25]
 
 
+def test_epochs_without_validation_are_counted(tmp_path):
+    write(tmp_path / "a", 0.1, 50.0)
+    lines = [{"kind": "train", "update": 9, "loss": 7.0}]
+    lines += [{"kind": "epoch", "update": 10 * n, "epoch": n - 1, "train_loss": 2.0 / n} for n in (1, 2)]
+    (tmp_path / "a/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, epochs, best, of_epoch, loss, trained = Run.read(tmp_path / "a").summary()
+    assert (epochs, of_epoch, trained) == (2, "", 1.0) and best != best and loss != loss
+
+
 def test_differences_leave_names_of_runs_out(tmp_path):
     runs = [Run.read(tmp_path / write(tmp_path / name, rate, 1.0)) for name, rate in (("a", 0.1), ("b", 0.2))]
     assert differences(runs) == [["TRAIN.BASE_LR", "0.1", "0.2"]]

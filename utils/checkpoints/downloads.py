@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import torch
 from tqdm import tqdm
 
-from utils.checkpoints.files import list_checkpoints, read_checkpoint
+from utils.checkpoints.files import follow, list_checkpoints, read_checkpoint
 from utils.errors import CheckpointError, ResourceError
 from utils.files import atomic_path, sha256_of
 
@@ -52,7 +52,7 @@ def newest_in(path: Path) -> Path:
 
 def best_in(name: str) -> str:
     """Returns the best checkpoint of the folder of a run, if `name` is one that has it; other names unchanged."""
-    best = Path(name) / "checkpoints" / "best.pth"
+    best = follow(Path(name) / "checkpoints" / "best.pth")
     return str(best) if best.exists() else name
 
 
@@ -92,6 +92,10 @@ def _download(url: str, sha256: str) -> Path:
     return target
 
 
+class _StorageError(OSError):
+    """Of the disk, not of the network."""
+
+
 def _fetch(url: str, file: BinaryIO) -> None:
     size = received = 0
     try:
@@ -99,9 +103,14 @@ def _fetch(url: str, file: BinaryIO) -> None:
             size = int(response.headers.get("Content-Length") or 0)
             with tqdm(total=size or None, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
                 while chunk := response.read(_CHUNK):
-                    file.write(chunk)
+                    try:
+                        file.write(chunk)
+                    except OSError as e:
+                        raise _StorageError(e.errno, e.strerror) from e
                     received += len(chunk)
                     bar.update(len(chunk))
+    except _StorageError:
+        raise
     except (OSError, ValueError, HTTPException) as e:
         reason = getattr(e, "reason", e)
         raise CheckpointError(f"cannot download the weights ({reason}): {url}: check it, or try again later") from e

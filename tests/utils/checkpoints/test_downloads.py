@@ -16,6 +16,7 @@ import torch
 
 from models.weights.released import released_url
 from tests.conftest import ROOT
+from utils.checkpoints import downloads
 from utils.checkpoints.downloads import best_in, local_file, read_weights
 from utils.errors import CheckpointError, ResourceError
 
@@ -141,6 +142,15 @@ def test_a_cache_that_cannot_be_written_is_named(site, hub, monkeypatch, number)
     assert list(hub.iterdir()) == []
 
 
+def test_a_disk_that_is_full_is_not_taken_for_the_network(site, hub, monkeypatch):
+    def full(*_):
+        return open("/dev/full", "wb", buffering=0)
+
+    monkeypatch.setattr(downloads, "open", full, raising=False)
+    with pytest.raises(ResourceError, match=rf"No space left on device.*{hub}: set TORCH_HOME"):
+        get(f"{site}/w.pth")
+
+
 class Repository(BaseHTTPRequestHandler):
     """A repository owner/model of Hugging Face that holds pytorch_model.bin."""
 
@@ -220,3 +230,6 @@ def test_the_best_checkpoint_of_a_run_is_found_by_its_folder(tmp_path):
     (folder / "best.pth").touch()
     assert best_in(str(tmp_path / "run")) == str(folder / "best.pth")
     assert best_in("hub:swin_tiny") == "hub:swin_tiny"
+    (folder / "best.pth").rename(folder / "ckpt_epoch_7.pth")
+    (folder / "best.txt").write_text("ckpt_epoch_7.pth\n")  # a file system without links
+    assert best_in(str(tmp_path / "run")) == str(folder / "ckpt_epoch_7.pth")
