@@ -126,8 +126,9 @@ def report_error(error: BaseException, *, speak: bool, debug: bool = False, deta
     if debug or code == 1:
         detail += "".join(traceback.format_exception(error))
     _tell_launcher(text)
-    for handler in logging.getLogger().handlers:  # the terminal gets the line from stderr
-        handler.flush()
+    for handler in list(logging.getLogger().handlers):  # the terminal gets the line from stderr
+        with suppress(OSError, ValueError):
+            handler.flush()
         if isinstance(handler, logging.FileHandler):
             handler.handle(logging.LogRecord("error", logging.ERROR, "", 0, f"{detail}error: {text}", None, None))
     with suppress(OSError, ValueError, RuntimeError, AttributeError):  # closed, or in use by the code interrupted

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -227,9 +228,31 @@ def log_lines(lines: Iterable[str]) -> None:
         log.info(line)
 
 
+class _LogFile(logging.FileHandler):
+    """A disk that fails costs lines of the file, with one warning; what it means for the run, others say."""
+
+    _said = False
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            self.handleError()
+
+    def handleError(self, _record: logging.LogRecord | None = None) -> None:
+        if not self._said:
+            self._said = True
+            reason = getattr(sys.exc_info()[1], "strerror", None) or sys.exc_info()[1]
+            log.warning("lines are missing from the log from here on (%s): %s", reason, self.baseFilename)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def log_to_file(path: Path) -> None:
     """Appends everything that is logged to a plain text file as well. Raises: OSError."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
     root = logging.getLogger()
     for buffered in [h for h in root.handlers if isinstance(h, MemoryHandler)]:

@@ -32,6 +32,15 @@ def test_a_single_process_needs_nobody(capsys):
     world.leave()
 
 
+def test_ranks_of_a_machine_take_turns_even_if_the_launcher_does_not_say_how_many_they_are():
+    store = dist.HashStore()
+    order = []
+    for local_rank in (0, 1):  # the second would wait for ever
+        with World(local_rank, 2, local_rank=local_rank, store=store).local_main_first():
+            order.append(local_rank)
+    assert order == [0, 1]
+
+
 def test_before_the_ranks_have_met_the_main_rank_speaks_unless_a_rank_has_no_gpu(capsys):
     error = ConfigError("wrong key")
     assert [World(rank).end_together(error, debug=False) for rank in (0, 1)] == [2, 2]

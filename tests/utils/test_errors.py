@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from utils.errors import (
     report_error,
     run_to_exit_code,
 )
+from utils.terminal import log_to_file
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,16 @@ def test_a_rank_that_does_not_speak_is_silent_everywhere(tmp_path, capsys, monke
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     assert report_error(DataError("x"), debug=True, speak=False, detail="stacks\n") == 3
     assert capsys.readouterr() == ("", "") and not (tmp_path / "error.json").exists()
+
+
+def test_fault_17_a_disk_that_can_no_longer_be_written_costs_neither_line_nor_code(capsys):
+    log_to_file(Path("/dev/full"))
+    for text in ("one", "two"):
+        logging.getLogger().error(text)
+    assert report_error(DataError("x"), speak=True) == 3
+    assert capsys.readouterr().err == "error: x\n"
+    for handler in logging.getLogger().handlers:
+        handler.close()
 
 
 def test_the_log_file_gets_the_line_and_its_detail_too(tmp_path, capsys, monkeypatch):

@@ -53,7 +53,7 @@ def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:
             with open(temporary, "wb") as file:
                 torch.save(contents, file)
             line = f"{sha256_of(temporary)}  {name}\n"
-            replaced = checksum.read_text() if target.exists() and checksum.exists() else ""
+            replaced = _text_of(checksum) if target.exists() and checksum.exists() else ""
             write_text(checksum, line + replaced)
         if replaced:
             write_text(checksum, line)
@@ -179,7 +179,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return read_rank_files(parts)
     checksum = _checksum_path(path)
     try:
-        if checksum.is_file() and sha256_of(path) not in checksum.read_text().split()[::2]:
+        if checksum.is_file() and sha256_of(path) not in _text_of(checksum).split()[::2]:
             raise CheckpointError(f"the file is corrupt (its checksum differs): {path}: use another checkpoint")
     except OSError as e:
         raise CheckpointError(f"cannot read a checkpoint ({e.strerror}): {path}: name another file") from e
@@ -202,6 +202,10 @@ def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     if found:
         raise CheckpointError(f"none of {len(found)} checkpoints is intact: {folder}: restore one or set another --tag")
     return None
+
+
+def _text_of(checksum: Path) -> str:
+    return checksum.read_text(encoding="utf-8", errors="replace")  # a damaged one differs, and is no crash
 
 
 def _checksum_path(path: Path) -> Path:

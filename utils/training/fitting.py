@@ -71,10 +71,10 @@ class Trial:
     def run(self, size: int) -> None:
         """Takes two updates: the first makes the optimizer's moments, the second has two micro-batches, so that
         gradients are there beside the activations. Raises: torch.OutOfMemoryError."""
-        device, share = self._world.device, self._cfg.TRAIN.GLOBAL_BATCH_SIZE
+        device, two_updates = self._world.device, 2 * self._cfg.TRAIN.GLOBAL_BATCH_SIZE
         model, sides = self._state.model, image_size(self._cfg.DATA.IMG_SIZE)
         images = torch.zeros(size, input_channels(model), *sides, device=device)
-        plan = RunPlan.from_config(_with_batch_size(self._cfg, size), self._world.size, 2 * share)
+        plan = RunPlan.from_config(_with_batch_size(self._cfg, size), self._world.size, two_updates)
         # what a batch that did not fit has left
         self._state.step, self._state.unsettled, self._state.scaler = 0, None, self._precision.scaler()
         self._state.optimizer.zero_grad(set_to_none=True)

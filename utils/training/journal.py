@@ -24,17 +24,18 @@ class Journal:
     uninterrupted one; speeds go to the trackers and the log.
     """
 
-    def __init__(self, folder: Path | None, update: int, wandb: str = ""):
+    def __init__(self, folder: Path | None, update: int, wandb: str = "", within_epoch: bool = False):
         """Continues after `update`: what an interrupted run recorded beyond it is removed.
 
-        Args: wandb: a project of Weights & Biases, "" for none.
+        Args: wandb: a project of Weights & Biases, "" for none; within_epoch: the epoch of `update` is not evaluated,
+        even if `update` is its last.
         """
         self._folder = folder
         if folder is None:
             return
         self.metrics = folder / "metrics.jsonl"
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        kept = [line for line in lines if _update_of(line) <= update]
+        kept = [line for line in lines if _position(line) <= (update, not within_epoch)]
         write_text(self.metrics, "".join(line + "\n" for line in kept))
         self._trackers = Trackers(folder, update, wandb)
 
@@ -105,9 +106,11 @@ def refuse_reserved(names: Iterable[str]) -> None:
         raise ValueError(f"{', '.join(sorted(taken))}: metrics.jsonl has fields of these names: choose others")
 
 
-def _update_of(line: str) -> float:
-    """Returns the update of a metrics line; a line truncated by a kill counts as never written."""
+def _position(line: str) -> tuple[float, bool]:
+    """Returns the update of a metrics line, and whether it is about a whole epoch, which comes after its last update;
+    a line truncated by a kill counts as never written."""
     try:
-        return json.loads(line)["update"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        record = json.loads(line)
+        return record["update"], record.get("kind") in ("val", "epoch")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return float("inf"), True

@@ -142,7 +142,7 @@ class Progress:
     def seconds_left(self) -> float:
         """Returns how long the rest of the run takes at the speed so far, evaluations and saving not counted."""
         average = (time.perf_counter() - self._started) / max(1, self._updates)
-        return average * (self._plan.total_updates - self._state.update)
+        return average * (self._plan.total_updates - self._state.done(self._plan))
 
     def _new_bar(self) -> Bar:
         return Bar(f"epoch {self._state.epoch}", self._plan.updates_per_epoch, "", self._state.step)

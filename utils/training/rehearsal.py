@@ -45,10 +45,12 @@ def rehearse(
     Args: folder: of the run, which need not exist; keep: checkpoints to keep, 0 for all.
     Raises: what training raises; ResourceError if the disk has no room.
     """
+    if state.step >= plan.updates_per_epoch:  # only the evaluation of that epoch is missing
+        state.epoch, state.step = state.epoch + 1, 0
     if state.epoch >= plan.epochs:
         log.info("dry run: all %s are done: --tag NAME starts another run", count(plan.epochs, "epoch"))
         return
-    left, epochs = plan.total_updates - state.update, plan.epochs - state.epoch
+    left, epochs = plan.total_updates - state.done(plan), plan.epochs - state.epoch
     updates = min(UPDATES, plan.updates_per_epoch - state.step)
     pace, batches = Pace(world.device), loader.epoch(state.epoch, state.step)
     with closing(batches):  # type: ignore[type-var]

@@ -93,6 +93,13 @@ class Start:
             ) from e
         self.contents = {}  # as large as the state itself
         log.info("weights: %s (%s), at epoch %d, update %d", self.loaded, self.reason, state.epoch, state.update)
+        if state.update != state.done(plan):
+            log.warning(
+                "an epoch has %d updates now, %d are done: the learning rate goes on from epoch %d",
+                plan.updates_per_epoch,
+                state.update,
+                state.epoch,
+            )
         if not self.own:
             state.reset_best()  # that checkpoint is not in this run's folder
         if state.epoch >= plan.epochs:

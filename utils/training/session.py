@@ -45,7 +45,7 @@ class SessionOptions:
     """Log every `print_freq` updates; save every `save_freq` epochs, and within an epoch every `save_updates` updates
     or `save_minutes` minutes (0: never); keep the newest `keep` checkpoints (0: all). `best`: the metric that decides
     which checkpoint is the best, None if there is none; `trace`: profile a few updates; `wandb`: a project of Weights &
-    Biases, "" for none."""
+    Biases, "" for none; `classifies`: what is trained predicts classes."""
 
     print_freq: int = 10
     save_freq: int = 1
@@ -55,6 +55,7 @@ class SessionOptions:
     best: Best | None = None
     trace: bool = False
     wandb: str = ""
+    classifies: bool = True
 
     @staticmethod
     def from_config(cfg: CfgNode, best: Best | None) -> "SessionOptions":
@@ -67,6 +68,7 @@ class SessionOptions:
             best=best,
             trace=cfg.PROFILE,
             wandb=cfg.LOG.WANDB,
+            classifies=cfg.TASK == "classification",
         )
 
 
@@ -93,7 +95,7 @@ class Session:
         self._name_of = name_of
         if world.is_main:
             check_space(folder.checkpoints, state.checkpoint_bytes(), options.keep)
-        self.journal = Journal(folder.path if world.is_main else None, state.update, options.wandb)
+        self.journal = Journal(folder.path if world.is_main else None, state.update, options.wandb, bool(state.step))
         self._curves = Curves(folder.path, plan.updates_per_epoch, options.best)
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
         self._saver = Saver(folder.checkpoints, options.keep)
@@ -198,7 +200,7 @@ class Session:
     def _conclude(self) -> None:
         """Logs how the run ended, where everything is, and what to do with it."""
         state, folder = self._state, self._folder
-        if state.step or not state.update:
+        if state.step or not list_checkpoints(folder.checkpoints):
             return
         best, name = folder.checkpoints / "best.pth", "last.pth"
         trained, before = state.epoch - self._first_epoch, f" after {self._first_epoch}" if self._first_epoch else ""
@@ -212,7 +214,7 @@ class Session:
             f"  curves    {folder.path / 'curves.png'}, metrics.jsonl, tensorboard/, log.txt",
             f"  evaluate  python {evaluate}",
         ]
-        if self._provenance.class_names:
+        if self._provenance.class_names and self._options.classifies:
             lines += [f"  predict   python {_script('scripts/predict.py')} IMAGE --model {folder.path}"]
         for line in lines:
             log.info(line, extra=SUMMARY)

@@ -139,6 +139,11 @@ class TrainState:
         self.epoch, self.update = epoch, epoch * plan.updates_per_epoch
         self.samples = epoch * plan.shape.samples
 
+    def done(self, plan: RunPlan) -> int:
+        """Returns how many updates of the plan are done; `update` counts those that were made, of other length where
+        the data changed."""
+        return self.epoch * plan.updates_per_epoch + min(self.step, plan.updates_per_epoch)
+
     def reset_best(self) -> None:
         """Lets the next evaluation be the best so far."""
         self.best_value, self.best_epoch = None, -1

@@ -61,6 +61,17 @@ def test_fault_18_foreign_files_are_ignored(tmp_path):
     assert found is not None and found[0] == path
 
 
+def test_fault_14_a_checksum_that_is_no_text_differs(tmp_path, caplog):
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    second.with_name(second.name + ".sha256").write_bytes(b"\xff" * 70)
+    with pytest.raises(CheckpointError, match="corrupt"):
+        read_checkpoint(second)
+    found = find_newest(tmp_path)
+    assert found is not None and found[0] == first and "not resuming from" in caplog.text
+    save(tmp_path, 2)
+    assert read_checkpoint(second)
+
+
 def test_links_point_at_a_file_beside_them(tmp_path):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     for target in (first, second):

@@ -6,6 +6,7 @@ import os
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from utils.errors import ResourceError
 from utils.training import journal as module
@@ -16,6 +17,16 @@ def test_lines_beyond_the_checkpoint_are_removed(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"update": 1}\n{"update": 2}\n{"update": 3}\n{"upd')
     Journal(tmp_path, 2).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n{"update": 2}\n'
+
+
+def test_an_epoch_is_recorded_once_if_its_evaluation_is_repeated(tmp_path):
+    """The newest checkpoint is one of the last update, from before the evaluation."""
+    lines = ['{"kind": "val", "update": 1}\n', '{"kind": "train", "update": 2}\n', '{"kind": "val", "update": 2}\n']
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    Journal(tmp_path, 2).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
+    Journal(tmp_path, 2, within_epoch=True).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
 
 
 def test_records_and_scalars_at_their_update(tmp_path):
@@ -41,7 +52,9 @@ def test_lines_without_an_update_are_removed(tmp_path, line):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n'
 
 
-def test_fault_55_tensorboard_shows_no_update_twice(tmp_path):
+def test_fault_55_tensorboard_shows_no_update_twice(tmp_path, monkeypatch):
+    # files of one second are read in the order of this number, as text
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     first = Journal(tmp_path, 0)
     for update in (1, 2, 3):
         first.write({"update": update}, {"loss": float(update)})

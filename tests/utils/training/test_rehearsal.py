@@ -65,6 +65,14 @@ def test_a_run_goes_on_where_it_stands(tmp_path, said):
     assert "for 1 epoch," in said.text and "evaluation 0:00:00" in said.text
 
 
+def test_after_an_evaluation_that_was_cut_short_the_next_epoch_is_rehearsed(tmp_path, said):
+    state = train_state(small())
+    state.epoch, state.step, state.update = 0, 10, 10
+    assert run(tmp_path, state).taken == [(1, update) for update in range(6)] and "for 1 epoch," in said.text
+    state.epoch, state.step = 1, 10
+    assert not run(tmp_path, state).taken and "all 2 epochs are done" in said.text
+
+
 def test_nothing_is_left_of_a_run_that_has_ended(tmp_path, said):
     state = train_state(small())
     state.start_at(2, plan())

@@ -14,7 +14,7 @@ import torch
 
 import utils.training.session as session_module
 from configs.loading import load_config
-from tests.builders import CPU, batches, objective, plan, session, shape, small, train_state
+from tests.builders import CPU, batches, configured, objective, plan, provenance, session, shape, small, train_state
 from tests.conftest import ROOT
 from utils.checkpoints.files import find_newest, follow
 from utils.distributed import World
@@ -109,6 +109,25 @@ def test_a_run_ends_with_a_line_and_a_folder_that_is_free(tmp_path, caplog):
     assert f"best      {folder}/best.pth: top1 50.000 of epoch 0" in caplog.text
     assert f"--cfg {tmp_path}/config.yaml --eval --resume {folder}/best.pth" in caplog.text
     assert not (tmp_path / "owner.json").exists() and (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("classifies", [True, False])
+def test_predict_py_is_named_for_classifiers(tmp_path, caplog, classifies):
+    run_state = train_state(small())
+    with caplog.at_level(logging.INFO), session(tmp_path, run_state, plan(), classifies=classifies) as run_session:
+        run_session._provenance = provenance(class_names=("a", "b"))
+        train(run_session, run_state, plan())
+        run_session.end_epoch(judged(50.0))
+    assert (f"predict.py IMAGE --model {tmp_path}" in caplog.text) == classifies
+
+
+def test_files_that_a_run_did_not_write_are_not_named(tmp_path, caplog):
+    """It resumed a finished one from elsewhere."""
+    run_state = train_state(small())
+    run_state.epoch, run_state.update = 2, 20
+    with caplog.at_level(logging.INFO), session(tmp_path, run_state, plan()):
+        pass
+    assert "trained" not in caplog.text and "last.pth" not in caplog.text
 
 
 def poisoned(work):
@@ -289,3 +308,4 @@ def test_options_come_from_the_configuration():
     cfg = load_config(ROOT / "configs/swin_tiny.yaml", overrides)
     best = Classification.best
     assert SessionOptions.from_config(cfg, best) == SessionOptions(3, 4, 5, 15.0, 7, best)
+    assert not SessionOptions.from_config(configured(TASK="simmim"), None).classifies

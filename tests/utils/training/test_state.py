@@ -12,6 +12,7 @@ from utils.evaluation.metrics import Mean
 from utils.precision import choose_precision
 from utils.training.loop import train_epoch
 from utils.training.optim import OptimizerOptions, set_learning_rate
+from utils.training.schedule import learning_rate
 
 
 def trained(ema=0.9):
@@ -77,6 +78,17 @@ def test_starting_later_counts_what_was_left_out():
     state = train_state(small())
     state.start_at(2, plan(shape(42, batch_size=8)))
     assert (state.epoch, state.update, state.samples) == (2, 12, 84)
+
+
+def test_fault_50_the_learning_rate_goes_by_epochs_where_the_data_changed_their_length():
+    state, now = train_state(small()), plan(epochs=4)
+    state.epoch, state.step, state.update = 3, 0, 999  # three epochs of 333 updates, now of ten
+    assert state.done(now) == 30
+    updates = []
+    train_epoch(state, batches(3), objective(), now, updates.append)
+    assert [update.learning_rate for update in updates] == [learning_rate(done, now, 1.0) for done in (30, 31, 32)]
+    state.step = 200  # of an epoch that had 333
+    assert state.done(now) == 40
 
 
 @pytest.mark.parametrize(
