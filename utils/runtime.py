@@ -41,3 +41,10 @@ def tune_process(device: torch.device) -> None:
     # older versions allow 32 MiB at most; the other setting alone would freeze a threshold of 128 KiB
     if mallopt is not None and (mallopt(_M_MMAP_THRESHOLD, _GIBIBYTE) or mallopt(_M_MMAP_THRESHOLD, 2**25)):
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def give_back_memory() -> None:
+    """Returns the memory that was freed to the system, for measurements of what is used from here on."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

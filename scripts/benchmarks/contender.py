@@ -10,7 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing.connection import Connection
@@ -34,7 +34,7 @@ from utils.evaluation.predict import predict
 from utils.openmp import wait_briefly
 from utils.precision import Precision
 from utils.profiling import explain_memory, peak_memory
-from utils.runtime import tune_process
+from utils.runtime import give_back_memory, tune_process
 from utils.training.classification import Classification
 from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
@@ -90,7 +90,8 @@ class Contender:
     def ask(self, task: str, dtype: torch.dtype = torch.float32) -> float:
         """Returns the images/s of one "evaluate" or "train", or the MiB of "memory" of the model, weights included."""
         assert self.exists
-        self._connection.send((task, dtype))
+        with suppress(BrokenPipeError):  # it has died: the answer says so
+            self._connection.send((task, dtype))
         return self._receive()
 
     def close(self) -> None:
@@ -103,12 +104,11 @@ class Contender:
     def _receive(self) -> Any:
         try:
             answer = self._connection.recv()
-        except EOFError as e:
+        except (EOFError, ConnectionError) as e:
             self._process.join(10)
-            raise ResourceError(
-                f"the process of {self._name} died with code {self._process.exitcode} (-9: the machine is out of"
-                " memory): --batch-size: use a smaller one"
-            ) from e
+            killed = self._process.exitcode == -9
+            reason = ", the machine is likely out of memory: --batch-size: use a smaller one" if killed else ""
+            raise ResourceError(f"the process of {self._name} died with code {self._process.exitcode}{reason}") from e
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -131,9 +131,10 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.set_num_threads(setting.threads)
-        work = _build(name, setting, device)
         if setting.tuned or name in (OURS, CEILING):
-            tune_process(device)  # keeps memory: not that of the model whose weights a peer was given
+            tune_process(device)
+        work = _build(name, setting, device)
+        give_back_memory()  # that of the model whose weights a peer was given
         others = 0 if device.type == "cuda" or work is None else _resident() - work.weights()
         connection.send(work is not None)
         while work is not None:
