@@ -66,7 +66,9 @@ class PipelineOptions:
 
     def batch_transform(self, classes: int) -> BatchTransform | None:
         """Returns what is applied to training batches on the device, seeded for each. Raises: ConfigError."""
-        return Masking(self.batch) if isinstance(self.batch, MaskingOptions) else build_mixing(classes, self.batch)
+        if isinstance(self.batch, MaskingOptions):
+            return Masking(self.batch)
+        return build_mixing(classes, self.batch, self.train.size)
 
 
 class TrainLoader:

@@ -87,7 +87,7 @@ class EvalSamples(Dataset):
             return Sample(self._prepare(data, self._source.name(index)), self._source.label(index))
         except DataError as e:
             black = Prepared(np.zeros((self._prepare.channels, *self._prepare.size), np.uint8), [])
-            return e if self._on_bad != "skip" else Sample(black, NO_LABEL, str(e))
+            return e if self._on_bad == "error" else Sample(black, NO_LABEL, str(e))
 
 
 def collate(samples: list[Any]) -> Collated | DataError:

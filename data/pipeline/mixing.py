@@ -8,6 +8,8 @@ from timm.data.mixup import mixup_target
 from torch import Tensor
 from yacs.config import CfgNode
 
+from utils.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class MixingOptions:
@@ -54,10 +56,18 @@ class Mixing(Mixup):
         return images, mixup_target(targets, self.num_classes, mix(images), self.label_smoothing)
 
 
-def build_mixing(classes: int, options: MixingOptions | None) -> Mixing | None:
-    """Returns the mixing of a recipe, or None if it has none. Args: classes of the data."""
+def build_mixing(classes: int, options: MixingOptions | None, size: tuple[int, int]) -> Mixing | None:
+    """Returns the mixing of a recipe, or None if it has none. Args: classes of the data; size of the images.
+
+    Raises: ConfigError for a range of boxes without a whole pixel in it.
+    """
     if options is None or (options.mixup <= 0 and options.cutmix <= 0 and options.minmax is None):
         return None
+    if options.minmax is not None and any(int(s * options.minmax[0]) >= int(s * options.minmax[1]) for s in size):
+        raise ConfigError(
+            f"no box between {options.minmax[0]:g} and {options.minmax[1]:g} of {size[0]}x{size[1]} pixels:"
+            " AUG.CUTMIX_MINMAX: set them further apart"
+        )
     return Mixing(
         options.mixup,
         options.cutmix,

@@ -35,8 +35,8 @@ MAX_BAD, ALWAYS_BAD = 0.01, 10
 @dataclass(frozen=True)
 class LoaderOptions:
     """`batch_size` of a micro-batch or of evaluation; `workers` per rank, 0 for none; `pin_memory`: page-locked
-    batches; `on_bad`: "error" or "skip" unreadable samples; `timeout`: seconds without a batch after which the run
-    ends, 0 for never."""
+    batches; `on_bad`: "error", "skip" a few unreadable samples, or "skip_any" number of them; `timeout`: seconds
+    without a batch after which the run ends, 0 for never."""
 
     batch_size: int
     workers: int = 0
@@ -79,7 +79,7 @@ class MonitoredLoader:
         self._samples, self._timeout, self._world = samples, options.timeout, world
         self._split = "training" if isinstance(samples, TrainSamples) else "validation"
         self._bad: set[str] = set()
-        self._max_bad = max(ALWAYS_BAD, int(MAX_BAD * len(samples)))
+        self._max_bad = None if options.on_bad == "skip_any" else max(ALWAYS_BAD, int(MAX_BAD * len(samples)))
         # the sample each worker is processing, -1 for none
         self._current = torch.full((max(options.workers, 1),), -1, dtype=torch.int64).share_memory_()
         self._loader = DataLoader(
@@ -120,6 +120,9 @@ class MonitoredLoader:
         if message in self._bad:
             return
         self._bad.add(message)
+        if self._max_bad is None:
+            log.warning("left out: %s", message)
+            return
         count = self._world.count_distinct(f"skipped {self._split} samples", message) or len(self._bad)
         if count > self._max_bad:
             raise DataError(

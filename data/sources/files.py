@@ -62,7 +62,8 @@ def _images_of(name: str) -> list[Path]:
     if path.is_dir():
         return sorted(each for each in path.rglob("*") if is_image(each.name) and each.is_file())
     if path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # a path may be any bytes
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         images = [path.parent / line for line in lines]
         if images and not images[0].exists():
             raise DataError(f"no such image: {lines[0][:80]}, the first of {name}: a .txt file lists one path per line")

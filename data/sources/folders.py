@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,7 +127,9 @@ def images_below(folder: Path) -> Found:
         real = {f: os.path.realpath(os.path.join(parent, f)) for f in folders if not f.startswith(".")}
         folders[:] = sorted(f for f, path in real.items() if path not in seen)  # a link may lead back up
         seen.update(real.values())
-        found.stamps.extend(stamp(os.path.join(parent, f)) for f in folders)  # before they are listed
+        for name in folders:
+            with suppress(OSError):  # it has gone, or cannot be entered: it is not listed either
+                found.stamps.append(stamp(os.path.join(parent, name)))  # before it is listed
         for name in names:
             if is_image(name):
                 found.images.append(os.path.join(parent, name))
@@ -137,12 +140,12 @@ def images_below(folder: Path) -> Found:
 
 def is_image(name: str) -> bool:
     """Returns whether a file has an image extension and is not hidden."""
-    return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
+    return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith(".")
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a file's own name begins with a dot."""
-    return os.path.basename(name).startswith(".")
+    """Returns whether a member of an archive, or a folder that it is in, has a name that begins with a dot."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def _is_flat(folder: Path) -> bool:

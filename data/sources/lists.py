@@ -1,6 +1,7 @@
 """Lists of images with labels: JSON lists of [path, label], or lines 'path<TAB>label'."""
 
 import json
+import logging
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path, PureWindowsPath
 from data.sources.base import IndexedSource
 from data.sources.folders import FolderStorage
 from data.sources.index import Index, Stamp, stamp, stored
-from utils.errors import DataError
+from utils.errors import DataError, listing
+
+log = logging.getLogger(__name__)
 
 # ImageNet-22K's own list, as the released recipes name it, and the plain one
 PATTERNS = ("ILSVRC2011fall_whole_map_{}.txt", "{}_map.txt")
@@ -60,7 +63,8 @@ def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Li
     """Reads a list.
 
     Class names are the given ones; else the folders of the images if each label has a folder of its own; else the
-    labels as text.
+    labels as text. Where the given names have those folders at other places, they decide: a subset may be numbered
+    within itself.
 
     Args: classes: how many there are, 0 for the largest label plus one.
     Raises: DataError with file and line.
@@ -72,13 +76,37 @@ def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Li
     entries = _from_json(text, path) if text.lstrip().startswith("[") else _from_lines(text, path)
     if not entries:
         raise DataError(f"an empty list: {path}: it must name images")
+    names = [posixpath.normpath(safe_path(name, where)) for name, _, where in entries]
+    labels = [label for _, label, _ in entries]
+    folders = _folders(names, labels)
+    if class_names is not None:
+        labels = _by_name(labels, folders, class_names, path)
     limit = len(class_names) if class_names is not None else classes
-    for name, label, where in entries:
-        safe_path(name, where)
+    for label, (_, _, where) in zip(labels, entries, strict=True):
         if label < 0 or (limit and label >= limit):
             raise DataError(f"label {label} is not in 0 to {limit - 1}: {where}: correct it, or MODEL.NUM_CLASSES")
-    names, labels = [posixpath.normpath(name) for name, _, _ in entries], [label for _, label, _ in entries]
-    return Listed(names, labels, list(class_names or _names_from_folders(names, labels, limit or max(labels) + 1)))
+    numbered = [folders.get(i, str(i)) for i in range(limit or max(labels) + 1)]
+    return Listed(names, labels, list(class_names or numbered))
+
+
+def _by_name(labels: list[int], folders: dict[int, str], class_names: Sequence[str], path: Path) -> list[int]:
+    """Returns the labels that the class names give to the folders of the images; those of the list if none is known.
+
+    Raises: DataError if only some of the folders are among the names, and not at their labels.
+    """
+    known = {name: label for label, name in enumerate(class_names)}
+    own = {label: known[folder] for label, folder in folders.items() if folder in known}
+    if all(label == other for label, other in own.items()):
+        return labels
+    strange = [folder for folder in folders.values() if folder not in known]
+    if strange:
+        label, other = next((label, other) for label, other in own.items() if label != other)
+        raise DataError(
+            f"label {label} is {folders[label]}, which the class map has as {other}, and {len(strange)} folders are not"
+            f" in it: {path}: {listing(strange)}: number the classes as the class map does"
+        )
+    log.info("labels of %s: by the folders of its images, which the class map has in another order", path)
+    return [own[label] for label in labels]
 
 
 def safe_path(name: str, where: str) -> str:
@@ -117,12 +145,11 @@ def _from_lines(text: str, path: Path) -> list[tuple[str, int, str]]:
     return entries
 
 
-def _names_from_folders(names: Sequence[str], labels: Sequence[int], classes: int) -> list[str]:
+def _folders(names: Sequence[str], labels: Sequence[int]) -> dict[int, str]:
+    """Returns the folder of each label; nothing if they do not correspond one to one."""
     folders: dict[int, str] = {}
     for name, label in zip(names, labels, strict=True):
         parent = posixpath.basename(posixpath.dirname(name))
         if not parent or folders.setdefault(label, parent) != parent:
-            return [str(i) for i in range(classes)]
-    if len(set(folders.values())) < len(folders):
-        return [str(i) for i in range(classes)]
-    return [folders.get(i, str(i)) for i in range(classes)]
+            return {}
+    return folders if len(set(folders.values())) == len(folders) else {}

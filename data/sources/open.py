@@ -147,7 +147,8 @@ def _known_names(
     if likely_names and fits and set(own) <= set(likely_names):
         few = len(own) < len(likely_names)
         other = f" (MODEL.NUM_CLASSES {len(own)}: as labels 0 to {len(own) - 1})" if few else ""
-        log.info("class map: ImageNet-1K, since the %d classes of val are its synsets%s", len(own), other)
+        why = f"the {len(own)} classes of val are its synsets{other}" if own else "val has no folders of classes"
+        log.info("class map: ImageNet-1K, since %s", why)
         return likely_names
     names: Sequence[str] = own
     split = "val"
@@ -258,8 +259,9 @@ def chosen_classes(choice: str, source: Source) -> list[int]:
         return [label for label, count in enumerate(source.counts()) if count]
     try:
         names = [line.strip() for line in Path(choice).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except OSError as e:
-        raise DataError(f"cannot read the class names ({e.strerror}): {choice}: TEST.CLASSES takes a file") from e
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or "not UTF-8"
+        raise DataError(f"cannot read the class names ({reason}): {choice}: TEST.CLASSES takes a file") from e
     labels = {name: label for label, name in enumerate(source.class_names)}
     unknown = [name for name in names if name not in labels]
     if unknown or not names:

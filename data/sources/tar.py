@@ -29,11 +29,12 @@ class TarStore:
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
         """Raises: DataError for missing or corrupt shards, or an image without a label."""
+        stamps = [stamp(self._root)] if self._root.is_dir() else []
         shards = self._shards(split)
         if not shards:
             raise DataError(f"no {split}.tar and no {split}*.tar: {self._root}: DATA.DATASET tar needs them")
         key = f"tar\0{self._root.resolve()}\0{split}\0{classes}\0{chr(0).join(class_names or [])}"
-        index, names = stored(key, lambda: _index_tar(shards, split, class_names, classes))
+        index, names = stored(key, lambda: _index_tar(shards, stamps, split, class_names, classes))
         return IndexedSource(index, names, TarStorage(shards))
 
     def _shards(self, split: str) -> list[Path]:
@@ -58,24 +59,26 @@ class TarStorage:
 
 
 def _index_tar(
-    shards: Sequence[Path], split: str, class_names: Sequence[str] | None, classes: int
+    shards: Sequence[Path], stamps: Sequence[Stamp], split: str, class_names: Sequence[str] | None, classes: int
 ) -> tuple[Index, list[str], list[Stamp]]:
     images: list[tuple[str, int, int, int]] = []  # name, shard, start, size
     labels: dict[tuple[int, str], int] = {}  # WebDataset: (shard, key) -> label
     ignored: list[str] = []
-    stamps = [stamp(shards[0].parent)]
+    stamps = list(stamps)  # of their folder
     for shard, path in enumerate(shards):
         try:
             stamps.append(stamp(path))
             with tarfile.open(path, "r:") as file:
                 for member in file:
                     name = posixpath.normpath(member.name)
+                    if is_hidden(name):
+                        continue
                     if member.isfile() and name.endswith(".cls"):
                         text = file.extractfile(member)
                         labels[shard, name.removesuffix(".cls")] = int(text.read()) if text else -1
                     elif member.isfile() and is_image(name):
                         images.append((safe_path(name, f"{path}@/{name}"), shard, member.offset_data, member.size))
-                    elif member.isfile() and not is_hidden(name) and not name.endswith(_BESIDE):
+                    elif member.isfile() and not name.endswith(_BESIDE):
                         ignored.append(f"{path}@/{name}")
         except (OSError, tarfile.TarError, ValueError) as e:
             raise DataError(f"not a readable tar archive ({e}): {path}: copy it again, uncompressed") from e

@@ -79,7 +79,7 @@ def _index_zip(
         names, labels, class_list = label_by_folder(sorted(members), class_names, archive)
     else:
         listed = read_list(mapped, classes, class_names)
-        names, labels, class_list = listed.names, listed.labels, listed.class_names
+        names, labels, class_list = below_split(listed.names, split), listed.labels, listed.class_names
         missing = [name for name in names if name not in members]
         if missing:
             raise DataError(f"{len(missing)} images of {mapped} are missing: {archive}@/{missing[0]}: add them")
@@ -108,8 +108,8 @@ def _zip_members(archive: Path, split: str) -> dict[str, zipfile.ZipInfo]:
             members = [info for info in file.infolist() if not info.is_dir()]
     except (OSError, zipfile.BadZipFile, EOFError, ValueError) as e:
         raise DataError(f"not a readable zip archive ({e}): {archive}: copy it again") from e
-    infos = [info for info in members if is_image(info.filename)]
-    others = [info.filename for info in members if not is_image(info.filename)]
-    warn_of_ignored([f"{archive}@/{name}" for name in others if not is_hidden(name)])
+    shown = [info for info in members if not is_hidden(info.filename)]
+    infos = [info for info in shown if is_image(info.filename)]
+    warn_of_ignored([f"{archive}@/{info.filename}" for info in shown if not is_image(info.filename)])
     names = below_split([safe_path(info.filename, f"{archive}@/{info.filename}") for info in infos], split)
     return dict(zip(names, infos, strict=True))

@@ -142,10 +142,9 @@ def _in_rgb(data: bytes, file: str) -> Image.Image | None:
     try:
         image = decode(data, file)
     except DataError:
-        if not data.startswith(TIFF):
+        if not data.startswith(TIFF) or tiff_bands(data, file) is None:
             raise
-        tiff_bands(data, file)  # any number of bands
-        return None
+        return None  # another number of bands
     with Image.open(io.BytesIO(data)) as original:
         return image if original.mode in ("1", "L", "P", "RGB", "YCbCr") else None
 

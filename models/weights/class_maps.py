@@ -41,7 +41,7 @@ def known_classes(contents: Mapping[str, Any]) -> KnownClasses:
     sizes = {len(v) for group in (contents, *contents.values()) if isinstance(group, Mapping) for v in _heads(group)}
     names = contents.get("class_names")
     return KnownClasses(
-        names if isinstance(names, list) else None,
+        names if isinstance(names, list) and names else None,  # a pre-training stores an empty list
         ImageNetInfo("imagenet-1k").label_names() if sizes & {CLASSES_1K, CLASSES_22K} else None,
     )
 

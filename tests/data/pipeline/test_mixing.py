@@ -7,16 +7,23 @@ import pytest
 import torch
 
 from data.pipeline.mixing import MixingOptions, build_mixing
+from utils.errors import ConfigError
 
 
 def mixing(**more):
     recipe = MixingOptions(0.8, 1.0, None, prob=1.0, switch_prob=0.5, mode="batch", label_smoothing=0.1)
-    return build_mixing(4, replace(recipe, **more))
+    return build_mixing(4, replace(recipe, **more), (8, 8))
 
 
 def test_nothing_to_mix_is_none():
-    assert mixing(mixup=0.0, cutmix=0.0) is None and build_mixing(4, None) is None
+    assert mixing(mixup=0.0, cutmix=0.0) is None and build_mixing(4, None, (8, 8)) is None
     assert mixing(mixup=0.0, cutmix=0.0, minmax=(0.2, 0.8)) is not None
+
+
+@pytest.mark.parametrize("minmax", [(0.5, 0.5), (1.0, 1.0), (0.5, 0.6)])
+def test_a_range_of_boxes_without_a_pixel_is_refused(minmax):
+    with pytest.raises(ConfigError, match="no box between .* of 8x8 pixels: AUG.CUTMIX_MINMAX"):
+        mixing(minmax=minmax)
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])

@@ -97,6 +97,18 @@ def test_classes_are_named_after_the_folders_where_each_has_its_own(tmp_path, li
     assert read_list(tmp_path / "train_map.txt", classes, None).class_names == names
 
 
+def test_folders_decide_where_the_class_map_has_another_order(tmp_path, caplog):
+    """A subset that is numbered within itself."""
+    path = tmp_path / "val_map.txt"
+    path.write_text("fox/x.jpg\t0\nb/cat/y.jpg\t1\nfox/z.jpg\t0\n")
+    with caplog.at_level("INFO"):
+        listed = read_list(path, 0, ["ant", "cat", "dog", "fox"])
+    assert listed.labels == [3, 1, 3] and "by the folders of its images" in caplog.text
+    assert read_list(path, 0, ["fox", "cat", "ant"]).labels == [0, 1, 0]  # the same order
+    with pytest.raises(DataError, match="label 1 is cat, which the class map has as 0, and 1 folders.*: fox: "):
+        read_list(path, 0, ["cat", "dog"])
+
+
 def test_class_names_that_are_given_are_kept(tmp_path):
     (tmp_path / "train_map.txt").write_text("a/./x.jpg 1\n")
     listed = read_list(tmp_path / "train_map.txt", 0, ["p", "q"])

@@ -208,6 +208,9 @@ def test_chosen_classes(photos, tmp_path):
         chosen_classes(str(tmp_path / "names.txt"), source)
     with pytest.raises(DataError, match="No such file"):
         chosen_classes(str(tmp_path / "gone.txt"), source)
+    (tmp_path / "names.txt").write_text("class_0", encoding="utf-16")
+    with pytest.raises(DataError, match=r"cannot read the class names \(not UTF-8\)"):
+        chosen_classes(str(tmp_path / "names.txt"), source)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -29,6 +29,14 @@ def test_class_folders_give_the_labels(photos, tmp_path, below):
     assert labels_of(store.open("val", ["x", "class_2", "class_1", "class_0"])) == [1] * 5 + [2] * 5 + [3] * 5
 
 
+def test_fault_43_hidden_folders_in_a_tar_are_passed_over(photos, tmp_path, image):
+    write_tars(photos, tmp_path)
+    with tarfile.open(tmp_path / "train.tar", "a") as archive:
+        archive.add(image, arcname="./train/.ipynb_checkpoints/x.jpg")
+    source = TarStore(tmp_path).open("train")
+    assert len(source) == 36 and source.class_names == ("class_0", "class_1", "class_2")
+
+
 def test_keys_of_webdataset_may_repeat_in_other_shards(photos, tmp_path, image):
     other = photos / "train/class_1/photo_3.jpg"
     write_shard(tmp_path / "train-000.tar", [(image, "00000", "2\n"), (image, "00001", "0")])

@@ -32,6 +32,23 @@ def test_the_splits_own_folder_in_the_archive_is_optional(photos, tmp_path):
     assert names[0] == names[1] == [name for name, _ in files(photos, "train")]
 
 
+@pytest.mark.parametrize("below", [True, False])
+def test_a_map_may_name_the_splits_own_folder(photos, tmp_path, below):
+    write_zips(photos, tmp_path, below=below)
+    write_lists(photos, tmp_path, below=True)
+    source = ZipStore(tmp_path).open("train")
+    assert [source.name(i).partition("@/")[2] for i in range(36)] == [name for name, _ in files(photos, "train")]
+
+
+def test_fault_43_hidden_folders_in_an_archive_are_passed_over(photos, tmp_path):
+    write_zips(photos, tmp_path)
+    with zipfile.ZipFile(tmp_path / "train.zip", "a") as archive:
+        for name in (".ipynb_checkpoints/x.jpg", "class_0/.thumbnails/x.jpg"):
+            archive.write(photos / "train/class_0/photo_0.jpg", f"train/{name}")
+    source = ZipStore(tmp_path).open("train")
+    assert len(source) == 36 and source.class_names == ("class_0", "class_1", "class_2")
+
+
 @pytest.mark.parametrize("name", ESCAPING)
 def test_fault_46_paths_out_of_the_root_are_refused_in_a_map(photos, tmp_path, name):
     write_zips(photos, tmp_path)

@@ -102,6 +102,14 @@ def test_a_bad_image_ends_the_copy_with_its_path(mixed, tmp_path):
         resize_copy(mixed, tmp_path / "to", 50, 90, workers=1)
 
 
+def test_a_bad_tiff_is_no_exception(mixed, tmp_path):
+    path = mixed / "train/a/palette.tif"
+    Image.new("P", (100, 150)).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"not a readable image .*palette\.tif"):
+        resize_copy(mixed, tmp_path / "to", 50, 90, workers=1)
+
+
 def test_flat_validation_images_are_sorted_or_left_alone(photos, tmp_path):
     names = ["ILSVRC2012_val_00000002.JPEG", "ILSVRC2012_val_00015416.JPEG"]
     (tmp_path / "val").mkdir()
