@@ -65,6 +65,7 @@ def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
     weights = opened.model.state_dict() if peer is None else peer.state_dict()
     tensors = {name: value.contiguous() for name, value in weights.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", NOTES: json.dumps(notes)})
+    (folder / "config.json").unlink(missing_ok=True)
     if peer is not None:
         data = {name: getattr(opened.preprocessing, name) for name in ("mean", "std", "crop_pct")}
         if not opened.cfg.TEST.CROP:
@@ -86,12 +87,12 @@ def _timm_model(opened: ModelFile) -> tuple[nn.Module | None, str]:
     if not isinstance(opened.model, SwinBackbone) or isinstance(opened.model, SwinMlp | SwinMoe):
         return None, f"it has no {type(opened.model).__name__}"
     if options.ape or getattr(options, "qk_scale", None):
-        return None, "its Swin Transformer has no absolute position embedding and no other scale of the scores"
+        return None, "its Swin Transformer has no absolute position embedding and no custom scale of the scores"
     try:
         peer = _in_timm(opened, options)
         difference = _difference(peer, opened.model, torch.randn(2, opened.channels, *opened.size))
     except (RuntimeError, AssertionError, ValueError) as e:  # other windows, or a size that it refuses
-        return None, f"at {opened.size} it differs ({one_line(e)[:120]})"
+        return None, f"its model differs at {opened.size} ({one_line(e)[:120]})"
     if not difference < TOLERANCE:  # it shifts a map before padding it to whole windows
         return None, f"its logits differ by {difference:.2g} at {opened.size}"
     return peer, ""

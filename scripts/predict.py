@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,17 @@ def predictions(opened: ModelFile, paths: list[Path], options: argparse.Namespac
             words = tuple(names[label] for label in labels)
             found.append(Prediction(str(next(rows)), labels, words, tuple(row[: len(labels)])))
     if not any(prediction.labels for prediction in found):
-        raise DataError(
-            f"no image could be read: {found[0].path}: name images, folders, patterns or a list in a .txt file"
-        )
+        raise _none_readable(paths)
     return found
+
+
+def _none_readable(paths: list[Path]) -> DataError:
+    return DataError(f"no image could be read: {paths[0]}: name images, folders, patterns or a list in a .txt file")
 
 
 def _batches(opened: ModelFile, paths: list[Path], world: World) -> EvalLoader:
     pipeline = PipelineOptions.from_config(opened.cfg, opened.channels, opened.preprocessing)
+    pipeline = replace(pipeline, loader=replace(pipeline.loader, on_bad="skip_any"))
     return build_eval_loader(FileSource(paths), world, pipeline)
 
 
@@ -84,7 +87,9 @@ def _batches(opened: ModelFile, paths: list[Path], world: World) -> EvalLoader:
 def save_features(opened: ModelFile, paths: list[Path], target: Path, kind: str, world: World) -> str:
     """Writes features of all images: "pooled": (images, C), or "pyramid": (images, C, H, W) for every stage.
 
-    Returns: a line that says what was written. Raises: ConfigError for an exported model; ResourceError.
+    Those of an image that could not be read are NaN.
+    Returns: a line that says what was written. Raises: ConfigError for an exported model; DataError if no image could
+    be read; ResourceError.
     """
     if not isinstance(opened.model, SwinBackbone):
         what = "an exported file" if opened.exported else type(opened.model).__name__
@@ -92,10 +97,16 @@ def save_features(opened: ModelFile, paths: list[Path], target: Path, kind: str,
     parts: dict[str, list[np.ndarray]] = {}
     precision = Precision.from_config(opened.cfg, world.device)
     loader = _batches(opened, paths, world)
-    for images, _ in track(loader, "computing", len(loader), "batches"):
+    readable = False
+    for images, targets in track(loader, "computing", len(loader), "batches"):
         with precision.autocast():
             for name, values in _features(opened.model, images, kind).items():
-                parts.setdefault(name, []).append(values.float().cpu().numpy())
+                values = values.float()
+                values[targets < 0] = float("nan")
+                parts.setdefault(name, []).append(values.cpu().numpy())
+        readable |= bool((targets >= 0).any())
+    if not readable:
+        raise _none_readable(paths)
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
     everything: dict[str, Any] = {"paths": np.array([str(path) for path in paths]), **arrays}
 
@@ -155,7 +166,6 @@ def _run(options: argparse.Namespace) -> None:
     given = {
         "DATA.BATCH_SIZE": options.batch_size,
         "DATA.NUM_WORKERS": options.workers,
-        "DATA.ON_BAD_IMAGE": "skip",
         **({"TEST.IMG_SIZE": options.size} if options.size else {}),
     }
     opened = open_model(options.model, options.cfg, [(key, value, "command line") for key, value in given.items()])

@@ -36,8 +36,9 @@ class Predictor:
     def transform(self, image: "str | Path | Image.Image") -> Tensor:
         """Returns the input of the model for an image or its path: float32 (1, C, H, W). Raises: DataError, OSError."""
         if isinstance(image, Image.Image):
-            buffer = io.BytesIO()
-            image.save(buffer, "png")
+            buffer, turn = io.BytesIO(), image.getexif()
+            usual = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # what a PNG can hold
+            (image if usual else image.convert("RGB")).save(buffer, "png", exif=turn)
             data, name = buffer.getvalue(), "the image"
         else:
             data, name = Path(image).read_bytes(), str(image)

@@ -3,8 +3,9 @@
     python scripts/push_to_hub.py output/swin_tiny/mine OWNER/NAME --license mit
     python scripts/push_to_hub.py output/swin_tiny/mine OWNER/NAME --folder published      # writes it, uploads nothing
 
-A repository holds model.safetensors, config.json in timm's form, and a model card. Both programs must read the same
-logits from it before anything is uploaded. `hf auth login` stores the token that the hub asks for.
+A repository holds model.safetensors, a model card and, if timm computes the same, config.json in timm's form. Both
+programs must read the same logits from it before anything is uploaded. `hf auth login` stores the token that the hub
+asks for.
 """
 
 import re
@@ -31,7 +32,12 @@ def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
     try:
         api.create_repo(card.repository, private=private, exist_ok=True)
         message = f"Add {opened.cfg.MODEL.NAME}"
-        return str(api.upload_folder(repo_id=card.repository, folder_path=folder, commit_message=message))
+        stale = [] if (folder / "config.json").exists() else ["config.json"]  # of an earlier model
+        return str(
+            api.upload_folder(
+                repo_id=card.repository, folder_path=folder, commit_message=message, delete_patterns=stale or None
+            )
+        )
     except LocalTokenNotFoundError as e:
         raise ResourceError(f"the hub asks for a token: {card.repository}: run hf auth login") from e
     except (HfHubHTTPError, httpx.HTTPError, OSError) as e:

@@ -59,7 +59,7 @@ def _starts(item: pytest.Function) -> bool:
 def pytest_runtest_protocol() -> Generator[None, object, object]:
     """What a test, or a fixture it sets up, does to logging ends with the test: many run a `main` in this process."""
     loggers = [logging.getLogger(), logging.getLogger(EVERY_RANK)]
-    before = [(logger, logger.handlers, logger.level) for logger in loggers]
+    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
     result = yield
     Bar.allowed = True
     for logger, handlers, level in before:

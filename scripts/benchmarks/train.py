@@ -30,7 +30,8 @@ UPDATES = 14  # of each run; the first half warms up, and ends with a save as th
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the subcommand `train`."""
     recipe, batch = find_config(options.model), options.batch_size
-    if batch % 2:
+    alone = torch.cuda.device_count() == 1  # a process has a GPU of its own
+    if batch % 2 and not alone:
         raise ConfigError(f"a batch of {batch} images cannot be shared by two processes: --batch-size: set an even one")
     bare = Contender(OURS, Setting(recipe, batch, options.size, options.threads))
     laps: list[dict[str, float]] = []
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 ONE: lambda: program(1),
                 BARE: lambda: statistics.median(bare.ask("train") for _ in range(UPDATES // 2)),
             }
-            if torch.cuda.device_count() != 1:  # a process has a GPU of its own
+            if not alone:
                 contenders[TWO] = lambda: program(2)
             speeds = take_turns(contenders, options.rounds, WARM_UP)
     finally:

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pyarrow import parquet
 
 from scripts.predict import main
@@ -53,6 +55,30 @@ def test_an_image_that_cannot_be_read_has_no_class(made, photos, tmp_path, capsy
     assert "not a readable image (unknown format)" in capsys.readouterr().out
     assert main([str(tmp_path / "bad.jpg"), "--model", str(made[0] / "model.pth")]) == 3
     assert "error: no image could be read: " in capsys.readouterr().err
+
+
+def test_any_number_of_images_may_be_unreadable_and_their_features_are_not_numbers(made, photos, tmp_path, capsys):
+    model = ["--model", str(made[0] / "model.pth")]
+    for number in range(12):
+        (tmp_path / f"bad_{number}.jpg").write_bytes(b"no image")
+    good = str(next((photos / "val").rglob("*.jpg")))
+    assert main([str(tmp_path), good, *model, "--output", str(tmp_path / "a.csv")]) == 0
+    assert capsys.readouterr().out.count("left out: not a readable image") == 12
+    assert main([str(tmp_path), good, *model, "--features", "pooled", "--output", str(tmp_path / "a.npz")]) == 0
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert np.isnan(arrays["features"]).all(1).tolist() == [True] * 12 + [False]
+    assert main([str(tmp_path), *model, "--features", "pooled", "--output", str(tmp_path / "b.npz")]) == 3
+    assert "error: no image could be read: " in capsys.readouterr().err and not (tmp_path / "b.npz").exists()
+
+
+def test_a_list_of_paths_of_any_bytes(made, tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").rename(tmp_path / name)
+    (tmp_path / "list.txt").write_bytes(os.fsencode(name) + b"\n")
+    output = tmp_path / "a.csv"
+    assert main([str(tmp_path / "list.txt"), "--model", str(made[0] / "model.pth"), "--output", str(output)]) == 0
+    assert len(output.read_bytes().splitlines()) == 2
 
 
 def test_features_are_those_before_the_head(made, photos, tmp_path):

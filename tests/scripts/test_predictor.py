@@ -26,6 +26,16 @@ def test_a_path_and_its_pixels_are_the_same_image(made, tmp_path):
     assert predict.transform(image).shape == (1, 3, 32, 32)
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "RGB"])
+def test_the_pixels_of_a_photograph_are_turned_and_converted_as_its_file_is(made, tmp_path, mode):
+    """The model's recipe applies the EXIF orientation."""
+    predict, tags = Predictor(str(made[0] / "model.pth")), Image.Exif()
+    tags[0x0112] = 6
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).convert(mode)
+    image.save(tmp_path / "a.jpg", exif=tags)
+    assert torch.equal(predict.transform(Image.open(tmp_path / "a.jpg")), predict.transform(tmp_path / "a.jpg"))
+
+
 def test_what_is_no_image_is_named(made, tmp_path):
     (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(DataError, match="not a readable image .*a.jpg"):

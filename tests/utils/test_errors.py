@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from utils.errors import (
@@ -100,8 +101,6 @@ def test_fault_17_a_disk_that_can_no_longer_be_written_costs_neither_line_nor_co
         logging.getLogger().error(text)
     assert report_error(DataError("x"), speak=True) == 3
     assert capsys.readouterr().err == "error: x\n"
-    for handler in logging.getLogger().handlers:
-        handler.close()
 
 
 def test_the_log_file_gets_the_line_and_its_detail_too(tmp_path, capsys, monkeypatch):
@@ -135,6 +134,14 @@ def test_the_action_of_a_script_gives_its_exit_code(capsys):
 
     assert [run_to_exit_code(action) for action in (lambda: None, lambda: 3, fail)] == [0, 3, 3]
     assert capsys.readouterr().err == "error: no data\n"
+
+
+def test_a_lack_of_memory_in_a_script_is_one_line(capsys):
+    def fail():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    assert run_to_exit_code(fail) == 7
+    assert capsys.readouterr().err == "error: out of memory: --batch-size: use a smaller one, or smaller images\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

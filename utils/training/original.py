@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from timm.optim import Lamb
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.errors import CheckpointError
+from utils.training.optim import parameter_groups
 from utils.training.plan import RunPlan
 from utils.training.state import TrainState
 
@@ -65,7 +66,7 @@ def _moments(contents: Mapping[str, Any], state: TrainState, origin: Path) -> di
     order = [name.removeprefix("module.") for name in contents["model"]]
     order = [name for name in order if name in own]  # without buffers
     sizes = [len(group["params"]) for group in contents["optimizer"]["param_groups"]]
-    groups = _layered(order, own, state) if len(sizes) > 2 else _by_decay(order, own)
+    groups = _layered(order, own, state.model) if len(sizes) > 2 else _by_decay(order, own)
     if sizes != list(map(len, groups)):
         raise CheckpointError(
             f"its optimizer has groups of {sizes} tensors, not {list(map(len, groups))}: {origin}:"
@@ -113,12 +114,13 @@ def _is_decayed(name: str, parameter: Tensor, prefix: str) -> bool:
     return parameter.ndim > 1 and not name.endswith(".bias") and not any(prefix + word in name for word in _NO_DECAY)
 
 
-def _layered(order: Sequence[str], own: Mapping[str, Tensor], state: TrainState) -> list[list[str]]:
-    """Returns the groups of layer-wise decay, which are those of this run in another order."""
-    numbers = {id(p): n for n, group in enumerate(state.optimizer.param_groups) for p in group["params"]}
+def _layered(order: Sequence[str], own: Mapping[str, Tensor], model: nn.Module) -> list[list[str]]:
+    """Returns the groups of layer-wise decay, whatever this run's are; a layer is known by its factor."""
+    layered = parameter_groups(model, weight_decay=1.0, layer_decay=0.5, rule="simmim")
+    factors = {id(p): group["lr_scale"] for group in layered for p in group["params"]}
     groups = defaultdict(list)
     for name in order:
-        groups[numbers[id(own[name])]].append(name)
+        groups[factors[id(own[name])], _is_decayed(name, own[name], "")].append(name)
     return list(groups.values())
 
 

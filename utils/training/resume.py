@@ -94,7 +94,7 @@ class Start:
         self.contents = {}  # as large as the state itself
         log.info("weights: %s (%s), at epoch %d, update %d", self.loaded, self.reason, state.epoch, state.update)
         if state.update != state.done(plan):
-            log.warning(
+            log.info(
                 "an epoch has %d updates now, %d are done: the learning rate goes on from epoch %d",
                 plan.updates_per_epoch,
                 state.update,

@@ -270,7 +270,7 @@ class Session:
         state, plan = self._state, self._plan
         log.warning("update %d skipped: its gradient is not finite (%d skipped so far)", update.number, state.skipped)
         scale = update.loss_scale if state.scaler.is_enabled() else None
-        epoch, step = divmod(update.number, plan.updates_per_epoch)
+        epoch, step = divmod(state.done(plan) - state.update + update.number, plan.updates_per_epoch)
         details = {
             "update": update.number,
             "epoch": epoch,

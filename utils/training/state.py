@@ -140,8 +140,8 @@ class TrainState:
         self.samples = epoch * plan.shape.samples
 
     def done(self, plan: RunPlan) -> int:
-        """Returns how many updates of the plan are done; `update` counts those that were made, of other length where
-        the data changed."""
+        """Returns how many updates of the plan are done. `update` counts those that were made, which are others where
+        changed data gave epochs another length."""
         return self.epoch * plan.updates_per_epoch + min(self.step, plan.updates_per_epoch)
 
     def reset_best(self) -> None:

@@ -90,13 +90,15 @@ def test_moments_of_a_pre_training(tmp_path, version):
     assert restored(contents, train_state(pre_training()), tmp_path) == expected
 
 
-def test_moments_of_a_fine_tuning_with_layer_wise_decay(tmp_path):
+@pytest.mark.parametrize("ape", [False, True])
+@pytest.mark.parametrize("layer_decay", [0.8, 1.0])
+def test_moments_of_a_fine_tuning_with_layer_wise_decay(tmp_path, layer_decay, ape):
     """A group per layer and kind, in the order in which the model's parameters lead to them."""
-    options = OptimizerOptions(layer_decay=0.5, rule="simmim")
-    model, groups = small(), {}
+    options = OptimizerOptions(layer_decay=layer_decay)
+    model, groups = small(ape=ape), {}
     for name, p in model.named_parameters():
         layer = name.split(".")
-        kind = p.ndim == 1 or name.endswith(".bias") or "relative_position_bias_table" in name
+        kind = p.ndim == 1 or name.endswith((".bias", "relative_position_bias_table", "absolute_pos_embed"))
         number = {"patch_embed": 0, "layers": 1}.get(layer[0], 99)
         if number == 1:
             merging = layer[2] == "downsample"
@@ -104,7 +106,7 @@ def test_moments_of_a_fine_tuning_with_layer_wise_decay(tmp_path):
             number = before + (0 if merging else int(layer[3]) + 1)
         groups.setdefault((number, kind), []).append(name)
     contents, expected = theirs(model, groups.values())
-    assert len(groups) > 4 and restored(contents, train_state(small(), optimizer=options), tmp_path) == expected
+    assert len(groups) > 4 and restored(contents, train_state(small(ape=ape), optimizer=options), tmp_path) == expected
 
 
 def test_steps_that_are_counted_in_the_groups(tmp_path):
