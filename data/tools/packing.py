@@ -75,8 +75,8 @@ def _compare(packed: Source, source: Source) -> None:
 def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers: int) -> tuple[int, int]:
     """Copies an image folder, resizing images to at most `short_side` pixels on their shorter side.
 
-    Smaller images, and those with other channels than RGB or more than 8 bits, are copied unchanged. An interrupted
-    copy continues when it is started again.
+    Smaller images, and those with other channels than RGB and alpha or more than 8 bits, are copied unchanged. An
+    interrupted copy continues when it is started again.
     Args: quality of the JPEGs written. Returns: images, and how many of them were resized.
     Raises: DataError for an image that cannot be read, ResourceError if the target cannot be written.
     """
@@ -115,7 +115,9 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         data = Path(file).read_bytes()
-        image = _in_rgb(data, file)
+        # by the file's extension: other programs rely on it
+        kind = Image.registered_extensions().get(place.suffix.lower(), "JPEG")
+        image = _to_resize(data, file, kind)
     except OSError as e:
         return DataError(f"cannot read an image ({e.strerror}): {file}: restore or remove it")
     except DataError as e:
@@ -123,10 +125,10 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
     scale = 1.0 if image is None else short_side / min(image.size)
     if image is not None and scale < 1:
         size = [max(1, round(side * scale)) for side in image.size]
-        # by the file's extension: other programs rely on it
-        kind = Image.registered_extensions().get(place.suffix.lower(), "JPEG")
         with atomic_path(place) as temporary:
-            image.resize(size, Image.Resampling.BICUBIC).save(temporary, kind, quality=quality, exif=_orientation(data))
+            # each channel by itself: colours that are transparent count in training
+            bands = [band.resize(size, Image.Resampling.BICUBIC) for band in image.split()]
+            Image.merge(image.mode, bands).save(temporary, kind, quality=quality, exif=_orientation(data))
     else:
         with atomic_path(place) as temporary:
             temporary.write_bytes(data)
@@ -134,10 +136,10 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
     return True
 
 
-def _in_rgb(data: bytes, file: str) -> Image.Image | None:
-    """Returns an image to resize; None if it has other channels than RGB, or more than 8 bits, which would be lost.
+def _to_resize(data: bytes, file: str, kind: str) -> Image.Image | None:
+    """Returns an image in RGB, with alpha if it has that; None if channels or more than 8 bits would be lost.
 
-    Raises: DataError for an unreadable one.
+    Args: kind: the format that it is written in. Raises: DataError for an unreadable one.
     """
     try:
         image = decode(data, file)
@@ -146,6 +148,9 @@ def _in_rgb(data: bytes, file: str) -> Image.Image | None:
             raise
         return None  # another number of bands
     with Image.open(io.BytesIO(data)) as original:
+        if original.mode == "RGBA" and kind in ("PNG", "TIFF", "WEBP"):
+            image.putalpha(original.getchannel("A"))
+            return image
         return image if original.mode in ("1", "L", "P", "RGB", "YCbCr") else None
 
 

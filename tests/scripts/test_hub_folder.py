@@ -57,7 +57,8 @@ def test_other_families(tmp_path, recipe):
     more |= {"MODEL__SWIN_MOE__MOE_BLOCKS": [[1], [0]]} if "moe" in recipe else {}
     opened = stored(tmp_path / "model.pth", recipe, SMALL[recipe], **more)
     assert opened.top1 is None
-    _, verified = write_folder(opened, tmp_path / "hub", Card("me/other"))
+    _, *why_not, verified = write_folder(opened, tmp_path / "hub", Card("me/other"))
+    assert why_not == ([] if "v2" in recipe else [f"not for timm: it has no {type(opened.model).__name__}"])
     assert ("timm" in verified) == ("v2" in recipe) == (tmp_path / "hub/config.json").exists()
     text = (tmp_path / "hub/README.md").read_text()
     assert ("import timm" in text) == ("v2" in recipe) and "license" not in text.split("---")[1]
