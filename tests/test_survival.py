@@ -252,7 +252,7 @@ def test_fault_35_the_last_line_says_how_to_go_on_and_it_works(disks):
     ended = start([folder], *options, faults="step:6:nan").wait()
     assert ended.codes == [6]
     newest = RUN / "checkpoints/ckpt_epoch_0_step_4.pth"
-    assert f"go on from --resume {newest}" in ended.error and "--opts TRAIN.BASE_LR 0.025" in ended.error
+    assert f"continue from --resume {newest}" in ended.error and "--opts TRAIN.BASE_LR 0.025" in ended.error
     reports = [json.loads(path.read_text()) for path in sorted((folder / RUN / "incidents").iterdir())]
     assert [report["update"] for report in reports] == [6, 7, 8]
     assert len(reports[0]["ranks"][0]["samples"]) == 2 and "photo_" in reports[0]["ranks"][0]["samples"][0]

@@ -145,16 +145,18 @@ def run_to_exit_code(action: Callable[[], int | None], debug: bool = False) -> i
     except BrokenPipeError:  # the reader of the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:
-        return report_error(_without_memory(error), debug=debug, speak=True)
+        if is_out_of_memory(error):
+            error = ResourceError("out of memory: --batch-size: use a smaller one, or smaller images")
+        return report_error(error, debug=debug, speak=True)
     return 0
 
 
-def _without_memory(error: BaseException) -> BaseException:
-    """Returns a ResourceError for an error that says memory is exhausted, other errors unchanged; without torch."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator" in str(error):
-        return ResourceError("out of memory: --batch-size: use a smaller one, or smaller images")
-    return error
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error, torch's among them, says that the memory of the machine or of a device is exhausted."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported here
+    text = str(error)
+    by_text = "MPS backend out of memory" in text or "DefaultCPUAllocator" in text
+    return by_text or not names.isdisjoint({"MemoryError", "OutOfMemoryError"})
 
 
 def _tell_launcher(text: str) -> None:

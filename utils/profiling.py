@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 
 from utils.derived import keep_derived
 from utils.distributed import World
-from utils.errors import ConfigError, ResourceError
+from utils.errors import ConfigError, ResourceError, is_out_of_memory
 from utils.precision import Precision
 from utils.preprocessing import Size, image_size
 from utils.terminal import Bar
@@ -74,10 +74,10 @@ def peak_memory(device: torch.device) -> int:
 
 def explain_memory(error: BaseException, device: torch.device) -> BaseException:
     """Returns a ResourceError for an error that says memory is exhausted, other errors unchanged."""
+    if not is_out_of_memory(error):
+        return error
     text = str(error)
     on_device = isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in text
-    if not on_device and not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in text:
-        return error
     wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)|allocate (\d+ bytes)", text)
     tried = f" in an attempt to allocate {wanted[1] or wanted[2]}" if wanted else ""
     where = str(device) if on_device else "the machine"

@@ -95,7 +95,7 @@ class Start:
         log.info("weights: %s (%s), at epoch %d, update %d", self.loaded, self.reason, state.epoch, state.update)
         if state.update != state.done(plan):
             log.info(
-                "an epoch has %d updates now, %d are done: the learning rate goes on from epoch %d",
+                "an epoch has %d updates now, %d are done: the learning rate continues from epoch %d",
                 plan.updates_per_epoch,
                 state.update,
                 state.epoch,

@@ -71,7 +71,7 @@ class RunFolder:
         if self.config.exists() and trained:
             differing = differences(self.config.read_text(encoding="utf-8"))
             if differing:
-                longer = f", which may go on from here: --tag NEW --resume {self.checkpoints / 'last.pth'}"
+                longer = f", which may continue from here: --tag NEW --resume {self.checkpoints / 'last.pth'}"
                 raise ConfigError(
                     f"the output folder belongs to a run with another configuration: {self.path}:"
                     f" {'; '.join(differing)}: restore the keys or set another --tag"

@@ -291,7 +291,7 @@ class Session:
             return
         self._saver.finish()
         newest = self._world.main_only(lambda: next(iter(list_checkpoints(self._folder.checkpoints)), None))
-        again = "start again" if newest is None else f"go on from --resume {newest}"
+        again = "start again" if newest is None else f"continue from --resume {newest}"
         half = " AMP_DTYPE bfloat16, or" if scale is not None else ""
         raise NumericsError(
             f"no finite gradient in {state.skipped_in_row} consecutive updates, the last is {update.number} at"

@@ -142,7 +142,7 @@ def test_fault_35_too_many_skipped_updates_end_the_run_and_say_how_to_go_on(tmp_
     newest = tmp_path / "checkpoints/ckpt_epoch_0_step_6.pth"
     message = str(caught.value)
     assert message.startswith("no finite gradient in 3 consecutive updates, the last is 6 at learning rate 0.000401 (")
-    assert f"go on from --resume {newest} with another --tag and --opts TRAIN.BASE_LR 0.05" in message
+    assert f"continue from --resume {newest} with another --tag and --opts TRAIN.BASE_LR 0.05" in message
     assert "loss scale" not in message and "AMP_DTYPE" not in message
     contents = find_newest(newest.parent)[1]  # the weights on disk are the last finite ones
     assert contents["counters"]["skipped"] == 2 and all(value.isfinite().all() for value in contents["model"].values())
@@ -175,7 +175,7 @@ def test_fault_35_weights_that_are_not_finite_are_not_saved(tmp_path, caplog):
         train(run_session, run_state, plan(), after=lambda: spoil(run_state, 5))
     assert saved(tmp_path) == ["ckpt_epoch_0_step_2.pth", "ckpt_epoch_0_step_4.pth"]
     assert "not saved after update 6: the weights are not finite" in caplog.text
-    assert f"go on from --resume {tmp_path}/checkpoints/ckpt_epoch_0_step_4.pth" in str(caught.value)
+    assert f"continue from --resume {tmp_path}/checkpoints/ckpt_epoch_0_step_4.pth" in str(caught.value)
 
 
 @pytest.fixture
