@@ -33,8 +33,10 @@ def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
         api.create_repo(card.repository, private=private, exist_ok=True)
         message = f"Add {opened.cfg.MODEL.NAME}"
         stale = None if (folder / "config.json").exists() else "config.json"  # of an earlier model
-        files = {"folder_path": folder, "delete_patterns": stale}
-        return str(api.upload_folder(repo_id=card.repository, commit_message=message, **files))
+        commit = api.upload_folder(
+            repo_id=card.repository, folder_path=folder, commit_message=message, delete_patterns=stale
+        )
+        return str(commit)
     except LocalTokenNotFoundError as e:
         raise ResourceError(f"the hub asks for a token: {card.repository}: run hf auth login") from e
     except (HfHubHTTPError, httpx.HTTPError, OSError) as e:
