@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
     for logger, handlers, level in before:
         for handler in logger.handlers:
             if handler not in handlers:
-                handler.close()
+                with suppress(OSError):  # its disk may be full
+                    handler.close()
         logger.handlers = handlers
         logger.setLevel(level)
     return result

@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -229,25 +228,15 @@ def log_lines(lines: Iterable[str]) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """A disk that fails costs lines of the file, with one warning; what it means for the run, others say."""
+    """A failing disk costs lines of the file, with one warning; what it means for the run is reported elsewhere."""
 
     _said = False
 
-    def flush(self) -> None:
-        try:
-            super().flush()
-        except OSError:
-            self.handleError()
-
-    def handleError(self, _record: logging.LogRecord | None = None) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:
         if not self._said:
             self._said = True
             reason = getattr(sys.exc_info()[1], "strerror", None) or sys.exc_info()[1]
             log.warning("lines are missing from the log from here on (%s): %s", reason, self.baseFilename)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()
 
 
 def log_to_file(path: Path) -> None:

@@ -149,6 +149,8 @@ def test_what_timm_computes_differently_is_published_without_its_config(
     cfg = configured(tiny_yaml, DATA__IMG_SIZE=size)
     weights = randomize(build(model_options(cfg), 3)).state_dict()
     torch.save({**contents, "config": dump_config(cfg), "model": weights}, tmp_path / "model.pth")
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to/config.json").write_text("{}")  # of an earlier model
     assert main([str(tmp_path / "model.pth"), "me/small", "--folder", str(tmp_path / "to")]) == 0
     out = capsys.readouterr().out
     assert re.search(f"not for timm: .*{reason}", out) and "verified: this program read it" in out

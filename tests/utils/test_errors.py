@@ -95,12 +95,15 @@ def test_a_rank_that_does_not_speak_is_silent_everywhere(tmp_path, capsys, monke
     assert capsys.readouterr() == ("", "") and not (tmp_path / "error.json").exists()
 
 
-def test_fault_17_a_disk_that_can_no_longer_be_written_costs_neither_line_nor_code(capsys):
+def test_fault_17_a_disk_that_can_no_longer_be_written_costs_neither_line_nor_code(capsys, caplog):
     log_to_file(Path("/dev/full"))
     for text in ("one", "two"):
         logging.getLogger().error(text)
     assert report_error(DataError("x"), speak=True) == 3
     assert capsys.readouterr().err == "error: x\n"
+    assert [message for message in caplog.messages if "No space left on device" in message] == [
+        "lines are missing from the log from here on (No space left on device): /dev/full"
+    ]
 
 
 def test_the_log_file_gets_the_line_and_its_detail_too(tmp_path, capsys, monkeypatch):

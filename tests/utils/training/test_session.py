@@ -153,6 +153,16 @@ def test_fault_35_too_many_skipped_updates_end_the_run_and_say_how_to_go_on(tmp_
     assert not (tmp_path / "owner.json").exists()
 
 
+def test_fault_35_a_report_names_the_epoch_also_where_changed_data_gave_epochs_another_length(tmp_path):
+    run_state, run_plan = train_state(small()), plan(epochs=5)
+    run_state.epoch, run_state.update = 3, 999  # epochs of 333 updates, now of ten
+    with session(tmp_path, run_state, run_plan) as run_session:
+        train(run_session, run_state, run_plan, [*batches(1), *poisoned(batches(1)), *batches(8)])
+        run_session.end_epoch(judged(50.0))
+    report = json.loads((tmp_path / "incidents/update_1000.json").read_text())
+    assert (report["epoch"], report["step"]) == (3, 2)
+
+
 def test_fault_35_without_a_checkpoint_the_run_starts_again_and_float16_is_doubted(tmp_path):
     run_state = train_state(small(), precision=choose_precision(CPU, True, "float16"))
     run_state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
