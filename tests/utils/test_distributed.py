@@ -35,7 +35,7 @@ def test_a_single_process_needs_nobody(capsys):
 def test_ranks_of_a_machine_take_turns_even_if_the_launcher_does_not_say_how_many_they_are():
     store = dist.HashStore()
     order = []
-    for local_rank in (0, 1):  # the second would wait for ever
+    for local_rank in (0, 1):  # the second would wait forever
         with World(local_rank, 2, local_rank=local_rank, store=store).local_main_first():
             order.append(local_rank)
     assert order == [0, 1]
