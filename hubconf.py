@@ -19,8 +19,8 @@ from torch import nn
 from configs.loading import load_config
 from models.registry import MODELS, build, model_options
 from models.weights.load import find_weights, load_contents
-from models.weights.released import released_models, released_url
 from utils.checkpoints.downloads import read_weights
+from utils.checkpoints.released import released_models, released_url
 from utils.errors import ConfigError, did_you_mean
 
 dependencies = ["torch", "torchvision", "timm", "yacs", "yaml", "safetensors"]

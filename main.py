@@ -4,7 +4,7 @@ import sys  # PYTHON_ARGCOMPLETE_OK
 from functools import partial
 
 from configs.options import check_command_line, parse_command_line
-from utils.interrupt import Interrupt
+from utils.distributed.signals import Interrupt
 from utils.openmp import wait_briefly
 
 interrupt = Interrupt()
@@ -22,23 +22,24 @@ from models.registry import fresh_model, model_options, new_model, preprocessing
 from models.teacher import open_teacher
 from models.weights.class_maps import known_classes, real_labels
 from models.weights.load import load_contents
-from models.weights.released import released_url
+from utils.checkpoints.broadcast import read_once
 from utils.checkpoints.downloads import local_file, read_weights
-from utils.checkpoints.shared import read_once
-from utils.distributed import World, join_world, launched_rank
+from utils.checkpoints.released import released_url
+from utils.cost import explain_memory
+from utils.distributed.world import World, join_world, launched_rank
 from utils.evaluation.reports import Evaluated, ReportOptions, assess, report
 from utils.precision import Precision
 from utils.preprocessing import Preprocessing
-from utils.profiling import explain_memory, log_throughput
+from utils.runs.dry_run import rehearse
+from utils.runs.folder import RunFolder
+from utils.runs.provenance import Provenance, versions
+from utils.runs.resume import StartOptions, find_start
+from utils.runs.session import Session, SessionOptions
+from utils.runs.throughput import log_throughput
 from utils.terminal import log_lines, start_logging
-from utils.training.fitting import fit_batch_size
+from utils.training.batch_size import fit_batch_size
 from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
-from utils.training.provenance import Provenance, versions
-from utils.training.rehearsal import rehearse
-from utils.training.resume import StartOptions, find_start
-from utils.training.run_folder import RunFolder
-from utils.training.session import Session, SessionOptions
 from utils.training.state import StateOptions, TrainState
 from utils.training.tasks import new_objective
 
@@ -93,7 +94,8 @@ def evaluate(cfg: CfgNode, world: World) -> None:
             log_lines([evaluation.line] if evaluation else [])
             continue
         samples = Evaluated(val.class_names, val.name, pipeline.val.size)
-        allowed, real = chosen_classes(reports.classes, val), real_labels(val.class_names) if reports.real else None
+        real = real_labels(val.class_names) if reports.real else None
+        allowed = chosen_classes(reports.classes, val)
         rows.append((name, assess(model, batches, samples, allowed=allowed, precision=precision, world=world)))
         report(rows, samples, reports, real, world)
 

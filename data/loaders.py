@@ -18,7 +18,7 @@ from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainT
 from data.pipeline.workers import LoaderOptions, MonitoredLoader, check_resources
 from data.sources.base import Source
 from utils.batches import Batch, EpochShape
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import DataError
 from utils.preprocessing import Preprocessing
 from utils.seeding import derive_seed, seed_all

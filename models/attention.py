@@ -2,7 +2,7 @@
 
 MODEL.ATTENTION names the form; "auto" chooses by what was measured (docs/benchmarks.md):
 
-- "kernel", on a GPU in half precision: models/window_kernel.py, for windows of up to 64 tokens;
+- "kernel", on a GPU in half precision: models/ops/window_kernel.py, for windows of up to 64 tokens;
 - "fused", without gradients: torch's scaled_dot_product_attention;
 - "explicit", with gradients: matrix products and a softmax in place, whose backward pass also yields the gradient of
   the bias, which fused kernels do not on a CPU.
@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.kernels import is_exporting, may_use_kernels, runs_kernels
 from models.layers import no_autocast
-from models.window_attention import WindowGrid
+from models.ops.kernels import is_exporting, may_use_kernels, runs_kernels
+from models.ops.windows import WindowGrid
 from utils.errors import ConfigError
 
 FORMS = ("auto", "explicit", "fused", "kernel")
-# what models/window_kernel.py supports
+# what models/ops/window_kernel.py supports
 MAX_TOKENS, WIDTHS = 64, (16, 32)  # wider heads do not fit into the shared memory of some GPUs
 
 _recorded: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None)
@@ -61,10 +61,10 @@ def attend_on_map(qkv: Tensor, bias: Tensor, grid: WindowGrid, scale: float | Te
     arguments = qkv, bias.float(), scales, scale, grid.window, grid.shift_h, grid.shift_w
     # imported only where they are used: Triton need not be installed
     if torch.compiler.is_compiling():
-        from models.window_operator import window_attention
+        from models.ops.window_operator import window_attention
 
         return window_attention(*arguments)
-    from models.window_kernel import FusedWindowAttention
+    from models.ops.window_kernel import FusedWindowAttention
 
     return FusedWindowAttention.apply(*arguments)
 

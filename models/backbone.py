@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from models.attention import FORMS
 from models.layers import PatchEmbed
-from models.stochastic_depth import Kept, draw_kept
+from models.ops.stochastic_depth import Kept, draw_kept
 from utils.errors import ConfigError, did_you_mean
 from utils.preprocessing import Size, image_size
 

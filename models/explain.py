@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.attention import record_weights
 from models.backbone import Stage, SwinBackbone
-from models.window_attention import WindowGrid
+from models.ops.windows import WindowGrid
 from utils.errors import ConfigError
 
 

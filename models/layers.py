@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.derived import derived
+from utils.eval_cache import derived
 
 CHUNK = 4096  # tokens whose hidden activation stays in the cache of a CPU
 ONEDNN_TYPES = (torch.float32, torch.bfloat16)

@@ -16,9 +16,9 @@ from models.swin import SwinTransformer
 from models.swin_mlp import SwinMlp
 from models.swin_moe import SwinMoe
 from models.swin_v2 import SwinTransformerV2
+from utils.cost import check_compiler, describe_model
 from utils.errors import ConfigError, did_you_mean
 from utils.preprocessing import Preprocessing, Size, image_size
-from utils.profiling import check_compiler, describe_model
 from utils.seeding import seed_all
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from yacs.config import CfgNode
 from models.attention import attend, attend_on_map
 from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Linear, Mlp, PatchMerging
+from models.ops.residual import add_normed_branch
+from models.ops.stochastic_depth import Kept
+from models.ops.windows import WindowGrid
 from models.position_bias import TableBias
-from models.residual import add_normed_branch
-from models.stochastic_depth import Kept
-from models.window_attention import WindowGrid
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Mlp, PatchMerging
-from models.stochastic_depth import Kept, add_branch
-from models.window_attention import WindowGrid
+from models.ops.stochastic_depth import Kept, add_branch
+from models.ops.windows import WindowGrid
 
 
 @dataclass(frozen=True, kw_only=True)

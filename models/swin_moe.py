@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from models.layers import Mlp, PatchMerging
-from models.moe import MoeMlp
+from models.moe.mixture import MoeMlp
+from models.moe.routing import RoutingOptions
+from models.ops.residual import add_normed_branch
+from models.ops.stochastic_depth import Kept, add_branch, as_factors
 from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
-from models.residual import add_normed_branch
-from models.routing import RoutingOptions
-from models.stochastic_depth import Kept, add_branch, as_factors
 from models.swin import WindowAttention
 from utils.errors import ConfigError
 

@@ -13,9 +13,9 @@ from yacs.config import CfgNode
 
 from models.attention import attend, attend_on_map
 from models.layers import Linear, Mlp, PostNormMerging, as_autocast, no_autocast
+from models.ops.stochastic_depth import Kept, add_branch
+from models.ops.windows import WindowGrid
 from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
-from models.stochastic_depth import Kept, add_branch
-from models.window_attention import WindowGrid
 
 MAX_SCALE = 100.0  # of the cosine similarities: a temperature of at least 0.01 (section 3.3)
 

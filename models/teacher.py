@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from models.stored import StoredModel, stored_model
-from models.weights.released import released_url
+from models.weights.model_file import StoredModel, stored_model
+from utils.checkpoints.broadcast import read_once
 from utils.checkpoints.downloads import best_in, read_weights
-from utils.checkpoints.shared import read_once
-from utils.distributed import World
+from utils.checkpoints.released import released_url
+from utils.distributed.world import World
 from utils.errors import CheckpointError, ConfigError
 from utils.preprocessing import Preprocessing
 

@@ -33,7 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from scripts.benchmarks import data, model, save, scale, train
-from scripts.benchmarks.turns import surroundings
+from scripts.benchmarks.interleave import surroundings
 from utils.errors import run_to_exit_code
 from utils.script_parser import ScriptParser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from scripts.runs import SUMMARY_HEAD, Run, curves_figure, differences
+from scripts.run_folder import SUMMARY_HEAD, Run, curves_figure, differences
 from utils.errors import ResourceError, run_to_exit_code
 from utils.files import atomic_path
 from utils.script_parser import ScriptParser

@@ -30,10 +30,10 @@ from models.swin_v2 import SwinTransformerV2, SwinV2Options
 from models.weights.checks import misfits
 from models.weights.layouts import LAYOUTS, Layout, Weights
 from models.weights.load import Found, find_weights, load_weights
-from models.weights.released import released_url
-from scripts.peers import build_peer
+from scripts.other_libraries import build_peer
 from utils.checkpoints.downloads import read_weights
 from utils.checkpoints.files import read_checkpoint
+from utils.checkpoints.released import released_url
 from utils.checkpoints.safe_load import NOTES
 from utils.errors import CheckpointError, ConfigError, ResourceError, run_to_exit_code
 from utils.files import atomic_path

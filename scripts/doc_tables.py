@@ -5,7 +5,7 @@ from typing import Any
 
 from configs.options import OPTIONS
 from configs.schema import KEYS
-from models.weights.released import released_models
+from utils.checkpoints.released import released_models
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MODELS = """# Models

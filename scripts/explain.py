@@ -12,8 +12,8 @@ from data.loaders import PipelineOptions, build_eval_loader
 from data.sources.files import FileSource
 from models.backbone import SwinBackbone
 from models.explain import attention_rollout, class_activation
-from scripts.model_files import ModelFile
-from utils.distributed import World
+from scripts.open_model import ModelFile
+from utils.distributed.world import World
 from utils.errors import ConfigError, ResourceError
 from utils.files import atomic_path
 from utils.pictures import new_figure

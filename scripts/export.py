@@ -23,10 +23,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from configs.loading import dump_config
-from scripts.exported import NOTES, open_exported
-from scripts.model_files import ModelFile, open_model
-from utils.derived import keep_derived
+from scripts.exported_model import NOTES, open_exported
+from scripts.open_model import ModelFile, open_model
 from utils.errors import CheckpointError, ConfigError, ResourceError, run_to_exit_code
+from utils.eval_cache import keep_derived
 from utils.files import atomic_path
 from utils.script_parser import ScriptParser
 

@@ -21,13 +21,13 @@ from models.swin_mlp import SwinMlp
 from models.swin_moe import SwinMoe
 from models.swin_v2 import SwinTransformerV2, SwinV2Options
 from models.weights.layouts import LAYOUTS
-from scripts.model_files import ModelFile, open_model
-from scripts.peers import timm_arguments
+from scripts.open_model import ModelFile, open_model
+from scripts.other_libraries import timm_arguments
 from utils.checkpoints.safe_load import NOTES
 from utils.class_words import in_words
+from utils.cost import count_flops, count_parameters
 from utils.errors import CheckpointError, one_line
 from utils.files import write_text
-from utils.profiling import count_flops, count_parameters
 
 WEIGHTS = "model.safetensors"
 SHOWN = 100  # classes that the card lists

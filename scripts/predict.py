@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from data.loaders import EvalLoader, PipelineOptions, build_eval_loader
 from data.sources.files import FileSource, find_images
 from models.backbone import SwinBackbone
-from scripts.model_files import ModelFile, open_model
+from scripts.open_model import ModelFile, open_model
 from utils.class_words import in_words
-from utils.distributed import World, join_world
+from utils.distributed.world import World, join_world
 from utils.errors import ConfigError, DataError, ResourceError, count, run_to_exit_code
 from utils.evaluation.predict import predict
 from utils.files import atomic_path

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from data.pipeline.device import Normalize, Pixels
 from data.pipeline.transforms import EvalTransform, EvalTransformOptions
-from scripts.model_files import open_model
+from scripts.open_model import open_model
 from utils.class_words import in_words
-from utils.derived import keep_derived
+from utils.eval_cache import keep_derived
 
 
 class Predictor:

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from scripts.hub_folder import Card, write_folder
-from scripts.model_files import EXPORTED, ModelFile, open_model
+from scripts.open_model import EXPORTED, ModelFile, open_model
 from utils.errors import ConfigError, ResourceError, one_line, run_to_exit_code
 from utils.script_parser import ScriptParser
 

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from data.loaders import PipelineOptions, build_eval_loader
 from data.sources.open import SourceOptions, open_val
-from scripts.model_files import open_model
-from scripts.runs import SUMMARY_HEAD, Run, curves_figure, differences
+from scripts.open_model import open_model
+from scripts.run_folder import SUMMARY_HEAD, Run, curves_figure, differences
 from utils.checkpoints.files import follow
 from utils.class_words import in_words
-from utils.distributed import World, join_world
+from utils.distributed.world import World, join_world
 from utils.errors import CheckpointError, DataError, ResourceError, one_line, run_to_exit_code
 from utils.evaluation.metrics import evaluate
 from utils.evaluation.pictures import confusion_figure

@@ -21,15 +21,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.builders import write_photos
-from tests.warm import Started, Starter
+from tests.tools.builders import write_photos
+from tests.tools.warm import Started, Starter
 from utils.terminal import EVERY_RANK, Bar
 
 # indices cached by tests must not end up in the user's cache
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swin_tests_")
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "main.py"
-RELEASED = json.loads((ROOT / "models" / "weights" / "released.json").read_text())["models"]
+RELEASED = json.loads((ROOT / "utils" / "checkpoints" / "released.json").read_text())["models"]
 
 
 def pytest_unconfigure() -> None:
@@ -138,7 +138,7 @@ def run_program(
     program: Path = MAIN,
     **env: str,
 ) -> Finished:
-    """Runs the program, or another, to its end; `fresh` also its start: Python, torchrun, the imports (tests/warm.py).
+    """Runs the program, or another, to its end; `fresh` also its start: Python, torchrun, the imports (warm.py).
 
     The code of a job is 1 with torchrun, otherwise that of the rank which failed first.
     """
@@ -183,8 +183,8 @@ def rank_variables(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def run_ranks(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs a program of tests/ranks, which must succeed."""
-    line = [sys.executable, "-m", f"tests.ranks.{program}", *map(str, arguments)]
+    """Runs a program of tests/tools/ranks, which must succeed."""
+    line = [sys.executable, "-m", f"tests.tools.ranks.{program}", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(line, cwd=ROOT, env=environment(), start_new_session=True, **pipes) as job:
         try:

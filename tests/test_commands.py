@@ -16,19 +16,19 @@ import yaml
 import main as program
 from configs import loading
 from models.registry import build, model_options
-from models.weights.released import released_url
-from tests.builders import write_photos
 from tests.conftest import ROOT
 from tests.data.sources.storages import as_22k_list
 from tests.test_docs import commands
-from utils import profiling
+from tests.tools.builders import write_photos
+from utils.checkpoints.released import released_url
+from utils.runs import throughput
 
 PROGRAMS = {"python", "torchrun", "bash"}
 # run by tests of their own, or only with a second machine, a scheduler, the hub
 ELSEWHERE = {
     "scripts/quickstart.sh": "tests/scripts/test_quickstart.py",
     "scripts/benchmark.py": "tests/scripts/benchmarks/test_model.py",
-    "scripts/soak.py": "tests/test_survival.py",
+    "tests/tools/soak.py": "tests/test_survival.py",
     "scripts/test.sh": "tests/test_commands.py",
     "scripts/two_hosts.sh": "tests/test_distributed.py",
 }
@@ -114,7 +114,7 @@ def run(words):
 @pytest.mark.parametrize(("page", "file_of"), [("README.md", "swin_tiny"), ("docs/recipes.md", "swinv2_tiny")])
 def test_the_commands_of_a_page_run(workspace, capsys, monkeypatch, page, file_of):
     """Each in this process, whatever number of processes it asks for. Args: file_of: the recipe that FILE is of."""
-    monkeypatch.setattr(profiling, "measure_throughput", functools.partial(profiling.measure_throughput, seconds=0.5))
+    monkeypatch.setattr(throughput, "measure_throughput", functools.partial(throughput.measure_throughput, seconds=0.5))
     save_weights(workspace / "FILE", file_of, 1000)
     text = (ROOT / page).read_text()
     known = dict(re.findall(r"^(\w+)=(\S+)", text, re.MULTILINE)) | {"imagenet": "photographs", "images": "photographs"}

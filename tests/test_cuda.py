@@ -8,10 +8,10 @@ import torch
 
 from models.registry import build, build_model, model_options
 from models.weights.layouts import LAYOUTS
-from scripts.exported import Exported
-from scripts.peers import build_peer_model
-from tests.builders import configured, randomize
+from scripts.exported_model import Exported
+from scripts.other_libraries import build_peer_model
 from tests.conftest import accuracy, run_program
+from tests.tools.builders import configured, randomize
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 GPU = torch.device("cuda")
@@ -67,7 +67,7 @@ def test_every_form_of_attention_is_as_near_to_float32(family):
 
 
 def test_auto_takes_the_kernel_in_half_precision_only(monkeypatch):
-    import models.window_kernel as kernel
+    import models.ops.window_kernel as kernel
 
     calls = []
     launch = kernel._launch

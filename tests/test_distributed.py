@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from data.pipeline.samplers import epoch_order
-from tests.builders import open_folder, write_photos
 from tests.conftest import ROOT, accuracy, command, environment, free_port, rank_variables, run_program
+from tests.tools.builders import open_folder, write_photos
 from utils.seeding import derive_seed
 
 # float32, and nothing drawn by process or micro-batch: mixing and stochastic depth off
@@ -69,7 +69,7 @@ def test_evaluation_of_65_images_gives_the_same_counts(tmp_path):
         (photos / "val" / f"class_{extra}" / "photo_9.jpg").unlink()
     results = []
     for processes in (1, 2, 3):
-        done = run_program(photos, processes=processes, program=ROOT / "tests/ranks/counting.py")
+        done = run_program(photos, processes=processes, program=ROOT / "tests/tools/ranks/counting.py")
         lines = [line for line in done.out.splitlines() if line.startswith("result")]
         assert len(lines) == 3, done.err
         results += lines

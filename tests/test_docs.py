@@ -11,7 +11,7 @@ from configs.options import parse_command_line
 from configs.schema import KEYS
 from data.sources.open import SourceOptions, open_sources
 from tests.conftest import ROOT
-from utils.distributed import World, join_world
+from utils.distributed.world import World, join_world
 from utils.errors import RunError
 
 ROWS = re.findall(r"^\| (\d+) \|.*\| ([^|]*) \|$", (ROOT / "docs/faults.md").read_text(), re.MULTILINE)
@@ -25,7 +25,7 @@ def all_fault_tests() -> set[str]:
 def test_the_table_of_faults_lists_every_test_in_its_row():
     assert [int(number) for number, _ in ROWS] == list(range(1, 61))
     listed = {name: int(number) for number, cell in ROWS for name in re.findall(r"`(\w+)`", cell)}
-    assert set(listed) == all_fault_tests(), "run: python -m tests.list_faults"
+    assert set(listed) == all_fault_tests(), "run: python -m tests.tools.list_faults"
     assert all(name.startswith(f"test_fault_{number:02d}_") for name, number in listed.items())
 
 

@@ -8,9 +8,9 @@ import sys
 import torch
 
 from models.registry import build_model
-from models.weights.released import released_url
-from tests.builders import SMALL, small
 from tests.conftest import RELEASED, ROOT, environment
+from tests.tools.builders import SMALL, small
+from utils.checkpoints.released import released_url
 
 SCRIPT = """
 import ast, sys, torch

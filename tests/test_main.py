@@ -10,8 +10,8 @@ import subprocess
 import pytest
 import torch
 
-from tests.builders import write_photos
 from tests.conftest import ROOT, accuracy, command, environment, run_program
+from tests.tools.builders import write_photos
 
 SWIN_TINY = ROOT / "configs/swin_tiny.yaml"
 

@@ -1,4 +1,4 @@
-"""Signals, kills, hangs and disks of two ranks, injected by scripts/inject.py; nothing may be lost.
+"""Signals, kills, hangs and disks of two ranks, injected by tests/tools/inject.py; nothing may be lost.
 
 The ranks are started as torchrun would, but each in a working folder of its own: relative paths lead to different
 disks, as on machines that share none.
@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from scripts import soak
-from scripts.soak import compare, leftovers
-from tests.builders import AUGMENTED, open_folder, pipeline
 from tests.conftest import ROOT, environment, free_port, only_error, rank_variables, starter
+from tests.tools import soak
+from tests.tools.builders import AUGMENTED, open_folder, pipeline
+from tests.tools.soak import compare, leftovers
 
 RECIPE = """
 DATA: {IMG_SIZE: 32, BATCH_SIZE: 2, NUM_WORKERS: 0}
@@ -34,14 +34,14 @@ PRINT_FREQ: 3
 """
 RUN = Path("output/soak/default")
 WORKERS = ["--opts", "DATA.NUM_WORKERS", 1]  # any number gives the same bits
-INJECT = ROOT / "scripts/inject.py"
+INJECT = ROOT / "tests/tools/inject.py"
 
 
 @dataclass
 class Ranks:
     """Ranks of one job that run."""
 
-    jobs: list[Any]  # of Popen, or with its methods (tests/warm.py)
+    jobs: list[Any]  # of Popen, or with its methods (tests/tools/warm.py)
 
     def wait(self, timeout: float = 90) -> "Ended":
         results = []
@@ -317,7 +317,7 @@ def test_fault_32_the_pixels_of_every_update_are_the_same_for_every_number_of_ra
 
     from data.loaders import build_train_loader
     from utils.batches import EpochShape
-    from utils.distributed import World
+    from utils.distributed.world import World
 
     source = open_folder(photos).train
     digests = []

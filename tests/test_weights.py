@@ -21,9 +21,9 @@ from data.pipeline.device import Normalize, Pixels
 from data.pipeline.transforms import EvalTransform, EvalTransformOptions
 from models.registry import build, build_model, model_options
 from models.weights.class_maps import rows_of_1k
-from tests.builders import CPU, small, write_photos
 from tests.conftest import ROOT, accuracy, run_program
-from utils.distributed import World
+from tests.tools.builders import CPU, small, write_photos
+from utils.distributed.world import World
 from utils.errors import CheckpointError
 from utils.preprocessing import Preprocessing, image_size
 

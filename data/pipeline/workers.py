@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from data.pipeline.dataset import EvalSamples, Key, TrainSamples, collate
 from data.pipeline.device import Collated
 from data.pipeline.fork_server import exit_with_program, server_context
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import DataError, ResourceError, listing
 from utils.preprocessing import Size
 from utils.terminal import EVERY_RANK

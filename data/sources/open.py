@@ -17,7 +17,7 @@ from data.sources.synthetic import SyntheticStore
 from data.sources.tar import TarStore
 from data.sources.unlabelled import UnlabelledStore
 from data.sources.zip import ZipStore
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import DataError, did_you_mean, listing
 from utils.terminal import log_lines
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from models.weights.released import released_models
+from utils.checkpoints.released import released_models
 from utils.errors import CheckpointError, listing
 
 

@@ -18,8 +18,8 @@ from yacs.config import CfgNode
 from configs.loading import load_config
 from data.loaders import PipelineOptions, build_train_loader
 from data.sources.open import SourceOptions, open_sources
-from scripts.benchmarks.turns import measure, table, timed
-from utils.distributed import World
+from scripts.benchmarks.interleave import measure, table, timed
+from utils.distributed.world import World
 from utils.preprocessing import Preprocessing
 from utils.training.plan import RunPlan
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from configs.loading import find_config, load_config
-from scripts.benchmarks.contender import OURS, PEERS, Contender, Setting
-from scripts.benchmarks.turns import CEILING, Row, measure, table
+from scripts.benchmarks.interleave import CEILING, Row, measure, table
+from scripts.benchmarks.subject import OURS, PEERS, Contender, Setting
 from utils.preprocessing import image_size
 
 TASKS = ("train", "evaluate")

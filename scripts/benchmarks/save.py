@@ -12,9 +12,9 @@ import torch
 from configs.loading import load_config
 from models.registry import model_options, new_model
 from utils.checkpoints.files import checkpoint_name
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.precision import Precision
-from utils.training.saver import Saver
+from utils.runs.saver import Saver
 from utils.training.state import StateOptions, TrainState
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "swin_base.yaml"

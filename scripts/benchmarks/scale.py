@@ -11,8 +11,8 @@ from itertools import chain
 from typing import Any
 
 from configs.loading import find_config
-from scripts.benchmarks.contender import OURS, Contender, Setting
-from scripts.benchmarks.turns import take_turns
+from scripts.benchmarks.interleave import take_turns
+from scripts.benchmarks.subject import OURS, Contender, Setting
 
 WARM_UP = 2
 

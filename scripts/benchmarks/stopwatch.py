@@ -16,7 +16,7 @@ if __name__ == "__main__":  # as in main.py, before torch is imported
     wait_briefly()
 
 import main as program
-from utils.training.session import Session
+from utils.runs.session import Session
 
 MARK = "stopwatch "
 PARTS = ("data", "step", "log", "save")

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from configs.loading import find_config
-from scripts.benchmarks.contender import OURS, Contender, Setting
+from scripts.benchmarks.interleave import compare, table, take_turns
 from scripts.benchmarks.stopwatch import MARK, PARTS
-from scripts.benchmarks.turns import compare, table, take_turns
+from scripts.benchmarks.subject import OURS, Contender, Setting
 from utils.errors import ConfigError, ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]

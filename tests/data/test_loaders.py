@@ -9,8 +9,8 @@ from data.loaders import build_eval_loader, build_train_loader
 from data.pipeline.masking import MaskingOptions
 from data.pipeline.mixing import MixingOptions
 from data.pipeline.transforms import EvalTransformOptions
-from tests.builders import AUGMENTED, open_folder, pipeline, shape
-from utils.distributed import World
+from tests.tools.builders import AUGMENTED, open_folder, pipeline, shape
+from utils.distributed.world import World
 from utils.errors import ResourceError
 from utils.preprocessing import Preprocessing
 

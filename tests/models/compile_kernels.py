@@ -6,7 +6,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from models import norm_kernel, window_kernel
+from models.ops import norm_kernel, window_kernel
 
 
 def compile_for(capability: int, kernel: Any, pointers: dict[str, str], constants: dict[str, Any], floats: str) -> None:

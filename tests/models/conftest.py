@@ -8,7 +8,7 @@ import timm.models.vision_transformer
 import torch
 from torch import nn
 
-from tests.builders import randomize
+from tests.tools.builders import randomize
 
 
 def uninitialized(build: Callable[[], nn.Module]) -> nn.Module:

@@ -9,8 +9,8 @@ from configs.loading import load_config
 from models.backbone import init_weights, resize_position_embedding
 from models.registry import MODELS, model_options
 from models.swin import SwinOptions
-from tests.builders import SMALL, randomize, small
 from tests.conftest import ROOT
+from tests.tools.builders import SMALL, randomize, small
 from utils.errors import ConfigError
 
 

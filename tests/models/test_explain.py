@@ -5,7 +5,7 @@ import torch
 
 from models.attention import record_weights
 from models.explain import attention_rollout, class_activation
-from tests.builders import randomize, small
+from tests.tools.builders import randomize, small
 from utils.errors import ConfigError
 
 

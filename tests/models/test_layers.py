@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from models import layers
 from models.layers import Linear, Mlp, PatchEmbed, PatchMerging, PostNormMerging, gather_patches
-from utils.derived import keep_derived
+from utils.eval_cache import keep_derived
 
 
 def test_neighbours_are_gathered_down_the_first_column_then_the_second():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.position_bias import ContinuousBias, TableBias, log_coordinates
-from utils.derived import keep_derived
+from utils.eval_cache import keep_derived
 
 
 def new(kind, window=3):

@@ -19,10 +19,10 @@ from models.registry import (
 )
 from models.swin import SwinOptions
 from models.swin_v2 import SwinV2Options
-from tests.builders import CPU, MOE, SMALL, configured, small
+from tests.tools.builders import CPU, MOE, SMALL, configured, small
+from utils.cost import check_compiler, describe_model
 from utils.errors import ConfigError
 from utils.preprocessing import Preprocessing
-from utils.profiling import check_compiler, describe_model
 
 
 @pytest.mark.parametrize("family", sorted(MODELS))

@@ -7,7 +7,7 @@ from torch import nn
 
 from models.simmim import SimMIM
 from models.weights.load import find_weights, load_contents, load_weights
-from tests.builders import configured, randomize, small
+from tests.tools.builders import configured, randomize, small
 from utils.errors import CheckpointError, ConfigError
 from utils.training.optim import parameter_groups
 

@@ -8,8 +8,8 @@ from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSw
 
 from models.swin import SwinOptions, SwinTransformer
 from models.weights.layouts import LAYOUTS
-from tests.builders import SIZES, small, take
 from tests.models.conftest import fill, uninitialized
+from tests.tools.builders import SIZES, small, take
 
 # four stages of the published depth, an eighth of the width
 NARROW = {"embed_dim": 12, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8)}
@@ -19,7 +19,7 @@ NARROW = {"embed_dim": 12, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8)}
 @pytest.mark.parametrize(("pixels", "window"), [(224, 7), (384, 12)])
 @pytest.mark.parametrize("size", SIZES)
 def test_logits_equal_timm(size, pixels, window):
-    """At the published sizes; torchvision's and transformers' are compared in tests/scripts/test_peers.py."""
+    """At the published sizes; torchvision's and transformers' are compared in tests/scripts/test_other_libraries.py."""
     name = f"swin_{size}_patch4_window7_224"
     peer = fill(uninitialized(lambda: timm.create_model(name, img_size=pixels, window_size=window, num_classes=100)))
     options = SwinOptions(img_size=pixels, window_size=window, num_classes=100, **SIZES[size])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.swin_mlp import SwinMlp
-from tests.builders import small
+from tests.tools.builders import small
 
 
 def mixed_by_hand(block, x):

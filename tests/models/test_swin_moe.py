@@ -4,15 +4,15 @@ import pytest
 import torch
 from timm.optim import param_groups_weight_decay
 
-from models.moe import MoeMlp
+from models.moe.mixture import MoeMlp
+from models.moe.routing import RoutingOptions
+from models.ops.stochastic_depth import Samples
 from models.registry import model_options
-from models.routing import RoutingOptions
-from models.stochastic_depth import Samples
 from models.swin import SwinTransformer
 from models.swin_moe import SwinMoe
 from models.weights.load import find_weights, load_weights
-from tests.builders import MOE, configured, randomize, small
 from tests.models.weights.conftest import filled
+from tests.tools.builders import MOE, configured, randomize, small
 from utils.errors import ConfigError
 
 ONE_EXPERT = {"num_experts": 1, "routing": RoutingOptions(capacity_factor=0.0)}

@@ -13,9 +13,9 @@ from models.position_bias import log_coordinates
 from models.registry import build, model_options
 from models.swin_v2 import MAX_SCALE, CosineWindowAttention, SwinTransformerV2, SwinV2Options
 from models.weights.load import find_weights, load_weights
-from tests.builders import SIZES, configured, randomize, small, take, train_state
 from tests.conftest import RELEASED, ROOT
 from tests.models.conftest import fill, uninitialized
+from tests.tools.builders import SIZES, configured, randomize, small, take, train_state
 
 
 def fill_v2(model):
@@ -48,7 +48,7 @@ def fill_v2(model):
     ],
 )
 def test_logits_equal_timm(size, name, pixels, window, pretrained):
-    """At the published sizes; torchvision's and transformers' are compared in tests/scripts/test_peers.py."""
+    """At the published sizes; torchvision's and transformers' are compared in tests/scripts/test_other_libraries.py."""
     peer = fill_v2(uninitialized(lambda: timm.create_model(f"swinv2_{size}_{name}", num_classes=100)))
     windows = (pretrained, pretrained, pretrained, pretrained // 2)
     options = SwinV2Options(

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from configs.loading import config_of_weights, dump_config
 from models.registry import build, model_options
-from models.stored import StoredModel
 from models.teacher import Teacher, open_teacher
-from tests.builders import CPU, configured, randomize, small
-from utils.distributed import World
+from models.weights.model_file import StoredModel
+from tests.tools.builders import CPU, configured, randomize, small
+from utils.distributed.world import World
 from utils.errors import CheckpointError, ConfigError
 from utils.preprocessing import Preprocessing
 

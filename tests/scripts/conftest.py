@@ -6,9 +6,9 @@ import torch
 from configs.loading import dump_config
 from data.loaders import PipelineOptions, build_eval_loader
 from models.registry import build, model_options
-from tests.builders import configured, open_folder, randomize
+from tests.tools.builders import configured, open_folder, randomize
 from utils.class_words import in_words
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.evaluation.predict import predict
 from utils.precision import Precision
 from utils.preprocessing import Preprocessing

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scripts.average_checkpoints import checkpoints_of, main
-from scripts.model_files import open_model
-from tests.builders import small
+from scripts.open_model import open_model
+from tests.tools.builders import small
 from utils.errors import CheckpointError
 
 

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from scripts.compare_runs import main
-from tests.scripts.test_runs import write
+from tests.scripts.test_run_folder import write
 
 
 def test_results_differences_and_curves(tmp_path, capsys):

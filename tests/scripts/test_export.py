@@ -7,10 +7,10 @@ import torch
 
 from scripts import predict
 from scripts.export import export, main
-from scripts.exported import open_exported
-from scripts.model_files import open_model
-from tests.builders import small
+from scripts.exported_model import open_exported
+from scripts.open_model import open_model
 from tests.scripts.test_predict import predictions
+from tests.tools.builders import small
 from utils.errors import CheckpointError, ConfigError
 
 
@@ -42,7 +42,7 @@ def test_a_model_of_another_size(made, tmp_path):
 
 
 def test_a_wrong_export_does_not_appear(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.exported.Exported.forward", lambda self, images: torch.ones(len(images), 3))
+    monkeypatch.setattr("scripts.exported_model.Exported.forward", lambda self, images: torch.ones(len(images), 3))
     with pytest.raises(CheckpointError, match="the exported logits differ"):
         export(open_model(str(made[0] / "model.pth")), tmp_path / "model.pt2", 0)
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,8 @@ import yaml
 from configs.loading import dump_config
 from models.registry import build, model_options
 from scripts.hub_folder import Card, write_folder
-from scripts.model_files import open_model
-from tests.builders import configured, randomize
+from scripts.open_model import open_model
+from tests.tools.builders import configured, randomize
 from utils.errors import CheckpointError
 
 SMALL = {

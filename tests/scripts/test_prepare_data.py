@@ -9,8 +9,8 @@ from timm.data import ImageNetInfo
 
 from data.pipeline.decoding import decode
 from scripts.prepare_data import main
-from tests.builders import open_folder, write_photos
 from tests.conftest import run_program
+from tests.tools.builders import open_folder, write_photos
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
 

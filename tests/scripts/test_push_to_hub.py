@@ -15,17 +15,17 @@ import yaml
 
 from configs.loading import dump_config
 from models.registry import build, model_options
-from scripts.model_files import open_model
+from scripts.open_model import open_model
 from scripts.push_to_hub import main
-from tests.builders import configured, randomize
 from tests.conftest import ROOT
+from tests.tools.builders import configured, randomize
 from tests.utils.checkpoints.test_downloads import serve
 
 READ_BACK = """
 import sys
 import timm, torch
 from scripts import push_to_hub
-from scripts.model_files import open_model
+from scripts.open_model import open_model
 
 code = push_to_hub.main([sys.argv[1], "me/small", "--license", "mit"])
 own, published = open_model(sys.argv[1]), open_model("hf:me/small")

@@ -13,8 +13,8 @@ from PIL import Image
 
 from configs.loading import dump_config
 from scripts.report import main
-from tests.builders import configured, small
-from tests.scripts.test_runs import write
+from tests.scripts.test_run_folder import write
+from tests.tools.builders import configured, small
 
 SMALL_KEYS = {
     "DATA__IMG_SIZE": 32,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import builders
+from tests.tools import builders
 from utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, image_size
 
 OWN = Preprocessing((0.1, 0.2, 0.6), (0.3, 0.3, 0.3), 0.95, "bilinear")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.distributed import World
+from utils.distributed.world import World
 
 NOT_COUNTED = -1  # a sample that could not be read
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import DataError
 from utils.evaluation.answers import AnswerCollector, Answers
 from utils.evaluation.predict import predict

@@ -6,10 +6,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from utils.derived import keep_derived
-from utils.distributed import World
+from utils.distributed.sharding import needs_all_ranks
+from utils.distributed.world import World
+from utils.eval_cache import keep_derived
 from utils.precision import Precision
-from utils.sharding import needs_all_ranks
 from utils.terminal import track
 
 

@@ -14,7 +14,8 @@ from yacs.config import CfgNode
 
 from utils.checkpoints.downloads import newest_in
 from utils.class_words import in_words
-from utils.distributed import World
+from utils.cost import count_parameters
+from utils.distributed.world import World
 from utils.errors import ResourceError
 from utils.evaluation.answers import NOT_COUNTED, AnswerCollector, Answers
 from utils.evaluation.metrics import Accuracy, AccuracyCounter
@@ -23,7 +24,6 @@ from utils.evaluation.routing import RoutingMeter, warn_of_drops
 from utils.files import write_text
 from utils.precision import Precision
 from utils.preprocessing import Size
-from utils.profiling import count_parameters
 from utils.terminal import log_lines
 
 

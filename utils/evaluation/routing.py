@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.pictures import new_figure, rendered
 
 log = logging.getLogger(__name__)

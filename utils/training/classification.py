@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from utils.batches import Batch
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.evaluation.metrics import evaluate
 from utils.evaluation.pictures import Gallery, answer_pictures
 from utils.evaluation.routing import RoutingMeter, load_picture

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.batches import Batch
-from utils.expert_parallel import reduce_expert_gradients
+from utils.distributed.experts import reduce_expert_gradients
 from utils.training.objective import Objective
 from utils.training.optim import set_learning_rate, step_if_finite
 from utils.training.parallel import gradient_norms, synchronize

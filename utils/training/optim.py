@@ -9,7 +9,7 @@ from timm.optim import Lamb, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from utils.sharding import is_dtensor
+from utils.distributed.sharding import is_dtensor
 
 Groups = list[dict[str, Any]]  # torch's own form
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from yacs.config import CfgNode
 
-from utils.distributed import World
+from utils.distributed.experts import Placement, shard_experts, sharded_modules
+from utils.distributed.sharding import Shard, is_dtensor, local_part, shards_of, total_norms
+from utils.distributed.world import World
 from utils.errors import DistributedError, count
-from utils.expert_parallel import Placement, shard_experts, sharded_modules
-from utils.sharding import Shard, is_dtensor, local_part, shards_of, total_norms
 
 _BLOCK = re.compile(r"(^|\.)blocks\.\d+(\.\d+)?$")  # of ours, and of timm's transformers
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from utils.batches import Batch
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import DataError
 from utils.evaluation.predict import evaluating, in_step, progress_of
 from utils.pictures import hide, in_pixels, restore, sheet, to_image

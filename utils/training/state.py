@@ -10,11 +10,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from yacs.config import CfgNode
 
-from utils.distributed import World
+from utils.distributed.sharding import ExpertShard, own_moments, shards_of, whole_moments, whole_tensors
+from utils.distributed.world import World
 from utils.errors import ConfigError
 from utils.evaluation.metrics import Mean
 from utils.precision import Precision
-from utils.sharding import ExpertShard, own_moments, shards_of, whole_moments, whole_tensors
 from utils.terminal import log_lines
 from utils.training.optim import OptimizerOptions, build_optimizer, describe_groups, parameter_groups
 from utils.training.parallel import ParallelOptions, changing_buffers, describe_parallel, shard, wrap

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from yacs.config import CfgNode
 
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.precision import Precision
 from utils.training.classification import Classification
 from utils.training.distillation import Distillation, DistillationOptions

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.pipeline.dataset import NO_LABEL, EvalSamples, Sample, TrainSamples, collate
 from data.pipeline.transforms import Box, EvalTransform, EvalTransformOptions, Prepared, TrainTransform
-from tests.builders import AUGMENTED, PLAIN, open_folder
+from tests.tools.builders import AUGMENTED, PLAIN, open_folder
 from utils.errors import DataError
 
 # crops and mirrors, but keeps colours

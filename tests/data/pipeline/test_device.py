@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from data.pipeline.device import Collated, Normalize, Pixels, _side_stream, prefetch_to_device
-from tests.builders import CPU
+from tests.tools.builders import CPU
 from utils.preprocessing import Preprocessing
 
 NO_BOXES = torch.zeros(0, 6, dtype=torch.int64)

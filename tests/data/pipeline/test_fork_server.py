@@ -39,7 +39,7 @@ def test_an_exception_ends_a_pool_without_doing_what_is_waiting():
 
 def test_the_processes_of_a_pool_end_with_the_program():
     """In a process of its own, which is killed; communicate() fails if something of its session is left."""
-    job = starter.start(ROOT / "tests/ranks/killed_pool.py", [], ROOT, environment())
+    job = starter.start(ROOT / "tests/tools/ranks/killed_pool.py", [], ROOT, environment())
     out, err = job.communicate(60)
     assert job.returncode == -signal.SIGKILL, err
     assert out.strip().isdigit()

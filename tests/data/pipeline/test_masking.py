@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data.pipeline.masking import Masking, MaskingOptions
-from tests.builders import configured
+from tests.tools.builders import configured
 from utils.errors import ConfigError
 
 RECIPE = MaskingOptions((192, 192), square=32, ratio=0.6)

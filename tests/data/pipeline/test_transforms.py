@@ -23,8 +23,8 @@ from data.pipeline.transforms import (
     crop_long_side,
     resize,
 )
-from tests.builders import AUGMENTED, CPU, PLAIN
 from tests.data.pipeline.test_decoding import encoded, malformed_exif, noise, tiff
+from tests.tools.builders import AUGMENTED, CPU, PLAIN
 from utils.errors import ConfigError, DataError
 from utils.preprocessing import Preprocessing
 

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from tests.builders import in_child
 from tests.conftest import ROOT, environment
+from tests.tools.builders import in_child
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 MODULE = "data.pipeline.worker_group"

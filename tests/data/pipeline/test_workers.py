@@ -20,10 +20,10 @@ from data.pipeline.transforms import TrainTransform
 from data.pipeline.workers import LoaderOptions, MonitoredLoader, check_resources
 from data.sources.base import IndexedSource
 from data.sources.index import Index, stored
-from tests.builders import PLAIN, configured, open_folder
 from tests.conftest import ROOT
 from tests.data.pipeline.troubled import Deadly, ManyPaths, ParentOfWorker
-from utils.distributed import World
+from tests.tools.builders import PLAIN, configured, open_folder
+from utils.distributed.world import World
 from utils.errors import DataError, ResourceError
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.sources.open import Sources
-from tests.builders import open_data
+from tests.tools.builders import open_data
 
 SPLITS = ("train", "val")
 # names in a list or an archive that lead out of the data folder

@@ -9,7 +9,7 @@ import pytest
 
 from data.sources.base import IndexedSource, check_classes
 from data.sources.index import Index
-from tests.builders import open_folder
+from tests.tools.builders import open_folder
 from utils.errors import DataError
 
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from data.sources.digits import write_digits
-from tests.builders import open_data
+from tests.tools.builders import open_data
 from utils.errors import DataError
 
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from data.sources.folders import FolderStore, imagenet_synsets, images_below, is_image, validation_labels
-from tests.builders import labels_of, open_folder, open_validation
+from tests.tools.builders import labels_of, open_folder, open_validation
 from utils.errors import DataError
 
 

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from tests.builders import open_data, open_folder
 from tests.conftest import ROOT, environment, run_program
+from tests.tools.builders import open_data, open_folder
 from utils.errors import DataError
 
 HASHES = """
 import hashlib, pickle, sys
-from tests.builders import open_data
+from tests.tools.builders import open_data
 sources = open_data("timm:hfds/" + sys.argv[1], "")
 for source in (sources.train, pickle.loads(pickle.dumps(sources.val))):
     for i in range(len(source)):

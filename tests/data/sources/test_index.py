@@ -11,7 +11,7 @@ import pytest
 
 from data.sources import index
 from data.sources.index import Index, stamp, stored
-from tests.builders import open_folder
+from tests.tools.builders import open_folder
 
 
 def test_samples_are_sorted_by_label_then_name():

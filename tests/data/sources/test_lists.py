@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from data.sources.lists import ListStore, read_list
-from tests.builders import labels_of, open_data
 from tests.data.sources.storages import ESCAPING, SPLITS
+from tests.tools.builders import labels_of, open_data
 from utils.errors import DataError
 
 LINES = {

@@ -13,7 +13,6 @@ from configs.loading import load_config
 from configs.options import parse_command_line
 from data.loaders import build_train_loader
 from data.sources.open import SourceOptions, chosen_classes, open_sources
-from tests.builders import AUGMENTED, labels_of, open_data, open_folder, open_validation, pipeline, shape
 from tests.conftest import ROOT
 from tests.data.sources.storages import (
     KINDS,
@@ -26,7 +25,8 @@ from tests.data.sources.storages import (
     files,
     opened,
 )
-from utils.distributed import World
+from tests.tools.builders import AUGMENTED, labels_of, open_data, open_folder, open_validation, pipeline, shape
+from utils.distributed.world import World
 from utils.errors import DataError
 
 

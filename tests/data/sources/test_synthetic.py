@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from data.sources.synthetic import SyntheticStore
-from tests.builders import open_data
+from tests.tools.builders import open_data
 
 
 def test_synthetic_images_differ_and_repeat():

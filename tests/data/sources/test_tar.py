@@ -8,8 +8,8 @@ import tarfile
 import pytest
 
 from data.sources.tar import TarStore
-from tests.builders import labels_of
 from tests.data.sources.storages import files, write_shard, write_tars
+from tests.tools.builders import labels_of
 from utils.errors import DataError
 
 

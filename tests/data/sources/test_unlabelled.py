@@ -3,7 +3,7 @@
 import pytest
 
 from data.sources.unlabelled import UnlabelledStore
-from tests.builders import open_data, open_validation
+from tests.tools.builders import open_data, open_validation
 from utils.errors import DataError
 
 

@@ -5,8 +5,8 @@ import zipfile
 import pytest
 
 from data.sources.zip import ZipStore
-from tests.builders import labels_of, open_folder
 from tests.data.sources.storages import ESCAPING, SPLITS, files, write_lists, write_zips
+from tests.tools.builders import labels_of, open_folder
 from utils.errors import DataError
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data.tools.contact_sheet import draw_sheet
-from tests.builders import PLAIN
+from tests.tools.builders import PLAIN
 from utils.errors import ResourceError
 from utils.pictures import CAPTION, COLUMNS, GAP, TILE
 

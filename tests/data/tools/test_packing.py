@@ -11,8 +11,8 @@ from PIL import Image
 
 from data.sources.folders import imagenet_synsets
 from data.tools.packing import ORIENTATION, pack, resize_copy, sort_validation
-from tests.builders import open_folder
 from tests.data.sources.storages import files
+from tests.tools.builders import open_folder
 from utils.errors import DataError, ResourceError
 
 

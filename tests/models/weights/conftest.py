@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tests.builders import small
+from tests.tools.builders import small
 
 
 def filled(family: str = "swin", seed: int = 0, **more: object) -> nn.Module:

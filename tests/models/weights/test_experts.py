@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from models.moe.routing import RoutingOptions
 from models.position_bias import log_coordinates
-from models.routing import RoutingOptions
 from models.weights.load import load_contents
-from tests.builders import small
 from tests.models.weights.conftest import filled
+from tests.tools.builders import small
 from utils.checkpoints.downloads import read_weights
 from utils.errors import CheckpointError
 

@@ -9,8 +9,8 @@ from timm.layers import resize_rel_pos_bias_table_simple
 
 from models.weights.fitting import adapt_input_channels, fit_head, fit_weights, resize_bias_table, resize_geometrically
 from models.weights.load import load_contents
-from tests.builders import small
 from tests.models.weights.conftest import filled
+from tests.tools.builders import small
 from utils.errors import CheckpointError
 
 

@@ -8,8 +8,8 @@ import torch
 from models.registry import MODELS, build_model
 from models.weights.layouts import LAYOUTS
 from models.weights.load import find_weights, load_contents, load_weights
-from tests.builders import small
 from tests.models.weights.conftest import filled
+from tests.tools.builders import small
 from utils.errors import CheckpointError
 
 # mmpretrain stores V1 like mmdetection, mmdetection has no V2

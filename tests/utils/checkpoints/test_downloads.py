@@ -14,10 +14,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from models.weights.released import released_url
 from tests.conftest import ROOT
 from utils.checkpoints import downloads
 from utils.checkpoints.downloads import best_in, local_file, read_weights
+from utils.checkpoints.released import released_url
 from utils.errors import CheckpointError, ResourceError
 
 

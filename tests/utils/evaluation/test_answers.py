@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.evaluation.answers import AnswerCollector, Answers, ClassScore
 
 # samples 0 to 6; the last one could not be read

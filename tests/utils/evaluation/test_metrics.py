@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.builders import FLOAT32, batches, eval_batches, small
-from utils.distributed import World
+from tests.tools.builders import FLOAT32, batches, eval_batches, small
+from utils.distributed.world import World
 from utils.errors import DataError
 from utils.evaluation.metrics import Mean, accuracy_of, accuracy_sums, evaluate
 

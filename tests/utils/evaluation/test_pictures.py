@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tests.builders import HeldOut
+from tests.tools.builders import HeldOut
 from utils.evaluation.answers import Answers
 from utils.evaluation.pictures import answer_pictures, confusion_figure, mistakes_sheet
 from utils.pictures import HEAD, TILE

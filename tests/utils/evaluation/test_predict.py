@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.builders import CPU, FLOAT32, batches, eval_batches, small
-from utils.distributed import World
+from tests.tools.builders import CPU, FLOAT32, batches, eval_batches, small
+from utils.distributed.world import World
 from utils.evaluation.predict import predict, restrict
 from utils.precision import choose_precision
 

@@ -9,8 +9,8 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from models.weights.class_maps import real_labels
-from tests.builders import FLOAT32
-from utils.distributed import World
+from tests.tools.builders import FLOAT32
+from utils.distributed.world import World
 from utils.errors import ConfigError, ResourceError
 from utils.evaluation.reports import Evaluated, ReportOptions, assess, real_accuracy, report, write_per_class
 

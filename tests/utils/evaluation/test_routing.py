@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.routing import RoutingOptions
-from tests.builders import FLOAT32, batches, eval_batches, small
-from utils.distributed import World
+from models.moe.routing import RoutingOptions
+from tests.tools.builders import FLOAT32, batches, eval_batches, small
+from utils.distributed.world import World
 from utils.evaluation.metrics import evaluate
 from utils.evaluation.routing import Routing, RoutingMeter, load_picture, warn_of_drops
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.routing import RoutingOptions
-from tests.builders import FLOAT32, batches, eval_batches, objective, small
+from models.moe.routing import RoutingOptions
+from tests.tools.builders import FLOAT32, batches, eval_batches, objective, small
 from utils.precision import choose_precision
 from utils.training.classification import classification_loss
 

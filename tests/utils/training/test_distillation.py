@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.task import DistillationTeacher, LogitDistillationTask
 from torch import nn
 
-from tests.builders import FLOAT32, batches, eval_batches, objective, small, train_state
+from tests.tools.builders import FLOAT32, batches, eval_batches, objective, small, train_state
 from utils.precision import choose_precision
 from utils.training.distillation import Distillation, DistillationOptions, distillation_loss
 

@@ -13,7 +13,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
 from models.registry import build_model
-from tests.builders import CPU, batches, objective, plan, randomize, small, take, train_state
+from tests.tools.builders import CPU, batches, objective, plan, randomize, small, take, train_state
 from utils.batches import Batch
 from utils.precision import Precision, choose_precision
 from utils.training.classification import Classification

@@ -8,14 +8,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from tests.builders import plan, provenance, session, shape, train_state
+from tests.tools.builders import plan, provenance, session, shape, train_state
 from utils.batches import Batch
 from utils.checkpoints.files import find_newest
-from utils.distributed import World
+from utils.distributed.world import World
+from utils.runs.folder import RunFolder
+from utils.runs.resume import StartOptions, find_start
 from utils.training.loop import train_epoch
 from utils.training.objective import Best, Evaluation
-from utils.training.resume import StartOptions, find_start
-from utils.training.run_folder import RunFolder
 
 SLOPE = torch.tensor([[2.0, -1.0]])
 PLAN = plan(shape(12, batch_size=2), peak_lr=0.1, epochs=3)

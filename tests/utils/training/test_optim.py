@@ -7,7 +7,7 @@ import torch
 
 from configs.schema import KEYS
 from models.registry import build_model
-from tests.builders import SMALL
+from tests.tools.builders import SMALL
 from utils.training.optim import (
     OPTIMIZERS,
     OptimizerOptions,

@@ -1,4 +1,4 @@
-"""Wrapping for several ranks, and the norm of the gradient. tests/utils/test_distributed.py has real ranks."""
+"""Wrapping for several ranks, and the norm of the gradient. tests/utils/distributed/test_world.py has real ranks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.builders import CPU, small
-from utils.distributed import World
+from tests.tools.builders import CPU, small
+from utils.distributed.world import World
 from utils.errors import DistributedError
 from utils.training.parallel import check_weights, gradient_norms, synchronize, synchronize_buffers, wrap
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from models.simmim import SimMIM
-from tests.builders import FLOAT32, small
+from tests.tools.builders import FLOAT32, small
 from utils.batches import Batch
-from utils.distributed import World
+from utils.distributed.world import World
 from utils.errors import DataError
 from utils.preprocessing import Preprocessing
 from utils.training.reconstruction import Reconstruction, ReconstructionOptions, masked_error, neighbourhood

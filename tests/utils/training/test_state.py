@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.weights.load import load_contents
-from tests.builders import CPU, batches, objective, plan, shape, small, train_state
+from tests.tools.builders import CPU, batches, objective, plan, shape, small, train_state
 from utils.evaluation.metrics import Mean
 from utils.precision import choose_precision
 from utils.training.loop import train_epoch

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.builders import FLOAT32, configured
-from utils.distributed import World
+from tests.tools.builders import FLOAT32, configured
+from utils.distributed.world import World
 from utils.training.classification import Classification
 from utils.training.distillation import Distillation
 from utils.training.reconstruction import Reconstruction

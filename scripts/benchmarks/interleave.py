@@ -1,0 +1,104 @@
+"""Contenders in turn, and what the numbers depend on."""
+
+import math
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from utils.runs.provenance import versions
+from utils.runtime import processor_name
+
+CEILING = "matrix products alone"  # a bound, not a peer
+
+
+@dataclass(frozen=True)
+class Row:
+    """Images/s of one contender: median, slowest and fastest round; `ratio` to the fastest peer in the same round, NaN
+    without peers."""
+
+    name: str
+    median: float
+    slowest: float
+    fastest: float
+    rounds: int
+    ratio: float
+    lowest_ratio: float
+    highest_ratio: float
+
+
+def measure(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1, parts: int = 1) -> list[Row]:
+    """Compares the first contender with the others, which are peers. Args: as for `take_turns`."""
+    return compare(take_turns(contenders, rounds, warm_up, parts))
+
+
+def take_turns(
+    contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1, parts: int = 1
+) -> dict[str, list[float]]:
+    """Runs every contender once per turn, in an order that is drawn anew, after `warm_up` turns that do not count.
+
+    Dense work can slow a processor down for a while: whoever always came next would pay for it. A machine that is
+    shared changes its speed within seconds: a round of several short turns meets the same of it.
+    Args: contenders: each call does some work and returns its images/s; parts: turns in a round.
+    Returns: the images/s of every round.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    draw = random.Random(0)
+
+    def turn() -> dict[str, float]:
+        return {name: contenders[name]() for name in draw.sample(list(contenders), len(contenders))}
+
+    for _ in range(warm_up):
+        for name, speed in turn().items():
+            print(f"warm-up {name}: {speed:.1f} images/s", flush=True)
+    for number in range(rounds):
+        turns = [turn() for _ in range(parts)]
+        for name, of_rounds in speeds.items():
+            of_rounds.append(statistics.harmonic_mean(each[name] for each in turns))
+            print(f"round {number + 1} {name}: {of_rounds[-1]:.1f} images/s", flush=True)
+    return speeds
+
+
+def compare(speeds: dict[str, list[float]]) -> list[Row]:
+    """Returns a row for each contender. Args: speeds by round; the first contender is ours, the others are peers."""
+    ours = next(iter(speeds))  # the beginning of its name, when it is compiled as well
+    peers = [name for name in speeds if name != CEILING and not name.startswith(ours)]
+    best = [max((speeds[peer][i] for peer in peers), default=math.nan) for i in range(len(next(iter(speeds.values()))))]
+    rows = []
+    for name, values in speeds.items():
+        ratios = [value / peer for value, peer in zip(values, best, strict=True)]
+        spread = (statistics.median(ratios), min(ratios), max(ratios))
+        rows.append(Row(name, statistics.median(values), min(values), max(values), len(values), *spread))
+    return rows
+
+
+def timed(work: Callable[[], int]) -> Callable[[], float]:
+    """Turns work that returns a number of images into one that returns images/s."""
+
+    def images_per_second() -> float:
+        begun = time.perf_counter()
+        images = work()
+        return images / (time.perf_counter() - begun)
+
+    return images_per_second
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Formats the rows as Markdown."""
+    lines = ["| | images/s, median | slowest to fastest | to the fastest peer, median | lowest to highest |"]
+    lines += ["|---|---|---|---|---|"]
+    for r in rows:
+        ratios = " | " if math.isnan(r.ratio) else f"{r.ratio:.2f} | {r.lowest_ratio:.2f} to {r.highest_ratio:.2f}"
+        lines.append(f"| {r.name} | {r.median:.1f} | {r.slowest:.1f} to {r.fastest:.1f} | {ratios} |")
+    return "\n".join(lines)
+
+
+def surroundings() -> dict[str, Any]:
+    """Returns what the numbers depend on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": processor_name(), "cores": os.cpu_count(), "gpu": gpu, "versions": versions()}

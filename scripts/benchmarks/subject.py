@@ -1,0 +1,329 @@
+"""One model in a process of its own: evaluation and training steps on request.
+
+This program is measured as main.py runs it: its evaluation loop, its training loop, its process settings. A peer is
+measured as its users write the same: the model, autocast, cross-entropy, clip_grad_norm_ and torch's AdamW.
+"""
+
+import math
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from configs.loading import load_config
+from models.backbone import PyramidOptions
+from models.registry import build, model_options
+from models.weights.layouts import LAYOUTS
+from scripts.benchmarks.interleave import CEILING
+from scripts.other_libraries import build_peer_model, logits_of
+from utils.batches import Batch
+from utils.cost import explain_memory, peak_memory
+from utils.distributed.world import World
+from utils.errors import ResourceError
+from utils.evaluation.predict import predict
+from utils.openmp import wait_briefly
+from utils.precision import Precision
+from utils.runtime import give_back_memory, tune_process
+from utils.training.classification import Classification
+from utils.training.loop import train_epoch
+from utils.training.plan import RunPlan
+from utils.training.state import StateOptions, TrainState
+
+OURS = "this program"
+PEERS = ("timm", "torchvision", "transformers")
+CLASSES, CLIP = 1000, 5.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`batch` images of `size` x `size` pixels; `threads` of the CPU; `compiled`: by torch.compile; `tuned`: peers
+    get this program's process settings too."""
+
+    recipe: Path
+    batch: int
+    size: int
+    threads: int
+    compiled: bool = False
+    tuned: bool = False
+
+
+class Work(Protocol):
+    """Measures a model: returns the seconds of `at_a_time` batches."""
+
+    def evaluate(self, dtype: torch.dtype) -> float: ...
+
+    def train(self, dtype: torch.dtype) -> float: ...
+
+    def weights(self) -> int:
+        """Returns MiB."""
+        ...
+
+
+class Contender:
+    """A process that measures one contender, and waits in between."""
+
+    def __init__(self, name: str, setting: Setting):
+        context = multiprocessing.get_context("spawn")
+        self._name = name
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, setting), daemon=True)
+        with _environment(name, setting):
+            self._process.start()
+        theirs.close()
+
+    @cached_property
+    def exists(self) -> bool:
+        """Whether its library is installed; waits until the process is ready."""
+        return self._receive()
+
+    def ask(self, task: str, dtype: torch.dtype = torch.float32) -> float:
+        """Returns the images/s of one "evaluate" or "train", or the MiB of "memory" of the model, weights included."""
+        assert self.exists
+        with suppress(BrokenPipeError):  # it has died: the answer says so
+            self._connection.send((task, dtype))
+        return self._receive()
+
+    def close(self) -> None:
+        """Lets the process end."""
+        self._connection.close()
+
+    def join(self) -> None:
+        self._process.join(10)
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._connection.recv()
+        except (EOFError, ConnectionError) as e:
+            self._process.join(10)
+            killed = self._process.exitcode == -9
+            reason = ", the machine is likely out of memory: --batch-size: use a smaller one" if killed else ""
+            raise ResourceError(f"the process of {self._name} died with code {self._process.exitcode}{reason}") from e
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@contextmanager
+def _environment(name: str, setting: Setting) -> Iterator[None]:
+    """Within the context, a process that starts has what main.py sets before torch is imported, if it is to have it."""
+    before = dict(os.environ)
+    if setting.tuned or name in (OURS, CEILING):
+        wait_briefly()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _serve(connection: Connection, name: str, setting: Setting) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.set_num_threads(setting.threads)
+        if setting.tuned or name in (OURS, CEILING):
+            tune_process(device)
+        work = _build(name, setting, device)
+        give_back_memory()  # that of the model whose weights a peer was given
+        others = 0 if device.type == "cuda" or work is None else _resident() - work.weights()
+        connection.send(work is not None)
+        while work is not None:
+            task, dtype = connection.recv()
+            if task == "memory":
+                connection.send(peak_memory(device) - others)
+                continue
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()  # of this task alone
+            connection.send(setting.batch * at_a_time(device) / getattr(work, task)(dtype))
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # all contenders share the memory
+    except EOFError:
+        return
+    except Exception as error:  # the parent process reports it, whatever it is
+        connection.send(explain_memory(error, device))
+
+
+def _resident() -> int:
+    """Returns the MiB of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() // 2**20
+
+
+def at_a_time(device: torch.device) -> int:
+    """Returns how many batches one measurement evaluates or trains."""
+    return 12 if device.type == "cuda" else 1  # a GPU has the next ones while the CPU looks at a result
+
+
+def _build(name: str, setting: Setting, device: torch.device) -> Work | None:
+    """Returns the contender, None if its library is not installed; all have the same weights."""
+    options = model_options(load_config(setting.recipe))
+    assert isinstance(options, PyramidOptions)
+    torch.manual_seed(0)
+    model = build(replace(options, img_size=setting.size), CLASSES)
+    if name == OURS:
+        return Ours(model.to(device), setting)
+    if name == CEILING:
+        return Products(model, setting, device)
+    weights = {key: value.clone() for key, value in LAYOUTS[name].from_original(model.state_dict()).items()}
+    peer = build_peer_model(name, model.options, weights)  # type: ignore[arg-type]
+    return None if peer is None else Peer(peer.to(device), setting)
+
+
+def _random_batch(setting: Setting, device: torch.device) -> tuple[Tensor, Tensor]:
+    images = torch.randn(setting.batch, 3, setting.size, setting.size, device=device)
+    return images, torch.randint(CLASSES, (setting.batch,), device=device)
+
+
+def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
+    if device.type == "cuda":
+        work()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _seconds_of_all(device: torch.device, work: Callable[[], Any]) -> float:
+    """Args: work: of one batch."""
+    return _seconds(device, lambda: [work() for _ in range(at_a_time(device))])
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model)  # type: ignore[return-value]
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+class Ours:
+    def __init__(self, model: nn.Module, setting: Setting):
+        cfg = load_config(setting.recipe, [("DATA.BATCH_SIZE", setting.batch, "benchmark")])
+        self._device = next(model.parameters()).device
+        self._world = World(device=self._device)
+        self._plan = RunPlan.from_config(cfg, 1, 10**6)
+        self._state = TrainState.build(
+            model, StateOptions.from_config(cfg), Precision(self._device.type, torch.float32), self._world
+        )
+        if setting.compiled:
+            self._state.wrapped = compiled(model)
+        self._images, self._targets = _random_batch(setting, self._device)
+
+    def weights(self) -> int:
+        return _bytes(self._state.model) // 2**20
+
+    def evaluate(self, dtype: torch.dtype) -> float:
+        precision = Precision(self._device.type, dtype)
+        batches = [(self._images, self._targets)] * at_a_time(self._device)
+
+        def work() -> None:
+            for _ in predict(self._state.wrapped, batches, precision, self._world):
+                pass
+
+        return _seconds(self._device, work)
+
+    def train(self, dtype: torch.dtype) -> float:
+        precision = Precision(self._device.type, dtype)
+        objective = Classification(CLASSES, 0.0, val=None, precision=precision, world=self._world)
+        batches = [Batch(self._images, self._targets, 1.0, True)] * at_a_time(self._device)
+        epoch = partial(train_epoch, self._state, batches, objective, self._plan, lambda update: None)
+        return _seconds(self._device, epoch)
+
+
+class Peer:
+    def __init__(self, model: nn.Module, setting: Setting):
+        self._device = next(model.parameters()).device
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+        self._model = compiled(model) if setting.compiled else model
+        self._images, self._targets = _random_batch(setting, self._device)
+
+    def weights(self) -> int:
+        return _bytes(self._model) // 2**20
+
+    def evaluate(self, dtype: torch.dtype) -> float:
+        precision = Precision(self._device.type, dtype)
+        self._model.eval()
+
+        @torch.inference_mode()
+        def work() -> None:
+            with precision.autocast():
+                self._model(self._images)
+
+        return _seconds_of_all(self._device, work)
+
+    def train(self, dtype: torch.dtype) -> float:
+        precision = Precision(self._device.type, dtype)
+        self._model.train()
+
+        def work() -> None:
+            with precision.autocast():
+                logits = logits_of(self._model(self._images))
+            F.cross_entropy(logits.float(), self._targets).backward()
+            nn.utils.clip_grad_norm_(self._model.parameters(), CLIP)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+
+        return _seconds_of_all(self._device, work)
+
+
+class Products:
+    """The matrix products of the linear layers and of attention, in their shapes and nothing else: what no program
+    that computes every branch can exceed on this machine."""
+
+    def __init__(self, model: nn.Module, setting: Setting, device: torch.device):
+        self._device = device
+        self._made: dict[torch.dtype, Tensor] = {}
+        self._shapes: list[tuple[int, int, int, int]] = []  # products, rows, inner, columns
+        hooks = [m.register_forward_hook(self._note) for m in model.modules()]
+        with torch.no_grad():
+            model.to("meta").eval()(torch.zeros(setting.batch, 3, setting.size, setting.size, device="meta"))
+        for hook in hooks:
+            hook.remove()
+
+    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            self._shapes.append((1, inputs[0].numel() // module.in_features, module.in_features, module.out_features))
+        elif hasattr(module, "heads") and hasattr(module, "qkv"):
+            batch, windows, tokens, channels = inputs[0].shape
+            heads = int(module.heads)  # type: ignore[arg-type]
+            count, width = batch * windows * heads, channels // heads
+            self._shapes += [(count, tokens, width, tokens), (count, tokens, tokens, width)]
+
+    def weights(self) -> int:
+        return 0
+
+    def evaluate(self, dtype: torch.dtype) -> float:
+        return sum(self._product(dtype, n, m, k, c) for n, m, k, c in self._shapes)
+
+    def train(self, dtype: torch.dtype) -> float:
+        """Forward, and the gradients of both factors."""
+        orders = [(n, *order) for n, m, k, c in self._shapes for order in ((m, k, c), (m, c, k), (k, m, c))]
+        return sum(self._product(dtype, *order) for order in orders)
+
+    def _product(self, dtype: torch.dtype, count: int, rows: int, inner: int, columns: int) -> float:
+        a, b = self._numbers(dtype, count, rows, inner), self._numbers(dtype, count, columns, inner).transpose(1, 2)
+        out = torch.empty(count, rows, columns, dtype=dtype, device=self._device)
+        product = partial(torch.bmm, a, b, out=out) if count > 1 else partial(torch.mm, a[0], b[0], out=out[0])
+        return _seconds_of_all(self._device, product)
+
+    def _numbers(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Returns a view of random numbers that are made once: making them takes longer than multiplying them."""
+        size = math.prod(shape)
+        if self._made.get(dtype, torch.empty(0)).numel() < size:
+            self._made[dtype] = torch.randn(size, dtype=dtype, device=self._device)
+        return self._made[dtype][:size].view(shape)

@@ -1,0 +1,42 @@
+"""What is measured: the same weights, and the shapes of the products."""
+
+import pytest
+import torch
+
+from scripts.benchmarks.interleave import CEILING
+from scripts.benchmarks.subject import CLASSES, OURS, Contender, Ours, Peer, Products, Setting, _build
+from tests.conftest import ROOT
+from utils.errors import ResourceError
+
+SETTING = Setting(ROOT / "configs" / "swin_tiny.yaml", batch=1, size=224, threads=1)
+CPU = torch.device("cpu")
+
+
+def test_contenders_have_the_same_weights():
+    ours, timm = (_build(name, SETTING, CPU) for name in (OURS, "timm"))
+    assert isinstance(ours, Ours) and isinstance(timm, Peer)
+    images = torch.randn(1, 3, 224, 224)
+    model = ours._state.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), timm._model.eval()(images), atol=1e-4, rtol=1e-4)
+    before = model.head.bias.clone()
+    assert ours.train(torch.float32) > 0
+    assert not torch.equal(before, model.head.bias)
+
+
+def test_the_bound_consists_of_all_products_of_the_model():
+    work = _build(CEILING, SETTING, CPU)
+    assert isinstance(work, Products)
+    assert len(work._shapes) == 12 * (4 + 2) + 3 + 1  # linear layers and attention of every block, mergings, head
+    assert work._shapes[0] == (1, 56 * 56, 96, 288)
+    assert work._shapes[-1] == (1, 1, 768, CLASSES)
+    assert 0 < work.evaluate(torch.float32) and 0 < work.train(torch.float32)
+
+
+def test_errors_of_a_contender_arrive():
+    with pytest.raises(Exception, match="nothing"):
+        Contender(OURS, Setting(ROOT / "nothing.yaml", 1, 32, 1)).ask("train")
+    killed = Contender(OURS, SETTING)
+    killed._process.kill()
+    with pytest.raises(ResourceError, match="the process of this program died with code -9"):
+        killed.ask("train")

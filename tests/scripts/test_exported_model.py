@@ -1,0 +1,34 @@
+"""Exported files are opened with what they say of themselves."""
+
+import pytest
+import torch
+
+from scripts.exported_model import Exported, open_exported
+from utils.errors import CheckpointError
+
+
+def test_a_fixed_batch_is_filled_up():
+    seen = []
+    model = Exported(lambda images: (seen.append(len(images)), images.flatten(1).sum(1, keepdim=True))[1], batch=4)
+    for count in (1, 4, 6):
+        images = torch.randn(count, 3, 2, 2)
+        torch.testing.assert_close(model(images), images.flatten(1).sum(1, keepdim=True))
+    assert seen == [4, 4, 4, 4]
+    assert Exported(lambda images: images, batch=0)(torch.ones(7, 1)).shape == (7, 1)
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_what_is_no_exported_model_is_refused(tmp_path, ending):
+    path = tmp_path / f"model.{ending}"
+    with pytest.raises(CheckpointError, match="No such file"):
+        open_exported(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="not an"):
+        open_exported(path)
+
+
+def test_a_file_without_notes_is_refused(tmp_path):
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+    torch.export.save(program, tmp_path / "bare.pt2")
+    with pytest.raises(CheckpointError, match="no class names and preprocessing: .*scripts/export.py"):
+        open_exported(tmp_path / "bare.pt2")

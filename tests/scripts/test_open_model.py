@@ -1,0 +1,27 @@
+"""A model from its file alone."""
+
+import torch
+
+from scripts.open_model import open_model
+from scripts.predict import main
+
+
+def test_weights_that_do_not_store_their_recipe_need_one(made, tiny_yaml, photos, tmp_path, capsys):
+    weights = torch.load(made[0] / "model.pth", weights_only=True)["model"]
+    torch.save(weights, tmp_path / "bare.pth")
+    image = str(next((photos / "val").rglob("*.jpg")))
+    assert main([image, "--model", str(tmp_path / "bare.pth")]) == 2
+    assert "does not say which model it is of" in capsys.readouterr().err
+    assert open_model(str(tmp_path / "bare.pth"), str(tiny_yaml)).class_names == ("class 0", "class 1", "class 2")
+
+
+def test_a_run_is_opened_at_its_best_checkpoint(made, tmp_path):
+    contents = torch.load(made[0] / "model.pth")
+    folder = tmp_path / "run/checkpoints"
+    folder.mkdir(parents=True)
+    for name, epoch in (("ckpt_epoch_3.pth", 3), ("best.pth", 1)):
+        torch.save({**contents, "best": {"value": 10.0, "epoch": 1}, "counters": {"epoch": epoch + 1}}, folder / name)
+    assert open_model(str(tmp_path / "run")).top1 == 10.0
+    assert open_model(str(folder / "ckpt_epoch_3.pth")).top1 is None  # the best value is another epoch's
+    (folder / "best.pth").unlink()
+    assert open_model(str(tmp_path / "run")).top1 is None

@@ -1,0 +1,52 @@
+"""Runs read from their folders."""
+
+import json
+
+import pytest
+
+from scripts.run_folder import Run, curves_figure, differences
+from utils.errors import DataError
+
+
+def write(folder, rate, top1):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"TAG: {folder.name}\nTRAIN: {{BASE_LR: {rate}, EPOCHS: 40}}\n")
+    lines = [{"kind": "train", "update": 1, "loss": 2.5}, {"kind": "val", "update": 1, "epoch": 0, "top1": 10.0}]
+    lines += [{"kind": "val", "update": 2, "epoch": 1, "top1": top1, "loss": 1.25, "train_loss": 2.25}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder)
+
+
+def test_a_run_is_read_and_summed_up(tmp_path):
+    write(tmp_path / "tiny/a", 0.1, 50.0)
+    run = Run.read(tmp_path / "tiny/a")
+    assert run.name == "tiny/a" and run.config["TRAIN.BASE_LR"] == 0.1
+    assert run.summary() == ["tiny/a", 2, 50.0, 1, 1.25, 2.25]
+
+
+def test_epochs_without_validation_are_counted(tmp_path):
+    write(tmp_path / "a", 0.1, 50.0)
+    lines = [{"kind": "train", "update": 9, "loss": 7.0}]
+    lines += [{"kind": "epoch", "update": 10 * n, "epoch": n - 1, "train_loss": 2.0 / n} for n in (1, 2)]
+    (tmp_path / "a/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, epochs, best, of_epoch, loss, trained = Run.read(tmp_path / "a").summary()
+    assert (epochs, of_epoch, trained) == (2, "", 1.0) and best != best and loss != loss
+
+
+def test_differences_leave_names_of_runs_out(tmp_path):
+    runs = [Run.read(tmp_path / write(tmp_path / name, rate, 1.0)) for name, rate in (("a", 0.1), ("b", 0.2))]
+    assert differences(runs) == [["TRAIN.BASE_LR", "0.1", "0.2"]]
+    assert differences(runs[:1]) == []
+
+
+def test_intervals_that_an_epoch_cut_short_are_not_drawn(tmp_path):
+    write(tmp_path / "a", 0.1, 1.0)
+    lines = [{"kind": "train", "update": u, "loss": float(u)} for u in (10, 20, 23)]
+    (tmp_path / "a/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    losses = curves_figure([Run.read(tmp_path / "a")]).axes[0]
+    assert list(losses.lines[0].get_xdata()) == [10, 20]
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not the folder of a run .*: name output/"):
+        Run.read(tmp_path)

@@ -1,0 +1,314 @@
+"""What several test files build: small models, plans, states, batches, loaders, image folders, child processes."""
+
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from configs.loading import load_config
+from data.loaders import PipelineOptions
+from data.pipeline.transforms import EvalTransformOptions, TrainTransformOptions
+from data.pipeline.workers import LoaderOptions
+from data.sources.base import Source
+from data.sources.open import SourceOptions, Sources, open_sources, open_val
+from models.moe.routing import RoutingOptions
+from models.registry import build_model
+from models.weights.layouts import DERIVED
+from models.weights.load import find_weights, load_weights
+from utils.batches import Batch, EpochShape
+from utils.distributed.signals import Interrupt
+from utils.distributed.world import World
+from utils.precision import Precision
+from utils.preprocessing import Preprocessing
+from utils.runs.folder import RunFolder
+from utils.runs.provenance import Provenance
+from utils.runs.session import Session, SessionOptions
+from utils.training.classification import Classification
+from utils.training.optim import OptimizerOptions
+from utils.training.plan import RunPlan
+from utils.training.state import StateOptions, TrainState
+
+# a Swin of two stages that runs in a moment
+SMALL: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 2,
+    "embed_dim": 8,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+    "window_size": 4,
+}
+# experts in one block of each stage, as many tokens for each as choose it
+MOE: dict[str, Any] = {
+    "moe_blocks": ((1,), (0,)),
+    "num_experts": 4,
+    "routing": RoutingOptions(top_k=2, capacity_factor=0.0, prioritized=False),
+}
+# the published sizes
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+RECIPES = Path(__file__).parents[2] / "configs"
+CPU = torch.device("cpu")
+FLOAT32 = Precision("cpu", torch.float32)
+
+
+def configured(recipe: str | Path = "swin_tiny.yaml", **overrides: Any) -> CfgNode:
+    """Args: recipe: a file, or its name in configs/; overrides: KEY__NAME=value for KEY.NAME."""
+    given = [(key.replace("__", "."), value, "test") for key, value in overrides.items()]
+    return load_config(RECIPES / recipe, given)
+
+
+def small(family: str = "swin", **more: Any) -> Any:
+    """A small model of five classes, initialised from seed 0, without stochastic depth."""
+    torch.manual_seed(0)
+    experts = MOE if family == "swin_moe" else {}
+    return build_model(family, **{**SMALL, **experts, "num_classes": 5, "drop_path_rate": 0.0, **more})
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Gives a model weights large enough that every part of it affects the output."""
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        if "bias_table" in name:
+            torch.nn.init.normal_(p, std=0.5)
+        elif p.ndim == 1:
+            torch.nn.init.normal_(p, mean=float("norm" in name and "weight" in name), std=0.1)
+    return model.eval()
+
+
+def take(model: Any, peer: nn.Module) -> Any:
+    """Loads a peer's weights through the layouts, and checks that they convert back bit for bit."""
+    found = find_weights(peer.state_dict(), "peer")
+    load_weights(model, found)
+    back = found.layout.from_original(model.state_dict())
+    theirs = {name: value for name, value in peer.state_dict().items() if name.rsplit(".", 1)[-1] not in DERIVED}
+    assert back.keys() == theirs.keys() and all(torch.equal(back[name], value) for name, value in theirs.items())
+    return model
+
+
+def shape(train_size: int = 40, batch_size: int = 4, accumulation: int = 1, world_size: int = 1) -> EpochShape:
+    return EpochShape(train_size, batch_size, accumulation, world_size)
+
+
+def plan(epoch_shape: EpochShape | None = None, **more: Any) -> RunPlan:
+    """Two epochs of ten updates of four samples, the first one warm-up."""
+    fields: dict[str, Any] = {
+        "shape": epoch_shape or shape(),
+        "epochs": 2,
+        "warmup_epochs": 1,
+        "base_lr": 0.1,
+        "peak_lr": 1e-3,
+        "warmup_lr": 1e-6,
+        "min_lr": 1e-5,
+        "scheduler": "cosine",
+        "warmup_prefix": True,
+        "decay_epochs": 1,
+        "decay_rate": 0.1,
+        "milestones": (),
+        "gamma": 0.1,
+        "clip_grad": 5.0,
+        "max_skipped": 3,
+    }
+    return RunPlan(**{**fields, **more})
+
+
+def train_state(
+    model: nn.Module,
+    precision: Precision = FLOAT32,
+    ema_decay: float | None = None,
+    optimizer: OptimizerOptions | None = None,
+) -> TrainState:
+    options = StateOptions(optimizer or OptimizerOptions(), ema_decay)
+    return TrainState.build(model, options, precision, World())
+
+
+def objective(
+    classes: int = 5, smoothing: float = 0.1, precision: Precision = FLOAT32, val: Any = None
+) -> Classification:
+    held_out = None if val is None else HeldOut(val, classes)
+    return Classification(classes, smoothing, val=held_out, precision=precision, world=World())
+
+
+class HeldOut:
+    """Batches (images, targets) as validation data."""
+
+    def __init__(self, val: Any, classes: int):
+        self._val, self.class_names = val, tuple(f"class {i}" for i in range(classes))
+
+    def __len__(self) -> int:
+        return len(self._val)
+
+    def __iter__(self) -> Any:
+        return iter(self._val)
+
+    def pixels(self, index: int) -> Tensor:
+        images = torch.cat([images for images, _ in self._val])
+        return (images[index].clamp(0, 1) * 255).byte()
+
+
+def batches(count: int, size: int = 4, classes: int = 5, pixels: int = 32) -> list[Batch]:
+    """Random images with labels, one micro-batch per update."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, size, 3, pixels, pixels, generator=generator)
+    targets = torch.randint(classes, (count, size), generator=generator)
+    return [Batch(i, t, 1.0, True) for i, t in zip(images, targets, strict=True)]
+
+
+def eval_batches(work: list[Batch]) -> list[tuple[Tensor, Tensor]]:
+    return [(batch.images, batch.targets) for batch in work]
+
+
+def provenance(**more: Any) -> Provenance:
+    return Provenance(**{"config": "TAG: x\n", "global_batch": 4, **more})
+
+
+def session(
+    folder: Path,
+    state: TrainState,
+    run_plan: RunPlan,
+    global_batch: int = 4,
+    interrupt: Interrupt | None = None,
+    world: World | None = None,
+    **options: Any,
+) -> Session:
+    """A session that owns `folder` until it is left."""
+    world = world or World()
+    run_folder = RunFolder(folder, world)
+    run_folder.claim("TAG: x\n", lambda text: [])
+    origin = provenance(global_batch=global_batch)
+    chosen = SessionOptions(**{"print_freq": 5, "keep": 0, "best": Classification.best, **options})
+    return Session(
+        state,
+        run_plan,
+        run_folder,
+        world,
+        options=chosen,
+        provenance=origin,
+        interrupt=interrupt or Interrupt(),
+        name_of="photo_{}".format,
+    )
+
+
+# what the loaders' tests compare: no randomness but the order, or everything on
+PLAIN = TrainTransformOptions(
+    size=(32, 32), auto_augment="none", color_jitter=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0, re_prob=0.0
+)
+AUGMENTED = replace(
+    PLAIN, auto_augment="rand-m9-mstd0.5-inc1", scale=(0.1, 1.0), ratio=(0.75, 1.33), hflip=0.5, re_prob=0.5
+)
+
+
+def pipeline(
+    train: TrainTransformOptions = AUGMENTED, val: EvalTransformOptions | None = None, seed: int = 7, **loader: Any
+) -> PipelineOptions:
+    """Args: loader: fields of LoaderOptions; a batch of 4, no workers."""
+    options = LoaderOptions(**{"batch_size": 4, **loader})
+    return PipelineOptions(seed, options, train, val or EvalTransformOptions(size=(32, 32)), Preprocessing())
+
+
+def open_folder(root: object, **more: Any) -> Sources:
+    """Opens both splits of an image folder."""
+    return open_data("imagenet", root, **more)
+
+
+def labels_of(source: Source) -> list[int]:
+    return [source.label(i) for i in range(len(source))]
+
+
+def write_photos(root: Path, classes: int, train: int, val: int, size: int = 96) -> Path:
+    """Writes train/ and val/ with `classes` folders of JPEG crops of scikit-learn's two photographs."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    number = 0
+    for split, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / split / f"class_{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                number += 1
+                left, top = 37 * number % (640 - size), 23 * number % (427 - size)
+                crop = photos[label % 2].crop((left, top, left + size, top + size))
+                crop.save(folder / f"photo_{i}.jpg", quality=92)
+    return root
+
+
+def open_data(dataset: str, path: object, **more: Any) -> Sources:
+    """Opens both splits of a data set. Args: more: fields of SourceOptions."""
+    return open_sources(SourceOptions(dataset, str(path), **more), World())
+
+
+def open_validation(
+    path: object, dataset: str = "imagenet", names: Any = None, likely: Any = None, **more: Any
+) -> Source:
+    """Opens the validation split of an image folder alone, as an evaluation does."""
+    return open_val(SourceOptions(dataset, str(path), **more), World(), names, likely)
+
+
+class LostStore:
+    """What a store is when the rank that hosted it is gone."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def operation(*_: Any) -> Any:
+            raise torch.distributed.DistNetworkError(f"{name}: connection reset by peer")
+
+        return operation
+
+
+def in_child(run: Callable[[], object]) -> tuple[int, str]:
+    """Calls `run` in a forked process; returns its exit code (minus the signal that killed it) and its errors.
+
+    The code is 0 if `run` returns, and 99 if it raises.
+    """
+    with tempfile.TemporaryFile() as errors:
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                os.dup2(errors.fileno(), 2)
+                sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace")
+                logging.getLogger().handlers = [logging.StreamHandler(sys.stderr)]
+                torch.set_num_threads(1)  # threads of the parent are not inherited
+                run()
+                code = 0
+            except BaseException as e:
+                print(repr(e), file=sys.stderr)
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        errors.seek(0)
+        return code, errors.read().decode()
+
+
+def fork_ranks(run: Callable[[int], object], size: int) -> NoReturn:
+    """Calls run(rank) in a forked process for every rank and ends this one, a program of a test, with the largest exit
+    code: 99 if one raised."""
+    torch.set_num_threads(1)
+    children = []
+    for rank in range(size):
+        if (pid := os.fork()) == 0:
+            code = 99
+            try:
+                run(rank)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(pid)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))

@@ -1,0 +1,193 @@
+"""Starts the program by forking a process that has already imported it, which saves the imports of a fresh start.
+
+What a run does afterwards is the same: the script is executed as `__main__`, with its own arguments, environment,
+working folder, output and session. What belongs to the start itself needs a fresh one: torchrun, signals before the
+imports, variables that a library reads when it is imported, and the seed of hashes, which differs between processes
+only there: every kind of run has a test with fresh starts.
+"""
+
+import json
+import os
+import runpy
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Started:
+    """A started program, with the methods of subprocess.Popen that tests use; its output goes to files."""
+
+    def __init__(self, folder: Path, server: subprocess.Popen) -> None:
+        self._folder, self._server = folder, server
+        self.returncode: int | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._wait_for(lambda: self._number("pid"), 60)
+
+    def poll(self) -> int | None:
+        """Returns the exit code, minus the signal that ended it, or None while it runs."""
+        if self.returncode is None:
+            gone = self._server.poll() is not None  # before the look: it may have written the code as its last
+            self.returncode = self._number("code")
+            assert self.returncode is not None or not gone, "the server of warm.py has ended, see its output"
+        return self.returncode
+
+    def wait(self, timeout: float = 600) -> int:
+        """Returns the exit code. Raises: TimeoutExpired, after killing it."""
+        try:
+            return self._wait_for(self.poll, timeout)
+        except subprocess.TimeoutExpired:
+            self.send_signal(signal.SIGKILL)
+            raise
+
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+        """Returns what it and the processes that it started wrote until they ended; they must end soon after it."""
+        self.wait(timeout)
+        self._wait_for(lambda: members(self.pid) == [] or None, 20)
+        return self._output()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _number(self, name: str) -> int | None:
+        file = self._folder / name
+        return int(file.read_text()) if file.exists() else None
+
+    def _output(self) -> tuple[str, str]:
+        return (self._folder / "out").read_text(), (self._folder / "err").read_text()
+
+    def _wait_for(self, found: Callable[[], T | None], timeout: float) -> T:
+        deadline = time.monotonic() + timeout
+        while (value := found()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self._folder), timeout, *self._output())
+            time.sleep(0.005)
+        return value
+
+
+def members(session: int) -> list[int]:
+    """Returns the processes of a session, without those that have ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, own = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has just ended
+            continue
+        if int(own) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+class Starter:
+    """Starts scripts; the process that is forked begins with the first one."""
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen | None = None
+        self._count = 0
+
+    def start(self, script: Path, arguments: Sequence[object], cwd: Path, environment: dict[str, str]) -> Started:
+        if self._server is None or self._server.poll() is not None:
+            self._folder = Path(tempfile.mkdtemp(prefix="started_"))
+            line = [sys.executable, "-m", "tests.tools.warm", str(self._folder)]
+            neutral = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+            self._server = subprocess.Popen(line, stdin=subprocess.PIPE, text=True, cwd=ROOT, env=neutral)
+        folder = self._folder / str(self._count)
+        folder.mkdir()
+        for name in ("out", "err"):
+            (folder / name).touch()
+        self._count += 1
+        order = {"folder": str(folder), "argv": [str(script), *map(str, arguments)], "cwd": str(cwd)}
+        print(json.dumps({**order, "environment": environment}), file=self._server.stdin, flush=True)
+        return Started(folder, self._server)
+
+
+def _become(order: dict) -> None:
+    """Makes this process one that was started with the order's arguments."""
+    import numpy
+
+    numpy.random.seed()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    for number, path in ((0, os.devnull), (1, f"{order['folder']}/out"), (2, f"{order['folder']}/err")):
+        file = os.open(path, os.O_RDWR | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    os.chdir(order["cwd"])
+    sys.argv = order["argv"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+
+
+def _write(file: Path, number: int) -> None:
+    file.with_suffix(".new").write_text(str(number))
+    file.with_suffix(".new").replace(file)
+
+
+def _reap(folders: dict[int, Path]) -> None:
+    """Notes the exit codes of those that ended; a pid is not given to others before its code is there."""
+    for pid, folder in list(folders.items()):
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            continue
+        _write(folder / "code", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
+        os.waitpid(pid, 0)
+        del folders[pid]
+
+
+def _serve(folder: Path) -> bool:
+    """Forks for every order; returns whether this is a fork, with an order to carry out."""
+    folders: dict[int, Path] = {}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the tests end first, then this process
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)  # a signal just before the wait below must not be missed
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    text = b""
+    while True:
+        ready, _, _ = select.select([0, woken], [], [])
+        if woken in ready:
+            os.read(woken, 1000)
+        _reap(folders)
+        if 0 not in ready:
+            continue
+        if not (more := os.read(0, 2**16)):
+            break
+        *lines, text = (text + more).split(b"\n")
+        for line in lines:
+            order = json.loads(line)
+            if not (pid := os.fork()):
+                signal.set_wakeup_fd(-1)
+                os.close(woken)
+                os.close(wake)
+                _become(order)
+                return True
+            folders[pid] = Path(order["folder"])
+            _write(folders[pid] / "pid", pid)
+    for pid in [member for session in folders for member in members(session)]:
+        os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+if __name__ == "__main__":
+    import torch.utils.tensorboard  # noqa: F401  what the program imports when it needs it
+
+    import main  # noqa: F401
+
+    # a fork returns to here, so that its interpreter ends as one that was started does
+    if _serve(Path(sys.argv[1])):
+        runpy.run_path(sys.argv[0], run_name="__main__")

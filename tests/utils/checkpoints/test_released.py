@@ -1,0 +1,49 @@
+"""Every released recipe builds the model that its row describes."""
+
+import pytest
+import torch
+
+from configs.loading import load_config
+from models.registry import build, model_options
+from tests.conftest import RELEASED, ROOT
+from utils.checkpoints.released import released_models, released_url
+from utils.cost import count_flops, count_parameters
+from utils.errors import CheckpointError
+
+
+def test_the_table_has_42_rows():
+    assert released_models() == RELEASED
+    assert len(RELEASED) == len({row["config"] for row in RELEASED}) == 42
+
+
+@pytest.mark.parametrize("row", RELEASED, ids=lambda r: r["config"])
+def test_parameters_and_flops(row):
+    """Parameters to the unit, multiply-adds within 1 %; the head of the recipe states them too."""
+    (path,) = (ROOT / "configs").glob(f"*/{row['config']}.yaml")
+    options = model_options(load_config(path))
+    with torch.device("meta"):
+        model = build(options, row["classes"])
+    assert count_parameters(model) == row["params"]
+    assert count_flops(model, options.img_size) == pytest.approx(row["flops"], rel=0.01)
+    head = path.read_text().split("DATA:")[0].split("MODEL:")[0]
+    assert f"{row['params']:,} parameters, {row['flops'] / 1e9:.1f} GFLOPs" in head
+    assert str(row.get("imagenet1k_top1", "pre-training")) in head
+
+
+def test_released_weights_have_a_url():
+    url = released_url("swin_tiny_patch4_window7_224")
+    assert url.startswith("https://") and url.endswith("/swin_tiny_patch4_window7_224.pth")
+    assert released_url("swin_base_patch4_window12_384_22k").endswith(".pth")
+
+
+def test_a_name_is_the_recipes_or_the_files():
+    """The file of this recipe has another name."""
+    recipe = "swin_base_patch4_window12_384_22kto1k_finetune"
+    assert released_url(recipe) == released_url("swin_base_patch4_window12_384_22kto1k")
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(CheckpointError, match="did you mean .*swin_tiny_patch4_window7_224"):
+        released_url("swin_tiny_window7_224")
+    with pytest.raises(CheckpointError, match="unknown released model 'zzz': hub:zzz: docs/models.md lists them all"):
+        released_url("zzz")

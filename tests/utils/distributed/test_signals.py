@@ -1,0 +1,245 @@
+"""Signals, with real ones to real processes; several ranks in one process share a store."""
+
+import random
+import signal
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.tools.builders import in_child
+from utils.distributed.signals import Decision, Interrupt
+from utils.distributed.world import World
+from utils.errors import TerminatedError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@pytest.fixture(autouse=True)
+def own_handlers():
+    """pytest's own handlers are back afterwards."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@pytest.fixture
+def interrupt():
+    """That of a single process which trains."""
+    started = Interrupt().install()
+    started.defer()
+    return started
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGTERM, 75, "error: terminated by SIGTERM: run the same command again to resume\n"),
+        (signal.SIGINT, 130, "error: interrupted\n"),
+    ],
+)
+def test_before_training_a_signal_ends_the_process_with_one_line(monkeypatch, number, code, line):
+    def start():
+        Interrupt().install()
+        signal.raise_signal(signal.SIGUSR1)  # there is nothing to save
+        signal.raise_signal(number)
+
+    assert in_child(start) == (code, line)
+    monkeypatch.setenv("RANK", "1")
+    assert in_child(start) == (code, "")  # rank 0 speaks
+
+
+def test_fault_25_a_second_signal_ends_the_process_at_once():
+    def start():
+        started = Interrupt().install()
+        started.defer()
+        signal.raise_signal(signal.SIGINT)  # is only remembered
+        signal.raise_signal(signal.SIGINT)
+
+    assert in_child(start) == (130, "")
+
+
+def test_fault_25_ctrl_c_twice_ends_a_process_that_was_terminated_before():
+    def start():
+        started = Interrupt().install()
+        started.defer()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            signal.raise_signal(number)
+
+    assert in_child(start) == (130, "")
+
+
+def test_sigterm_twice_is_sigterm_once(interrupt):
+    for _ in range(2):
+        signal.raise_signal(signal.SIGTERM)
+    assert interrupt.decide(1) == Decision(stop=signal.SIGTERM)
+
+
+def test_a_signal_is_remembered_until_the_next_update(interrupt):
+    assert interrupt.decide(1) == Decision()
+    signal.raise_signal(signal.SIGUSR1)
+    assert interrupt.decide(2) == Decision(save=True)
+    assert interrupt.decide(3) == Decision()  # saved once
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGUSR1)
+    assert interrupt.decide(4) == Decision(signal.SIGTERM, True)
+
+
+def test_what_came_before_training_is_not_a_wish_to_save():
+    started = Interrupt().install()
+    signal.raise_signal(signal.SIGUSR1)
+    started.defer()
+    assert started.decide(1) == Decision()
+
+
+def test_the_error_of_a_signal_says_what_was_saved_and_how_to_go_on():
+    error = Interrupt().error
+    terminated = error(signal.SIGTERM, "the state after update 5 is saved")
+    assert isinstance(terminated, TerminatedError) and terminated.exit_code == 75
+    again = "run the same command again to resume"
+    assert str(terminated) == f"terminated by SIGTERM, the state after update 5 is saved: {again}"
+    assert str(error(signal.SIGTERM)) == f"terminated by SIGTERM: {again}"
+    interrupted = error(signal.SIGINT, "saved")
+    assert isinstance(interrupted, KeyboardInterrupt) and str(interrupted) == f"saved: {again}"
+    assert error(signal.SIGINT).args == ()
+
+
+def test_at_the_end_nothing_disturbs(interrupt):
+    signal.signal(signal.SIGUSR1, handler := lambda *_: None)  # of somebody else
+    interrupt.ignore()
+    for each in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        signal.raise_signal(each)
+    assert interrupt.decide(1) == Decision() and signal.getsignal(signal.SIGUSR1) == handler
+
+
+def test_an_evaluation_ends_between_two_batches(interrupt):
+    seen = []
+    for item in interrupt.guard(range(5)):
+        if item == 2:
+            signal.raise_signal(signal.SIGTERM)
+        seen.append(item)
+    assert seen == [0, 1, 2] and interrupt.cut_short and interrupt.stop_of_evaluation() == signal.SIGTERM
+
+
+def test_an_evaluation_that_was_complete_is_not_cut_short(interrupt):
+    guarded = interrupt.guard([1, 2])
+    assert list(guarded) == list(guarded) == [1, 2]
+    for item in guarded:
+        if item == 2:
+            signal.raise_signal(signal.SIGTERM)
+    assert not interrupt.cut_short and interrupt.stop_of_evaluation() == 0
+    assert interrupt.decide(1) == Decision(stop=signal.SIGTERM)  # it is not forgotten
+
+
+def test_the_watchdog_ends_a_job_that_does_not_train_yet_and_hears_of_progress():
+    watchdog = SimpleNamespace(aborting=None, stopping=False, ticks=[])
+    watchdog.tick = watchdog.ticks.append
+    started = Interrupt().install()
+    started.join(World(1, 2, store=dist.HashStore(), watchdog=watchdog))
+    signal.raise_signal(signal.SIGTERM)
+    assert isinstance(watchdog.aborting, TerminatedError) and not watchdog.stopping
+    watchdog.aborting = None
+    started = Interrupt().install()
+    started.join(World(1, 2, store=dist.HashStore(), watchdog=watchdog))
+    started.defer()
+    signal.raise_signal(signal.SIGTERM)
+    assert watchdog.aborting is None and watchdog.stopping
+    assert list(started.guard("ab")) == ["a"]
+    assert watchdog.ticks == ["batch 0 of an evaluation", "batch 1 of an evaluation"]
+
+
+@dataclass(frozen=True)
+class Beside(World):
+    """A rank that gathers what the other one is said to have sent."""
+
+    theirs: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    def gather(self, values):
+        return torch.stack([values, torch.tensor(self.theirs)])
+
+
+def ranks_of(store, count=2, world=Beside, **more):
+    """Ranks that train."""
+    made = []
+    for rank in range(count):
+        made.append(Interrupt())
+        made[-1].join(world(rank, count, store=dist.PrefixStore("world", store), **more))
+        made[-1].defer()
+    return made
+
+
+def receive(rank, number):
+    """Sends a signal to one of the ranks."""
+    rank.install()
+    signal.raise_signal(number)
+
+
+def decisions(ranks, sent, updates=12, seed=0):
+    """What each rank decides after each update, in any order. Args: sent: [(update, rank, signal)]."""
+    draw, found = random.Random(seed), [[] for _ in ranks]
+    for update in range(1, updates + 1):
+        for rank in draw.sample(range(len(ranks)), len(ranks)):
+            for when, who, number in sent:
+                if (when, who) == (update, rank):
+                    receive(ranks[who], number)
+            found[rank].append(ranks[rank].decide(update))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_all_ranks_decide_alike_whichever_is_asked_and_asks_first(who, seed):
+    sent = [(2, who, signal.SIGUSR1), (5, who, signal.SIGUSR1), (7, who, signal.SIGTERM)]
+    found = decisions(ranks_of(dist.HashStore(), 3), sent, seed=seed)
+    assert found[0] == found[1] == found[2]
+    saves = [update for update, each in enumerate(found[0], start=1) if each.save]
+    first_stop = next(update for update, each in enumerate(found[0], start=1) if each.stop)
+    assert len(saves) == 2 and 3 < saves[0] <= 5 and 6 < saves[1] <= 8  # within three updates
+    assert 8 < first_stop <= 10 and found[0][first_stop - 1] == Decision(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_rank_whose_device_is_behind_may_ask_an_update_before_the_main_rank(who):
+    """It has launched update u and knows the outcome of u - 1: the main rank has asked about u - 2."""
+    main, other = ranks_of(dist.HashStore())
+    found = [[], []]
+    for update in range(1, 11):
+        if update == 3:
+            receive((main, other)[who], signal.SIGTERM)
+        found[1].append(other.decide(update))
+        if update > 1:
+            found[0].append(main.decide(update - 1))
+    assert found[0] == found[1][:9] and sum(bool(each.stop) for each in found[0]) >= 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_one_signal_to_all_ranks_is_one_decision(seed):
+    """A launcher signals every rank; the ranks hear of it at different times."""
+    sent = [(3, 0, signal.SIGTERM), (3, 1, signal.SIGINT), (3, 1, signal.SIGUSR1), (4, 2, signal.SIGTERM)]
+    found = decisions(ranks_of(dist.HashStore(), 3), sent, seed=seed)
+    stops = [next(i for i, each in enumerate(one) if each.stop) for one in found]
+    assert len(set(stops)) == 1 and len({one[stops[0]] for one in found}) == 1
+    assert found[0][stops[0]].stop in (signal.SIGTERM, signal.SIGINT)
+    assert all(each == Decision() for one in found for each in one[:3])
+
+
+def test_a_request_to_stop_ends_the_evaluation_of_every_rank():
+    asked, other = ranks_of(dist.HashStore())
+    ours = iter(asked.guard(range(5)))
+    theirs = iter(other.guard(range(5)))
+    assert (next(ours), next(ours), next(theirs)) == (0, 1, 0)
+    receive(asked, signal.SIGINT)
+    assert (list(ours), list(theirs)) == ([], []) and asked.cut_short and other.cut_short
+    assert asked.stop_of_evaluation() == other.stop_of_evaluation() == signal.SIGINT
+
+
+def test_an_evaluation_cut_short_on_one_rank_counts_on_all():
+    for theirs, stop in (([0.0, 0.0], 0), ([1.0, 15.0], 15), ([0.0, 15.0], 0)):
+        one, _ = ranks_of(dist.HashStore(), theirs=theirs)
+        assert one.stop_of_evaluation() == stop
+    _, told = ranks_of(dist.HashStore(), theirs=[0.0, 0.0])
+    receive(told, signal.SIGTERM)
+    assert told.stop_of_evaluation() == 0  # nobody's evaluation was cut short: it ends after the next update

@@ -1,0 +1,40 @@
+"""The profile of a run."""
+
+import json
+import logging
+
+import torch
+
+from tests.tools.builders import CPU
+from utils.logs import profiler
+from utils.logs.profiler import Tracer
+
+
+def test_a_few_updates_are_recorded_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    tracer = Tracer(tmp_path, CPU)
+    for _ in range(profiler.SKIPPED + profiler.WARM_UP + profiler.RECORDED + 4):
+        torch.ones(8, 8) @ torch.ones(8, 8)
+        tracer.step()
+    tracer.close()
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert sum(event.get("name") == "aten::mm" for event in events) == profiler.RECORDED
+    assert "3 updates in" in caplog.text and "aten::mm" in caplog.text
+
+
+def test_a_run_that_ends_meanwhile_says_how_many_updates_it_recorded(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    tracer = Tracer(tmp_path, CPU)
+    for _ in range(profiler.SKIPPED + profiler.WARM_UP + 1):
+        torch.ones(8, 8) @ torch.ones(8, 8)
+        tracer.step()
+    tracer.close()
+    assert "1 update in" in caplog.text
+
+
+def test_a_run_that_ends_before_records_nothing(tmp_path):
+    tracer = Tracer(tmp_path, CPU)
+    tracer.step()
+    tracer.close()
+    tracer.step()
+    assert not (tmp_path / "trace.json").exists()

@@ -1,0 +1,92 @@
+"""TensorBoard, Weights & Biases without a network, and the summary in timm's names."""
+
+import csv
+import json
+import sys
+import time
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from utils.errors import ConfigError
+from utils.logs.trackers import Trackers, WeightsAndBiases, write_summary
+
+
+def test_the_settings_of_a_run_stand_beside_its_best_metric(tmp_path):
+    trackers = Trackers(tmp_path, 0)
+    trackers.write({"train/loss": 0.5}, 3)
+    trackers.finish({"TRAIN.BASE_LR": 0.1, "MODEL.SWIN.DEPTHS": [2, 2]}, {"top1": 81.0})
+    trackers.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert board.Scalars("train/loss")[0].step == 3 and board.Scalars("best/top1")[0].value == 81.0
+    summaries = board.SummaryMetadata("_hparams_/session_start_info")
+    data = plugin_data_pb2.HParamsPluginData.FromString(summaries.plugin_data.content)
+    assert data.session_start_info.hparams["TRAIN.BASE_LR"].number_value == 0.1
+    assert data.session_start_info.hparams["MODEL.SWIN.DEPTHS"].string_value == "[2, 2]"
+
+
+@pytest.mark.seconds
+def test_weights_and_biases_needs_no_network(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    trackers = Trackers(tmp_path / "model" / "tag", 0, wandb="project")
+    trackers.write({"train/loss": 0.5}, 3)
+    trackers.finish({"TAG": "tag"}, {"top1": 81.0})
+    trackers.close()
+    assert "training continues" not in caplog.text
+    (run,) = (tmp_path / "model" / "tag" / "wandb").glob("offline-run-*")
+    file, last = next(run.glob("*.wandb")), time.monotonic() + 60
+    while b"best/top1" not in file.read_bytes():  # its own process writes it
+        assert time.monotonic() < last
+        time.sleep(0.1)
+    assert b"train/loss" in file.read_bytes()
+
+
+def test_without_its_package_a_tracker_that_was_asked_for_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="LOG.WANDB: pip install wandb"):
+        Trackers(tmp_path, 0, wandb="project")
+
+
+def test_a_tracker_that_cannot_start_does_not_stop_the_others(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(WeightsAndBiases, "__init__", fail)
+    trackers = Trackers(tmp_path, 0, wandb="project")
+    assert caplog.messages == ["Weights & Biases cannot be started (no route to host); training continues"]
+    trackers.write({"train/loss": 0.5}, 3)
+    trackers.close()
+    assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
+
+
+def test_the_summary_has_timms_names(tmp_path):
+    lines = [
+        {"kind": "train", "lr": 0.1, "loss": 2.0},
+        {"kind": "val", "epoch": 0, "train_loss": 2.0, "loss": 1.5, "top1": 50.0, "topk": 90.0, "k": 5},
+        {"kind": "train", "lr": 0.2, "loss": 1.0},
+        {"kind": "val", "epoch": 1, "train_loss": 1.0, "loss": None, "top1": 60.0, "topk": 95.0, "k": 5},
+    ]
+    metrics, summary = tmp_path / "metrics.jsonl", tmp_path / "summary.csv"
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_summary(metrics, summary)
+    first, second = csv.DictReader(summary.open())
+    assert first == {
+        "epoch": "0",
+        "train_loss": "2.0",
+        "lr": "0.1",
+        "eval_loss": "1.5",
+        "eval_top1": "50.0",
+        "eval_top5": "90.0",
+    }
+    assert (second["lr"], second["eval_loss"], second["eval_top1"]) == ("0.2", "", "60.0")
+
+
+@pytest.mark.parametrize("text", ["", "null\n", '{"kind": "val"}\n', None])
+def test_a_summary_that_cannot_be_written_is_a_warning_at_most(tmp_path, caplog, text):
+    if text is not None:
+        (tmp_path / "metrics.jsonl").write_text(text)
+    write_summary(tmp_path / "metrics.jsonl", tmp_path / "summary.csv")
+    assert all("training continues" in message for message in caplog.messages)
+    assert bool(caplog.messages) == (text != "")

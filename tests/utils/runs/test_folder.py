@@ -1,0 +1,174 @@
+"""The output folder belongs to one configuration."""
+
+import errno
+import json
+import logging
+import os
+import threading
+
+import pytest
+
+from configs.loading import load_config
+from tests.conftest import ROOT
+from tests.tools.builders import small, train_state
+from utils.checkpoints.files import save_checkpoint
+from utils.distributed.world import World
+from utils.errors import ConfigError, ResourceError
+from utils.runs.folder import RunFolder
+from utils.runs.lock import Owner
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The log files of claimed folders are closed afterwards."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in root.handlers:
+        if handler not in before:
+            handler.close()
+    root.handlers = before
+
+
+@pytest.fixture(autouse=True)
+def owners():
+    """Folders are given back after a test."""
+    yield
+    for thread in threading.enumerate():
+        if isinstance(thread, Owner):
+            thread.release()
+
+
+def same(text):
+    return []
+
+
+def claim(folder, config, differences=same):
+    """Claims a folder as a run that is over when the function returns."""
+    folder.claim(config, differences)
+    folder.release()
+
+
+def test_claiming_writes_configuration_and_environment(tmp_path):
+    folder = RunFolder(tmp_path / "run", World())
+    folder.claim("TAG: x\n", same)
+    assert folder.config.read_text() == "TAG: x\n" and folder.checkpoints.is_dir()
+    environment = json.loads((folder.path / "env.json").read_text())
+    assert environment["processes"] == 1 and environment["versions"]["torch"]
+
+
+def test_fault_08_another_configuration_is_refused_once_something_was_trained(tmp_path):
+    folder = RunFolder(tmp_path, World())
+    claim(folder, "TAG: x\n")
+    claim(folder, "TAG: y\n", lambda text: ["TAG was x, now y"])  # nothing was trained: it may change
+    assert folder.config.read_text() == "TAG: y\n"
+    save_checkpoint(folder.checkpoints, "ckpt_epoch_0.pth", {"model": {}})
+    with pytest.raises(ConfigError, match="another configuration: .*: TAG was y, now z: .*--tag"):
+        folder.claim("TAG: z\n", lambda text: ["TAG was y, now z"])
+    assert folder.config.read_text() == "TAG: y\n"
+
+
+def test_only_the_main_rank_writes(tmp_path):
+    folder = RunFolder(tmp_path / "run", World(rank=1, size=2))
+    folder.claim("TAG: x\n", same)
+    folder.release()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match=r"cannot write the output folder .*file/run: set OUTPUT"):
+        RunFolder(tmp_path / "file/run", World()).claim("TAG: x\n", same)
+
+
+def test_links_are_repaired_after_an_interrupted_save(tmp_path):
+    folder, state = RunFolder(tmp_path, World()), train_state(small())
+    for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2.pth"):
+        save_checkpoint(folder.checkpoints, name, {"model": {}})
+    state.epoch, state.best_epoch = 3, 1
+    folder.begin("TAG: x\n", state)
+    assert (folder.checkpoints / "best.pth").readlink().name == "ckpt_epoch_1.pth"
+    assert (folder.checkpoints / "last.pth").readlink().name == "ckpt_epoch_2.pth"
+
+
+def test_fault_08_metrics_alone_count_as_trained(tmp_path):
+    folder = RunFolder(tmp_path, World())
+    claim(folder, "TAG: x\n")
+    folder.metrics.write_text("{}\n")
+    with pytest.raises(ConfigError, match="another configuration"):
+        folder.claim("TAG: y\n", lambda text: ["TAG was x, now y"])
+    assert not (tmp_path / "owner.json").exists()
+    claim(folder, "TAG: x\nPRINT_FREQ: 1\n")
+    assert folder.config.read_text() == "TAG: x\n"  # the one it was trained with is kept
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_the_log_is_started(tmp_path):
+    folder = RunFolder(tmp_path, World())
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / ".ckpt_epoch_0.0a1b2c3d.tmp.pth").touch()
+    folder.claim("TAG: x\n", same)
+    assert list(folder.checkpoints.iterdir()) == []
+    logging.getLogger().warning("hello")
+    assert "hello" in (folder.path / "log.txt").read_text()
+
+
+def test_within_an_epoch_the_last_checkpoint_is_that_of_the_step(tmp_path):
+    folder, state = RunFolder(tmp_path, World()), train_state(small())
+    folder.checkpoints.mkdir()
+    folder.begin("TAG: x\n", state)
+    assert list(folder.checkpoints.iterdir()) == []  # nothing was saved yet
+    for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2_step_4.pth"):
+        save_checkpoint(folder.checkpoints, name, {"model": {}})
+    (folder.checkpoints / "last.pth").symlink_to("ckpt_epoch_1.pth")
+    state.epoch, state.step = 2, 4
+    folder.begin("TAG: x\n", state)
+    assert (folder.checkpoints / "last.pth").readlink().name == "ckpt_epoch_2_step_4.pth"
+    assert not (folder.checkpoints / "best.pth").is_symlink()
+
+
+def test_fault_09_a_folder_in_use_is_refused_and_nothing_in_it_touched(tmp_path):
+    first, second = RunFolder(tmp_path, World()), RunFolder(tmp_path, World())
+    first.claim("TAG: x\n", same)
+    half_written = first.checkpoints / ".ckpt_epoch_0.0a1b2c3d.tmp.pth"
+    half_written.touch()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "owner.json"}
+    with pytest.raises(ConfigError, match="another run writes to this output folder"):
+        second.claim("TAG: y\n", same)
+    second.release()  # takes nothing from the first
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "owner.json"}
+    assert (tmp_path / "owner.json").exists()
+    first.release()
+    claim(second, "TAG: y\n")
+    assert not half_written.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_fault_17_a_read_only_output_folder_is_named(tmp_path, monkeypatch, call, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(ResourceError, match=rf"cannot write the output folder \({os.strerror(number)}\): .*set OUTPUT"):
+        RunFolder(tmp_path / "run", World()).claim("TAG: x\n", same)
+
+
+def test_without_links_the_log_says_where_the_names_are(tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    folder, state = RunFolder(tmp_path, World()), train_state(small())
+    with caplog.at_level(logging.INFO):
+        claim(folder, "TAG: x\n")
+    assert "last.txt and best.txt will hold the names of files" in caplog.text
+    save_checkpoint(folder.checkpoints, "ckpt_epoch_1.pth", {"model": {}})
+    state.epoch, state.best_epoch = 2, 1
+    folder.begin("TAG: x\n", state)
+    for name in ("best.txt", "last.txt"):
+        assert (folder.checkpoints / name).read_text() == "ckpt_epoch_1.pth\n"
+
+
+def test_the_path_follows_from_output_name_and_tag():
+    cfg = load_config(ROOT / "configs/swin_tiny.yaml", [("OUTPUT", "out", "x"), ("TAG", "t/1", "x")])
+    assert str(RunFolder.from_config(cfg, World()).path) == f"out/{cfg.MODEL.NAME}/t/1"

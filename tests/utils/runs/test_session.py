@@ -1,0 +1,332 @@
+"""When checkpoints are saved, what is recorded at the end of an epoch, and how a run ends early."""
+
+import errno
+import json
+import logging
+import math
+import os
+import signal
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import utils.runs.session as session_module
+from configs.loading import load_config
+from tests.conftest import ROOT
+from tests.tools.builders import (
+    CPU,
+    batches,
+    configured,
+    objective,
+    plan,
+    provenance,
+    session,
+    shape,
+    small,
+    train_state,
+)
+from utils.checkpoints.files import find_newest, follow
+from utils.distributed.signals import Interrupt
+from utils.distributed.world import World
+from utils.errors import NumericsError, ResourceError, TerminatedError
+from utils.evaluation.metrics import Accuracy
+from utils.precision import choose_precision
+from utils.runs.session import SessionOptions
+from utils.training.classification import Classification
+from utils.training.loop import train_epoch
+from utils.training.objective import Evaluation
+
+
+@pytest.fixture(autouse=True)
+def own_handlers():
+    """Signals go to pytest again, log files are closed."""
+    root, before = logging.getLogger(), list(logging.getLogger().handlers)
+    signals = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for each, handler in signals.items():
+        signal.signal(each, handler)
+    for handler in [each for each in root.handlers if each not in before]:
+        handler.close()
+    root.handlers = before
+
+
+def judged(top1, loss=1.0):
+    """An objective whose evaluation has this outcome."""
+    result = Accuracy(top1, 90.0, loss, 5, 1, 9, 10)
+    return SimpleNamespace(evaluate=lambda model: Evaluation(result.as_dict(), result.line()))
+
+
+def train(run_session, run_state, run_plan, work=None, after=lambda: None):
+    """One epoch. Args: after: called after every update."""
+
+    def after_update(update):
+        after()
+        run_session.after_update(update)
+
+    train_epoch(run_state, run_session.watch(work or batches(10)), objective(), run_plan, after_update)
+
+
+def saved(folder):
+    """The names of the checkpoints."""
+    return sorted(p.name for p in (folder / "checkpoints").glob("ckpt*.pth") if not p.is_symlink())
+
+
+def test_saving_by_time_does_not_wait_for_log_lines(tmp_path, monkeypatch):
+    """A clock that moves three seconds an update; a save every twelve."""
+    run_state, run_plan, now = train_state(small()), plan(shape(80)), [0.0]
+    monkeypatch.setattr(session_module.time, "monotonic", lambda: now[0])
+    with session(tmp_path, run_state, run_plan, print_freq=100, save_minutes=0.2) as run_session:
+        train(run_session, run_state, run_plan, batches(11), after=lambda: now.__setitem__(0, now[0] + 3))
+    assert saved(tmp_path) == ["ckpt_epoch_0_step_4.pth", "ckpt_epoch_0_step_8.pth"]
+
+
+def test_saved_epochs(tmp_path):
+    """Every second epoch, and every epoch that is the best so far."""
+    run_state, run_plan = train_state(small()), plan(epochs=5)
+    with session(tmp_path, run_state, run_plan, save_freq=2) as run_session:
+        for top1 in (50.0, 40.0, 30.0, 20.0, 60.0):
+            run_session.end_epoch(judged(top1))
+    assert saved(tmp_path) == [f"ckpt_epoch_{epoch}.pth" for epoch in (0, 1, 3, 4)]
+    assert (tmp_path / "checkpoints/best.pth").readlink().name == "ckpt_epoch_4.pth"
+    assert follow(tmp_path / "checkpoints/last.pth").resolve().name == "ckpt_epoch_4.pth"
+
+
+def test_the_newest_are_kept(tmp_path):
+    run_state, run_plan = train_state(small()), plan()
+    with session(tmp_path, run_state, run_plan, save_updates=2, keep=2) as run_session:
+        train(run_session, run_state, run_plan)
+        run_session.end_epoch(judged(10.0))
+    assert saved(tmp_path) == ["ckpt_epoch_0.pth", "ckpt_epoch_0_step_8.pth"]
+
+
+def test_values_that_are_not_finite_are_written_as_null(tmp_path):
+    with session(tmp_path, train_state(small()), plan()) as run_session:
+        run_session.end_epoch(judged(10.0, float("nan")))
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(line, parse_constant=pytest.fail)
+    assert record["loss"] is None and record["train_loss"] is None
+
+
+def test_a_run_ends_with_a_line_and_a_folder_that_is_free(tmp_path, caplog):
+    run_state = train_state(small())
+    with caplog.at_level(logging.INFO), session(tmp_path, run_state, plan()) as run_session:
+        assert (tmp_path / "owner.json").exists()
+        train(run_session, run_state, plan())
+        run_session.end_epoch(judged(50.0))
+    folder = tmp_path / "checkpoints"
+    assert "trained 1 epoch in 0:00:0" in caplog.text and "predict" not in caplog.text  # it has no classes
+    assert f"best      {folder}/best.pth: top1 50.000 of epoch 0" in caplog.text
+    assert f"--cfg {tmp_path}/config.yaml --eval --resume {folder}/best.pth" in caplog.text
+    assert not (tmp_path / "owner.json").exists() and (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("classifies", [True, False])
+def test_predict_py_is_named_for_classifiers(tmp_path, caplog, classifies):
+    run_state = train_state(small())
+    with caplog.at_level(logging.INFO), session(tmp_path, run_state, plan(), classifies=classifies) as run_session:
+        run_session._provenance = provenance(class_names=("a", "b"))
+        train(run_session, run_state, plan())
+        run_session.end_epoch(judged(50.0))
+    assert (f"predict.py IMAGE --model {tmp_path}" in caplog.text) == classifies
+
+
+def test_files_that_a_run_did_not_write_are_not_named(tmp_path, caplog):
+    """It resumed a finished one from elsewhere."""
+    run_state = train_state(small())
+    run_state.epoch, run_state.update = 2, 20
+    with caplog.at_level(logging.INFO), session(tmp_path, run_state, plan()):
+        pass
+    assert "trained" not in caplog.text and "last.pth" not in caplog.text
+
+
+def poisoned(work):
+    return [replace(batch, images=batch.images * math.nan, samples=(i, i + 1)) for i, batch in enumerate(work)]
+
+
+def test_fault_35_too_many_skipped_updates_end_the_run_and_say_how_to_go_on(tmp_path):
+    run_state, run_plan = train_state(small()), plan()
+    work = [*batches(4), *poisoned(batches(5))]
+    with pytest.raises(NumericsError) as caught, session(tmp_path, run_state, run_plan, save_updates=2) as run_session:
+        train(run_session, run_state, run_plan, work)
+    newest = tmp_path / "checkpoints/ckpt_epoch_0_step_6.pth"
+    message = str(caught.value)
+    assert message.startswith("no finite gradient in 3 consecutive updates, the last is 6 at learning rate 0.000401 (")
+    assert f"continue from --resume {newest} with another --tag and --opts TRAIN.BASE_LR 0.05" in message
+    assert "loss scale" not in message and "AMP_DTYPE" not in message
+    contents = find_newest(newest.parent)[1]  # the weights on disk are the last finite ones
+    assert contents["counters"]["skipped"] == 2 and all(value.isfinite().all() for value in contents["model"].values())
+    reports = [json.loads((tmp_path / f"incidents/update_{i}.json").read_text()) for i in (4, 5, 6)]
+    assert [report["skipped_in_row"] for report in reports] == [1, 2, 3]
+    assert reports[1]["ranks"] == [{"losses": {"loss": None}, "samples": ["photo_1", "photo_2"]}]
+    assert reports[0]["grad_norm"] is None and {"patch_embed", "head"} <= reports[0]["grad_norms"].keys()
+    assert not (tmp_path / "owner.json").exists()
+
+
+def test_fault_35_a_report_names_the_epoch_also_where_changed_data_gave_epochs_another_length(tmp_path):
+    run_state, run_plan = train_state(small()), plan(epochs=5)
+    run_state.epoch, run_state.update = 3, 999  # epochs of 333 updates, now of ten
+    with session(tmp_path, run_state, run_plan) as run_session:
+        train(run_session, run_state, run_plan, [*batches(1), *poisoned(batches(1)), *batches(8)])
+        run_session.end_epoch(judged(50.0))
+    report = json.loads((tmp_path / "incidents/update_1000.json").read_text())
+    assert (report["epoch"], report["step"]) == (3, 2)
+
+
+def test_fault_35_without_a_checkpoint_the_run_starts_again_and_float16_is_doubted(tmp_path):
+    run_state = train_state(small(), precision=choose_precision(CPU, True, "float16"))
+    run_state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with pytest.raises(NumericsError) as caught, session(tmp_path, run_state, plan()) as run_session:
+        train(run_session, run_state, plan(), poisoned(batches(5)))
+    message = str(caught.value)
+    assert "at learning rate 1e-06 and loss scale 256 (samples and norms: " in message
+    assert "start again with another --tag and --opts AMP_DTYPE bfloat16, or TRAIN.BASE_LR 0.05" in message
+
+
+def spoil(run_state, at):
+    """Makes a weight NaN after the update `at`, as a fault of the memory would."""
+    if run_state.update == at:
+        run_state.model.head.weight.data[0, 0] = math.nan
+
+
+def test_fault_35_weights_that_are_not_finite_are_not_saved(tmp_path, caplog):
+    run_state = train_state(small())
+    with pytest.raises(NumericsError) as caught, session(tmp_path, run_state, plan(), save_updates=2) as run_session:
+        train(run_session, run_state, plan(), after=lambda: spoil(run_state, 5))
+    assert saved(tmp_path) == ["ckpt_epoch_0_step_2.pth", "ckpt_epoch_0_step_4.pth"]
+    assert "not saved after update 6: the weights are not finite" in caplog.text
+    assert f"continue from --resume {tmp_path}/checkpoints/ckpt_epoch_0_step_4.pth" in str(caught.value)
+
+
+@pytest.fixture
+def interrupt():
+    return Interrupt().install()
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, TerminatedError), (signal.SIGINT, KeyboardInterrupt)], ids=["term", "int"]
+)
+def test_fault_23_a_signal_ends_the_run_after_the_update_with_its_state_on_disk(tmp_path, interrupt, number, error):
+    run_state = train_state(small())
+    text = "the state after update 4 is saved: run the same command again to resume"
+    with pytest.raises(error, match=text), session(tmp_path, run_state, plan(), interrupt=interrupt) as run_session:
+        train(run_session, run_state, plan(), after=lambda: run_state.update == 4 and signal.raise_signal(number))
+    path, contents = find_newest(tmp_path / "checkpoints")
+    assert path.name == "ckpt_epoch_0_step_4.pth" and contents["counters"]["update"] == 4
+    assert not (tmp_path / "owner.json").exists()
+
+
+def test_what_was_not_saved_is_not_called_saved(tmp_path, interrupt):
+    run_state = train_state(small())
+
+    def after():
+        spoil(run_state, 5)
+        if run_state.update == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    with (
+        pytest.raises(TerminatedError) as caught,
+        session(tmp_path, run_state, plan(), interrupt=interrupt, save_updates=4) as run_session,
+    ):
+        train(run_session, run_state, plan(), after=after)
+    assert saved(tmp_path) == ["ckpt_epoch_0_step_4.pth"]
+    assert "update 6 is saved" not in str(caught.value)
+
+
+def test_fault_24_a_checkpoint_on_request_and_the_run_goes_on(tmp_path, interrupt):
+    run_state = train_state(small())
+    with session(tmp_path, run_state, plan(), interrupt=interrupt) as run_session:
+        train(
+            run_session,
+            run_state,
+            plan(),
+            after=lambda: run_state.update in (4, 10) and signal.raise_signal(signal.SIGUSR1),
+        )
+        assert run_state.update == 10
+    assert saved(tmp_path) == ["ckpt_epoch_0_step_10.pth", "ckpt_epoch_0_step_4.pth"]
+
+
+def test_fault_23_an_evaluation_that_was_cut_short_is_done_again(tmp_path, interrupt):
+    """What it found so far is not recorded; the updates of the epoch are all saved."""
+    run_state = train_state(small())
+
+    def evaluate(model):
+        for batch in interrupt.guard(range(5)):
+            if batch == 1:
+                signal.raise_signal(signal.SIGTERM)
+        return judged(99.0).evaluate(model)
+
+    with (
+        pytest.raises(TerminatedError, match="the state after update 10 is saved"),
+        session(tmp_path, run_state, plan(), interrupt=interrupt) as run_session,
+    ):
+        train(run_session, run_state, plan())
+        run_session.end_epoch(SimpleNamespace(evaluate=evaluate))
+    path, contents = find_newest(tmp_path / "checkpoints")
+    assert path.name == "ckpt_epoch_0_step_10.pth" and contents["best"]["value"] is None
+    assert not any(json.loads(line)["kind"] == "val" for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    other = train_state(small())
+    other.load_state_dict(contents, lambda *_: "", "test")
+    with session(tmp_path, other, plan()) as again:
+        train(again, other, plan(), work=iter(()))
+        again.end_epoch(judged(50.0))
+    assert "ckpt_epoch_0.pth" in saved(tmp_path) and other.best_value == 50.0
+
+
+def test_fault_15_a_save_that_failed_ends_the_run(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def full(descriptor):
+        if "step_6" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    run_state = train_state(small())
+    with (
+        pytest.raises(ResourceError, match="No space left on device"),
+        session(tmp_path, run_state, plan(), save_updates=3) as run_session,
+    ):
+        train(run_session, run_state, plan())
+    assert saved(tmp_path) == ["ckpt_epoch_0_step_3.pth"] and 6 <= run_state.update <= 9
+    assert find_newest(tmp_path / "checkpoints")[1]["counters"]["update"] == 3
+    assert not list((tmp_path / "checkpoints").glob(".*")) and not (tmp_path / "owner.json").exists()
+
+
+def test_an_error_of_the_run_is_not_replaced_and_the_last_checkpoint_is_whole(tmp_path):
+    run_state = train_state(small())
+    with (
+        pytest.raises(ZeroDivisionError),
+        session(tmp_path, run_state, plan(), save_updates=3) as run_session,
+    ):
+        train(run_session, run_state, plan(), after=lambda: run_state.update == 4 and 1 / 0)
+    assert saved(tmp_path) == ["ckpt_epoch_0_step_3.pth"]
+    assert find_newest(tmp_path / "checkpoints") and not (tmp_path / "owner.json").exists()
+
+
+def test_fault_16_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, monkeypatch):
+    real = os.statvfs("/")
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*real[:1], 4096, 1000, 99, 3, *real[5:])))
+    with pytest.raises(ResourceError, match=r"the checkpoints need \d+ MiB, 0 MiB are free"):
+        session(tmp_path, train_state(small()), plan())
+
+
+def test_the_watchdog_hears_of_every_update_and_waits_for_the_last_save(tmp_path):
+    ticks = []
+    watchdog = SimpleNamespace(tick=ticks.append, before_exit=None, stop=lambda: None)
+    run_state = train_state(small())
+    with session(tmp_path, run_state, plan(), world=World(watchdog=watchdog), save_updates=8) as run_session:
+        train(run_session, run_state, plan())
+        watchdog.before_exit()
+        assert saved(tmp_path) == ["ckpt_epoch_0_step_8.pth"]
+    assert ticks == [f"epoch 0, update {update}" for update in range(11)]
+
+
+def test_options_come_from_the_configuration():
+    given = {"PRINT_FREQ": 3, "SAVE_FREQ": 4, "TRAIN.SAVE_EVERY_UPDATES": 5, "TRAIN.KEEP_CHECKPOINTS": 7}
+    overrides = [(name, value, "test") for name, value in given.items()]
+    cfg = load_config(ROOT / "configs/swin_tiny.yaml", overrides)
+    best = Classification.best
+    assert SessionOptions.from_config(cfg, best) == SessionOptions(3, 4, 5, 15.0, 7, best)
+    assert not SessionOptions.from_config(configured(TASK="simmim"), None).classifies

@@ -1,0 +1,178 @@
+"""SIGINT, SIGTERM and SIGUSR1, honoured where a run can stop cleanly.
+
+Until training begins there is nothing to save, and a signal ends the process with one line. From then on the handler
+only takes a note: an exception raised from it inside a callback of torch would be lost. After every update the ranks
+agree on what to do, since they must all save and stop after the same one. A second SIGINT ends the process immediately.
+"""
+
+import os
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from utils.errors import TerminatedError, report_error
+
+if TYPE_CHECKING:  # this module is imported before anything slow
+    from utils.distributed.world import World
+
+T = TypeVar("T")
+AHEAD = 2  # updates between the announcement of a decision and what it decides
+_AGAIN = "run the same command again to resume"
+
+
+class Decision(NamedTuple):
+    """What all ranks do after an update. `stop`: the signal that ends the run, 0 for none; `save`: a checkpoint."""
+
+    stop: int = 0
+    save: bool = False
+
+
+class Interrupt:
+    """The signals that this process received, and what the ranks make of them."""
+
+    def __init__(self) -> None:
+        self._world: World | None = None
+        self._deferred = False
+        self._stop = 0
+        self._interrupted = False  # by SIGINT
+        self._save = False
+        self._sent = Decision()  # to the main rank
+        self._seen = 0  # requests that the main rank has read
+        self._announced = deque([Decision()] * AHEAD)  # by the main rank, for the updates that follow
+        self.cut_short = False  # an evaluation ended early
+
+    def install(self) -> "Interrupt":
+        """Replaces Python's own handlers."""
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(each, self._handle)
+        return self
+
+    def ignore(self) -> None:
+        """Lets nothing disturb the end: a launcher signals ranks whose exit code it does not know yet."""
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            if signal.getsignal(each) == self._handle:
+                signal.signal(each, signal.SIG_IGN)
+
+    def join(self, world: "World") -> "World":
+        """Makes signals known to all ranks of `world`; returns it."""
+        self._world = world
+        return world
+
+    def defer(self) -> None:
+        """From here on, signals wait for `decide`."""
+        self._deferred = True
+
+    def error(self, stop: int, state: str = "") -> BaseException:
+        """Returns the error that ends a run after the signal `stop`. Args: state: what was saved."""
+        if stop == signal.SIGINT:
+            return KeyboardInterrupt(*([f"{state}: {_AGAIN}"] if state else []))
+        return TerminatedError(f"terminated by {signal.Signals(stop).name}{state and ', '}{state}: {_AGAIN}")
+
+    def request_save(self) -> None:
+        """Asks for a checkpoint, as SIGUSR1 does."""
+        self._save = True
+
+    def decide(self, update: int) -> Decision:
+        """Returns what to do after `update`: the same on every rank. Every rank calls it after every update.
+
+        A rank that asks about update u knows the outcome of u - 1, but u itself may still be on its way through the
+        device: so the main rank has launched the exchange of gradients of u - 1, and done what comes before it, such as
+        asking about u - 2. There it announced what is done after u.
+        """
+        if self._world is None or self._world.size == 1:
+            save, self._save = self._save, False
+            return Decision(self._stop, save)
+        store = self._world.store
+        self._send(store)
+        if not self._world.is_main:
+            return _decode(store.get(f"decision/{update}")) if store.check([f"decision/{update}"]) else Decision()
+        decision, new = self._announced.popleft(), self._collect(store)
+        self._announced.append(new)
+        if new != Decision() and not decision.stop:
+            store.set(f"decision/{update + AHEAD}", f"{new.stop},{int(new.save)}")
+        return decision
+
+    def guard(self, items: Iterable[T]) -> "Guarded[T]":
+        """Returns an iterable over the batches of an evaluation, which a request to stop ends early."""
+        return Guarded(self, items)
+
+    def stop_of_evaluation(self) -> int:
+        """Returns the signal if an evaluation was cut short on any rank, else 0. A collective operation."""
+        if self._world is None or self._world.size == 1:
+            return self._stop if self.cut_short else 0
+        import torch
+
+        local = torch.tensor([float(self.cut_short), float(self._stop)], device=self._world.device)
+        cut, stop = self._world.gather(local).amax(0).tolist()
+        return int(stop) if cut else 0
+
+    def wants_stop(self) -> bool:
+        """Returns whether this rank should not begin another batch of an evaluation."""
+        if self._world is None or self._world.size == 1:
+            return bool(self._stop)
+        self._send(self._world.store)
+        if not self._stop and self._world.store.check(["stop"]):
+            self._stop = int(self._world.store.get("stop"))
+        return bool(self._stop)
+
+    def tick(self, position: str) -> None:
+        """Notes progress for the watchdog."""
+        if self._world is not None:
+            self._world.tick(position)
+
+    def _send(self, store: Any) -> None:
+        """Passes on what this rank received since the last call."""
+        save, self._save = self._save, False  # a signal from here on waits for the next call
+        received = Decision(0 if self._sent.stop else self._stop, save)
+        if received == Decision():
+            return
+        self._sent = Decision(self._stop)
+        if received.stop:
+            store.set("stop", str(received.stop))
+        store.set(f"request/{store.add('requests', 1)}", f"{received.stop},{int(received.save)}")
+
+    def _collect(self, store: Any) -> Decision:
+        """Reads the requests of all ranks that arrived since the last call."""
+        count = store.add("requests", 0)
+        found = [_decode(store.get(f"request/{number}")) for number in range(self._seen + 1, count + 1)]
+        self._seen = count
+        return Decision(max((each.stop for each in found), default=0), any(each.save for each in found))
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self._save = self._deferred  # before training there is nothing to save
+            return
+        again, self._interrupted = self._interrupted and number == signal.SIGINT, number == signal.SIGINT
+        self._stop = self._stop or number
+        watchdog = self._world.watchdog if self._world is not None else None
+        if again:
+            os._exit(130)
+        if self._deferred:
+            if watchdog is not None:
+                watchdog.stopping = True
+        elif watchdog is not None:
+            watchdog.aborting = self.error(number)
+        else:
+            os._exit(report_error(self.error(number), speak=os.environ.get("RANK", "0") == "0"))
+
+
+class Guarded(Generic[T]):
+    """Batches that end early when the run should stop; they can be iterated again."""
+
+    def __init__(self, interrupt: Interrupt, items: Iterable[T]):
+        self._interrupt, self._items = interrupt, items
+
+    def __iter__(self) -> Iterator[T]:
+        for index, item in enumerate(self._items):
+            self._interrupt.tick(f"batch {index} of an evaluation")
+            if index and self._interrupt.wants_stop():
+                self._interrupt.cut_short = True
+                return
+            yield item
+
+
+def _decode(text: bytes) -> Decision:
+    stop, save = text.split(b",")
+    return Decision(int(stop), save == b"1")

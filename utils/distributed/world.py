@@ -1,0 +1,267 @@
+"""The ranks of a job: how they meet, their devices, and what they exchange."""
+
+import logging
+import os
+import platform
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils.distributed.watchdog import Watchdog
+from utils.errors import DistributedError, report_error
+from utils.runtime import tune_process
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_NEVER = timedelta(days=365)
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank among all ranks of the job; a single process needs no launcher.
+
+    `local_rank` and `local_size` are the rank and the number of ranks on this machine; `store` is a key-value store
+    that all ranks reach, None for a single process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    local_rank: int = 0
+    local_size: int = 1
+    store: Any = field(default=None, repr=False)
+    watchdog: Watchdog | None = field(default=None, repr=False)
+    _turns: list[None] = field(default_factory=list, repr=False)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Stacks one tensor of equal shape from every rank: (...) -> (size, ...), float64 on the CPU.
+
+        Gathered rather than reduced: the order of the later sum is then fixed, whatever the backend does.
+        """
+        if self.size == 1:
+            return values.detach().cpu().double()[None]
+        local = values.detach().double()
+        parts = [torch.empty_like(local) for _ in range(self.size)]
+        dist.all_gather(parts, local)
+        return torch.stack(parts).cpu()
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Returns the `value` of every rank, in order, on every rank; it must pickle."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """Returns the main rank's `value` on every rank; it must pickle."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def broadcast_tensor(self, tensor: Tensor) -> None:
+        """Overwrites `tensor` with the main rank's, of the same shape and type."""
+        if self.size > 1 and tensor.numel():
+            box = tensor.detach().contiguous()
+            dist.broadcast(box.view(-1).view(torch.uint8), 0)  # gloo does not know every type
+            if box.data_ptr() != tensor.data_ptr():
+                tensor.detach().copy_(box)
+
+    def main_only(self, produce: Callable[[], T]) -> T:
+        """Calls `produce` on the main rank and returns its result on every rank."""
+        return self.broadcast(produce() if self.is_main else None)  # type: ignore[return-value]
+
+    def check_equal(self, values: Mapping[str, object], remedy: str) -> None:
+        """Checks that named values are the same on every rank.
+
+        Raises: DistributedError on every rank, with the first name and rank that differ from the main rank.
+        """
+        ranks = self.gather_objects((platform.node(), {name: str(value) for name, value in values.items()}))
+        host, wanted = ranks[0]
+        for rank, (where, found) in enumerate(ranks):
+            for name in wanted:
+                if found.get(name) != wanted[name]:
+                    raise DistributedError(
+                        f"the ranks differ: {name} is {found.get(name)} on rank {rank} ({where}), {wanted[name]} on"
+                        f" rank 0 ({host}): {remedy}"
+                    )
+
+    def tick(self, position: str) -> None:
+        """Notes that this rank makes progress. Args: position: where it is, for messages."""
+        if self.watchdog is not None:
+            self.watchdog.tick(position)
+
+    @contextmanager
+    def local_main_first(self) -> Iterator[None]:
+        """Lets the first rank of each machine run the block before the others, however long it takes."""
+        if self.local_rank != 0:
+            self.store.wait([self._turn()], _NEVER)
+        yield
+        if self.local_rank == 0 and self.size > 1:  # a launcher need not say how many ranks wait for it
+            self.store.set(self._turn(), "done")
+
+    def _turn(self) -> str:
+        """Returns the key of this machine's next `local_main_first`."""
+        self._turns.append(None)
+        return f"turn {len(self._turns)} of rank {self.rank - self.local_rank}"
+
+    def count_distinct(self, topic: str, item: str) -> int:
+        """Counts `item` once per job, whichever ranks report it; returns how many distinct items there are now.
+
+        Without a store, in a single process, the caller keeps count: returns 0.
+        """
+        if self.store is None:
+            return 0
+        digest = sha256(item.encode("utf-8", "backslashreplace")).hexdigest()
+        return self.store.add(topic, 1 if self.store.add(f"{topic}/{digest}", 1) == 1 else 0)
+
+    def abort(self, error: BaseException) -> None:
+        """Reports an error and ends all ranks, from any thread."""
+        if self.watchdog is None:
+            os._exit(report_error(error, speak=True))
+        self.watchdog.aborting = error
+
+    def end_together(self, error: BaseException, debug: bool) -> int:
+        """Reports an error once per job and ends all ranks; returns the exit code of the rank that failed first."""
+        watchdog = self.watchdog
+        if watchdog is None:  # before the ranks have met, all of them fail alike, but for a missing GPU
+            return report_error(error, speak=self.is_main or isinstance(error, DistributedError), debug=debug)
+        if isinstance(error, RuntimeError) and _is_lost_connection(error):
+            error = watchdog.explain(error)
+        try:
+            first = watchdog.claim("error")
+        except RuntimeError:  # the rank that hosted the store is gone: better twice than not at all
+            first = True
+        return watchdog.raise_alarm(report_error(error, speak=first, debug=debug))
+
+    def leave(self) -> None:
+        """Destroys the process group."""
+        if self.watchdog is not None:
+            self.watchdog.leave()
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def launched_rank() -> int:
+    """Returns the rank that the launcher gave, 0 without one or if it is not a number."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdigit() else 0
+
+
+def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
+    """Joins the job that torchrun launched, or creates a job of one process; selects the device, tunes the process.
+
+    Args: timeout_minutes: without progress, after which the job ends; 0 for never; device_type: "auto" for a GPU if
+    there is one, "cuda", "cpu".
+    Raises: DistributedError if the launcher's variables are incomplete, the other ranks do not come, or there are more
+    ranks on this machine than GPUs.
+    """
+    rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
+    local_rank, local_size = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)
+    if size > 1:
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise DistributedError(
+                f"WORLD_SIZE is {size} but {missing[0]} is not set: {missing[0]}: start with torchrun, which sets it,"
+                " or unset WORLD_SIZE"
+            )
+    device = _choose_device(device_type, local_rank, size)
+    tune_process(device)
+    if size == 1:
+        return World(device=device)
+    if device.type == "cuda":  # nccl's own handling would kill the process before the watchdog says why
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    try:
+        store, rank, size = next(
+            dist.rendezvous("env://", rank, size, timeout=timedelta(minutes=timeout_minutes or 60))
+        )
+        store = dist.PrefixStore(_meet(store, rank, size), store)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("training", store),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(minutes=2 * timeout_minutes) if timeout_minutes else _NEVER,  # the watchdog's comes first
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise DistributedError(
+            f"the {size} ranks cannot meet ({reason}): MASTER_ADDR, MASTER_PORT: every machine must reach rank 0"
+        ) from e
+    watchdog = Watchdog(dist.PrefixStore("watchdog", store.clone()), rank, size, 60 * timeout_minutes)
+    watchdog.start()
+    return World(rank, size, device, local_rank, local_size, dist.PrefixStore("world", store), watchdog)
+
+
+def _meet(store: Any, rank: int, size: int) -> str:
+    """Waits until all ranks are there; returns a name for this attempt of the job, the same on every rank.
+
+    The launcher's store outlives an attempt (torchrun --max-restarts), and what an earlier one left in it must not be
+    taken for this one's. Each rank posts a fresh token; the main rank announces the list of tokens, again whenever
+    one of them was replaced, until every rank has found its own in it.
+    """
+    own, last = secrets.token_hex(8), time.monotonic() + store.timeout.total_seconds()
+    store.set(f"token/{rank}", own)
+    announced = ""
+    while time.monotonic() < last:
+        if rank == 0:
+            tokens = ",".join(text.decode() for text in store.multi_get([f"token/{r}" for r in range(size)]))
+            if tokens != announced:
+                store.set("attempt", announced := tokens)
+        attempt = store.get("attempt").decode()
+        tokens_found = attempt.split(",")
+        if len(tokens_found) == size and tokens_found[rank] == own:
+            store.set(f"{attempt}/{rank}", "here")
+            if store.check([f"{attempt}/{r}" for r in range(size)]):
+                return sha256(attempt.encode()).hexdigest()[:16]
+        time.sleep(0.02)
+    raise RuntimeError("a rank did not come")
+
+
+def _variable(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise DistributedError(f"{text!r} is not a number: {name}: start with torchrun, which sets it, or unset it")
+    return int(text)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Returns whether a collective operation failed because of another rank; gloo raises plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "nccl", "peer"))
+
+
+def _choose_device(wanted: str, local_rank: int, size: int) -> torch.device:
+    if wanted != "cpu" and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise DistributedError(
+                f"rank {local_rank} of this machine has no GPU: torchrun --nproc_per_node: launch at most {count}"
+            )
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    why = f"CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else "torch finds none"
+    if wanted == "cuda":
+        raise DistributedError(f"no GPU can be used ({why}): --device: use cpu, or mend the driver of the GPU")
+    if wanted == "auto" and (hidden or Path("/dev/nvidia0").exists()):
+        log.warning("no GPU can be used (%s): running on the CPU; --device cpu if that is meant", why)
+    if wanted == "auto" and torch.backends.mps.is_available() and size == 1:
+        return torch.device("mps")
+    return torch.device("cpu")

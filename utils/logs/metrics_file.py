@@ -1,0 +1,116 @@
+"""What a run records for programs: metrics.jsonl, and the trackers."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.errors import ResourceError
+from utils.files import flush_to_disk, write_text
+from utils.logs.trackers import Trackers
+from utils.pictures import Pictures
+
+# of every record; "loss" is the objective's own
+RESERVED = {"kind", "epoch", "step", "update", "samples", "lr", "grad_norm", "skipped", "train_loss"}
+ATTEMPTS, PAUSE = 4, 1.0  # to write a line of metrics; seconds, longer each time
+
+
+class Journal:
+    """metrics.jsonl and the trackers of a run; on ranks that do not write, `folder` is None.
+
+    metrics.jsonl contains only what is reproducible, so that an interrupted run ends with the same bytes as an
+    uninterrupted one; speeds go to the trackers and the log.
+    """
+
+    def __init__(self, folder: Path | None, update: int, wandb: str = "", within_epoch: bool = False):
+        """Continues after `update`: what an interrupted run recorded beyond it is removed.
+
+        Args: wandb: a project of Weights & Biases, "" for none; within_epoch: the epoch of `update` is not evaluated,
+        even if `update` is its last.
+        """
+        self._folder = folder
+        if folder is None:
+            return
+        self.metrics = folder / "metrics.jsonl"
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        kept = [line for line in lines if _position(line) <= (update, not within_epoch)]
+        write_text(self.metrics, "".join(line + "\n" for line in kept))
+        self._trackers = Trackers(folder, update, wandb)
+
+    def write(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
+        """Appends `record`, which contains `update`, as one line, and gives `scalars` to the trackers at that update.
+
+        Raises: ResourceError if metrics.jsonl cannot be written; a tracker that fails is given up with a warning.
+        """
+        if self._folder is None:
+            return
+        self._append(json.dumps(record, allow_nan=False) + "\n")
+        self._trackers.write(scalars, record["update"])
+
+    def show(self, pictures: Pictures, update: int) -> None:
+        """Gives pictures to the trackers; only the rank that writes draws them."""
+        if self._folder is not None:
+            self._trackers.show(pictures, update)
+
+    def flush(self) -> None:
+        """Puts metrics.jsonl on disk, as a checkpoint is: after a power failure both must be there.
+
+        Raises: ResourceError.
+        """
+        if self._folder is None or not self.metrics.exists():
+            return
+        try:
+            flush_to_disk(self.metrics)
+        except OSError as e:
+            raise self._unwritable(e) from e
+
+    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Gives the trackers the configuration and the best metrics of a run that has ended."""
+        if self._folder is not None:
+            self._trackers.finish(settings, metrics)
+
+    def close(self) -> None:
+        """Closes the trackers."""
+        if self._folder is not None:
+            self._trackers.close()
+
+    def _append(self, line: str) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                size = self.metrics.stat().st_size if self.metrics.exists() else 0
+                try:
+                    with open(self.metrics, "a", encoding="utf-8") as file:
+                        file.write(line)
+                    return
+                except OSError:
+                    os.truncate(self.metrics, size)  # half a line
+                    raise
+            except OSError as e:
+                error = e
+                time.sleep(PAUSE * attempt)
+        raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> ResourceError:
+        return ResourceError(
+            f"cannot write the metrics ({error.strerror}): {self.metrics}: free disk space or set OUTPUT, then run the"
+            " same command again to resume"
+        )
+
+
+def refuse_reserved(names: Iterable[str]) -> None:
+    """Raises: ValueError for a part of a loss, or a metric, with the name of a field of metrics.jsonl."""
+    taken = RESERVED.intersection(names)
+    if taken:
+        raise ValueError(f"{', '.join(sorted(taken))}: metrics.jsonl has fields of these names: choose others")
+
+
+def _position(line: str) -> tuple[float, bool]:
+    """Returns the update of a metrics line, and whether it is about a whole epoch, which comes after its last update;
+    a line truncated by a kill counts as never written."""
+    try:
+        record = json.loads(line)
+        return record["update"], record.get("kind") in ("val", "epoch")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return float("inf"), True

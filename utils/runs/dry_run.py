@@ -1,0 +1,155 @@
+"""--dry-run: a few updates that leave nothing behind, and what the whole run would take."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from statistics import median
+from typing import Protocol
+
+import torch
+
+from utils.batches import Batch
+from utils.checkpoints.files import check_space, free_mib
+from utils.cost import peak_memory
+from utils.distributed.world import World
+from utils.errors import count
+from utils.runs.folder import RunFolder
+from utils.terminal import duration, track
+from utils.training.loop import train_epoch
+from utils.training.objective import Objective
+from utils.training.plan import RunPlan
+from utils.training.state import TrainState
+from utils.training.update import Update
+
+log = logging.getLogger(__name__)
+UPDATES = 6  # the first one allocates, compiles and waits for the loader to start: it does not count
+BATCHES = 5  # of an evaluation, likewise
+
+
+class Loader(Protocol):
+    def epoch(self, epoch: int, first_update: int = 0) -> Iterator[Batch]: ...
+
+
+def rehearse(
+    state: TrainState,
+    loader: Loader,
+    objective: Objective,
+    plan: RunPlan,
+    folder: RunFolder,
+    keep: int,
+    world: World,
+) -> None:
+    """Trains a few updates and logs time, memory and disk space of the whole run. `state` is of no use afterwards.
+
+    Args: folder: of the run, which need not exist; keep: checkpoints to keep, 0 for all.
+    Raises: what training raises; ResourceError if the disk has no room.
+    """
+    if state.step >= plan.updates_per_epoch:  # only the evaluation of that epoch is missing
+        state.epoch, state.step = state.epoch + 1, 0
+    if state.epoch >= plan.epochs:
+        log.info("dry run: all %s are done: --tag NAME starts another run", count(plan.epochs, "epoch"))
+        return
+    left, epochs = plan.total_updates - state.done(plan), plan.epochs - state.epoch
+    updates = min(UPDATES, plan.updates_per_epoch - state.step)
+    pace, batches = Pace(world.device), loader.epoch(state.epoch, state.step)
+    with closing(batches):  # type: ignore[type-var]
+        first = track(_first(batches, updates), "dry run", updates * plan.shape.accumulation, "batches")
+        train_epoch(state, pace.watch(first), objective, plan, pace.lap)
+    update = pace.seconds
+    evaluation = _evaluation_seconds(state, objective)
+    epoch = plan.updates_per_epoch * update + evaluation
+    each, whole = state.checkpoint_bytes() / 2**20, left * update + epochs * evaluation
+    peak = max(world.gather_objects(peak_memory(world.device)))
+    log.info(
+        f"dry run: loss {pace.losses[-1]:.4f}, gradient norm {pace.norms[-1]:.3f} after"
+        f" {count(len(pace.norms), 'update')}; an update takes {update:.3f} s ({pace.waiting:.0%} of it waiting for"
+        f" data), {plan.shape.global_batch / update:.1f} images/s"
+    )
+    log.info(
+        f"  an epoch  about {duration(epoch)}: {count(plan.updates_per_epoch, 'update')}"
+        f" {duration(epoch - evaluation)}, evaluation {duration(evaluation)}"
+    )
+    log.info(f"  the run   about {duration(whole)} for {count(epochs, 'epoch')}, besides what saving takes")
+    log.info(f"  memory    {peak:,} MiB at the peak of {'a rank' if world.size > 1 else 'the process'}, {_room(world)}")
+    files = (keep or epochs) + 2  # also the best, and the next one while it is written
+    log.info(
+        f"  disk      {count(files, 'checkpoint')} of {each:,.0f} MiB = {files * each:,.0f} MiB at most;"
+        f" {free_mib(folder.checkpoints):,.0f} MiB are free"
+    )
+    log.info("  nothing was written to the output folder")
+    if world.is_main:
+        check_space(folder.checkpoints, state.checkpoint_bytes(), keep or epochs)
+
+
+class Pace:
+    """How long updates take, and how much of it is waiting for batches. `losses`, `norms`: of every update."""
+
+    def __init__(self, device: torch.device):
+        self._device, self._waited = device, 0.0
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self._laps: list[tuple[float, float]] = []  # whole, waiting
+        self._since = time.perf_counter()
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Passes batches on."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def lap(self, update: Update) -> None:
+        """To be called after every update; waits for the device."""
+        self.losses.append(float(update.losses["loss"]))
+        self.norms.append(update.grad_norm)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self._laps.append((now - self._since, self._waited))
+        self._since, self._waited = now, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of an update: the median of all but the first, if there are others."""
+        return median(whole for whole, _ in self._laps[1:] or self._laps)
+
+    @property
+    def waiting(self) -> float:
+        """The part of it that is waiting for batches."""
+        laps = self._laps[1:] or self._laps
+        return sum(waited for _, waited in laps) / sum(whole for whole, _ in laps)
+
+
+def _first(batches: Iterable[Batch], updates: int) -> Iterator[Batch]:
+    """Yields the batches of the first `updates` updates."""
+    for batch in batches:
+        yield batch
+        updates -= batch.ends_update
+        if not updates:
+            return
+
+
+def _evaluation_seconds(state: TrainState, objective: Objective) -> float:
+    """Returns about how long an evaluation takes, 0 if there is none."""
+    batches = objective.evaluation_batches
+    if not batches:
+        return 0.0
+    seconds = []
+    for limit in (1, min(BATCHES, batches)):
+        started = time.perf_counter()
+        objective.evaluate(state.evaluated, limit)
+        seconds.append(time.perf_counter() - started)
+    if batches <= BATCHES:
+        return seconds[1]
+    return seconds[0] + (batches - 1) * max(0.0, seconds[1] - seconds[0]) / (BATCHES - 1)
+
+
+def _room(world: World) -> str:
+    if world.device.type == "cuda":
+        return f"of {torch.cuda.get_device_properties(world.device).total_memory // 2**20:,} MiB on {world.device}"
+    return "without the loader's processes"

@@ -1,0 +1,132 @@
+"""The output folder of a run, output/<MODEL.NAME>/<TAG>/, which belongs to one configuration."""
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from utils.checkpoints.files import (
+    checkpoint_name,
+    list_checkpoints,
+    point_to,
+    remove_leftovers,
+    supports_links,
+)
+from utils.distributed.world import World
+from utils.errors import ConfigError, ResourceError, count
+from utils.files import write_text
+from utils.runs.lock import Owner
+from utils.runs.provenance import versions
+from utils.runtime import device_name
+from utils.terminal import log_lines, log_to_file
+from utils.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Paths of a run. Only the main rank writes, and nobody if the folder is `read_only`."""
+
+    def __init__(self, path: Path, world: World, read_only: bool = False):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self._world, self._read_only = world, read_only
+        self._owner: Owner | None = None
+
+    @staticmethod
+    def from_config(cfg: CfgNode, world: World) -> "RunFolder":
+        return RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world, cfg.DRY_RUN)
+
+    def claim(self, config: str, differences: Callable[[str], list[str]]) -> None:
+        """Makes the folder this run's, on the main rank.
+
+        Args: config: the resolved configuration as YAML; differences: lines for the keys in which another one differs.
+        Raises: ConfigError if another configuration was trained here, or another run writes here; ResourceError if it
+        cannot be written.
+        """
+        if not self._world.is_main:
+            return
+        try:
+            self._owner = self._take(config, differences)
+        except OSError as e:
+            raise ResourceError(f"cannot write the output folder ({e.strerror}): {self.path}: set OUTPUT") from e
+
+    def release(self) -> None:
+        """Lets other runs have the folder."""
+        if self._owner is not None:
+            self._owner.release()
+
+    def _take(self, config: str, differences: Callable[[str], list[str]]) -> Owner | None:
+        trained = list_checkpoints(self.checkpoints) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+        if self.config.exists() and trained:
+            differing = differences(self.config.read_text(encoding="utf-8"))
+            if differing:
+                longer = f", which may continue from here: --tag NEW --resume {self.checkpoints / 'last.pth'}"
+                raise ConfigError(
+                    f"the output folder belongs to a run with another configuration: {self.path}:"
+                    f" {'; '.join(differing)}: restore the keys or set another --tag"
+                    + (longer if all(line.startswith("TRAIN.") for line in differing) else "")
+                )
+        where = f"{platform.node()}, {count(self._world.size, 'rank')} on {device_name(self._world.device)}"
+        lines = [f"machine: {where}; torch {torch.__version__}", f"output: {self.path}"]
+        if self._read_only:
+            log_lines(lines)
+            return None
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        owner = Owner.take(self.path, self._world.abort)
+        remove_leftovers(self.checkpoints)
+        if not trained:
+            write_text(self.config, config)
+        write_text(self.path / "env.json", json.dumps(_environment(self._world), indent=2) + "\n")
+        log_to_file(self.path / "log.txt")
+        log_lines(lines)
+        if not supports_links(self.checkpoints):
+            log.info("no symbolic links in %s: last.txt and best.txt will hold the names of files", self.checkpoints)
+        return owner
+
+    def begin(self, config: str, state: TrainState) -> None:
+        """Writes the configuration that the run goes on with, and repairs links. Raises: ResourceError."""
+        try:
+            write_text(self.config, config)
+        except OSError as e:
+            raise ResourceError(f"cannot write the output folder ({e.strerror}): {self.path}: set OUTPUT") from e
+        self._repair_links(state)
+
+    def _repair_links(self, state: TrainState) -> None:
+        """Points last.pth and best.pth at the right files if a save was interrupted between rename and links."""
+        best = self.checkpoints / checkpoint_name(state.best_epoch)
+        if best.exists():
+            point_to(self.checkpoints / "best.pth", best)
+        own = checkpoint_name(state.epoch, state.step) if state.step else checkpoint_name(state.epoch - 1)
+        if (self.checkpoints / own).exists():
+            point_to(self.checkpoints / "last.pth", self.checkpoints / own)
+
+
+def _environment(world: World) -> dict[str, Any]:
+    """Returns what the numbers of the run depend on besides its configuration."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        describe = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(describe, cwd=root, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # git is not installed
+        commit = None
+    return {
+        "command": [sys.executable, *sys.argv],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": commit,
+        "versions": versions(),
+        "host": platform.node(),
+        "machine": platform.platform(),
+        "device": device_name(world.device),
+        "processes": world.size,
+    }

@@ -1,0 +1,174 @@
+"""Where a run starts: the newest checkpoint in its folder, --resume, --pretrained, or fresh weights."""
+
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from yacs.config import CfgNode
+
+from utils.checkpoints.broadcast import read_once
+from utils.checkpoints.files import checkpoint_position, find_newest, list_checkpoints, read_checkpoint
+from utils.distributed.world import World
+from utils.errors import CheckpointError, ConfigError
+from utils.runs import original_checkpoints
+from utils.runs.folder import RunFolder
+from utils.runs.provenance import Provenance
+from utils.training.plan import RunPlan
+from utils.training.state import Load, TrainState
+
+log = logging.getLogger(__name__)
+_NEWEST, _RESUME, _PRETRAINED = "the newest checkpoint in the output folder", "--resume", "--pretrained"
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """`auto_resume`: from the newest checkpoint in the folder; `resume`, `pretrained`: names of files, or empty;
+    `first_epoch` of a run without a checkpoint; `accept_changes` of the training samples."""
+
+    auto_resume: bool = True
+    resume: str = ""
+    pretrained: str = ""
+    first_epoch: int = 0
+    accept_changes: bool = False
+
+    @staticmethod
+    def from_config(cfg: CfgNode) -> "StartOptions":
+        return StartOptions(
+            auto_resume=cfg.TRAIN.AUTO_RESUME,
+            resume=cfg.MODEL.RESUME,
+            pretrained=cfg.MODEL.PRETRAINED,
+            first_epoch=cfg.TRAIN.START_EPOCH,
+            accept_changes=cfg.DATA.ACCEPT_CHANGES,
+        )
+
+
+@dataclass
+class Start:
+    """Where a run starts, and why. `training_state`: the contents hold one; `own`: from the run's own folder."""
+
+    options: StartOptions
+    provenance: Provenance
+    load: Load
+    reason: str
+    contents: dict[str, Any] = field(default_factory=dict)
+    origin: Path | None = None
+    training_state: bool = False
+    own: bool = False
+    loaded: str = ""
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Copies the weights into a model that is not yet wrapped. Raises: CheckpointError."""
+        if self.origin is None:
+            return
+        if not self.training_state:
+            pretrained = self.reason == _PRETRAINED
+            head_for = self.provenance.class_names if pretrained else None
+            self.loaded = self.load(model, self.contents, str(self.origin), head_for)
+            return
+        weights = {"model": self.contents["model"], "pretrained_windows": self.contents.get("pretrained_windows")}
+        self.loaded = self.load(model, weights, str(self.origin))
+
+    def restore(self, state: TrainState, plan: RunPlan) -> None:
+        """Restores optimizer, counters and EMA, and logs in one line where the run starts.
+
+        Raises: CheckpointError if they do not fit.
+        """
+        if self.origin is None or not self.training_state:
+            state.start_at(self.options.first_epoch, plan)
+            afresh = "; optimizer, schedule and counters start from scratch" if self.reason == _RESUME else ""
+            log.info("weights: %s (%s)%s", self.loaded or "fresh", self.reason, afresh)
+            return
+        try:
+            saved = self.contents
+            if original_checkpoints.is_original(saved):
+                saved = original_checkpoints.translate(saved, state, plan, self.origin)
+            state.load_state_dict(saved, self.load, str(self.origin))
+        except (KeyError, RuntimeError, TypeError, ValueError) as e:
+            raise CheckpointError(
+                f"the training state does not fit this run ({e}): {self.origin}: name another file"
+            ) from e
+        self.contents = {}  # as large as the state itself
+        log.info("weights: %s (%s), at epoch %d, update %d", self.loaded, self.reason, state.epoch, state.update)
+        if state.update != state.done(plan):
+            log.info(
+                "an epoch has %d updates now, %d are done: the learning rate continues from epoch %d",
+                plan.updates_per_epoch,
+                state.update,
+                state.epoch,
+            )
+        if not self.own:
+            state.reset_best()  # that checkpoint is not in this run's folder
+        if state.epoch >= plan.epochs:
+            log.info("nothing left to train: %d of %d epochs are done", state.epoch, plan.epochs)
+
+
+def find_start(
+    options: StartOptions,
+    folder: RunFolder,
+    provenance: Provenance,
+    world: World,
+    *,
+    load: Load,
+    fetch: Callable[[str], Path],
+) -> Start:
+    """Finds the newest intact checkpoint of this run, else the file `resume`, else `pretrained`, else nothing.
+
+    The main rank reads it for all; the others need not see its disk.
+    Args: fetch: turns the name of a file into a local path, on the main rank.
+    Raises: CheckpointError, ConfigError if the checkpoint belongs to another run.
+    """
+    if options.auto_resume:
+        _check_other_disks(folder, world)
+    reason, origin, contents = read_once(world, lambda: _find(options, folder, fetch))
+    own = reason == _NEWEST
+    training_state = original_checkpoints.is_original(contents) or {"model", "optimizer", "counters"} <= contents.keys()
+    if origin is None or reason == _PRETRAINED or not training_state:
+        return Start(options, provenance, load, reason, contents, origin)
+    provenance.check(contents, origin, options.accept_changes)
+    return Start(options, provenance, load, reason, contents, origin, training_state=True, own=own)
+
+
+def _check_other_disks(folder: RunFolder, world: World) -> None:
+    """Checks that no other machine has a newer checkpoint of this run: a launcher may have numbered the ranks anew.
+
+    Raises: CheckpointError on every rank.
+    """
+    own = next(iter(list_checkpoints(folder.checkpoints)), None)
+    found = world.gather_objects((checkpoint_position(own), platform.node(), str(own)))
+    newest = max(found, key=lambda each: each[0])
+    if newest[0] > found[0][0]:
+        raise CheckpointError(
+            f"{newest[1]} has a newer checkpoint of this run than {found[0][1]}, the machine of rank 0: {newest[2]}:"
+            " copy its output folder there, or remove it"
+        )
+
+
+def _find(
+    options: StartOptions, folder: RunFolder, fetch: Callable[[str], Path]
+) -> tuple[str, Path | None, dict[str, Any]]:
+    """Returns why, from where, and the contents of the file."""
+    newest = _newest(options, folder)
+    if newest is not None:
+        return _NEWEST, *newest
+    for reason, name in ((_RESUME, options.resume), (_PRETRAINED, options.pretrained)):
+        if name:
+            origin = fetch(name)
+            return reason, origin, read_checkpoint(origin)
+    return "no checkpoint in the output folder, no --resume, no --pretrained", None, {}
+
+
+def _newest(options: StartOptions, folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    if options.auto_resume:
+        found = find_newest(folder.checkpoints)
+        path = None if found else original_checkpoints.newest_original(folder.path)
+        return found if path is None else (path, read_checkpoint(path))
+    if list_checkpoints(folder.checkpoints) or original_checkpoints.newest_original(folder.path):
+        raise ConfigError(
+            f"the output folder holds checkpoints that would be overwritten: {folder.path}:"
+            " set another --tag, or resume from them with TRAIN.AUTO_RESUME true"
+        )
+    return None

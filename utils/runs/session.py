@@ -1,0 +1,363 @@
+"""What happens around the updates of a training run: logs, checkpoints, the end of an epoch."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from utils.batches import Batch
+from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
+from utils.cost import peak_memory
+from utils.distributed.signals import Interrupt
+from utils.distributed.world import World
+from utils.errors import NumericsError, count
+from utils.evaluation.metrics import finite
+from utils.logs.curves import Curves
+from utils.logs.metrics_file import Journal, refuse_reserved
+from utils.logs.profiler import Tracer
+from utils.logs.progress import Progress
+from utils.logs.trackers import write_summary
+from utils.runs.folder import RunFolder
+from utils.runs.provenance import Provenance
+from utils.runs.saver import Saver
+from utils.runs.skipped_updates import write_incident
+from utils.terminal import SUMMARY, duration
+from utils.training.batch_sheet import draw_batch
+from utils.training.objective import Best, Evaluation, Objective
+from utils.training.parallel import check_weights, synchronize_buffers, weights_are_finite
+from utils.training.plan import RunPlan
+from utils.training.state import TrainState
+from utils.training.update import Update
+
+log = logging.getLogger(__name__)
+CHECK_EVERY = 500  # updates between two comparisons of the ranks' weights, besides every save
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """Log every `print_freq` updates; save every `save_freq` epochs, and within an epoch every `save_updates` updates
+    or `save_minutes` minutes (0: never); keep the newest `keep` checkpoints (0: all). `best`: the metric that decides
+    which checkpoint is the best, None if there is none; `trace`: profile a few updates; `wandb`: a project of Weights &
+    Biases, "" for none; `classifies`: what is trained predicts classes."""
+
+    print_freq: int = 10
+    save_freq: int = 1
+    save_updates: int = 0
+    save_minutes: float = 0.0
+    keep: int = 3
+    best: Best | None = None
+    trace: bool = False
+    wandb: str = ""
+    classifies: bool = True
+
+    @staticmethod
+    def from_config(cfg: CfgNode, best: Best | None) -> "SessionOptions":
+        return SessionOptions(
+            print_freq=cfg.PRINT_FREQ,
+            save_freq=cfg.SAVE_FREQ,
+            save_updates=cfg.TRAIN.SAVE_EVERY_UPDATES,
+            save_minutes=cfg.TRAIN.SAVE_EVERY_MINUTES,
+            keep=cfg.TRAIN.KEEP_CHECKPOINTS,
+            best=best,
+            trace=cfg.PROFILE,
+            wandb=cfg.LOG.WANDB,
+            classifies=cfg.TASK == "classification",
+        )
+
+
+class Session:
+    """Everything but the updates themselves: the loop calls it after each of them and after every epoch.
+
+    A context manager: when it ends, the last checkpoint is on disk and the folder is free, whatever happened.
+    Args: name_of: returns the name of a training sample, for reports of what went wrong.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        plan: RunPlan,
+        folder: RunFolder,
+        world: World,
+        options: SessionOptions,
+        provenance: Provenance,
+        interrupt: Interrupt,
+        name_of: Callable[[int], str] = str,
+    ):
+        self._state, self._plan, self._folder, self._world = state, plan, folder, world
+        self._best, self._options, self._provenance, self._interrupt = options.best, options, provenance, interrupt
+        self._name_of = name_of
+        if world.is_main:
+            check_space(folder.checkpoints, state.checkpoint_bytes(), options.keep)
+        self.journal = Journal(folder.path if world.is_main else None, state.update, options.wandb, bool(state.step))
+        self._curves = Curves(folder.path, plan.updates_per_epoch, options.best)
+        self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
+        self._saver = Saver(folder.checkpoints, options.keep)
+        self._tracer = Tracer(folder.path, world.device) if options.trace and world.is_main else None
+        self._first_epoch = state.epoch
+        self._saved_at = self._epoch_started = self._started = time.monotonic()
+        self._unjudged: Update | None = None  # its outcome is known after the next one
+        if world.is_main:
+            folder.begin(provenance.config, state)
+        if world.watchdog is not None:
+            world.watchdog.before_exit = self._saver.finish_quietly
+
+    def __enter__(self) -> "Session":
+        self._interrupt.defer()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._saver.finish()
+            if self._tracer is not None:
+                self._tracer.close()
+            if self._world.is_main:
+                self._curves.finish()
+            if kind is None:
+                self._conclude()
+        finally:
+            self.journal.close()
+            self._folder.release()
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Passes the batches of an epoch on and measures waiting times."""
+        self._tick()
+        first, preprocessing = self._state.update == 0, self._provenance.preprocessing
+        for batch in self.progress.watch(batches):
+            if first and preprocessing is not None:
+                draw = partial(draw_batch, batch, preprocessing, self._provenance.class_names)
+                self.journal.show({"train/first_batch": draw}, 0)
+            first = False
+            yield batch
+
+    def after_update(self, update: Update) -> None:
+        """Logs and saves if due. `state.step` of `updates_per_epoch` updates are done.
+
+        Raises: NumericsError after too many consecutive updates without a finite gradient; DistributedError if the
+        ranks diverged; ResourceError if a save failed; TerminatedError, KeyboardInterrupt after a signal.
+        """
+        state, options = self._state, self._options
+        self._tick()
+        self._judge()
+        self._unjudged = update
+        if self._tracer is not None:
+            self._tracer.step()
+        report_due = self.progress.record(update)
+        self._watch_clock()
+        stop, extra = self._interrupt.decide(state.update)
+        by_count = bool(options.save_updates) and state.update % options.save_updates == 0
+        if report_due or stop or extra or by_count:  # what is saved contains the means up to here
+            state.settle()
+            self.progress.collect()
+            if report_due:
+                self.progress.report()
+            self._judge()
+        whole = state.step == self._plan.updates_per_epoch
+        saved = False
+        if stop or extra or (by_count and not whole):
+            saved = self._save(checkpoint_name(state.epoch, state.step))
+        elif state.update % CHECK_EVERY == 0:
+            check_weights(state.model, self._world, self._position())
+        if stop:
+            self._stop(stop, saved)
+        self._saver.check()
+
+    def end_epoch(self, objective: Objective) -> None:
+        """Evaluates, and saves the state as it is at the start of the next epoch.
+
+        Raises: what `after_update` raises.
+        """
+        state, epoch = self._state, self._state.epoch
+        trained = time.monotonic() - self._epoch_started
+        evaluation = self._evaluate(objective)
+        self._epoch_started = time.monotonic()
+        best = self._is_best(evaluation)
+        log.info(
+            f"epoch {epoch}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak memory"
+            f" {peak_memory(self._world.device)} MiB, {duration(self.progress.seconds_left())} left"
+        )
+        self._record(evaluation)
+        if evaluation is not None:
+            at_end = evaluation.pictures if epoch + 1 == self._plan.epochs else {}
+            pictures = {**evaluation.each_epoch, **at_end}
+            self.journal.show({f"val/{name}": draw for name, draw in pictures.items()}, state.update)
+        state.epoch, state.step = epoch + 1, 0
+        state.means["epoch_loss"].clear()
+        due = (epoch + 1) % self._options.save_freq == 0 or epoch + 1 == self._plan.epochs
+        by_count = bool(self._options.save_updates) and state.update % self._options.save_updates == 0
+        if due or best or by_count:
+            self._save(checkpoint_name(epoch), best)
+        if self._world.is_main:
+            self._curves.after_epoch()
+            write_summary(self.journal.metrics, self._folder.path / "summary.csv")
+
+    def _conclude(self) -> None:
+        """Logs how the run ended, where everything is, and what to do with it."""
+        state, folder = self._state, self._folder
+        if state.step or not list_checkpoints(folder.checkpoints):
+            return
+        best, name = folder.checkpoints / "best.pth", "last.pth"
+        trained, before = state.epoch - self._first_epoch, f" after {self._first_epoch}" if self._first_epoch else ""
+        lines = [f"trained {count(trained, 'epoch')}{before} in {duration(time.monotonic() - self._started)}"]
+        if self._best is not None and state.best_value is not None:
+            name = "best.pth"
+            lines += [f"  best      {best}: {self._best.metric} {state.best_value:.3f} of epoch {state.best_epoch}"]
+        evaluate = f"{_script('main.py')} --cfg {folder.config} --eval --resume {folder.checkpoints / name}"
+        lines += [
+            f"  last      {folder.checkpoints / 'last.pth'}",
+            f"  curves    {folder.path / 'curves.png'}, metrics.jsonl, tensorboard/, log.txt",
+            f"  evaluate  python {evaluate}",
+        ]
+        if self._provenance.class_names and self._options.classifies:
+            lines += [f"  predict   python {_script('scripts/predict.py')} IMAGE --model {folder.path}"]
+        for line in lines:
+            log.info(line, extra=SUMMARY)
+        if self._best is not None and state.best_value is not None:
+            self.journal.finish(self._settings(), {self._best.metric: state.best_value})
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns the configuration as flat names and values."""
+        settings: dict[str, Any] = {}
+        pending = list((yaml.safe_load(self._provenance.config) or {}).items())
+        while pending:
+            name, value = pending.pop()
+            if isinstance(value, dict):
+                pending += [(f"{name}.{inner}", each) for inner, each in value.items()]
+            else:
+                settings[name] = value
+        return settings
+
+    def _watch_clock(self) -> None:
+        """Asks for a save if the last one is too long ago; the ranks agree on the update as they do after a signal."""
+        now = time.monotonic()
+        if (
+            self._options.save_minutes
+            and self._world.is_main
+            and now - self._saved_at >= 60 * self._options.save_minutes
+        ):
+            self._interrupt.request_save()
+            self._saved_at = now  # not again before it is done
+
+    def _evaluate(self, objective: Objective) -> Evaluation | None:
+        state = self._state
+        modules = [state.model] if state.ema is None else [state.model, state.ema.module]
+        synchronize_buffers(modules, self._world)
+        evaluation = objective.evaluate(state.evaluated)
+        stop = self._interrupt.stop_of_evaluation()
+        if stop:  # cut short: it is evaluated when the run resumes, with the epoch's updates all done
+            self._stop(stop, self._save(checkpoint_name(state.epoch, state.step)))
+        return evaluation
+
+    def _stop(self, stop: int, saved: bool) -> None:
+        """Raises: TerminatedError or KeyboardInterrupt, once the state is on disk."""
+        self._saver.finish()
+        what = "is saved" if saved else "was not saved, its weights are not finite"
+        raise self._interrupt.error(stop, f"the state after update {self._state.update} {what}")
+
+    def _judge(self) -> None:
+        """Reports the last update if it is settled and was skipped. Raises: NumericsError after too many in a row."""
+        update, self._unjudged = self._unjudged, None
+        if update is not None and not update.applied:
+            self._report_skipped(update)
+
+    def _report_skipped(self, update: Update) -> None:
+        state, plan = self._state, self._plan
+        log.warning("update %d skipped: its gradient is not finite (%d skipped so far)", update.number, state.skipped)
+        scale = update.loss_scale if state.scaler.is_enabled() else None
+        epoch, step = divmod(state.done(plan) - state.update + update.number, plan.updates_per_epoch)
+        details = {
+            "update": update.number,
+            "epoch": epoch,
+            "step": step + 1,
+            "learning_rate": update.learning_rate,
+            "grad_norm": finite(update.grad_norm),
+            "grad_norms": {name: finite(norm) for name, norm in update.stage_norms().items()},
+            "loss_scale": scale,
+            "skipped_in_row": state.skipped_in_row,
+        }
+        own = {
+            "losses": {name: finite(float(value)) for name, value in update.losses.items()},
+            "samples": [self._name_of(index) for index in update.samples],
+        }
+        report = self._folder.path / "incidents" / f"update_{update.number}.json"
+        write_incident(report, self._world, details, own)
+        if state.skipped_in_row < plan.max_skipped:
+            return
+        self._saver.finish()
+        newest = self._world.main_only(lambda: next(iter(list_checkpoints(self._folder.checkpoints)), None))
+        again = "start again" if newest is None else f"continue from --resume {newest}"
+        half = " AMP_DTYPE bfloat16, or" if scale is not None else ""
+        raise NumericsError(
+            f"no finite gradient in {state.skipped_in_row} consecutive updates, the last is {update.number} at"
+            f" learning rate {update.learning_rate:.3g}{f' and loss scale {scale:g}' if scale is not None else ''}"
+            f" (samples and norms: {self._folder.path / 'incidents'}): TRAIN.BASE_LR: {again} with another --tag and"
+            f" --opts{half} TRAIN.BASE_LR {plan.base_lr / 2:g}"
+        )
+
+    def _is_best(self, evaluation: Evaluation | None) -> bool:
+        if evaluation is None or self._best is None or not evaluation.metrics:
+            return False
+        state, value = self._state, evaluation.metrics[self._best.metric]
+        if not self._best.improves(value, state.best_value):
+            return False
+        state.best_value, state.best_epoch = value, state.epoch
+        return True
+
+    def _record(self, evaluation: Evaluation | None) -> None:
+        """Logs the evaluation; without metrics, the mean loss of the epoch alone."""
+        state = self._state
+        judged = evaluation is not None and bool(evaluation.metrics)
+        record: dict[str, Any] = {
+            "kind": "val" if judged else "epoch",
+            "epoch": state.epoch,
+            "update": state.update,
+        }
+        record["train_loss"] = finite(state.means["epoch_loss"].value)
+        if evaluation is None or not judged:
+            self.journal.write(record, {})
+            return
+        of_best = "" if state.best_value is None else f", best {state.best_value:.3f}"
+        log.info(f"epoch {state.epoch}: {evaluation.line}{of_best}", extra=SUMMARY)
+        refuse_reserved(evaluation.metrics)
+        scalars = evaluation.metrics if evaluation.scalars is None else evaluation.scalars
+        self.journal.write(
+            record | {name: finite(value) for name, value in evaluation.metrics.items()},
+            {f"val/{name}": value for name, value in scalars.items()},
+        )
+
+    def _save(self, name: str, best: bool = False) -> bool:
+        """Saves a checkpoint, unless the weights are no longer finite; returns whether it did.
+
+        Every rank takes part in collecting the state; the main rank writes it.
+        """
+        state = self._state
+        check_weights(state.model, self._world, self._position())
+        if state.skipped_in_row and not weights_are_finite(state.model, self._world):
+            log.warning("not saved after update %d: the weights are not finite", state.update)
+            return False
+        if self._world.is_main:
+            self._saver.finish()  # before more memory is taken
+        contents = {**self._provenance.as_dict(), **state.state_dict()}
+        if self._world.is_main:
+            with self.progress.pause():
+                self.journal.flush()
+                self._saver.save(name, contents, best)
+        self._saved_at = time.monotonic()
+        return True
+
+    def _position(self) -> str:
+        return f"epoch {self._state.epoch}, update {self._state.update}"
+
+    def _tick(self) -> None:
+        self._world.tick(self._position())
+
+
+def _script(name: str) -> str:
+    """Returns the path of one of this program's scripts, relative to the working directory."""
+    return os.path.relpath(Path(__file__).resolve().parents[2] / name)
