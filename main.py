@@ -30,7 +30,7 @@ from utils.distributed.world import World, join_world, launched_rank
 from utils.evaluation.reports import Evaluated, ReportOptions, assess, report
 from utils.precision import Precision
 from utils.preprocessing import Preprocessing
-from utils.runs.dry_run import rehearse
+from utils.runs.dry_run import dry_run
 from utils.runs.folder import RunFolder
 from utils.runs.provenance import Provenance, versions
 from utils.runs.resume import StartOptions, find_start
@@ -51,7 +51,7 @@ def train(cfg: CfgNode, world: World) -> None:
     sources = open_sources(SourceOptions.from_config(cfg), world)
     plan = RunPlan.from_config(cfg, world.size, len(sources.train))
     folder = RunFolder.from_config(cfg, world)
-    folder.claim(dump_config(cfg), partial(config_differences, cfg))
+    folder.acquire(dump_config(cfg), partial(config_differences, cfg))
     provenance = Provenance(dump_config(cfg), plan.shape.global_batch, pipeline.preprocessing, *sources.identity())
     batches = build_train_loader(sources.train, plan.shape, world, pipeline)
     model = new_model(cfg, options, len(sources.class_names), world.device)
@@ -63,13 +63,13 @@ def train(cfg: CfgNode, world: World) -> None:
     state = TrainState.build(model, StateOptions.from_config(cfg), precision, world)
     log_lines([*state.describe(), *plan.describe(), str(pipeline)])
     start.restore(state, plan)
-    val = None if sources.val is None else build_eval_loader(sources.val, world, pipeline, interrupt.guard)
+    val = None if sources.val is None else build_eval_loader(sources.val, world, pipeline, interrupt.interruptible)
     gallery = val or build_eval_loader(sources.train, world, pipeline)
     teacher = partial(open_teacher, cfg, config_of_weights, pipeline.preprocessing, world)
     objective = new_objective(cfg, val, gallery, precision, world, teacher)
     saving = SessionOptions.from_config(cfg, objective.best)
     if cfg.DRY_RUN:
-        return rehearse(state, batches, objective, plan, folder, saving.keep, world)
+        return dry_run(state, batches, objective, plan, folder, saving.keep, world)
     with Session(state, plan, folder, world, saving, provenance, interrupt, sources.train.name) as run:
         while state.epoch < plan.epochs:
             train_epoch(state, run.watch(batches.epoch(state.epoch, state.step)), objective, plan, run.after_update)

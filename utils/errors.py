@@ -31,9 +31,20 @@ EXIT_CODES = {
 
 
 class RunError(Exception):
-    """Base of all errors that the user can fix."""
+    """Base of all errors that the user can fix.
+
+    Args: subject: the configuration key, option or file at fault; problem: what is wrong with it; remedy: what to do.
+    """
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, subject: str, problem: str = "", remedy: str = ""):
+        super().__init__(subject, problem, remedy)
+        self.subject, self.problem, self.remedy = subject, problem, remedy
+
+    def __str__(self) -> str:
+        text = f"{self.subject}: {self.problem}" if self.problem else self.subject
+        return f"{text} ({self.remedy})" if self.remedy else text
 
 
 class ConfigError(RunError):

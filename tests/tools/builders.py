@@ -187,7 +187,7 @@ def session(
     """A session that owns `folder` until it is left."""
     world = world or World()
     run_folder = RunFolder(folder, world)
-    run_folder.claim("TAG: x\n", lambda text: [])
+    run_folder.acquire("TAG: x\n", lambda text: [])
     origin = provenance(global_batch=global_batch)
     chosen = SessionOptions(**{"print_freq": 5, "keep": 0, "best": Classification.best, **options})
     return Session(

@@ -41,7 +41,7 @@ class Interrupt:
         self._sent = Decision()  # to the main rank
         self._seen = 0  # requests that the main rank has read
         self._announced = deque([Decision()] * AHEAD)  # by the main rank, for the updates that follow
-        self.cut_short = False  # an evaluation ended early
+        self.stopped_early = False  # an evaluation ended early
 
     def install(self) -> "Interrupt":
         """Replaces Python's own handlers."""
@@ -94,17 +94,17 @@ class Interrupt:
             store.set(f"decision/{update + AHEAD}", f"{new.stop},{int(new.save)}")
         return decision
 
-    def guard(self, items: Iterable[T]) -> "Guarded[T]":
+    def interruptible(self, items: Iterable[T]) -> "Interruptible[T]":
         """Returns an iterable over the batches of an evaluation, which a request to stop ends early."""
-        return Guarded(self, items)
+        return Interruptible(self, items)
 
     def stop_of_evaluation(self) -> int:
         """Returns the signal if an evaluation was cut short on any rank, else 0. A collective operation."""
         if self._world is None or self._world.size == 1:
-            return self._stop if self.cut_short else 0
+            return self._stop if self.stopped_early else 0
         import torch
 
-        local = torch.tensor([float(self.cut_short), float(self._stop)], device=self._world.device)
+        local = torch.tensor([float(self.stopped_early), float(self._stop)], device=self._world.device)
         cut, stop = self._world.gather(local).amax(0).tolist()
         return int(stop) if cut else 0
 
@@ -158,7 +158,7 @@ class Interrupt:
             os._exit(report_error(self.error(number), speak=os.environ.get("RANK", "0") == "0"))
 
 
-class Guarded(Generic[T]):
+class Interruptible(Generic[T]):
     """Batches that end early when the run should stop; they can be iterated again."""
 
     def __init__(self, interrupt: Interrupt, items: Iterable[T]):
@@ -168,7 +168,7 @@ class Guarded(Generic[T]):
         for index, item in enumerate(self._items):
             self._interrupt.tick(f"batch {index} of an evaluation")
             if index and self._interrupt.wants_stop():
-                self._interrupt.cut_short = True
+                self._interrupt.stopped_early = True
                 return
             yield item
 

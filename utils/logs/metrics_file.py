@@ -17,7 +17,7 @@ RESERVED = {"kind", "epoch", "step", "update", "samples", "lr", "grad_norm", "sk
 ATTEMPTS, PAUSE = 4, 1.0  # to write a line of metrics; seconds, longer each time
 
 
-class Journal:
+class MetricsFile:
     """metrics.jsonl and the trackers of a run; on ranks that do not write, `folder` is None.
 
     metrics.jsonl contains only what is reproducible, so that an interrupted run ends with the same bytes as an

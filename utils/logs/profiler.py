@@ -14,7 +14,7 @@ SKIPPED, WARM_UP, RECORDED = 5, 1, 3
 OPERATIONS = 10
 
 
-class Tracer:
+class Profiler:
     """Records `RECORDED` updates of a run with torch's profiler, once.
 
     Writes trace.json, which chrome://tracing and ui.perfetto.dev open, and logs the operations that take longest.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.distributed.world import World
 from utils.evaluation.metrics import Mean, finite
-from utils.logs.metrics_file import Journal, refuse_reserved
+from utils.logs.metrics_file import MetricsFile, refuse_reserved
 from utils.terminal import IN_BAR, Bar, duration
 from utils.training.plan import RunPlan
 from utils.training.state import TrainState
@@ -28,7 +28,7 @@ class Progress:
     call `record` and `collect` alike.
     """
 
-    def __init__(self, state: TrainState, plan: RunPlan, *, world: World, journal: Journal, print_freq: int):
+    def __init__(self, state: TrainState, plan: RunPlan, *, world: World, journal: MetricsFile, print_freq: int):
         self._state, self._plan, self._world, self._journal = state, plan, world, journal
         self._print_freq = print_freq
         self._pending: list[tuple[Update, int]] = []  # with the samples of each update

@@ -31,7 +31,7 @@ class Loader(Protocol):
     def epoch(self, epoch: int, first_update: int = 0) -> Iterator[Batch]: ...
 
 
-def rehearse(
+def dry_run(
     state: TrainState,
     loader: Loader,
     objective: Objective,

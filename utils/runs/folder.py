@@ -23,7 +23,7 @@ from utils.checkpoints.files import (
 from utils.distributed.world import World
 from utils.errors import ConfigError, ResourceError, count
 from utils.files import write_text
-from utils.runs.lock import Owner
+from utils.runs.lock import RunLock
 from utils.runs.provenance import versions
 from utils.runtime import device_name
 from utils.terminal import log_lines, log_to_file
@@ -41,13 +41,13 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self._world, self._read_only = world, read_only
-        self._owner: Owner | None = None
+        self._owner: RunLock | None = None
 
     @staticmethod
     def from_config(cfg: CfgNode, world: World) -> "RunFolder":
         return RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world, cfg.DRY_RUN)
 
-    def claim(self, config: str, differences: Callable[[str], list[str]]) -> None:
+    def acquire(self, config: str, differences: Callable[[str], list[str]]) -> None:
         """Makes the folder this run's, on the main rank.
 
         Args: config: the resolved configuration as YAML; differences: lines for the keys in which another one differs.
@@ -66,7 +66,7 @@ class RunFolder:
         if self._owner is not None:
             self._owner.release()
 
-    def _take(self, config: str, differences: Callable[[str], list[str]]) -> Owner | None:
+    def _take(self, config: str, differences: Callable[[str], list[str]]) -> RunLock | None:
         trained = list_checkpoints(self.checkpoints) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
         if self.config.exists() and trained:
             differing = differences(self.config.read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ class RunFolder:
             log_lines(lines)
             return None
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        owner = Owner.take(self.path, self._world.abort)
+        owner = RunLock.acquire(self.path, self._world.abort)
         remove_leftovers(self.checkpoints)
         if not trained:
             write_text(self.config, config)
@@ -94,7 +94,7 @@ class RunFolder:
             log.info("no symbolic links in %s: last.txt and best.txt will hold the names of files", self.checkpoints)
         return owner
 
-    def begin(self, config: str, state: TrainState) -> None:
+    def write_config(self, config: str, state: TrainState) -> None:
         """Writes the configuration that the run goes on with, and repairs links. Raises: ResourceError."""
         try:
             write_text(self.config, config)

@@ -25,7 +25,7 @@ _SIZE = 512  # bytes of the record
 SETTLE = 0.5  # seconds after which a take-over is looked at again: another process may have had the same idea
 
 
-class Owner(threading.Thread):
+class RunLock(threading.Thread):
     """Holds the folder until `release`. Create it with `take`."""
 
     def __init__(self, path: Path, abort: Callable[[BaseException], None]):
@@ -43,13 +43,13 @@ class Owner(threading.Thread):
         }
 
     @staticmethod
-    def take(folder: Path, abort: Callable[[BaseException], None] | None = None) -> "Owner":
+    def acquire(folder: Path, abort: Callable[[BaseException], None] | None = None) -> "RunLock":
         """Takes the folder, if necessary after watching its owner on another machine for a while.
 
         Args: abort: ends the job, from another thread, if another run took the folder all the same.
         Raises: ConfigError if another run owns it; OSError if it cannot be written.
         """
-        owner = Owner(folder / "owner.json", abort or World().abort)
+        owner = RunLock(folder / "owner.json", abort or World().abort)
         try:
             descriptor = os.open(owner.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             os.close(descriptor)

@@ -20,8 +20,8 @@ from utils.distributed.world import World
 from utils.errors import NumericsError, count
 from utils.evaluation.metrics import finite
 from utils.logs.curves import Curves
-from utils.logs.metrics_file import Journal, refuse_reserved
-from utils.logs.profiler import Tracer
+from utils.logs.metrics_file import MetricsFile, refuse_reserved
+from utils.logs.profiler import Profiler
 from utils.logs.progress import Progress
 from utils.logs.trackers import write_summary
 from utils.runs.folder import RunFolder
@@ -95,16 +95,18 @@ class Session:
         self._name_of = name_of
         if world.is_main:
             check_space(folder.checkpoints, state.checkpoint_bytes(), options.keep)
-        self.journal = Journal(folder.path if world.is_main else None, state.update, options.wandb, bool(state.step))
+        self.journal = MetricsFile(
+            folder.path if world.is_main else None, state.update, options.wandb, bool(state.step)
+        )
         self._curves = Curves(folder.path, plan.updates_per_epoch, options.best)
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
         self._saver = Saver(folder.checkpoints, options.keep)
-        self._tracer = Tracer(folder.path, world.device) if options.trace and world.is_main else None
+        self._tracer = Profiler(folder.path, world.device) if options.trace and world.is_main else None
         self._first_epoch = state.epoch
         self._saved_at = self._epoch_started = self._started = time.monotonic()
         self._unjudged: Update | None = None  # its outcome is known after the next one
         if world.is_main:
-            folder.begin(provenance.config, state)
+            folder.write_config(provenance.config, state)
         if world.watchdog is not None:
             world.watchdog.before_exit = self._saver.finish_quietly
 
@@ -153,7 +155,7 @@ class Session:
         stop, extra = self._interrupt.decide(state.update)
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0
         if report_due or stop or extra or by_count:  # what is saved contains the means up to here
-            state.settle()
+            state.sync()
             self.progress.collect()
             if report_due:
                 self.progress.report()

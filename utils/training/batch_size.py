@@ -76,7 +76,7 @@ class Trial:
         images = torch.zeros(size, input_channels(model), *sides, device=device)
         plan = RunPlan.from_config(_with_batch_size(self._cfg, size), self._world.size, two_updates)
         # what a batch that did not fit has left
-        self._state.step, self._state.unsettled, self._state.scaler = 0, None, self._precision.scaler()
+        self._state.step, self._state.pending_update, self._state.scaler = 0, None, self._precision.scaler()
         self._state.optimizer.zero_grad(set_to_none=True)
         self._state.optimizer.state.clear()
         batches = [Batch(images, None, 1.0, ends_update=ends) for ends in (True, False, True)]

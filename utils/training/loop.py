@@ -32,24 +32,24 @@ def train_epoch(
     losses: dict[str, Tensor] = {}
     samples: tuple[int, ...] = ()
     for batch in batches:
-        if state.settle_early:
-            state.settle()
+        if state.syncs_before_forward:
+            state.sync()
         for name, value in _backward(state, batch, objective).items():
             losses[name] = losses[name] + value if name in losses else value
         samples += batch.samples
         if not batch.ends_update:
             continue
-        state.settle()  # waits for the previous update; the passes of this one are queued already
+        state.sync()  # waits for the previous update; the passes of this one are queued already
         rate = partial(learning_rate, max(0, state.done(plan) - state.skipped), plan)
         names, outcome = _apply_gradients(state, rate, plan)
         update = Update(state.update, losses, rate(), outcome, names, samples)
         state.samples += plan.shape.update_size(state.step)
         state.step += 1
         state.update += 1
-        state.unsettled = update
+        state.pending_update = update
         on_update(update)
         losses, samples = {}, ()
-    state.settle()
+    state.sync()
 
 
 def _backward(state: TrainState, batch: Batch, objective: Objective) -> dict[str, Tensor]:

@@ -59,9 +59,9 @@ class TrainState:
 
     `model` is the bare model, `wrapped` the same model as it trains. Counters: `epoch` and `step` (updates done in the
     epoch) are the position in the data; `update` counts all updates of the run, `skipped` those among them whose
-    gradient was not finite, which advance neither weights nor schedule. `unsettled`: an update whose outcome has not
-    been read yet, None when counters and averaged weights are up to date. `best_value` and `best_epoch` belong to the
-    metric that the objective calls best. `shards`: the parameters that are divided among the ranks; whole ones are
+    gradient was not finite, which advance neither weights nor schedule. `pending_update`: an update whose outcome has
+    not been read yet, None when counters and averaged weights are up to date. `best_value` and `best_epoch` belong to
+    the metric that the objective calls best. `shards`: the parameters that are divided among the ranks; whole ones are
     collected on the rank that `keeps` them.
     """
 
@@ -84,9 +84,9 @@ class TrainState:
         self.skipped = 0
         self.skipped_in_row = 0
         self.samples = 0
-        self.unsettled: Update | None = None
+        self.pending_update: Update | None = None
         # running statistics change in the forward pass already: an average must have taken in the last update by then
-        self.settle_early = ema is not None and any(True for _ in changing_buffers(model))
+        self.syncs_before_forward = ema is not None and any(True for _ in changing_buffers(model))
         self.best_value: float | None = None
         self.best_epoch = -1
         # running means of the epoch and the log interval: saved, so that a resumed run logs the same numbers
@@ -124,9 +124,9 @@ class TrainState:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Waits for the outcome of the last update, counts it, and moves the averaged weights if it was applied."""
-        update, self.unsettled = self.unsettled, None
+        update, self.pending_update = self.pending_update, None
         if update is None:
             return
         self.skipped += not update.applied
@@ -172,7 +172,7 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors and primitives only. Every rank must call it."""
-        self.settle()
+        self.sync()
         averaged = {} if self.ema is None else {"model_ema": self._whole(self.ema.module)}
         windows = getattr(self.model, "pretrained_windows", None)  # Swin V2: not stored in any tensor
         return {

@@ -140,7 +140,7 @@ def stops(world, rank):
     interrupt = Interrupt()
     interrupt.join(world)
     found = [interrupt.stop_of_evaluation()]
-    interrupt.cut_short, interrupt._stop = rank == 1, 15 * rank
+    interrupt.stopped_early, interrupt._stop = rank == 1, 15 * rank
     return [*found, interrupt.stop_of_evaluation()]
 
 

@@ -117,20 +117,20 @@ def test_at_the_end_nothing_disturbs(interrupt):
 
 def test_an_evaluation_ends_between_two_batches(interrupt):
     seen = []
-    for item in interrupt.guard(range(5)):
+    for item in interrupt.interruptible(range(5)):
         if item == 2:
             signal.raise_signal(signal.SIGTERM)
         seen.append(item)
-    assert seen == [0, 1, 2] and interrupt.cut_short and interrupt.stop_of_evaluation() == signal.SIGTERM
+    assert seen == [0, 1, 2] and interrupt.stopped_early and interrupt.stop_of_evaluation() == signal.SIGTERM
 
 
 def test_an_evaluation_that_was_complete_is_not_cut_short(interrupt):
-    guarded = interrupt.guard([1, 2])
+    guarded = interrupt.interruptible([1, 2])
     assert list(guarded) == list(guarded) == [1, 2]
     for item in guarded:
         if item == 2:
             signal.raise_signal(signal.SIGTERM)
-    assert not interrupt.cut_short and interrupt.stop_of_evaluation() == 0
+    assert not interrupt.stopped_early and interrupt.stop_of_evaluation() == 0
     assert interrupt.decide(1) == Decision(stop=signal.SIGTERM)  # it is not forgotten
 
 
@@ -147,7 +147,7 @@ def test_the_watchdog_ends_a_job_that_does_not_train_yet_and_hears_of_progress()
     started.defer()
     signal.raise_signal(signal.SIGTERM)
     assert watchdog.aborting is None and watchdog.stopping
-    assert list(started.guard("ab")) == ["a"]
+    assert list(started.interruptible("ab")) == ["a"]
     assert watchdog.ticks == ["batch 0 of an evaluation", "batch 1 of an evaluation"]
 
 
@@ -228,11 +228,11 @@ def test_one_signal_to_all_ranks_is_one_decision(seed):
 
 def test_a_request_to_stop_ends_the_evaluation_of_every_rank():
     asked, other = ranks_of(dist.HashStore())
-    ours = iter(asked.guard(range(5)))
-    theirs = iter(other.guard(range(5)))
+    ours = iter(asked.interruptible(range(5)))
+    theirs = iter(other.interruptible(range(5)))
     assert (next(ours), next(ours), next(theirs)) == (0, 1, 0)
     receive(asked, signal.SIGINT)
-    assert (list(ours), list(theirs)) == ([], []) and asked.cut_short and other.cut_short
+    assert (list(ours), list(theirs)) == ([], []) and asked.stopped_early and other.stopped_early
     assert asked.stop_of_evaluation() == other.stop_of_evaluation() == signal.SIGINT
 
 

@@ -10,12 +10,12 @@ from tensorboard.summary.writer import event_file_writer
 
 from utils.errors import ResourceError
 from utils.logs import metrics_file as module
-from utils.logs.metrics_file import Journal, refuse_reserved
+from utils.logs.metrics_file import MetricsFile, refuse_reserved
 
 
 def test_lines_beyond_the_checkpoint_are_removed(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"update": 1}\n{"update": 2}\n{"update": 3}\n{"upd')
-    Journal(tmp_path, 2).close()
+    MetricsFile(tmp_path, 2).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n{"update": 2}\n'
 
 
@@ -23,14 +23,14 @@ def test_an_epoch_is_recorded_once_if_its_evaluation_is_repeated(tmp_path):
     """The newest checkpoint is one of the last update, from before the evaluation."""
     lines = ['{"kind": "val", "update": 1}\n', '{"kind": "train", "update": 2}\n', '{"kind": "val", "update": 2}\n']
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    Journal(tmp_path, 2).close()
+    MetricsFile(tmp_path, 2).close()
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
-    Journal(tmp_path, 2, within_epoch=True).close()
+    MetricsFile(tmp_path, 2, within_epoch=True).close()
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
 
 
 def test_records_and_scalars_at_their_update(tmp_path):
-    journal = Journal(tmp_path, 0)
+    journal = MetricsFile(tmp_path, 0)
     journal.write({"update": 5, "loss": 0.5}, {"train/loss": 0.5})
     journal.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"update": 5, "loss": 0.5}
@@ -39,7 +39,7 @@ def test_records_and_scalars_at_their_update(tmp_path):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    journal = Journal(None, 0)
+    journal = MetricsFile(None, 0)
     journal.write({"update": 5}, {"x": 1.0})
     journal.close()
     assert list(tmp_path.iterdir()) == []
@@ -48,18 +48,18 @@ def test_other_ranks_write_nothing(tmp_path):
 @pytest.mark.parametrize("line", ["", "null", "[1]", '{"loss": 1}', "text"])
 def test_lines_without_an_update_are_removed(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(f'{{"update": 1}}\n{line}\n')
-    Journal(tmp_path, 2).close()
+    MetricsFile(tmp_path, 2).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n'
 
 
 def test_fault_55_tensorboard_shows_no_update_twice(tmp_path, monkeypatch):
     # files of one second are read in the order of this number, as text
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-    first = Journal(tmp_path, 0)
+    first = MetricsFile(tmp_path, 0)
     for update in (1, 2, 3):
         first.write({"update": update}, {"loss": float(update)})
     first.close()
-    resumed = Journal(tmp_path, 1)  # from a checkpoint at update 1
+    resumed = MetricsFile(tmp_path, 1)  # from a checkpoint at update 1
     for update in (2, 3):
         resumed.write({"update": update}, {"loss": 10.0 * update})
     resumed.close()
@@ -68,7 +68,7 @@ def test_fault_55_tensorboard_shows_no_update_twice(tmp_path, monkeypatch):
 
 
 def test_values_that_json_cannot_represent_are_an_error(tmp_path):
-    journal = Journal(tmp_path, 0)
+    journal = MetricsFile(tmp_path, 0)
     with pytest.raises(ValueError, match="not JSON compliant"):
         journal.write({"update": 1, "loss": float("nan")}, {})
     journal.close()
@@ -110,7 +110,7 @@ def failing(monkeypatch):
 
 
 def test_a_line_that_could_not_be_written_is_tried_again_and_written_once(tmp_path, failing):
-    journal = Journal(tmp_path, 0)
+    journal = MetricsFile(tmp_path, 0)
     journal.write({"update": 1}, {})
     failing(2)
     journal.write({"update": 2, "loss": 0.5}, {})
@@ -119,7 +119,7 @@ def test_a_line_that_could_not_be_written_is_tried_again_and_written_once(tmp_pa
 
 
 def test_fault_15_metrics_that_can_never_be_written_end_the_run(tmp_path, failing):
-    journal = Journal(tmp_path, 0)
+    journal = MetricsFile(tmp_path, 0)
     journal.write({"update": 1}, {})
     failing(99)
     message = r"cannot write the metrics \(No space left on device\): .*metrics.jsonl: free disk space or set OUTPUT"
@@ -131,7 +131,7 @@ def test_fault_15_metrics_that_can_never_be_written_end_the_run(tmp_path, failin
 
 def test_fault_55_a_folder_of_tensorboard_that_is_not_writable_is_a_warning(tmp_path, caplog):
     (tmp_path / "tensorboard").write_text("a file, not a folder")
-    journal = Journal(tmp_path, 0)
+    journal = MetricsFile(tmp_path, 0)
     journal.write({"update": 1}, {"train/loss": 0.5})
     journal.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n'
@@ -141,7 +141,7 @@ def test_fault_55_a_folder_of_tensorboard_that_is_not_writable_is_a_warning(tmp_
 
 
 def test_fault_55_an_event_file_that_fails_later_is_given_up_with_one_warning(tmp_path, caplog, monkeypatch):
-    journal = Journal(tmp_path, 0)
+    journal = MetricsFile(tmp_path, 0)
     journal.write({"update": 1}, {"train/loss": 0.5})
 
     def refuse(*_):
@@ -158,7 +158,7 @@ def test_fault_55_an_event_file_that_fails_later_is_given_up_with_one_warning(tm
 
 
 def test_fault_55_an_event_file_that_fails_when_it_is_closed_is_a_warning(tmp_path, caplog, monkeypatch):
-    journal = Journal(tmp_path, 0)
+    journal = MetricsFile(tmp_path, 0)
 
     def refuse(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))

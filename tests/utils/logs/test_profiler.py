@@ -7,12 +7,12 @@ import torch
 
 from tests.tools.builders import CPU
 from utils.logs import profiler
-from utils.logs.profiler import Tracer
+from utils.logs.profiler import Profiler
 
 
 def test_a_few_updates_are_recorded_once(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    tracer = Tracer(tmp_path, CPU)
+    tracer = Profiler(tmp_path, CPU)
     for _ in range(profiler.SKIPPED + profiler.WARM_UP + profiler.RECORDED + 4):
         torch.ones(8, 8) @ torch.ones(8, 8)
         tracer.step()
@@ -24,7 +24,7 @@ def test_a_few_updates_are_recorded_once(tmp_path, caplog):
 
 def test_a_run_that_ends_meanwhile_says_how_many_updates_it_recorded(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    tracer = Tracer(tmp_path, CPU)
+    tracer = Profiler(tmp_path, CPU)
     for _ in range(profiler.SKIPPED + profiler.WARM_UP + 1):
         torch.ones(8, 8) @ torch.ones(8, 8)
         tracer.step()
@@ -33,7 +33,7 @@ def test_a_run_that_ends_meanwhile_says_how_many_updates_it_recorded(tmp_path, c
 
 
 def test_a_run_that_ends_before_records_nothing(tmp_path):
-    tracer = Tracer(tmp_path, CPU)
+    tracer = Profiler(tmp_path, CPU)
     tracer.step()
     tracer.close()
     tracer.step()

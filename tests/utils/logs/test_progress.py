@@ -8,7 +8,7 @@ import torch
 from tests.tools.builders import batches, objective, plan, session, shape, small, train_state
 from utils.distributed.world import World
 from utils.logs import progress as progress_module
-from utils.logs.metrics_file import Journal
+from utils.logs.metrics_file import MetricsFile
 from utils.logs.progress import Progress
 from utils.runs.saver import Saver
 from utils.training.loop import train_epoch
@@ -25,12 +25,12 @@ def update(loss, part, applied=True):
 @pytest.fixture
 def written(monkeypatch):
     lines = []
-    monkeypatch.setattr(Journal, "write", lambda self, record, scalars: lines.append((record, scalars)))
+    monkeypatch.setattr(MetricsFile, "write", lambda self, record, scalars: lines.append((record, scalars)))
     return lines
 
 
 def progress(state, print_freq=2):
-    return Progress(state, plan(shape(18)), world=World(), journal=Journal(None, 0), print_freq=print_freq)
+    return Progress(state, plan(shape(18)), world=World(), journal=MetricsFile(None, 0), print_freq=print_freq)
 
 
 def test_parts_are_averaged_and_reported_by_name(written):
@@ -81,7 +81,7 @@ def test_skipped_updates_do_not_count_and_small_ones_count_less(written):
 def test_means_and_speed_count_images_and_leave_saving_out(tmp_path, monkeypatch, every):
     """A clock that moves one second an update and a hundred for a save; ten updates of four images, the last of two."""
     now, reported = [0.0], []
-    save, write = Saver.save, Journal.write
+    save, write = Saver.save, MetricsFile.write
 
     def tick(seconds, result=None):
         now[0] += seconds
@@ -89,7 +89,7 @@ def test_means_and_speed_count_images_and_leave_saving_out(tmp_path, monkeypatch
 
     monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(Saver, "save", lambda *args: tick(100, save(*args)))
-    monkeypatch.setattr(Journal, "write", lambda self, r, s: (reported.append(s), write(self, r, s))[1])
+    monkeypatch.setattr(MetricsFile, "write", lambda self, r, s: (reported.append(s), write(self, r, s))[1])
     run_state, run_plan = train_state(small()), plan(shape(38))
     losses = []
 

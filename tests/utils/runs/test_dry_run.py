@@ -9,8 +9,8 @@ import torch
 from tests.tools.builders import CPU, batches, eval_batches, objective, plan, shape, small, train_state
 from utils.distributed.world import World
 from utils.errors import ResourceError
-from utils.runs import dry_run
-from utils.runs.dry_run import Pace, rehearse
+from utils.runs import dry_run as module
+from utils.runs.dry_run import Pace, dry_run
 from utils.runs.folder import RunFolder
 from utils.training.update import Readback, Update
 
@@ -38,8 +38,8 @@ def said(caplog):
 
 def run(tmp_path, state, keep=3, run_plan=None, **more):
     loader, folder = Loader(), RunFolder(tmp_path / "none/a/b", World(), read_only=True)
-    folder.claim("TAG: x\n", lambda text: [])
-    rehearse(state, loader, objective(**more), run_plan or plan(), folder, keep, World())
+    folder.acquire("TAG: x\n", lambda text: [])
+    dry_run(state, loader, objective(**more), run_plan or plan(), folder, keep, World())
     return loader
 
 
@@ -87,7 +87,7 @@ def test_a_disk_without_room_is_found_out(tmp_path, monkeypatch, said):
 
 def test_the_first_update_does_not_count(monkeypatch):
     clock = iter([0.0, 1.0, 9.0, 20.0, 21.0, 22.0, 24.0, 25.0, 27.0, 30.0, 31.0, 31.0])
-    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     pace, work = Pace(CPU), batches(3)
     update = Update(0, {"loss": torch.tensor(2.5)}, 0.1, Readback(torch.tensor([3.0, 3.0, 1.0])))
     for _ in pace.watch(work):  # waits 1 to 9, 21 to 22, 25 to 27
@@ -106,8 +106,8 @@ def test_the_time_of_an_evaluation_is_that_of_its_batches(monkeypatch, count, se
         def evaluate(self, model, limit):
             now[0] += 0.5 + limit
 
-    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: now[0])
-    assert dry_run._evaluation_seconds(train_state(small()), Timed()) == pytest.approx(seconds)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    assert module._evaluation_seconds(train_state(small()), Timed()) == pytest.approx(seconds)
 
 
 def test_an_epoch_of_a_larger_plan(tmp_path, said):

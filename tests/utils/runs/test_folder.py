@@ -15,7 +15,7 @@ from utils.checkpoints.files import save_checkpoint
 from utils.distributed.world import World
 from utils.errors import ConfigError, ResourceError
 from utils.runs.folder import RunFolder
-from utils.runs.lock import Owner
+from utils.runs.lock import RunLock
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def owners():
     """Folders are given back after a test."""
     yield
     for thread in threading.enumerate():
-        if isinstance(thread, Owner):
+        if isinstance(thread, RunLock):
             thread.release()
 
 
@@ -45,13 +45,13 @@ def same(text):
 
 def claim(folder, config, differences=same):
     """Claims a folder as a run that is over when the function returns."""
-    folder.claim(config, differences)
+    folder.acquire(config, differences)
     folder.release()
 
 
 def test_claiming_writes_configuration_and_environment(tmp_path):
     folder = RunFolder(tmp_path / "run", World())
-    folder.claim("TAG: x\n", same)
+    folder.acquire("TAG: x\n", same)
     assert folder.config.read_text() == "TAG: x\n" and folder.checkpoints.is_dir()
     environment = json.loads((folder.path / "env.json").read_text())
     assert environment["processes"] == 1 and environment["versions"]["torch"]
@@ -64,13 +64,13 @@ def test_fault_08_another_configuration_is_refused_once_something_was_trained(tm
     assert folder.config.read_text() == "TAG: y\n"
     save_checkpoint(folder.checkpoints, "ckpt_epoch_0.pth", {"model": {}})
     with pytest.raises(ConfigError, match="another configuration: .*: TAG was y, now z: .*--tag"):
-        folder.claim("TAG: z\n", lambda text: ["TAG was y, now z"])
+        folder.acquire("TAG: z\n", lambda text: ["TAG was y, now z"])
     assert folder.config.read_text() == "TAG: y\n"
 
 
 def test_only_the_main_rank_writes(tmp_path):
     folder = RunFolder(tmp_path / "run", World(rank=1, size=2))
-    folder.claim("TAG: x\n", same)
+    folder.acquire("TAG: x\n", same)
     folder.release()
     assert not (tmp_path / "run").exists()
 
@@ -78,7 +78,7 @@ def test_only_the_main_rank_writes(tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match=r"cannot write the output folder .*file/run: set OUTPUT"):
-        RunFolder(tmp_path / "file/run", World()).claim("TAG: x\n", same)
+        RunFolder(tmp_path / "file/run", World()).acquire("TAG: x\n", same)
 
 
 def test_links_are_repaired_after_an_interrupted_save(tmp_path):
@@ -86,7 +86,7 @@ def test_links_are_repaired_after_an_interrupted_save(tmp_path):
     for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2.pth"):
         save_checkpoint(folder.checkpoints, name, {"model": {}})
     state.epoch, state.best_epoch = 3, 1
-    folder.begin("TAG: x\n", state)
+    folder.write_config("TAG: x\n", state)
     assert (folder.checkpoints / "best.pth").readlink().name == "ckpt_epoch_1.pth"
     assert (folder.checkpoints / "last.pth").readlink().name == "ckpt_epoch_2.pth"
 
@@ -96,7 +96,7 @@ def test_fault_08_metrics_alone_count_as_trained(tmp_path):
     claim(folder, "TAG: x\n")
     folder.metrics.write_text("{}\n")
     with pytest.raises(ConfigError, match="another configuration"):
-        folder.claim("TAG: y\n", lambda text: ["TAG was x, now y"])
+        folder.acquire("TAG: y\n", lambda text: ["TAG was x, now y"])
     assert not (tmp_path / "owner.json").exists()
     claim(folder, "TAG: x\nPRINT_FREQ: 1\n")
     assert folder.config.read_text() == "TAG: x\n"  # the one it was trained with is kept
@@ -106,7 +106,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_the_log_is_started(tmp_path):
     folder = RunFolder(tmp_path, World())
     folder.checkpoints.mkdir()
     (folder.checkpoints / ".ckpt_epoch_0.0a1b2c3d.tmp.pth").touch()
-    folder.claim("TAG: x\n", same)
+    folder.acquire("TAG: x\n", same)
     assert list(folder.checkpoints.iterdir()) == []
     logging.getLogger().warning("hello")
     assert "hello" in (folder.path / "log.txt").read_text()
@@ -115,25 +115,25 @@ def test_leftovers_of_a_killed_run_are_removed_and_the_log_is_started(tmp_path):
 def test_within_an_epoch_the_last_checkpoint_is_that_of_the_step(tmp_path):
     folder, state = RunFolder(tmp_path, World()), train_state(small())
     folder.checkpoints.mkdir()
-    folder.begin("TAG: x\n", state)
+    folder.write_config("TAG: x\n", state)
     assert list(folder.checkpoints.iterdir()) == []  # nothing was saved yet
     for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2_step_4.pth"):
         save_checkpoint(folder.checkpoints, name, {"model": {}})
     (folder.checkpoints / "last.pth").symlink_to("ckpt_epoch_1.pth")
     state.epoch, state.step = 2, 4
-    folder.begin("TAG: x\n", state)
+    folder.write_config("TAG: x\n", state)
     assert (folder.checkpoints / "last.pth").readlink().name == "ckpt_epoch_2_step_4.pth"
     assert not (folder.checkpoints / "best.pth").is_symlink()
 
 
 def test_fault_09_a_folder_in_use_is_refused_and_nothing_in_it_touched(tmp_path):
     first, second = RunFolder(tmp_path, World()), RunFolder(tmp_path, World())
-    first.claim("TAG: x\n", same)
+    first.acquire("TAG: x\n", same)
     half_written = first.checkpoints / ".ckpt_epoch_0.0a1b2c3d.tmp.pth"
     half_written.touch()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "owner.json"}
     with pytest.raises(ConfigError, match="another run writes to this output folder"):
-        second.claim("TAG: y\n", same)
+        second.acquire("TAG: y\n", same)
     second.release()  # takes nothing from the first
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "owner.json"}
     assert (tmp_path / "owner.json").exists()
@@ -150,7 +150,7 @@ def test_fault_17_a_read_only_output_folder_is_named(tmp_path, monkeypatch, call
 
     monkeypatch.setattr(os, call, refuse)
     with pytest.raises(ResourceError, match=rf"cannot write the output folder \({os.strerror(number)}\): .*set OUTPUT"):
-        RunFolder(tmp_path / "run", World()).claim("TAG: x\n", same)
+        RunFolder(tmp_path / "run", World()).acquire("TAG: x\n", same)
 
 
 def test_without_links_the_log_says_where_the_names_are(tmp_path, monkeypatch, caplog):
@@ -164,7 +164,7 @@ def test_without_links_the_log_says_where_the_names_are(tmp_path, monkeypatch, c
     assert "last.txt and best.txt will hold the names of files" in caplog.text
     save_checkpoint(folder.checkpoints, "ckpt_epoch_1.pth", {"model": {}})
     state.epoch, state.best_epoch = 2, 1
-    folder.begin("TAG: x\n", state)
+    folder.write_config("TAG: x\n", state)
     for name in ("best.txt", "last.txt"):
         assert (folder.checkpoints / name).read_text() == "ckpt_epoch_1.pth\n"
 

@@ -16,7 +16,7 @@ import pytest
 from tests.tools.builders import in_child
 from utils.errors import ConfigError
 from utils.runs import lock as module
-from utils.runs.lock import Owner
+from utils.runs.lock import RunLock
 
 HERE = {"host": platform.node(), "machine": module.machine_name(), "job": None, "token": "other", "beat": 0}
 
@@ -38,14 +38,14 @@ def read(folder):
 @pytest.fixture
 def taken(tmp_path):
     """The folder, owned by this process."""
-    owner = Owner.take(tmp_path)
+    owner = RunLock.acquire(tmp_path)
     yield owner
     owner.release()
 
 
 def test_the_record_says_who_owns_the_folder_and_moves(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "123")
-    owner = Owner.take(tmp_path)
+    owner = RunLock.acquire(tmp_path)
     first = read(tmp_path)
     assert (first["host"], first["process"], first["job"]) == (platform.node(), os.getpid(), "123")
     deadline = time.monotonic() + 5
@@ -60,7 +60,7 @@ def test_the_record_says_who_owns_the_folder_and_moves(tmp_path, monkeypatch):
 def test_fault_09_a_live_process_on_this_machine_is_named(taken, tmp_path):
     message = rf"another run writes to this output folder \(host {platform.node()}, process {os.getpid()}\): {tmp_path}"
     with pytest.raises(ConfigError, match=message + ": wait for it, set another --tag, or remove .*owner.json"):
-        Owner.take(tmp_path)
+        RunLock.acquire(tmp_path)
     assert read(tmp_path)["token"] == taken._record["token"]
 
 
@@ -75,13 +75,13 @@ def test_fault_09_a_dead_process_is_replaced_at_once(tmp_path, sleeper):
     started = module._started(sleeper.pid)
     write(tmp_path, process=sleeper.pid, started=started, job="77")
     with pytest.raises(ConfigError, match=f"process {sleeper.pid}, job 77"):
-        Owner.take(tmp_path)
+        RunLock.acquire(tmp_path)
     os.kill(sleeper.pid, signal.SIGKILL)
     state = Path(f"/proc/{sleeper.pid}/stat")
     while state.read_text().split()[2] != "Z":  # a zombie: nobody asks for its exit code
         time.sleep(0.01)
     begun = time.monotonic()
-    owner = Owner.take(tmp_path)
+    owner = RunLock.acquire(tmp_path)
     assert time.monotonic() - begun < module.SILENCE
     owner.release()
 
@@ -90,7 +90,7 @@ def test_fault_09_a_container_of_the_same_host_name_is_another_machine(tmp_path)
     """Its process is not seen from here, so its heartbeat decides."""
     write(tmp_path, machine=f"{platform.node()} another container", process=4_000_000, started="1")
     begun = time.monotonic()
-    Owner.take(tmp_path).release()
+    RunLock.acquire(tmp_path).release()
     assert time.monotonic() - begun >= module.SILENCE
 
 
@@ -107,7 +107,7 @@ def test_fault_15_a_full_disk_leaves_the_record_of_a_live_owner(taken, tmp_path,
 
 def test_fault_09_another_process_of_the_same_number_is_not_the_owner(tmp_path, sleeper):
     write(tmp_path, process=sleeper.pid, started="1")  # that one has ended, its number was given away again
-    Owner.take(tmp_path).release()
+    RunLock.acquire(tmp_path).release()
 
 
 def beating(folder, seconds, **record):
@@ -129,7 +129,7 @@ def beating(folder, seconds, **record):
 def test_fault_09_an_owner_on_another_machine_whose_heartbeat_moves_is_named(tmp_path):
     thread = beating(tmp_path, 0.5, started="1", job="9")
     with pytest.raises(ConfigError, match=r"\(host elsewhere, process 5, job 9\)"):
-        Owner.take(tmp_path)
+        RunLock.acquire(tmp_path)
     thread.join()
     assert read(tmp_path)["host"] == "elsewhere"
 
@@ -141,7 +141,7 @@ def test_fault_09_an_owner_that_was_just_writing_is_named(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "_is_alive", lambda path, other: True)
     monkeypatch.setattr(module, "_read", lambda path: complete(path) if calls else calls.append(path) or {})
     with pytest.raises(ConfigError, match=r"\(host elsewhere, process 5\)"):
-        Owner.take(tmp_path)
+        RunLock.acquire(tmp_path)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]"], ids=["a record", "empty", "half", "a list"])
@@ -150,7 +150,7 @@ def test_fault_09_an_owner_on_another_machine_that_stands_still_is_replaced(tmp_
     if text is not None:  # of a process that was killed while it wrote
         (tmp_path / "owner.json").write_text(text)
     begun = time.monotonic()
-    owner = Owner.take(tmp_path)
+    owner = RunLock.acquire(tmp_path)
     assert time.monotonic() - begun >= module.SILENCE
     owner.release()
 
@@ -161,7 +161,7 @@ def test_fault_09_an_owner_that_leaves_is_not_waited_for(tmp_path, monkeypatch):
     timer = threading.Timer(0.3, (tmp_path / "owner.json").unlink)
     timer.start()
     begun = time.monotonic()
-    Owner.take(tmp_path).release()
+    RunLock.acquire(tmp_path).release()
     timer.join()
     assert time.monotonic() - begun < 10
 
@@ -169,7 +169,7 @@ def test_fault_09_an_owner_that_leaves_is_not_waited_for(tmp_path, monkeypatch):
 def take_and_hold(folder, number, ready, results):
     ready.wait()
     try:
-        owner = Owner.take(folder)
+        owner = RunLock.acquire(folder)
     except ConfigError:
         results.put((number, False))
     else:
@@ -198,7 +198,7 @@ def test_fault_09_a_run_whose_folder_was_taken_over_ends(tmp_path):
     """It was suspended for so long that it counted as dead."""
 
     def start():
-        Owner.take(tmp_path)
+        RunLock.acquire(tmp_path)
         write(tmp_path, host="elsewhere", machine="elsewhere", process=5)
         time.sleep(20)
 
@@ -212,7 +212,7 @@ def test_fault_09_a_run_whose_folder_was_taken_over_ends(tmp_path):
 
 
 def test_a_heartbeat_under_way_does_not_take_the_folder_back(tmp_path, monkeypatch):
-    write_record, writing, released = Owner._write, threading.Event(), threading.Event()
+    write_record, writing, released = RunLock._write, threading.Event(), threading.Event()
 
     def slow(self):
         if threading.current_thread() is self:
@@ -220,8 +220,8 @@ def test_a_heartbeat_under_way_does_not_take_the_folder_back(tmp_path, monkeypat
             released.wait(1)
         write_record(self)
 
-    monkeypatch.setattr(Owner, "_write", slow)
-    owner = Owner.take(tmp_path)
+    monkeypatch.setattr(RunLock, "_write", slow)
+    owner = RunLock.acquire(tmp_path)
     assert writing.wait(5)
     owner.release()
     released.set()
@@ -231,7 +231,7 @@ def test_a_heartbeat_under_way_does_not_take_the_folder_back(tmp_path, monkeypat
 
 def test_what_another_run_took_is_not_released(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 60)
-    owner = Owner.take(tmp_path)
+    owner = RunLock.acquire(tmp_path)
     write(tmp_path, host="elsewhere", machine="elsewhere")
     owner.release()
     assert read(tmp_path)["host"] == "elsewhere"
@@ -250,7 +250,7 @@ def test_a_disk_that_does_not_respond_for_a_while_ends_nothing(taken, tmp_path, 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError):
-        Owner.take(tmp_path / "gone")
+        RunLock.acquire(tmp_path / "gone")
 
 
 def test_a_process_has_started_once(monkeypatch):

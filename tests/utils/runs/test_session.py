@@ -252,7 +252,7 @@ def test_fault_23_an_evaluation_that_was_cut_short_is_done_again(tmp_path, inter
     run_state = train_state(small())
 
     def evaluate(model):
-        for batch in interrupt.guard(range(5)):
+        for batch in interrupt.interruptible(range(5)):
             if batch == 1:
                 signal.raise_signal(signal.SIGTERM)
         return judged(99.0).evaluate(model)

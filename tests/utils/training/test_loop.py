@@ -167,8 +167,8 @@ def test_averaged_running_statistics_do_not_depend_on_when_the_state_is_read():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5), nn.BatchNorm1d(5))
         run_state = train_state(model, ema_decay=0.5)
-        settle = lambda update, own=run_state, now=at_once: own.settle() if now else None  # noqa: E731
-        train_epoch(run_state, batches(4), objective(), plan(), settle)
+        sync = lambda update, own=run_state, now=at_once: own.sync() if now else None  # noqa: E731
+        train_epoch(run_state, batches(4), objective(), plan(), sync)
         averages.append(run_state.evaluated.state_dict())
     for one, other in zip(averages[0].values(), averages[1].values(), strict=True):
         assert torch.equal(one, other)
