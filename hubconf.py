@@ -20,7 +20,7 @@ from configs.loading import load_config
 from models.registry import MODELS, build, model_options
 from models.weights.load import find_weights, load_contents
 from utils.checkpoints.downloads import read_weights
-from utils.checkpoints.released import released_models, released_url
+from utils.checkpoints.released import released_models
 from utils.errors import ConfigError, did_you_mean
 
 dependencies = ["torch", "torchvision", "timm", "yacs", "yaml", "safetensors"]
@@ -53,7 +53,7 @@ def _build(config: Path, recipe: str, pretrained: bool | str, options: dict[str,
     if not pretrained:
         return build(type(own)(**arguments | options)).eval()
     name = f"hub:{recipe}" if pretrained is True else str(pretrained)
-    contents = read_weights(name, released_url=released_url)
+    contents = read_weights(name)
     classes = find_weights(contents, name).classes
     model = build(type(own)(**arguments | {"num_classes": classes} | options))
     fits = options.get("num_classes", classes) == classes

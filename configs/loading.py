@@ -13,13 +13,12 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from configs.schema import KEYS, NAME_DEFAULTS, TASK_DEFAULTS, flatten
+from configs.schema import DEFAULT_TASK, KEYS, NAME_DEFAULTS, TASKS, flatten
 from configs.synonyms import meant_by
-from configs.values import AUTO, kind_of
+from configs.values import AUTO, TaskKeys, kind_of
 from utils.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
-CLASSIFICATION = "classification"
 # keys of what is done instead of training
 MODES = {"EVAL_MODE": "--eval", "THROUGHPUT_MODE": "--throughput", "DRY_RUN": "--dry-run"}
 CONFIGS = Path(__file__).parent
@@ -130,8 +129,7 @@ def shared_config(cfg: CfgNode) -> dict[str, Any]:
 
 def config_differences(cfg: CfgNode, text: str) -> list[str]:
     """Returns lines "KEY was A, now B" for the keys that make `text`, an earlier configuration, another run."""
-    # files from before there was TASK are classifiers'
-    then = {"TASK": CLASSIFICATION, **parse_config(text, "config.yaml of the output folder")}
+    then = {"TASK": DEFAULT_TASK, **parse_config(text, "config.yaml of the output folder")}
     now = flat_config(cfg)
     before = {name: then.get(name, key.default) for name, key in KEYS.items() if not key.free}
     return [f"{name} was {value}, now {now[name]}" for name, value in before.items() if value != now[name]]
@@ -228,11 +226,16 @@ def _drop_deprecated(values: dict[str, Any], origins: dict[str, str]) -> None:
 def _resolve_task(values: dict[str, Any], chosen: list[str], origins: Mapping[str, str]) -> None:
     """Derives TASK from the keys that were set, if it is "auto", and fills in what it decides and nobody set."""
     if values["TASK"] == AUTO:
-        pretraining = any(KEYS[name].task for name in chosen) or values["MODEL.NAME"].startswith("simmim_pretrain")
-        values["TASK"] = "simmim" if pretraining else CLASSIFICATION
+        values["TASK"] = next((name for name, own in TASKS.items() if _selects(own, values, chosen)), DEFAULT_TASK)
     names = [own for name, own in NAME_DEFAULTS.items() if values["MODEL.NAME"].startswith(name)]
-    for defaults in (TASK_DEFAULTS.get(values["TASK"], {}), *names):
+    for defaults in (TASKS[values["TASK"]].defaults, *names):
         values.update({name: value for name, value in defaults.items() if name not in origins})
+
+
+def _selects(own: TaskKeys, values: Mapping[str, Any], chosen: Iterable[str]) -> bool:
+    """Returns whether TASK auto means the task with these keys."""
+    by_name = bool(own.name_prefix) and values["MODEL.NAME"].startswith(own.name_prefix)
+    return by_name or (own.selects and not flatten(own.keys).keys().isdisjoint(chosen))
 
 
 def _resolve_experts(values: dict[str, Any]) -> None:
@@ -260,7 +263,7 @@ def _check_together(values: dict[str, Any]) -> None:
         raise ConfigError(
             "TRAIN.GLOBAL_BATCH_SIZE determines the accumulation: TRAIN.ACCUMULATION_STEPS: leave it at 1"
         )
-    if values["TRAIN.START_EPOCH"] >= values["TRAIN.EPOCHS"]:
+    if values["TRAIN.START_EPOCH"] >= values["TRAIN.EPOCHS"] and not values["TRAIN.UPDATES"]:
         raise ConfigError("TRAIN.START_EPOCH is not below TRAIN.EPOCHS: nothing is left to train")
     for name in ("MODEL.NAME", "TAG"):
         path = PurePath(values[name])
@@ -270,44 +273,28 @@ def _check_together(values: dict[str, Any]) -> None:
         raise ConfigError("nothing to evaluate: --eval: name the weights with --resume FILE")
     if values["TRAIN.PARALLEL"] == "fsdp":
         _check_fsdp(values)
-    if values["TASK"] == "simmim":
-        _check_simmim(values)
     modes = [option for key, option in MODES.items() if values[key]]
     if len(modes) > 1:
         raise ConfigError(f"{' and '.join(modes)} together: use one of them")
-    _check_distillation(values)
+    TASKS[values["TASK"]].check(values)
 
 
 def _check_warmup(cfg: CfgNode) -> None:
     """Checks that a training run leaves its warm-up. Raises: ConfigError."""
-    warmup, epochs = cfg.TRAIN.WARMUP_EPOCHS, cfg.TRAIN.EPOCHS
-    if warmup and warmup >= epochs and not (cfg.EVAL_MODE or cfg.THROUGHPUT_MODE):
-        raise ConfigError(
-            f"{warmup} of {epochs} epochs are warm-up, TRAIN.BASE_LR would never be reached: TRAIN.WARMUP_EPOCHS: set"
-            f" it below {epochs}, such as {epochs // 10}"
-        )
-
-
-def _check_distillation(values: dict[str, Any]) -> None:
-    """Checks that a teacher has weights and is asked for, and that the task can have one. Raises: ConfigError."""
-    named = [key for key in ("DISTILLATION.TEACHER", "DISTILLATION.WEIGHTS") if values[key]]
-    if values["DISTILLATION.KIND"] == "none":
-        if named:
-            raise ConfigError(f"{named[0]} is set, but nothing is distilled: DISTILLATION.KIND: set it to soft or hard")
+    train = cfg.TRAIN
+    if cfg.EVAL_MODE or cfg.THROUGHPUT_MODE:
         return
-    if "DISTILLATION.WEIGHTS" not in named:
-        raise ConfigError(
-            "the teacher has no weights: DISTILLATION.WEIGHTS: name a file, the folder of a run, a URL or hub:NAME"
-        )
-    if values["TASK"] != CLASSIFICATION:
-        raise ConfigError(
-            f"a teacher has classes, TASK {values['TASK']} has none: DISTILLATION.KIND: set it to none, and distil when"
-            " fine-tuning"
-        )
-    if values["DATA.BATCH_SIZE"] == AUTO and not (values["EVAL_MODE"] or values["THROUGHPUT_MODE"]):
-        raise ConfigError(
-            "the memory that a teacher takes is not measured with --batch-size auto: DATA.BATCH_SIZE: set a number"
-        )
+    if train.UPDATES and 0 < train.UPDATES <= train.WARMUP_UPDATES:
+        unit, warmup, length = "UPDATES", train.WARMUP_UPDATES, train.UPDATES
+    elif not (train.UPDATES or train.WARMUP_UPDATES) and 0 < train.EPOCHS <= train.WARMUP_EPOCHS:
+        unit, warmup, length = "EPOCHS", train.WARMUP_EPOCHS, train.EPOCHS
+    else:
+        return  # mixed units: checked when the length of an epoch is known
+    raise ConfigError(
+        f"TRAIN.WARMUP_{unit}",
+        f"{warmup} of {length} {unit.lower()} are warm-up, TRAIN.BASE_LR would never be reached",
+        f"set it below {length}, such as {length // 10}",
+    )
 
 
 def _check_fsdp(values: dict[str, Any]) -> None:
@@ -318,24 +305,6 @@ def _check_fsdp(values: dict[str, Any]) -> None:
     ):
         if values[key] == excluded:
             raise ConfigError(f"TRAIN.PARALLEL fsdp does not work with {excluded}: {key}: {remedy}")
-
-
-def _check_simmim(values: dict[str, Any]) -> None:
-    for key, allowed in (
-        ("TEST.IMG_SIZE", (0, values["DATA.IMG_SIZE"])),
-        ("TRAIN.FREEZE", ("none",)),
-        ("TRAIN.LAYER_DECAY", (1.0,)),
-        ("TEST.CLASSES", ("",)),
-        ("TEST.REAL", (False,)),
-        ("TEST.PER_CLASS", ("",)),
-        ("TEST.RESULTS", ("",)),
-    ):
-        if values[key] not in allowed:
-            raise ConfigError(f"SimMIM pre-training has no {key} {values[key]}: {key}: set it to {allowed[0]!r}")
-    if values["MODEL.TYPE"] not in ("swin", "swinv2"):
-        raise ConfigError(
-            f"SimMIM pre-trains Swin V1 and V2, not {values['MODEL.TYPE']}: MODEL.TYPE: set it to swin or swinv2"
-        )
 
 
 def _nest(values: dict[str, Any]) -> CfgNode:

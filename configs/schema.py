@@ -4,11 +4,13 @@ Names, defaults and meanings are those of the original Swin repository, so that 
 are new here say so. `configs/loading.py` checks files and options against this table.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from configs.checks import (
-    Check,
+    CHOICE,
     above,
     at_least,
     batch_size,
@@ -17,11 +19,9 @@ from configs.checks import (
     frozen,
     hexadecimal,
     numbers,
-    odd,
     one_of,
     pair,
     policy,
-    portion,
     positive_list,
     positives,
     sides,
@@ -29,28 +29,15 @@ from configs.checks import (
     within,
     worker_count,
 )
-from configs.values import AUTO, FLOAT, INT, SIZE, Kind, auto_or, list_of, optional
+from configs.values import AUTO, FLOAT, INT, NUMBER, SIZE, Key, TaskKeys, auto_or, list_of, optional
 
+DEFAULT_TASK = "classification"  # of TASK auto, and of configurations from before there was TASK
+TASKS: dict[str, TaskKeys] = {}
 PER_CHANNEL = auto_or(list_of(FLOAT, "[0.5, 0.5, 0.5]"))
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key.
-
-    `kind`: the type of the values, that of the default if None. `free`: may change between two starts of a run, since
-    it does not affect the result. `per_machine`: may differ between the machines of a job. `deprecated`: accepted and
-    ignored. `task`: belongs to this task only.
-    """
-
-    default: Any
-    about: str
-    check: Check | None = None
-    kind: Kind | None = None
-    free: bool = False
-    per_machine: bool = False
-    deprecated: bool = False
-    task: str = ""
+def known_task(value: str) -> str | None:
+    return None if value in (AUTO, *TASKS) else f"{CHOICE}{', '.join((AUTO, *TASKS))}"
 
 
 def pyramid(**more: Key) -> dict[str, Any]:
@@ -74,7 +61,7 @@ QK_SCALE = Key(None, "factor on the attention scores; null: 1 / sqrt(channels pe
 PRETRAINED_WINDOWS = Key([0, 0, 0, 0], "windows of pre-training, per stage; 0: as the file says")
 
 SCHEMA: dict[str, Any] = {
-    "TASK": Key(AUTO, "new: what is trained; auto: by the keys", one_of(AUTO, "classification", "simmim")),
+    "TASK": Key(AUTO, "new: task to train; auto infers it from the keys that are set", known_task),
     "BASE": Key([""], "YAML files to inherit from, relative to this one", free=True),
     "DATA": {
         "BATCH_SIZE": Key(
@@ -120,8 +107,6 @@ SCHEMA: dict[str, Any] = {
             "auto", "new: of training images; pillow: slower, timm's exact pixels", one_of("auto", "pillow")
         ),
         "TIMEOUT": Key(300.0, "new: seconds without a batch that end the run; 0: never", at_least(0), free=True),
-        "MASK_PATCH_SIZE": Key(32, "SimMIM: side of a masked patch, pixels", at_least(1), task="simmim"),
-        "MASK_RATIO": Key(0.6, "SimMIM: fraction of the squares that are masked", portion, task="simmim"),
     },
     "MODEL": {
         "TYPE": Key("swin", "model family"),
@@ -136,7 +121,6 @@ SCHEMA: dict[str, Any] = {
         ),
         "DROP_RATE": Key(0.0, "dropout", below_one),
         "DROP_PATH_RATE": Key(0.1, "stochastic depth rate of the last block", below_one),
-        "LABEL_SMOOTHING": Key(0.1, "label smoothing", below_one),
         "ATTENTION": Key(
             AUTO,
             "new: form of window attention; auto: the fastest; explicit; fused (PyTorch's); kernel (Triton)",
@@ -176,12 +160,6 @@ SCHEMA: dict[str, Any] = {
             AUX_LOSS_WEIGHT=Key(0.01, "weight of the balance loss", at_least(0)),
         ),
         "TIMM": {"NAME": Key("", "new: with TYPE timm: name of the model in timm")},
-        "SIMMIM": {
-            "NORM_TARGET": {
-                "ENABLE": Key(False, "normalise the target by its neighbourhood", task="simmim"),
-                "PATCH_SIZE": Key(47, "side of the neighbourhood, pixels; odd", odd, task="simmim"),
-            },
-        },
         "TABLE_INTERPOLATION": Key(
             "bicubic",
             "new: of position tables for another window; geometric in the recipes simmim_finetune",
@@ -191,7 +169,12 @@ SCHEMA: dict[str, Any] = {
     "TRAIN": {
         "START_EPOCH": Key(0, "first epoch of a run without a checkpoint", at_least(0)),
         "EPOCHS": Key(300, "epochs, including warm-up", at_least(1)),
-        "WARMUP_EPOCHS": Key(20, "epochs of linear warm-up", at_least(0)),
+        "UPDATES": Key(0, "new: length of the run in updates, instead of EPOCHS; 0: off", at_least(0)),
+        "WARMUP_EPOCHS": Key(20, "epochs of linear warm-up, or a fraction of one", at_least(0), NUMBER),
+        "WARMUP_UPDATES": Key(0, "new: updates of linear warm-up, instead of WARMUP_EPOCHS; 0: off", at_least(0)),
+        "EVAL_EVERY_UPDATES": Key(
+            0, "new: evaluate and save every N updates and at the end, not after every epoch; 0: off", at_least(0)
+        ),
         "WEIGHT_DECAY": Key(0.05, "of matrices; never of norms, biases, position tables", at_least(0)),
         "BASE_LR": Key(5e-4, "peak learning rate per 512 images of global batch", at_least(0)),
         "WARMUP_LR": Key(5e-7, "learning rate at the start of the warm-up, per 512 images", at_least(0)),
@@ -223,10 +206,11 @@ SCHEMA: dict[str, Any] = {
             one_of("timm", "simmim"),
         ),
         "LR_SCHEDULER": {
-            "NAME": Key("cosine", "decay after the warm-up", one_of("cosine", "linear", "step", "multistep")),
+            "NAME": Key("cosine", "decay after the warm-up", one_of("cosine", "linear", "poly", "step", "multistep")),
             "DECAY_EPOCHS": Key(30, "step: epochs between decays", at_least(1)),
             "DECAY_RATE": Key(0.1, "step: decay factor", above(0)),
-            "WARMUP_PREFIX": Key(True, "cosine: starts after the warm-up, not underneath it"),
+            "WARMUP_PREFIX": Key(True, "cosine, poly: starts after the warm-up, not underneath it"),
+            "POWER": Key(1.0, "new: poly: exponent", above(0)),
             "GAMMA": Key(0.1, "multistep: decay factor", above(0)),
             "MULTISTEPS": Key([], "multistep: epochs of the decays", kind=list_of(INT)),
         },
@@ -254,14 +238,6 @@ SCHEMA: dict[str, Any] = {
             "WARMUP": Key(False, "increase the decay to its value over the first updates"),
         },
     },
-    "DISTILLATION": {
-        "KIND": Key("none", "new: a teacher's probabilities (soft) or class (hard)", one_of("none", "soft", "hard")),
-        "TEACHER": Key("", "its recipe, a name or a file as for --cfg; empty: the one that its weights store"),
-        "WEIGHTS": Key("", "its weights: a file, the folder of a run, a URL, hub:NAME, hf:OWNER/NAME"),
-        "SHA256": Key("", "expected digest of the file of WEIGHTS", hexadecimal, free=True),
-        "ALPHA": Key(0.5, "weight of the teacher's loss; that of the labels' is 1 - ALPHA", within(0, 1)),
-        "TEMPERATURE": Key(1.0, "soft: by which both models' logits are divided", above(0)),
-    },
     "AUG": {
         "COLOR_JITTER": Key(0.4, "strength; only without AUTO_AUGMENT", at_least(0)),
         "AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; none: off", policy),
@@ -272,14 +248,6 @@ SCHEMA: dict[str, Any] = {
             one_of("pixel", "rand", "const"),
         ),
         "RECOUNT": Key(1, "maximum number of erased rectangles", at_least(1)),
-        "MIXUP": Key(0.8, "alpha of mixup; 0: off", at_least(0)),
-        "CUTMIX": Key(1.0, "alpha of CutMix; 0: off", at_least(0)),
-        "CUTMIX_MINMAX": Key(
-            None, "range of the box's side, relative to the image", pair(1), optional(list_of(FLOAT, "[0.2, 0.8]"))
-        ),
-        "MIXUP_PROB": Key(1.0, "fraction of batches that are mixed", within(0, 1)),
-        "MIXUP_SWITCH_PROB": Key(0.5, "fraction of mixed batches that use CutMix", within(0, 1)),
-        "MIXUP_MODE": Key("batch", "one draw per batch, pair or element", one_of("batch", "pair", "elem")),
         # new here: for data that must not be mirrored or cropped tightly
         "SCALE": Key([0.08, 1.0], "area of the random crop, relative to the image", pair(1)),
         "RATIO": Key([0.75, 4 / 3], "aspect ratio of the random crop", pair(100)),
@@ -291,11 +259,7 @@ SCHEMA: dict[str, Any] = {
         "IMG_SIZE": Key(0, "size of the input in evaluation; 0: DATA.IMG_SIZE", sides(0), SIZE),
         "CROP_PCT": Key(AUTO, "centre crop over resized side; auto: the model's, 0.875", crop_fraction, auto_or(FLOAT)),
         "VALIDATE": Key(True, "evaluate after every epoch; false: train without validation data"),
-        "REAL": Key(False, "also evaluate against the labels of ImageNet-ReaL", free=True),
-        "CLASSES": Key(
-            "", "classes that may win: a file with one name per line, present (those in val/); empty: all", free=True
-        ),
-        "PER_CLASS": Key("", "CSV file to write: accuracy per class", free=True),
+        "PER_CLASS": Key("", "CSV file to write: metrics per class", free=True),
         "RESULTS": Key("", "CSV file to write: one row per evaluated file", free=True),
         "SEQUENTIAL": Key(False, "no longer used", deprecated=True),
         "SHUFFLE": Key(False, "no longer used", deprecated=True),
@@ -324,32 +288,46 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-# what the original's scripts for SimMIM do without a key, by TASK and by MODEL.NAME; files and options override it
-TASK_DEFAULTS: dict[str, dict[str, Any]] = {
-    "simmim": {
-        "DATA.INTERPOLATION": "bilinear",
-        "AUG.SCALE": [0.67, 1.0],
-        "AUG.AUTO_AUGMENT": "none",
-        "AUG.COLOR_JITTER": 0.0,
-        "AUG.REPROB": 0.0,
-        "AUG.MIXUP": 0.0,
-        "AUG.CUTMIX": 0.0,
-    },
-}
+# what the original's scripts for fine-tuning a SimMIM do without a key, by MODEL.NAME; files and options override it
 NAME_DEFAULTS: dict[str, dict[str, Any]] = {
     "simmim_finetune": {"MODEL.TABLE_INTERPOLATION": "geometric", "TRAIN.LAYER_DECAY_RULE": "simmim"},
 }
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flattens {"A": {"B": leaf}} to {"A.B": leaf}, in order."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             leaves.update(flatten(value, f"{prefix}{name}."))
         else:
             leaves[prefix + name] = value
     return leaves
 
 
-KEYS: dict[str, Key] = flatten(SCHEMA)
+def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Adds the keys of one tree to another, in place."""
+    for name, value in more.items():
+        if isinstance(value, Mapping):
+            _merge(tree.setdefault(name, {}), value)
+        else:
+            tree[name] = value
+
+
+def add_task(name: str, own: TaskKeys) -> None:
+    """Adds a task and its keys."""
+    TASKS[name] = own
+    _merge(SCHEMA, own.keys)
+    KEYS.update(flatten(SCHEMA))
+
+
+def _with_tasks() -> dict[str, Key]:
+    """Adds the tasks of tasks/, whose keys.py is plain data: --help must not import torch. Returns all keys."""
+    for file in sorted((Path(__file__).resolve().parent.parent / "tasks").glob("*/keys.py")):
+        own = import_module(f"tasks.{file.parent.name}.keys").TASK_KEYS
+        TASKS[file.parent.name] = own
+        _merge(SCHEMA, own.keys)
+    return flatten(SCHEMA)
+
+
+KEYS: dict[str, Key] = _with_tasks()

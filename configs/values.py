@@ -1,10 +1,10 @@
-"""How the value of a key is converted from YAML or the command line to its type."""
+"""Configuration keys, and the types that values from YAML or the command line are converted to."""
 
 import ast
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 AUTO = "auto"
@@ -53,8 +53,14 @@ def _to_text(value: Any) -> str:
     return "" if value in (None, "None") else str(value)
 
 
+def _to_number(value: Any) -> int | float:
+    number = _to_float(value)
+    return int(number) if number == int(number) else number
+
+
 INT = Kind(_to_int, "a whole number")
 FLOAT = Kind(_to_float, "a number")
+NUMBER = Kind(_to_number, "a number")  # an integer if it is whole
 BOOL = Kind(_to_bool, "true or false")
 TEXT = Kind(_to_text, "a text")
 
@@ -101,3 +107,41 @@ def kind_of(default: Any) -> Kind:
     if isinstance(default, list):
         return list_of(kind_of(default[0]), str(default))
     return {bool: BOOL, int: INT, float: FLOAT, str: TEXT}[type(default)]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key.
+
+    `check`: returns None for a valid value, else what is required; `kind`: the type of the values, that of the default
+    if None. `free`: may change between two starts of a run, since it does not affect the result. `per_machine`: may
+    differ between the machines of a job. `deprecated`: accepted and ignored.
+    """
+
+    default: Any
+    about: str
+    check: Callable[[Any], str | None] | None = None
+    kind: Kind | None = None
+    free: bool = False
+    per_machine: bool = False
+    deprecated: bool = False
+
+
+def _accept(values: Mapping[str, Any]) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class TaskKeys:
+    """The keys that a task adds, as a tree like `configs.schema.SCHEMA`.
+
+    `defaults`: values of shared keys that files and options override. TASK auto selects the task for a MODEL.NAME that
+    begins with `name_prefix` or, with `selects`, if one of its keys is set. `check`: checks what depends on several
+    keys; raises ConfigError.
+    """
+
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    name_prefix: str = ""
+    selects: bool = False
+    check: Callable[[Mapping[str, Any]], None] = _accept

@@ -1,7 +1,7 @@
 """The model families by the name that MODEL.TYPE has for them, and how a model is built from the configuration."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import nn
 from yacs.config import CfgNode
 
 from models.backbone import PyramidOptions, SwinBackbone
-from models.simmim import SimMIM
 from models.swin import SwinTransformer
 from models.swin_mlp import SwinMlp
 from models.swin_moe import SwinMoe
@@ -72,6 +71,12 @@ def model_options(cfg: CfgNode) -> ModelOptions:
     return _family(name).Options.from_config(cfg)
 
 
+def backbone_of(model: nn.Module) -> SwinBackbone | None:
+    """Returns the Swin that a model is or contains, None if there is none."""
+    own = getattr(model, "encoder", model)
+    return own if isinstance(own, SwinBackbone) else None
+
+
 def default_classes(cfg: CfgNode) -> int:
     """Returns the number of classes for a run without data."""
     return cfg.MODEL.NUM_CLASSES or CLASSES.get(cfg.DATA.DATASET, 1000)
@@ -102,16 +107,14 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
     return build(_family(name).Options(**arguments))
 
 
-def new_model(cfg: CfgNode, options: ModelOptions, num_classes: int, device: torch.device) -> nn.Module:
-    """Builds the model of a run on its device, initialised from SEED and prepared as TRAIN says; logs what it costs.
+def build_for_run(cfg: CfgNode, new_model: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+    """Builds the model of a run on its device, initialised from SEED and prepared as TRAIN says; logs its cost.
 
     Raises: ConfigError.
     """
     train = cfg.TRAIN
     seed_all("model", cfg.SEED)
-    model = build(options, num_classes)
-    if cfg.TASK == "simmim":
-        model = _with_decoder(model, cfg.DATA.MASK_PATCH_SIZE)
+    model = new_model()
     training = not (cfg.EVAL_MODE or cfg.THROUGHPUT_MODE)
     if not (training and train.PARALLEL == "fsdp"):  # which moves one part at a time: the whole may not fit
         model = model.to(device)
@@ -123,17 +126,6 @@ def new_model(cfg: CfgNode, options: ModelOptions, num_classes: int, device: tor
     return model
 
 
-def _with_decoder(model: nn.Module, square: int) -> SimMIM:
-    if not isinstance(model, SwinBackbone):
-        raise ConfigError("only Swin models are pre-trained by SimMIM: MODEL.TYPE: swin or swinv2")
-    return SimMIM(model, square)
-
-
-def fresh_model(cfg: CfgNode, device: torch.device) -> nn.Module:
-    """Builds the model of a run without its data, to see how fast it is and how much memory it takes."""
-    return new_model(cfg, model_options(cfg), default_classes(cfg), device)
-
-
 def prepare(model: nn.Module, *, checkpointing: bool = False, stages: Sequence[int] = (), freeze: str = "none") -> None:
     """Enables activation checkpointing, and freezes "none", a number of stages, or "all" but the head.
 
@@ -143,9 +135,9 @@ def prepare(model: nn.Module, *, checkpointing: bool = False, stages: Sequence[i
     if checkpointing and not stages:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     elif checkpointing:
-        if not isinstance(model, SwinBackbone | SimMIM):
+        if not hasattr(model, "stages"):
             raise ConfigError("only Swin models have stages: TRAIN.CHECKPOINT_STAGES: set it to []")
-        model.set_grad_checkpointing(True, stages)
+        model.set_grad_checkpointing(True, stages)  # type: ignore[operator]
     if freeze == "none":
         return
     if not isinstance(model, SwinBackbone):

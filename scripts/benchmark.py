@@ -32,12 +32,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from scripts.benchmarks import data, model, save, scale, train
+from scripts.benchmarks import data, model, scale, train
 from scripts.benchmarks.interleave import surroundings
 from utils.errors import run_to_exit_code
 from utils.script_parser import ScriptParser
 
-COMMANDS = {"model": model, "data": data, "train": train, "scale": scale, "save": save}
+COMMANDS = {"model": model, "data": data, "train": train, "scale": scale}
 
 
 def main(argv: list[str]) -> int:

@@ -33,7 +33,6 @@ from models.weights.load import Found, find_weights, load_weights
 from scripts.other_libraries import build_peer
 from utils.checkpoints.downloads import read_weights
 from utils.checkpoints.files import read_checkpoint
-from utils.checkpoints.released import released_url
 from utils.checkpoints.safe_load import NOTES
 from utils.errors import CheckpointError, ConfigError, ResourceError, run_to_exit_code
 from utils.files import atomic_path
@@ -48,7 +47,7 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     Args: to: a layout, or a library that shares one. Raises: ConfigError, CheckpointError, ResourceError.
     """
     cfg = load_config(cfg_path)
-    contents = read_weights(source, released_url=released_url)
+    contents = read_weights(source)
     found = find_weights(contents, source)
     options = model_options(cfg)
     if not isinstance(options, PyramidOptions):

@@ -4,52 +4,47 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.loaders import PipelineOptions, build_eval_loader
 from data.sources.files import FileSource
-from models.backbone import SwinBackbone
 from models.explain import attention_rollout, class_activation
+from models.registry import backbone_of
 from scripts.open_model import ModelFile
-from utils.distributed.world import World
+from tasks.classification.class_names import in_words
+from utils.batches import stacked
 from utils.errors import ConfigError, ResourceError
 from utils.files import atomic_path
-from utils.pictures import new_figure
+from utils.pictures import new_figure, restore
+from utils.training.evaluate import predict
 
 
-def explain(
-    opened: ModelFile, paths: Sequence[Path], rows: Sequence[Any], folder: Path, world: World
-) -> Iterator[Path]:
+def explain(opened: ModelFile, paths: Sequence[Path], folder: Path) -> Iterator[Path]:
     """Writes a PNG per readable image: the model's input, the evidence for the first class, the attention.
 
-    Yields: the files. Raises: ConfigError for a model that is not a Swin.
+    Yields: the files. Raises: ConfigError for a model that is not a Swin classifier; ResourceError.
     """
-    model = opened.model
-    if not isinstance(model, SwinBackbone):
+    model, task, names = opened.model, opened.task, in_words(opened.class_names)
+    if backbone_of(model) is not model or not names:
         what = "an exported file" if opened.exported else type(model).__name__
-        raise ConfigError(f"{what} cannot be explained: --explain: use a checkpoint of a Swin")
+        raise ConfigError(f"{what} cannot be explained: --explain: use a checkpoint of a Swin classifier")
+    swin: Any = model
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ResourceError(f"cannot write pictures ({e.strerror}): {folder}: --explain: name a folder") from e
-    pipeline = PipelineOptions.from_config(opened.cfg, opened.channels, opened.preprocessing)
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (opened.preprocessing.mean, opened.preprocessing.std))
-    pairs = iter(enumerate(zip(paths, rows, strict=True)))
-    for images, targets in build_eval_loader(FileSource(paths), world, pipeline):
-        batch = [next(pairs) for _ in range(len(images))]
-        chosen = [row.labels[0] if row.labels else 0 for _, (_, row) in batch]
-        evidence = class_activation(model, images, chosen)
-        attention = attention_rollout(model, images) if model.family != "swin_mlp" else None
-        for i, (number, (path, row)) in enumerate(batch):
-            if targets[i] < 0:
-                continue
+    loader = task.loader(FileSource(paths), opened.info, on_bad="skip_any")
+    for outputs, batch in predict(model, loader, task.forward, task.world):
+        images = stacked(batch)
+        probabilities, labels = outputs.logits.float().softmax(1).max(1)
+        evidence = class_activation(swin, images, labels.tolist())
+        attention = attention_rollout(swin, images) if swin.family != "swin_mlp" else None
+        pixels = restore(images, opened.preprocessing)
+        for i, number in enumerate(batch.samples):
             panels = [("input", None), ("evidence (Grad-CAM)", evidence[i])]
             panels += [("attention (roll-out)", attention[i])] if attention is not None else []
-            target = folder / f"{number:0{len(str(len(paths) - 1))}}_{path.stem}.png"
-            title = f"{row.classes[0]} {row.probabilities[0]:.1%}"
-            _draw(target, (images[i].cpu() * std + mean).clamp(0, 1), panels, title)
+            target = folder / f"{number:0{len(str(len(paths) - 1))}}_{paths[number].stem}.png"
+            _draw(target, pixels[i].cpu(), panels, f"{names[int(labels[i])]} {float(probabilities[i]):.1%}")
             yield target
 
 

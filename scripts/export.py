@@ -45,6 +45,8 @@ def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
             "a mixture of experts cannot be exported, its routing depends on values: MODEL.TYPE swin_moe: predict with"
             " its checkpoint"
         )
+    if not opened.class_names:
+        raise ConfigError(str(target), f"a model of TASK {opened.task.name} cannot be exported", "only classifiers can")
     images = torch.randn(batch or ANY, opened.channels, *opened.size)
     notes = {
         "class_names": list(opened.class_names),

@@ -13,7 +13,6 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from configs.loading import dump_config
-from data.loaders import PipelineOptions
 from models.backbone import SwinBackbone
 from models.position_bias import ContinuousBackbone
 from models.registry import model_options
@@ -23,8 +22,8 @@ from models.swin_v2 import SwinTransformerV2, SwinV2Options
 from models.weights.layouts import LAYOUTS
 from scripts.open_model import ModelFile, open_model
 from scripts.other_libraries import timm_arguments
+from tasks.classification.class_names import in_words
 from utils.checkpoints.safe_load import NOTES
-from utils.class_words import in_words
 from utils.cost import count_flops, count_parameters
 from utils.errors import CheckpointError, one_line
 from utils.files import write_text
@@ -148,14 +147,14 @@ def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
     model, size, classes = opened.model, "x".join(map(str, opened.size)), len(opened.class_names)
     data = ModelCardData(
         model_name=card.repository,
-        eval_results=None if opened.top1 is None else [_result(opened.top1, card.dataset or "custom")],
+        eval_results=None if opened.best is None else [_result(opened.best, card.dataset or "custom")],
         license=card.license or None,
         library_name="timm" if in_timm else None,
         pipeline_tag="image-classification",
         tags=["image-classification", "swin", *(["timm"] if in_timm else [])],
         datasets=[card.dataset] if card.dataset else None,
     )
-    judged = "" if opened.top1 is None else f", top-1 accuracy {opened.top1:.2f} % on its validation images"
+    judged = "" if opened.best is None else f", top-1 accuracy {opened.best:.2f} % on its validation images"
     words = in_words(opened.class_names)
     listed = ", ".join(words[:SHOWN]) + (f", and {classes - SHOWN:,} more" if classes > SHOWN else "")
     use_timm = f'model = timm.create_model("hf-hub:{card.repository}", pretrained=True)\n'
@@ -170,7 +169,7 @@ def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
             "With the program that trained it:\n\n```",
             f"python scripts/predict.py photo.jpg --model hf:{card.repository}",
             f"python main.py --cfg RECIPE --pretrained hf:{card.repository} --data-path FOLDER\n```\n",
-            f"Images: {PipelineOptions.from_config(opened.cfg, opened.channels, opened.preprocessing)}.\n",
+            f"Images: {opened.task.describe()}.\n",
             f"## Classes\n\n{listed}.\n",
             f"## Training\n\n<details><summary>Configuration</summary>\n\n```yaml\n{dump_config(opened.cfg)}```\n",
             "</details>\n",

@@ -1,4 +1,4 @@
-"""Predicts the classes of images, from the file of a model alone.
+"""Predicts images with any trained model, from its file alone.
 
     python scripts/predict.py photo.jpg --model output/swin_tiny/default/checkpoints/best.pth
     python scripts/predict.py photos/ 'more/*.png' list.txt --model hub:swin_tiny_patch4_window7_224 --output out.csv
@@ -12,7 +12,8 @@ import csv
 import io
 import json
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from data.loaders import EvalLoader, PipelineOptions, build_eval_loader
+from data.loaders import EvalLoader
 from data.sources.files import FileSource, find_images
 from models.backbone import SwinBackbone
+from models.registry import backbone_of
 from scripts.open_model import ModelFile, open_model
-from utils.class_words import in_words
-from utils.distributed.world import World, join_world
+from tasks.base import Row
+from utils.batches import stacked
+from utils.distributed.world import join_world
 from utils.errors import ConfigError, DataError, ResourceError, count, run_to_exit_code
-from utils.evaluation.predict import predict
 from utils.files import atomic_path
-from utils.precision import Precision
 from utils.script_parser import ScriptParser
 from utils.terminal import start_logging, table_lines, track
+from utils.training.evaluate import predict
 
 SHOWN = 40  # rows of the table on the terminal
 ENDINGS = (".csv", ".jsonl", ".parquet")
@@ -42,72 +44,81 @@ FEATURES = ("pooled", "pyramid")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of an image, by number and by name; none if it could not be read."""
+    """The prediction for an image: cells of a table, and the same for JSON; nothing if it could not be read."""
 
     path: str
-    labels: tuple[int, ...]
-    classes: tuple[str, ...]
-    probabilities: tuple[float, ...]
-
-    def row(self, k: int) -> list[Any]:
-        """Returns path, class 1, probability 1, ..., filled up to k classes."""
-        pairs = [cell for pair in zip(self.classes, self.probabilities, strict=True) for cell in pair]
-        return [self.path, *pairs, *[""] * (2 * k - len(pairs))]
+    cells: Mapping[str, Any]
+    record: Mapping[str, Any]
 
 
-def predictions(opened: ModelFile, paths: list[Path], options: argparse.Namespace, world: World) -> list[Prediction]:
-    """Returns one prediction per image, in order."""
-    batches = _batches(opened, paths, world)
-    names = in_words(opened.class_names)
-    k, rows = min(options.topk, len(names)), iter(paths)
-    found = []
-    precision = Precision.from_config(opened.cfg, world.device)
-    for logits, targets in predict(opened.model, batches, precision, world):
-        probabilities, classes = logits.float().softmax(1).topk(k)
-        for row, best, readable in zip(probabilities.tolist(), classes.tolist(), (targets >= 0).tolist(), strict=True):
-            labels = tuple(best) if readable else ()
-            words = tuple(names[label] for label in labels)
-            found.append(Prediction(str(next(rows)), labels, words, tuple(row[: len(labels)])))
-    if not any(prediction.labels for prediction in found):
+def predictions(opened: ModelFile, paths: list[Path], limit: int) -> list[Prediction]:
+    """Returns one prediction per image, in order. Args: limit: entries per image, such as classes.
+
+    Raises: DataError if no image could be read; ConfigError if the task predicts nothing.
+    """
+    task, found = opened.task, dict[int, Row]()
+    if not task.predicts:
+        raise ConfigError("--model", f"TASK {task.name} predicts nothing", "use a model that was trained for a task")
+    for outputs, batch in predict(opened.model, _batches(opened, paths), task.forward, task.world):
+        found |= {row.sample: row for row in task.predictions(outputs, batch, opened.info, limit)}
+    if not found:
         raise _none_readable(paths)
-    return found
+    first = _record(next(iter(found.values())))
+    blank: dict[str, Any] = {name: [] if isinstance(value, list) else None for name, value in first.items()}
+    rows = [found.get(number) for number in range(len(paths))]
+    return [
+        Prediction(str(path), row.cells if row else {}, _record(row) if row else blank)
+        for path, row in zip(paths, rows, strict=True)
+    ]
+
+
+def _record(row: Row) -> Mapping[str, Any]:
+    return row.cells if row.record is None else row.record
+
+
+def save_pictures(opened: ModelFile, paths: list[Path], folder: Path, limit: int) -> int:
+    """Writes what the task draws of each prediction as PNG files; returns how many. Raises: ResourceError."""
+    task, count = opened.task, 0
+    for outputs, batch in predict(opened.model, _batches(opened, paths), task.forward, task.world):
+        for row in task.predictions(outputs, batch, opened.info, limit):
+            if row.picture is not None:
+                name = f"{row.sample:0{len(str(len(paths) - 1))}}_{paths[row.sample].stem}.png"
+                _write(folder / name, lambda temporary, row=row: row.picture().save(temporary, "PNG"))
+                count += 1
+    return count
 
 
 def _none_readable(paths: list[Path]) -> DataError:
     return DataError(f"no image could be read: {paths[0]}: name images, folders, patterns or a list in a .txt file")
 
 
-def _batches(opened: ModelFile, paths: list[Path], world: World) -> EvalLoader:
-    pipeline = PipelineOptions.from_config(opened.cfg, opened.channels, opened.preprocessing)
-    pipeline = replace(pipeline, loader=replace(pipeline.loader, on_bad="skip_any"))
-    return build_eval_loader(FileSource(paths), world, pipeline)
+def _batches(opened: ModelFile, paths: list[Path]) -> EvalLoader:
+    return opened.task.loader(FileSource(paths), opened.info, on_bad="skip_any")
 
 
 @torch.no_grad()
-def save_features(opened: ModelFile, paths: list[Path], target: Path, kind: str, world: World) -> str:
+def save_features(opened: ModelFile, paths: list[Path], target: Path, kind: str) -> str:
     """Writes features of all images: "pooled": (images, C), or "pyramid": (images, C, H, W) for every stage.
 
     Those of an image that could not be read are NaN.
     Returns: a line that says what was written. Raises: ConfigError for an exported model; DataError if no image could
     be read; ResourceError.
     """
-    if not isinstance(opened.model, SwinBackbone):
+    backbone = backbone_of(opened.model)
+    if backbone is None:
         what = "an exported file" if opened.exported else type(opened.model).__name__
         raise ConfigError(f"{what} has no feature maps: --features: use a checkpoint of a Swin")
-    parts: dict[str, list[np.ndarray]] = {}
-    precision = Precision.from_config(opened.cfg, world.device)
-    loader = _batches(opened, paths, world)
-    readable = False
-    for images, targets in track(loader, "computing", len(loader), "batches"):
-        with precision.autocast():
-            for name, values in _features(opened.model, images, kind).items():
-                values = values.float()
-                values[targets < 0] = float("nan")
-                parts.setdefault(name, []).append(values.cpu().numpy())
-        readable |= bool((targets >= 0).any())
-    if not readable:
+    arrays: dict[str, np.ndarray] = {}
+    loader = _batches(opened, paths)
+    for batch in track(loader, "computing", len(loader), "batches"):
+        with opened.task.precision.autocast():
+            computed = _features(backbone, stacked(batch), kind)
+        for name, values in computed.items():
+            if name not in arrays:
+                arrays[name] = np.full((len(paths), *values.shape[1:]), np.nan, np.float32)
+            arrays[name][list(batch.samples)] = values.float().cpu().numpy()
+    if not arrays:
         raise _none_readable(paths)
-    arrays = {name: np.concatenate(values) for name, values in parts.items()}
     everything: dict[str, Any] = {"paths": np.array([str(path) for path in paths]), **arrays}
 
     def write(temporary: Path) -> None:
@@ -125,20 +136,25 @@ def _features(model: SwinBackbone, images: Tensor, kind: str) -> dict[str, Tenso
     return {f"stride{info['reduction']}": each for info, each in zip(model.feature_info, maps, strict=True)}
 
 
-def write_predictions(target: Path, rows: list[Prediction], k: int) -> None:
+def write_predictions(target: Path, rows: list[Prediction]) -> None:
     """Writes a table; its format follows from its ending. Raises: ResourceError."""
-    head = ["path", *(f"{name}_{i}" for i in range(1, k + 1) for name in ("class", "probability"))]
     if target.suffix == ".jsonl":
-        lines = [{"path": r.path, "classes": r.classes, "probabilities": r.probabilities} for r in rows]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(json.dumps({"path": r.path, **r.record}, ensure_ascii=False) + "\n" for r in rows)
         _write(target, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))
-    elif target.suffix == ".csv":
+        return
+    head, table = _table(rows)
+    if target.suffix == ".csv":
         buffer = io.StringIO(newline="")
-        csv.writer(buffer, lineterminator="\n").writerows([head, *(row.row(k) for row in rows)])
+        csv.writer(buffer, lineterminator="\n").writerows([head, *table])
         content = buffer.getvalue()
         _write(target, lambda temporary: temporary.write_text(content, encoding="utf-8", errors="surrogateescape"))
     else:
-        _write_parquet(target, head, [row.row(k) for row in rows])
+        _write_parquet(target, head, table)
+
+
+def _table(rows: list[Prediction]) -> tuple[list[str], list[list[Any]]]:
+    names = list(dict.fromkeys(name for row in rows for name in row.cells))
+    return ["path", *names], [[row.path, *(row.cells.get(name, "") for name in names)] for row in rows]
 
 
 def _write_parquet(target: Path, head: list[str], rows: list[list[Any]]) -> None:
@@ -168,25 +184,27 @@ def _run(options: argparse.Namespace) -> None:
         "DATA.NUM_WORKERS": options.workers,
         **({"TEST.IMG_SIZE": options.size} if options.size else {}),
     }
-    opened = open_model(options.model, options.cfg, [(key, value, "command line") for key, value in given.items()])
-    opened.model.to(world.device)
+    given_keys = [(key, value, "command line") for key, value in given.items()]
+    opened = open_model(options.model, options.cfg, given_keys, world)
     paths = find_images(options.images)
     if options.features:
-        print(save_features(opened, paths, options.output or Path("features.npz"), options.features, world))
+        print(save_features(opened, paths, options.output or Path("features.npz"), options.features))
         return
-    rows = predictions(opened, paths, options, world)
-    k = min(options.topk, len(opened.class_names))
     if options.explain:
         from scripts.explain import explain
 
-        for picture in explain(opened, paths, rows, options.explain, world):
+        for picture in explain(opened, paths, options.explain):
             print(picture)
+    if options.pictures:
+        drawn = save_pictures(opened, paths, options.pictures, options.topk)
+        print(f"{count(drawn, 'picture')}: {options.pictures}")
+    rows = predictions(opened, paths, options.topk)
     if options.output:
-        write_predictions(options.output, rows, k)
+        write_predictions(options.output, rows)
         print(f"{count(len(rows), 'image')}: {options.output}")
         return
-    head = ["image", *(name for i in range(1, k + 1) for name in (f"class {i}", "prob."))]
-    print("\n".join(table_lines(head, [row.row(k) for row in rows[:SHOWN]])))
+    head, table = _table(rows[:SHOWN])
+    print("\n".join(table_lines(["image", *head[1:]], table)))
     if len(rows) > SHOWN:
         print(f"... {len(rows) - SHOWN:,} more: --output FILE.csv writes all")
 
@@ -196,13 +214,14 @@ def _parser() -> ScriptParser:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, folder, 'pattern', or .txt file of paths")
     parser.add_argument("--model", required=True, help="checkpoint, hub:NAME, hf:OWNER/NAME, URL, .onnx or .pt2 file")
     parser.add_argument("--cfg", default="", metavar="FILE", help="recipe of weights that do not store their own")
-    parser.add_argument("--topk", type=int, default=3, metavar="K", help="classes per image (default %(default)s)")
+    parser.add_argument("--topk", type=int, default=3, metavar="K", help="entries per image (default %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"in {', '.join(ENDINGS)}; features: .npz")
     parser.add_argument("--size", type=int, default=0, help="side of the model's input (default: as trained)")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="default %(default)s")
     parser.add_argument("--features", choices=FEATURES, help="write features to --output instead of classes")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write a picture of each prediction, if drawn")
     parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture of what each class rests on")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

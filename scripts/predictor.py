@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.pipeline.device import Normalize, Pixels
-from data.pipeline.transforms import EvalTransform, EvalTransformOptions
+from data.pipeline.device import Normalize
+from data.sources.base import Record
 from scripts.open_model import open_model
-from utils.class_words import in_words
+from tasks.classification.class_names import in_words
+from utils.distributed.world import World
+from utils.errors import ConfigError
 from utils.eval_cache import keep_derived
 
 
@@ -25,12 +27,14 @@ class Predictor:
     """
 
     def __init__(self, name: str, recipe: str = "", device: str = "cpu"):
-        opened = open_model(name, recipe)
         self.device = torch.device(device)
-        self.model: Any = opened.model.to(self.device)
+        opened = open_model(name, recipe, world=World(device=self.device))
+        if not opened.class_names:
+            raise ConfigError(name, f"TASK {opened.task.name} predicts no classes", "use scripts/predict.py")
+        self.model: Any = opened.model
         self.class_names = in_words(opened.class_names)
-        crop_pct = opened.preprocessing.crop_pct
-        self._prepare = EvalTransform(EvalTransformOptions.from_config(opened.cfg, opened.channels, crop_pct))
+        pipeline = opened.task.pipeline(opened.info)
+        self._transform, self._collate = pipeline.val, pipeline.collate
         self._normalize = Normalize(opened.preprocessing, self.device)
 
     def transform(self, image: "str | Path | Image.Image") -> Tensor:
@@ -39,11 +43,12 @@ class Predictor:
             buffer, turn = io.BytesIO(), image.getexif()
             usual = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # what a PNG can hold
             (image if usual else image.convert("RGB")).save(buffer, "png", exif=turn)
-            data, name = buffer.getvalue(), "the image"
+            record = Record(buffer.getvalue(), None, "the image")
         else:
-            data, name = Path(image).read_bytes(), str(image)
-        pixels = torch.from_numpy(self._prepare(data, name).pixels)[None]
-        return self._normalize(Pixels(pixels, torch.zeros(0, 6, dtype=torch.int64)))
+            record = Record(Path(image).read_bytes(), None, str(image))
+        images = self._normalize(self._collate([self._transform(record)]))
+        assert isinstance(images, Tensor)
+        return images
 
     @torch.no_grad()
     def __call__(self, image: "str | Path | Image.Image", topk: int = 5) -> list[tuple[str, float]]:

@@ -56,12 +56,13 @@ def val_folders(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     # torch and timm take seconds to import, and the other commands do without
     from configs.loading import load_config
-    from data.pipeline.transforms import TrainTransformOptions
-    from data.tools.contact_sheet import draw_sheet
+    from tasks.registry import new_task
+    from tasks.show import draw_samples
+    from utils.distributed.world import World
 
-    cfg = load_config(options.cfg)
-    transform = TrainTransformOptions.from_config(cfg, channels=3)
-    drawn = draw_sheet(options.folder, options.sheet, max(1, options.count), transform, options.seed)
+    given = {"DATA.DATA_PATH": str(options.folder), "TEST.VALIDATE": False}
+    cfg = load_config(options.cfg, [(key, value, "command line") for key, value in given.items()])
+    drawn = draw_samples(new_task(cfg, World()), options.sheet, max(1, options.count), options.seed)
     print(f"{options.sheet}: {drawn} training images as {options.cfg} augments them")
     return 0
 

@@ -2,9 +2,11 @@
 
     python scripts/report.py output/quickstart/default
     python scripts/report.py output/swin_tiny/default output/swin_tiny/longer --output comparison.html
+    python scripts/report.py output/swin_tiny/default output/swin_tiny/longer --text
 
-The page has the results, the differences of the configurations, the curves, and, from an evaluation of every run's best
-checkpoint, accuracy per class, the confusion matrix and the most confident mistakes with their images.
+The page has the results, the differences of the configurations, the curves, and the tables and pictures of an
+evaluation of every run's best checkpoint: for a classifier the accuracy per class, the confusion matrix and the most
+confident mistakes. With --text results and differences are printed instead.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import base64
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,25 +23,20 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from data.loaders import PipelineOptions, build_eval_loader
-from data.sources.open import SourceOptions, open_val
+
 from scripts.open_model import open_model
-from scripts.run_folder import SUMMARY_HEAD, Run, curves_figure, differences
+from scripts.run_folder import Run, curves_figure, differences, summary_table
 from utils.checkpoints.files import follow
-from utils.class_words import in_words
 from utils.distributed.world import World, join_world
 from utils.errors import CheckpointError, DataError, ResourceError, one_line, run_to_exit_code
-from utils.evaluation.metrics import evaluate
-from utils.evaluation.pictures import confusion_figure
 from utils.files import write_text
-from utils.pictures import to_image
-from utils.precision import Precision
 from utils.script_parser import ScriptParser
-from utils.terminal import start_logging
+from utils.terminal import start_logging, table_lines
+from utils.training.evaluate import evaluate
+from utils.training.objective import Table
 
 TEMPLATE = Path(__file__).with_name("report.html")
-MISTAKES = 24
-CLASSES = 1000  # rows of the table per class, those with the lowest accuracy
+ROWS = 1000  # of a table
 START = (
     "data:",
     "machine:",
@@ -54,70 +51,58 @@ START = (
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the page says about one run. `problem`: why its checkpoint could not be evaluated."""
+class RunReport:
+    """The page's part about one run. `problem`: why its checkpoint could not be evaluated; `tables` and `pictures` of
+    the evaluation, by title; `saved`: pictures that the run wrote at its end."""
 
     run: Run
     environment: list[str]
     result: str = ""
     problem: str = ""
-    confusion: str = ""
-    classes: list[tuple[str, int, int, float, str]] = field(default_factory=list)
-    mistakes: list[tuple[str, str, str]] = field(default_factory=list)
-    pictures: list[tuple[str, str]] = field(default_factory=list)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    saved: Mapping[str, str] = field(default_factory=dict)
 
 
-def judge(run: Run, options: argparse.Namespace, world: World) -> Judged:
+def report_on(run: Run, options: argparse.Namespace, world: World) -> RunReport:
     """Evaluates the best checkpoint of a run, else its last one. Raises: ConfigError."""
-    environment = _environment(run.folder)
+    environment, saved = _environment(run.folder), _saved_pictures(run.folder)
     if options.no_evaluation:
-        return Judged(run, environment, problem="not evaluated: --no-evaluation")
+        return RunReport(run, environment, problem="not evaluated: --no-evaluation", saved=saved)
     folder = run.folder / "checkpoints"
     found = (follow(folder / name) for name in ("best.pth", "last.pth"))
     checkpoint = next((path for path in found if path.exists()), None)
     if checkpoint is None:
-        return Judged(run, environment, problem=f"not evaluated: no checkpoint in {folder}")
+        return RunReport(run, environment, problem=f"not evaluated: no checkpoint in {folder}", saved=saved)
     given = {"DATA.NUM_WORKERS": options.workers, "DATA.ON_BAD_IMAGE": "skip"}
     given |= {"DATA.BATCH_SIZE": options.batch_size} if options.batch_size else {}
     given |= {"DATA.DATA_PATH": options.data_path} if options.data_path else {}
     try:
-        opened = open_model(str(checkpoint), "", [(key, value, "command line") for key, value in given.items()])
-    except CheckpointError as e:  # such as a pre-training's: no head
-        return Judged(run, environment, problem=f"not evaluated: {one_line(e)}", pictures=_pictures(run.folder))
-    environment = [*environment, ", ".join(f"{name} {version}" for name, version in opened.versions.items())]
-    try:
-        val = open_val(SourceOptions.from_config(opened.cfg), world, opened.class_names)
+        given_keys = [(key, value, "command line") for key, value in given.items()]
+        opened = open_model(str(checkpoint), "", given_keys, world)
+        environment += [", ".join(f"{name} {version}" for name, version in opened.versions.items())]
+        data = opened.task.open_data(("val",))
+    except CheckpointError as e:
+        return RunReport(run, environment, problem=f"not evaluated: {one_line(e)}", saved=saved)
     except DataError as e:
-        return Judged(run, environment, problem=f"not evaluated: {one_line(e)} (--data-path names another folder)")
-    pipeline = PipelineOptions.from_config(opened.cfg, opened.channels, opened.preprocessing)
-    loader = build_eval_loader(val, world, pipeline)
-    precision = Precision.from_config(opened.cfg, world.device)
-    accuracy, answers = evaluate(opened.model.to(world.device), loader, len(val.class_names), precision, world)
-    names = in_words(val.class_names)
-    classes = []
-    for score in sorted(answers.per_class(len(names)), key=lambda each: (each.top1, each.label))[:CLASSES]:
-        other = "" if score.mistaken_for is None else names[score.mistaken_for]
-        classes.append((names[score.label], score.samples, score.correct, score.top1, other))
-    mistakes = []
-    for i in answers.worst(MISTAKES):
-        caption = f"{names[int(answers.predicted[i])]} {answers.confidence[i]:.0%}, is {names[int(answers.labels[i])]}"
-        mistakes.append((_picture(to_image(loader.pixels(i))), caption, val.name(i)))
-    return Judged(
-        run,
-        environment,
-        result=f"{accuracy.line()}, {checkpoint}",
-        confusion=_svg(confusion_figure(answers, val.class_names)),
-        classes=classes,
-        mistakes=mistakes,
-        pictures=_pictures(run.folder),
-    )
+        problem = f"not evaluated: {one_line(e)} (--data-path names another folder)"
+        return RunReport(run, environment, problem=problem, saved=saved)
+    assert data.val is not None
+    task, loader = opened.task, opened.task.loader(data.val, data.info)
+    evaluation = evaluate(opened.model, loader, task.evaluator(loader, data.info), task.forward, world)
+    tables = {_title(name): table for name, table in evaluation.tables.items() if name != "results"}
+    pictures = {_title(name): _embedded(draw()) for name, draw in evaluation.pictures.items()}
+    return RunReport(run, environment, f"{evaluation.line}, {checkpoint}", "", tables, pictures, saved)
 
 
-def _pictures(folder: Path) -> list[tuple[str, str]]:
-    """Returns the name and the picture of what an evaluation does not draw: reconstructions, the load of experts."""
-    shown = {"val_reconstruction": "Reconstruction", "val_expert_load": "Tokens per expert"}
-    found = [(title, folder / "pictures" / f"{name}.png") for name, title in shown.items()]
-    return [(title, _picture(Image.open(path))) for title, path in found if path.exists()]
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _saved_pictures(folder: Path) -> dict[str, str]:
+    """Returns the pictures of the last evaluation of the run, such as reconstructions and the load of experts."""
+    found = sorted((folder / "pictures").glob("val_*.png"))
+    return {_title(path.stem.removeprefix("val_")): _embedded(Image.open(path)) for path in found}
 
 
 def _environment(folder: Path) -> list[str]:
@@ -129,33 +114,34 @@ def _environment(folder: Path) -> list[str]:
     return list(last.values())
 
 
-def _svg(figure: Any) -> str:
-    """Returns the figure as the address of an image that it contains."""
+def _embedded(picture: Any) -> str:
+    """Returns an image, or a Matplotlib figure, as the address of an image that contains it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    if isinstance(picture, Image.Image):
+        picture.save(buffer, "PNG")
+        kind = "png"
+    else:
+        picture.savefig(buffer, format="svg")
+        kind = "svg+xml"
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _picture(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def write_page(judged: Sequence[Judged], target: Path) -> None:
+def write_page(reports: Sequence[RunReport], target: Path) -> None:
     """Fills the template. Raises: ResourceError."""
     from jinja2 import Environment, StrictUndefined
 
-    runs = [each.run for each in judged]
+    runs = [each.run for each in reports]
+    head, rows = summary_table(runs)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=" and ".join(run.name for run in runs),
-        head=SUMMARY_HEAD,
-        rows=[run.summary() for run in runs],
+        head=head,
+        rows=rows,
         names=[run.name for run in runs],
         differences=differences(runs),
-        curves=_svg(curves_figure(runs)),
-        judged=judged,
+        curves=_embedded(curves_figure(runs)),
+        reports=reports,
+        limit=ROWS,
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -166,11 +152,16 @@ def write_page(judged: Sequence[Judged], target: Path) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     runs = [Run.read(folder) for folder in options.runs]
+    if options.text:
+        print("\n".join(table_lines(*summary_table(runs))))
+        rows = differences(runs)
+        print("\n".join(["", *table_lines(["key", *(run.name for run in runs)], rows)]) if rows else "")
+        return
     target = options.output or options.runs[0] / "report.html"
     world = join_world(device_type=options.device)
-    judged = [judge(run, options, world) for run in runs]
-    write_page(judged, target)
-    for each in judged:
+    reports = [report_on(run, options, world) for run in runs]
+    write_page(reports, target)
+    for each in reports:
         print(f"{each.run.name}: {each.result or each.problem}")
     print(f"report: {target}")
 
@@ -179,6 +170,7 @@ def main(argv: list[str]) -> int:
     parser = ScriptParser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders output/<MODEL.NAME>/<TAG>")
     parser.add_argument("--output", type=Path, metavar="FILE", help="page to write (default: report.html in the run)")
+    parser.add_argument("--text", action="store_true", help="print results and differences of the runs, write no page")
     parser.add_argument("--data-path", default="", metavar="FOLDER", help="data to evaluate on (default: the run's)")
     parser.add_argument("--no-evaluation", action="store_true", help="results, configurations and curves only")
     parser.add_argument("--batch-size", type=int, default=0, help="default: the run's")

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from configs.loading import parse_config
+from configs.schema import DEFAULT_TASK
+from tasks.registry import task_class
 from utils.errors import DataError
 from utils.logs.curves import whole_intervals
 from utils.pictures import new_figure
+from utils.training.objective import Best, Table
 
 UNINTERESTING = ("OUTPUT", "TAG", "BASE")
-SUMMARY_HEAD = ("run", "epochs", "best top1", "of epoch", "min val loss", "last train loss")
 
 
 @dataclass(frozen=True)
@@ -41,23 +43,38 @@ class Run:
     def name(self) -> str:
         return "/".join(self.folder.resolve().parts[-2:])
 
+    @property
+    def best(self) -> Best | None:
+        """The metric that decides which checkpoint is the best."""
+        return task_class(self.config.get("TASK", DEFAULT_TASK)).best
+
     def summary(self) -> list[Any]:
-        """Returns the cells of `SUMMARY_HEAD`."""
-        top1 = [(line["top1"], -line["epoch"]) for line in self.epochs if line.get("top1") is not None]
-        best, epoch = max(top1, default=(float("nan"), None))
+        """Returns the cells of a row of `summary_table`."""
+        own = self.best
+        known = [] if own is None else [line for line in self.epochs if line.get(own.metric) is not None]
+        sign = 1 if own is not None and own.higher_is_better else -1
+        best = max(known, key=lambda line: (sign * line[own.metric], -line["epoch"]), default=None)  # type: ignore[union-attr]
         losses = [line["loss"] for line in self.epochs if line.get("loss") is not None]
         # that of the last epoch, as in the log; its last interval may be short
         trained = [line["train_loss"] for line in self.epochs if line.get("train_loss") is not None]
         trained = trained or [line["loss"] for line in self.train if line.get("loss") is not None]
-        epochs = 1 + max((line["epoch"] for line in self.epochs), default=-1)
         return [
             self.name,
-            epochs,
-            float(best),
-            "" if epoch is None else -epoch,
+            1 + max((line["epoch"] for line in self.epochs), default=-1),
+            float("nan") if best is None or own is None else float(best[own.metric]),
+            "" if best is None else best["epoch"],
             float(min(losses, default=float("nan"))),
             float(trained[-1] if trained else "nan"),
         ]
+
+
+def summary_table(runs: Sequence[Run]) -> Table:
+    """Returns a row per run: length, best metric and loss."""
+    metrics = {run.best.metric for run in runs if run.best is not None}
+    best = f"best {metrics.pop()}" if len(metrics) == 1 else "best"
+    return Table(
+        ("run", "epochs", best, "of epoch", "min val loss", "last train loss"), [run.summary() for run in runs]
+    )
 
 
 def differences(runs: Sequence[Run]) -> list[list[str]]:

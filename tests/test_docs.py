@@ -9,7 +9,8 @@ import torch
 from configs.loading import load_config
 from configs.options import parse_command_line
 from configs.schema import KEYS
-from data.sources.open import SourceOptions, open_sources
+from data.sources.open import SourceOptions
+from tasks.classification.labels import open_train
 from tests.conftest import ROOT
 from utils.distributed.world import World, join_world
 from utils.errors import RunError
@@ -85,5 +86,5 @@ def test_a_mistake_is_answered_as_the_documentation_says(command, answer, monkey
     with pytest.raises(RunError) as caught:
         cfg = load_config(*parse_command_line([*usual, *command.split()]))
         join_world(device_type=cfg.DEVICE)
-        open_sources(SourceOptions.from_config(cfg), World())
+        open_train(SourceOptions.from_config(cfg), World())
     assert str(caught.value) == answer

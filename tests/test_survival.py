@@ -20,7 +20,7 @@ import pytest
 
 from tests.conftest import ROOT, environment, free_port, only_error, rank_variables, starter
 from tests.tools import soak
-from tests.tools.builders import AUGMENTED, open_folder, pipeline
+from tests.tools.builders import AUGMENTED, loading, open_folder, pipeline
 from tests.tools.soak import compare, leftovers
 
 RECIPE = """
@@ -315,7 +315,7 @@ def test_fault_32_two_ranks_one_and_two_again(disks):
 def test_fault_32_the_pixels_of_every_update_are_the_same_for_every_number_of_ranks(photos):
     from hashlib import sha256
 
-    from data.loaders import build_train_loader
+    from data.loaders import TrainLoader
     from utils.batches import EpochShape
     from utils.distributed.world import World
 
@@ -326,7 +326,7 @@ def test_fault_32_the_pixels_of_every_update_are_the_same_for_every_number_of_ra
         updates: dict[int, list[bytes]] = {}
         parts = []
         for rank in range(ranks):
-            loader = build_train_loader(source, shape, World(rank, ranks), pipeline(AUGMENTED, batch_size=batch))
+            loader = TrainLoader(source, pipeline(AUGMENTED), loading(batch_size=batch), shape, World(rank, ranks))
             parts.append([[image.numpy().tobytes() for image in micro.images] for micro in loader.epoch(1)])
         for micro in range(len(parts[0])):
             updates.setdefault(micro // accumulation, []).extend(image for part in parts for image in part[micro])

@@ -17,8 +17,10 @@ from timm.data import ImageNetInfo
 
 import main
 from configs.loading import load_config
-from data.pipeline.device import Normalize, Pixels
+from data.pipeline.device import Normalize
+from data.pipeline.sample import stack
 from data.pipeline.transforms import EvalTransform, EvalTransformOptions
+from data.sources.base import Record
 from models.registry import build, build_model, model_options
 from models.weights.class_maps import rows_of_1k
 from tests.conftest import ROOT, accuracy, run_program
@@ -49,9 +51,9 @@ def by_hand(model, root, size, crop=True, names=SYNSETS):
     """Returns correct answers and mean loss over val/, without the program's loaders and metrics."""
     transform = EvalTransform(EvalTransformOptions(size=image_size(size), crop=crop))
     files = sorted((root / "val").rglob("*.*"))
-    pixels = torch.stack([torch.from_numpy(transform(file.read_bytes(), str(file)).pixels) for file in files])
+    samples = [transform(Record(file.read_bytes(), None, str(file))) for file in files]
     labels = torch.tensor([names.index(file.parent.name) for file in files])
-    images = Normalize(Preprocessing(), CPU)(Pixels(pixels, torch.zeros(0, 6, dtype=torch.int64)))
+    images = Normalize(Preprocessing(), CPU)(stack(samples))
     with torch.no_grad():
         logits = model(images)
     return int((logits.argmax(1) == labels).sum()), F.cross_entropy(logits, labels).item()
@@ -73,7 +75,7 @@ def evaluate(cfg, weights, data, results, *overrides):
     """Evaluates in this process; returns the rows of TEST.RESULTS."""
     given = {"MODEL.RESUME": str(weights), "DATA.DATA_PATH": str(data), "TEST.RESULTS": str(results)}
     given |= {"EVAL_MODE": True, "AMP_ENABLE": False, "DATA.NUM_WORKERS": 0, **dict(overrides)}
-    main.evaluate(load_config(cfg, [(key, value, "test") for key, value in given.items()]), World())
+    main.evaluate_files(load_config(cfg, [(key, value, "test") for key, value in given.items()]), World())
     return list(csv.DictReader(results.open()))
 
 

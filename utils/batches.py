@@ -1,4 +1,4 @@
-"""How an epoch divides into updates and micro-batches, and the batch that the loader hands to the training loop."""
+"""How an epoch divides into updates and micro-batches, and the batch that loaders yield."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -46,15 +46,26 @@ class EpochShape:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of this rank, on its device.
+    """One micro-batch of this rank in training, or one batch of its shard in an evaluation, on its device.
 
-    images float32 (B, C, H, W); targets: what the objective compares with, int64 (B,) labels for classification, or
-    float32 (B, classes) for mixed samples. `weight` times the mean loss of the micro-batch, summed over micro-batches
-    and averaged over ranks, is the mean loss of the update. `samples`: their numbers in the data set.
+    images float32 (B, C, H, W), or a list of (C, H, W) of different sizes; targets: the task's, for classification
+    int64 (B,) labels, or float32 (B, classes) for mixed samples; `samples`: their indices in the dataset. `weight`
+    times the mean loss of the micro-batch, summed over micro-batches and averaged over ranks, is the mean loss of the
+    update.
     """
 
-    images: Tensor
+    images: Tensor | list[Tensor]
     targets: Any
-    weight: float
-    ends_update: bool
     samples: tuple[int, ...] = ()
+    weight: float = 1.0
+    ends_update: bool = True
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def stacked(batch: Batch) -> Tensor:
+    """Returns the images of a batch of one size: (B, C, H, W). Raises: TypeError for a list."""
+    if not isinstance(batch.images, Tensor):
+        raise TypeError("the images of the batch differ in size")
+    return batch.images

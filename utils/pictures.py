@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from utils.preprocessing import Preprocessing
 
-Pictures = Mapping[str, Callable[[], Image.Image]]  # functions that draw, by the name of what they draw
+# functions that draw, by name: an image, or a Matplotlib figure
+Pictures = Mapping[str, Callable[[], Any]]
 COLUMNS, TILE, GAP, CAPTION, HEAD = 8, 176, 14, 22, 64
-GREY = 128  # of masked pixels
 PAPER, INK, FAINT = "#fbfaf7", "#22262b", "#8a8f98"
 
 
@@ -28,16 +27,6 @@ def restore(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Returns what was normalised, float (B, C, H, W), as uint8 again."""
     mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     return ((images.float() * std + mean) * 255).round().clamp(0, 255).byte()
-
-
-def in_pixels(mask: Tensor, images: Tensor) -> Tensor:
-    """Returns a mask over squares, bool (B, h, w), as one over the pixels of images: bool (B, 1, H, W)."""
-    return F.interpolate(mask[:, None].float(), images.shape[2:], mode="nearest").bool()
-
-
-def hide(pixels: Tensor, mask: Tensor) -> Tensor:
-    """Returns images, uint8 (B, C, H, W), with masked squares in grey. Args: mask: bool (B, h, w) over squares."""
-    return torch.where(in_pixels(mask, pixels), GREY, pixels)
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, str]], title: str, subtitle: str, columns: int = COLUMNS) -> Image.Image:
@@ -75,3 +64,8 @@ def rendered(figure: Any, dpi: int = 110) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="png")
     return Image.open(buffer).convert("RGB")
+
+
+def as_image(picture: Any) -> Image.Image:
+    """Returns an image, which may be given as a Matplotlib figure."""
+    return picture if isinstance(picture, Image.Image) else rendered(picture)

@@ -1,43 +1,16 @@
 """From batches of 8-bit pixels to the input of the model on its device: normalised, erased, prefetched."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.pipeline.sample import Collated, map_tensors
 from utils.preprocessing import Preprocessing
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """What loader workers send: images uint8 (B, C, H, W), and one row per rectangle to erase.
-
-    `boxes` int64 (n, 6): image in the batch, top, left, height, width, seed of the noise.
-    """
-
-    images: Tensor
-    boxes: Tensor
-
-    def pin_memory(self) -> "Pixels":
-        """Called by torch's DataLoader if batches are to be page-locked."""
-        return Pixels(self.images.pin_memory(), self.boxes)
-
-
-@dataclass(frozen=True)
-class Collated:
-    """A batch as it leaves a loader worker: targets int64 (B,); `bad`: what was wrong with samples left out."""
-
-    pixels: Pixels
-    targets: Tensor
-    bad: list[str]
-
-    def pin_memory(self) -> "Collated":
-        """See `Pixels.pin_memory`."""
-        return Collated(self.pixels.pin_memory(), self.targets.pin_memory(), self.bad)
 
 
 class Normalize:
@@ -60,18 +33,26 @@ class Normalize:
     def device(self) -> torch.device:
         return self._device
 
-    def __call__(self, batch: Pixels) -> Tensor:
-        """Returns float32 (B, C, H, W) on the device. The noise does not depend on how samples are batched."""
-        on_cpu = self._device.type == "cpu"
-        images = self._look_up(batch.images) if on_cpu else self._compute(batch.images)
-        for image, top, left, height, width, seed in batch.boxes.tolist():
-            hole = images[image, :, top : top + height, left : left + width]
+    def __call__(self, batch: Collated) -> Tensor | list[Tensor]:
+        """Returns float32 (B, C, H, W) on the device, or a list of (C, H, W).
+
+        The noise does not depend on how samples are batched.
+        """
+        if isinstance(batch.images, Tensor):
+            images: Tensor | list[Tensor] = self._normalized(batch.images)
+        else:
+            images = [self._normalized(image[None])[0] for image in batch.images]
+        for image, top, left, height, width, seed in batch.erased.tolist():
+            hole = images[image][:, top : top + height, left : left + width]
             noise = self._noise(len(self._mean), height, width, seed)
-            if on_cpu:
+            if self._device.type == "cpu":
                 hole.numpy()[:] = noise  # torch would wake its thread pool for it
             else:
                 hole.copy_(noise)
         return images
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return self._look_up(images) if self._device.type == "cpu" else self._compute(images)
 
     def _compute(self, images: Tensor) -> Tensor:
         # in torchvision's order: bit-identical to the published evaluation
@@ -102,22 +83,29 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def prefetch_to_device(batches: Iterable[Collated], normalize: Normalize) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (images, targets) on the device; on CUDA the next batch is copied and normalised on a side stream."""
-    if normalize.device.type != "cuda":
+def prefetch_to_device(batches: Iterable[Collated], normalize: Normalize) -> Iterator[tuple[Any, Any, tuple[int, ...]]]:
+    """Yields (images, targets, sample indices) on the device; batches without a readable sample are left out.
+
+    On CUDA the next batch is copied and normalised on a side stream.
+    """
+    device = normalize.device
+    if device.type != "cuda":
         for batch in batches:
-            yield normalize(batch.pixels), batch.targets.to(normalize.device)
+            if batch.samples:
+                yield normalize(batch), map_tensors(batch.targets, lambda t: t.to(device)), batch.samples
         return
-    side, ready = _side_stream(normalize.device), None
+    side, ready = _side_stream(device), None
     for batch in batches:
+        if not batch.samples:
+            continue
         with torch.cuda.stream(side):
-            following = normalize(batch.pixels), batch.targets.to(normalize.device, non_blocking=True)
+            images, targets = normalize(batch), map_tensors(batch.targets, lambda t: t.to(device, non_blocking=True))
         if ready is not None:
             yield ready
-        current = torch.cuda.current_stream(normalize.device)
+        current = torch.cuda.current_stream(device)
         current.wait_stream(side)
-        for tensor in following:
-            tensor.record_stream(current)  # the side stream must not reuse its memory while it is in use here
-        ready = following
+        # the side stream must not reuse their memory while it is in use here
+        map_tensors((images, targets), partial(Tensor.record_stream, s=current))
+        ready = images, targets, batch.samples
     if ready is not None:
         yield ready

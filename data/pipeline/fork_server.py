@@ -65,7 +65,7 @@ def _wait_for_program() -> None:
 
 def _is_ours(name: str, module: Any) -> bool:
     """Returns whether a module is one of the program's packages, and not one of another with the same name."""
-    ours = name.partition(".")[0] in ("configs", "data", "models", "utils")
+    ours = name.partition(".")[0] in ("configs", "data", "models", "tasks", "utils")
     return ours and _ROOT in Path(getattr(module, "__file__", None) or "").parents
 
 

@@ -35,9 +35,9 @@ def epoch_order(size: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
 
 
-def micro_batches(order: Tensor, shape: EpochShape, rank: int, first_update: int) -> Iterator[MicroBatch]:
-    """Yields the micro-batches of `rank` in an epoch, starting at update `first_update`."""
-    for update in range(first_update, shape.updates):
+def micro_batches(order: Tensor, shape: EpochShape, rank: int, updates: range) -> Iterator[MicroBatch]:
+    """Yields the micro-batches of `rank` for some updates of an epoch."""
+    for update in updates:
         samples = order[update * shape.global_batch : (update + 1) * shape.global_batch]
         parts = samples.split(shape.global_batch // shape.accumulation)
         for index, part in enumerate(parts):
@@ -55,17 +55,17 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, shape: EpochShape, rank: int, epoch_seed: Callable[[int], int]):
         self._shape, self._rank, self._epoch_seed = shape, rank, epoch_seed
-        self._epoch, self._first_update = 0, shape.updates
+        self._epoch, self._updates = 0, range(0)
         self._order = torch.empty(0, dtype=torch.int64)
 
-    def start(self, epoch: int, first_update: int) -> Iterator[MicroBatch]:
-        """Moves to an epoch; returns what an iteration will yield."""
-        self._epoch, self._first_update = epoch, first_update
+    def start(self, epoch: int, first_update: int = 0, end: int | None = None) -> Iterator[MicroBatch]:
+        """Moves to the updates of an epoch up to `end`, None for all; returns what an iteration will yield."""
+        self._epoch, self._updates = epoch, range(first_update, self._shape.updates if end is None else end)
         self._order = epoch_order(self._shape.train_size, self._epoch_seed(epoch))
         return self._plan()
 
     def _plan(self) -> Iterator[MicroBatch]:
-        return micro_batches(self._order, self._shape, self._rank, self._first_update)
+        return micro_batches(self._order, self._shape, self._rank, self._updates)
 
     def __len__(self) -> int:
         return sum(1 for _ in self._plan())

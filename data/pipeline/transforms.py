@@ -6,7 +6,7 @@ Pixels stay 8-bit here; data/pipeline/device.py normalises and erases whole batc
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +23,8 @@ from yacs.config import CfgNode
 
 from data.pipeline.array_ops import OPERATIONS
 from data.pipeline.decoding import Pixels, decode, decode_bands, decode_jpeg, jpeg_size
+from data.pipeline.sample import Erased, Sample
+from data.sources.base import Record
 from utils.errors import ConfigError
 from utils.preprocessing import CROP_PCT, Size, image_size
 
@@ -30,32 +32,6 @@ LONGEST = 10  # larger aspect ratios are cropped before resizing: 1 x 5000 pixel
 # crops larger than the result by this factor or more are decoded at a reduced size
 REDUCE_FROM = 2
 _RESIZES = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBIC: "bicubic"}
-
-
-class Box(NamedTuple):
-    """A rectangle to erase, and the seed of the noise that replaces it."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    seed: int
-
-
-class Prepared(NamedTuple):
-    """Pixels uint8 (channels, height, width) and the rectangles to erase."""
-
-    pixels: Pixels
-    boxes: list[Box]
-
-
-class Prepare(Protocol):
-    """Prepares an encoded image for a batch. Args: name: for messages. Raises: DataError."""
-
-    size: Size
-    channels: int
-
-    def __call__(self, data: bytes, name: str) -> Prepared: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +104,14 @@ class TrainTransform:
         self._steps = [_on_arrays(step) for step in steps] if self._fast else steps
         self._erasing = RandomErasing(options.re_prob, max_count=options.re_count, device="cpu")
 
-    def __call__(self, data: bytes, name: str) -> Prepared:
-        """See `Prepare`."""
-        image: Any = self._cropped(data, name) if self._fast else self._cropped_by_pillow(data, name)
+    def __call__(self, record: Record) -> Sample:
+        """Transforms the image; the target is unchanged. Raises: DataError."""
+        cropped = self._cropped if self._fast else self._cropped_by_pillow
+        image: Any = cropped(record.data, record.name)
         for step in self._steps:
             image = step(image)
-        return Prepared(channels_first(to_channels(np.asarray(image), self.channels)), self._boxes())
+        pixels = channels_first(to_channels(np.asarray(image), self.channels))
+        return Sample(pixels, record.target, self._rectangles())
 
     def _cropped(self, data: bytes, name: str) -> Pixels:
         size = None if self._upright or self._bands else jpeg_size(data)
@@ -169,10 +147,10 @@ class TrainTransform:
         top, left = min(top, height - 1), min(left, width - 1)  # timm may draw an empty crop of a single row
         return top, left, top + max(h, 1), left + max(w, 1), mode
 
-    def _boxes(self) -> list[Box]:
+    def _rectangles(self) -> list[Erased]:
         seen = _Recorder()
         self._erasing._erase(seen, self.channels, *self.size, torch.float32)
-        return [Box(*box, seed=int(torch.randint(2**62, ()))) for box in seen.boxes]
+        return [Erased(*found, seed=int(torch.randint(2**62, ()))) for found in seen.rectangles]
 
 
 def _timm_steps(options: TrainTransformOptions, policy: str | None) -> tuple[list[Any], list[Any]]:
@@ -250,14 +228,15 @@ class EvalTransform:
             steps = [crop_long_side, covering, transforms.CenterCrop(options.size)]
         self._resize = transforms.Compose(steps)
 
-    def __call__(self, data: bytes, name: str) -> Prepared:
-        """See `Prepare`."""
+    def __call__(self, record: Record) -> Sample:
+        """Transforms the image; the target is unchanged. Raises: DataError."""
+        data, name = record.data, record.name
         if self.channels in (1, 3):
             pixels = to_channels(np.asarray(self._resize(decode(data, name, self._upright))), self.channels)
         else:
             bands = decode_bands(data, name, self.channels, self._upright)
             pixels = np.dstack([np.asarray(self._resize(Image.fromarray(np.array(band)))) for band in cv2.split(bands)])
-        return Prepared(channels_first(pixels), [])
+        return Sample(channels_first(pixels), record.target)
 
 
 def crop_long_side(image: Image.Image) -> Image.Image:
@@ -284,11 +263,11 @@ class _Recorder:
     """Takes the place of an image while timm erases, and records the rectangles."""
 
     def __init__(self) -> None:
-        self.boxes: list[tuple[int, int, int, int]] = []
+        self.rectangles: list[tuple[int, int, int, int]] = []
 
     def __setitem__(self, place: tuple[slice, slice, slice], _: Any) -> None:
         _, rows, columns = place
-        self.boxes.append((rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start))
+        self.rectangles.append((rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start))
 
 
 def _on_arrays(step: Any) -> Callable[[Pixels], Pixels]:

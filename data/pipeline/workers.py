@@ -1,5 +1,6 @@
 """Loader workers: how they start, what they need, and what is reported when one dies, hangs or finds corrupt files."""
 
+import gc
 import logging
 import os
 import re
@@ -15,12 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from yacs.config import CfgNode
 
-from data.pipeline.dataset import EvalSamples, Key, TrainSamples, collate
-from data.pipeline.device import Collated
+from data.pipeline.dataset import Collator, EvalSamples, Key, TrainSamples
 from data.pipeline.fork_server import exit_with_program, server_context
+from data.pipeline.sample import Collate, Collated, stack
 from utils.distributed.world import World
 from utils.errors import DataError, ResourceError, listing
-from utils.preprocessing import Size
 from utils.terminal import EVERY_RANK
 
 log = logging.getLogger(EVERY_RANK)
@@ -36,13 +36,14 @@ MAX_BAD, ALWAYS_BAD = 0.01, 10
 class LoaderOptions:
     """`batch_size` of a micro-batch or of evaluation; `workers` per rank, 0 for none; `pin_memory`: page-locked
     batches; `on_bad`: "error", "skip" a few unreadable samples, or "skip_any" number of them; `timeout`: seconds
-    without a batch after which the run ends, 0 for never."""
+    without a batch after which the run ends, 0 for never; `seed` of the run."""
 
     batch_size: int
     workers: int = 0
     pin_memory: bool = False
     on_bad: str = "error"
     timeout: float = 0
+    seed: int = 0
 
     @staticmethod
     def from_config(cfg: CfgNode) -> "LoaderOptions":
@@ -52,6 +53,7 @@ class LoaderOptions:
             pin_memory=cfg.DATA.PIN_MEMORY,
             on_bad=cfg.DATA.ON_BAD_IMAGE,
             timeout=cfg.DATA.TIMEOUT,
+            seed=cfg.SEED,
         )
 
 
@@ -72,9 +74,10 @@ class MonitoredLoader:
         options: LoaderOptions,
         world: World,
         *,
+        collate: Collate = stack,
         persistent: bool,
     ):
-        """Args: persistent: workers live on from one epoch to the next."""
+        """Args: collate: see `Pipeline`; persistent: workers live on from one epoch to the next."""
         cv2.setNumThreads(1)  # here and in the workers: images are processed in parallel, not their parts
         self._samples, self._timeout, self._world = samples, options.timeout, world
         self._split = "training" if isinstance(samples, TrainSamples) else "validation"
@@ -87,7 +90,7 @@ class MonitoredLoader:
             batch_sampler=sampler,
             num_workers=options.workers,
             multiprocessing_context=server_context() if options.workers else None,
-            collate_fn=collate,
+            collate_fn=Collator(collate),
             pin_memory=options.pin_memory and torch.cuda.is_available(),
             persistent_workers=persistent and options.workers > 0,
             prefetch_factor=PREFETCH if options.workers else None,
@@ -166,15 +169,16 @@ class _Watched(Dataset):
             self._current[slot] = -1
 
 
-def check_resources(options: LoaderOptions, size: Size, channels: int, local_size: int) -> None:
+def check_resources(options: LoaderOptions, sample_bytes: int, local_size: int) -> None:
     """Checks that shared memory and file descriptors suffice for the batches in flight.
 
-    Args: local_size: ranks on this machine, each with as many workers. Raises: ResourceError.
+    Args: sample_bytes: about what a sample takes; local_size: ranks on this machine, each with as many workers.
+    Raises: ResourceError.
     """
     workers = options.workers
     if not workers:
         return
-    needed = local_size * workers * PREFETCH * options.batch_size * size[0] * size[1] * channels
+    needed = local_size * workers * PREFETCH * options.batch_size * sample_bytes
     try:
         disk = os.statvfs(SHARED_MEMORY)
     except OSError:  # systems without it share memory in other ways
@@ -199,6 +203,7 @@ def check_resources(options: LoaderOptions, size: Size, channels: int, local_siz
 
 def _start_worker(_worker: int) -> None:
     exit_with_program()
+    gc.freeze()  # a collection would write to, and thus copy, 100 MB of what is shared with the fork server
     for each in (signal.SIGINT, signal.SIGUSR1):  # the main process handles them
         signal.signal(each, signal.SIG_IGN)
     cv2.setNumThreads(1)

@@ -1,10 +1,10 @@
-"""What every data set provides: samples by index."""
+"""The interface of datasets: records by index."""
 
 import errno
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from data.sources.index import Index
 from utils.errors import DataError, listing
@@ -14,39 +14,54 @@ _PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTD
 PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
 
 
+class Record(NamedTuple):
+    """A sample as stored: the bytes of an encoded image, its raw target, and its location for messages.
+
+    `target` belongs to the task: a label, the bytes of a label map, annotations, None.
+    """
+
+    data: bytes
+    target: Any
+    name: str
+
+
 class Source(Protocol):
-    """One split of a data set; `class_names[label(i)]` is the class of sample i. Sent to loader workers by pickling."""
+    """One split of a dataset. Sent to loader workers by pickling, so it should pickle small."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> Record:
+        """Raises: DataError if the sample cannot be read."""
+        ...
+
+    def name(self, i: int) -> str:
+        """Returns the location of a sample, for messages."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the names and targets of all samples."""
+        ...
+
+
+class LabelledSource(Source, Protocol):
+    """One split with a class per image: the target of sample i is `label(i)`, its class `class_names[label(i)]`."""
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
-    def __len__(self) -> int: ...
-    def read(self, i: int) -> bytes:
-        """Returns the encoded image. Raises: DataError if it cannot be read."""
-        ...
-
     def label(self, i: int) -> int: ...
-    def name(self, i: int) -> str:
-        """Returns the location of the sample, for messages."""
-        ...
-
     def counts(self) -> list[int]:
         """Returns the number of samples of each class."""
         ...
 
-    def fingerprint(self) -> str:
-        """Returns a digest of class names, sample names and labels."""
-        ...
-
 
 class Store(Protocol):
-    """A data set in one form of storage, with the splits "train" and "val"."""
+    """A labelled dataset in one form of storage, with the splits "train" and "val"."""
 
     def has(self, split: str) -> bool: ...
     def class_names(self, split: str) -> list[str]:
         """Returns the classes of this split alone, in label order. Raises: DataError."""
         ...
 
-    def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> Source:
+    def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> LabelledSource:
         """Opens a split.
 
         Args: class_names: in label order, None for the split's own; classes: how many, 0 if unknown.
@@ -68,7 +83,7 @@ class Storage(Protocol):
 
 
 class IndexedSource:
-    """Samples listed by an index and read from a storage."""
+    """Samples listed by an index and read from a storage; without class names, their targets are None."""
 
     def __init__(self, index: Index, class_names: Sequence[str], storage: Storage):
         self._class_names = tuple(class_names)
@@ -81,7 +96,10 @@ class IndexedSource:
     def __len__(self) -> int:
         return len(self._index)
 
-    def read(self, i: int) -> bytes:
+    def __getitem__(self, i: int) -> Record:
+        return Record(self._read(i), self.label(i) if self.class_names else None, self.name(i))
+
+    def _read(self, i: int) -> bytes:
         """Retries transient I/O errors (network file systems)."""
         for pause in (*PAUSES, None):
             try:

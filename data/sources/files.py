@@ -5,38 +5,29 @@ from collections.abc import Iterable, Sequence
 from glob import glob
 from pathlib import Path
 
+from data.sources.base import Record
 from data.sources.folders import is_image
 from utils.errors import DataError
 
 
 class FileSource:
-    """Images by path, all with label 0."""
+    """Images by path, without targets."""
 
     def __init__(self, paths: Sequence[Path]):
         self._paths = list(paths)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return ("",)
-
     def __len__(self) -> int:
         return len(self._paths)
 
-    def read(self, i: int) -> bytes:
+    def __getitem__(self, i: int) -> Record:
         """Raises: DataError."""
         try:
-            return self._paths[i].read_bytes()
+            return Record(self._paths[i].read_bytes(), None, self.name(i))
         except OSError as e:
             raise DataError(f"cannot read an image ({e.strerror}): {self.name(i)}: restore or remove it") from e
 
-    def label(self, i: int) -> int:
-        return 0
-
     def name(self, i: int) -> str:
         return str(self._paths[i])
-
-    def counts(self) -> list[int]:
-        return [len(self)]
 
     def fingerprint(self) -> str:
         return hashlib.sha256("\n".join(map(str, self._paths)).encode("utf-8", "surrogateescape")).hexdigest()

@@ -5,6 +5,8 @@ from hashlib import sha256
 
 import numpy as np
 
+from data.sources.base import Record
+
 CLASSES, SIZES = 1000, {"train": 100_000, "val": 10_000}
 SIDE = 256  # pixels
 
@@ -35,9 +37,10 @@ class SyntheticSource:
     def __len__(self) -> int:
         return SIZES[self._part]
 
-    def read(self, i: int) -> bytes:
+    def __getitem__(self, i: int) -> Record:
         generator = np.random.default_rng([list(SIZES).index(self._part), i])
-        return f"P6 {SIDE} {SIDE} 255\n".encode() + generator.bytes(SIDE * SIDE * 3)
+        pixels = f"P6 {SIDE} {SIDE} 255\n".encode() + generator.bytes(SIDE * SIDE * 3)
+        return Record(pixels, self.label(i), self.name(i))
 
     def label(self, i: int) -> int:
         return i % len(self.class_names)

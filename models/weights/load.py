@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from models.backbone import SwinBackbone
 from models.position_bias import ContinuousBackbone
 from models.registry import MODELS
-from models.simmim import SimMIM
 from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits, trained_as
 from models.weights.experts import check_experts, flat_biases
 from models.weights.fitting import Head, Tables, fit_head, fit_weights
@@ -130,7 +129,7 @@ def load_contents(
     try:
         if isinstance(model, SwinBackbone):
             return load_weights(model, find_weights(contents, origin), head, tables)
-        if isinstance(model, SimMIM):
+        if hasattr(model, "encoder"):
             return _load_simmim(model, contents, origin, encoder_alone=head_for is not None, tables=tables)
         return load_timm(model, *_unwrap(contents, origin), origin, head)
     except WrongModelError as error:
@@ -141,9 +140,7 @@ def load_contents(
         raise WrongModelError(origin, f"they are those of {name}", f"use {cfg}") from error
 
 
-def _load_simmim(
-    model: SimMIM, contents: Mapping[str, Any], origin: str, *, encoder_alone: bool, tables: Tables
-) -> str:
+def _load_simmim(model: Any, contents: Mapping[str, Any], origin: str, *, encoder_alone: bool, tables: Tables) -> str:
     """Loads the weights of SimMIM; with `encoder_alone`, those of any Swin for its encoder."""
     found, (_, tensors) = find_weights(contents, origin), _unwrap(contents, origin)
     rest = {name: value for name, value in model.state_dict().items() if name.startswith(SIMMIM_PARTS)}

@@ -16,11 +16,12 @@ from torchvision.datasets import ImageFolder
 from yacs.config import CfgNode
 
 from configs.loading import load_config
-from data.loaders import PipelineOptions, build_train_loader
-from data.sources.open import SourceOptions, open_sources
+from data.loaders import TrainLoader
+from data.pipeline.workers import LoaderOptions
 from scripts.benchmarks.interleave import measure, table, timed
+from tasks.registry import new_task
+from utils.batches import stacked
 from utils.distributed.world import World
-from utils.preprocessing import Preprocessing
 from utils.training.plan import RunPlan
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "swin_tiny.yaml"
@@ -48,13 +49,15 @@ def write_photographs(root: Path, count: int) -> None:
 def loaders(root: Path, recipe: CfgNode, device: torch.device) -> dict[str, Callable[[], float]]:
     """Returns one epoch of each: this program, timm, torchvision."""
     world = World(device=device)
-    source = open_sources(SourceOptions("imagenet", str(root)), world).train
-    plan = RunPlan.from_config(recipe, 1, len(source))
-    ours = build_train_loader(source, plan.shape, world, PipelineOptions.from_config(recipe, 3, Preprocessing()))
+    task = new_task(recipe, world)
+    data = task.open_data(("train",))
+    assert data.train is not None
+    plan = RunPlan.from_config(recipe, 1, data.train_size)
+    ours = TrainLoader(data.train, task.pipeline(data.info), LoaderOptions.from_config(recipe), plan.shape, world)
     epochs = iter(range(10**9))
 
     def one_of_ours() -> int:
-        return sum(_arrived(batch.images) for batch in ours.epoch(next(epochs)))
+        return sum(_arrived(stacked(batch)) for batch in ours.epoch(next(epochs)))
 
     def one_of(peer: Iterable[Any]) -> Callable[[], float]:
         return timed(lambda: sum(_arrived(images.to(device, non_blocking=True)) for images, _ in peer))
@@ -110,9 +113,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = [("DATA.NUM_WORKERS", options.workers), ("DATA.IMG_SIZE", options.size), ("AUG.MIXUP", 0)]
     settings += [("DATA.BATCH_SIZE", options.batch_size), ("AUG.CUTMIX", 0)]
-    cfg = load_config(RECIPE, [(*setting, "benchmark") for setting in settings])
     with tempfile.TemporaryDirectory(prefix="benchmark_") as made:
         root = options.data_path or Path(made)
+        cfg = load_config(RECIPE, [(*setting, "benchmark") for setting in [*settings, ("DATA.DATA_PATH", str(root))]])
         if options.data_path is None:
             write_photographs(root, options.images)
         files = [file for file in (root / "train").rglob("*") if file.is_file()]

@@ -27,15 +27,15 @@ from models.registry import build, model_options
 from models.weights.layouts import LAYOUTS
 from scripts.benchmarks.interleave import CEILING
 from scripts.other_libraries import build_peer_model, logits_of
+from tasks.registry import new_task
 from utils.batches import Batch
 from utils.cost import explain_memory, peak_memory
 from utils.distributed.world import World
 from utils.errors import ResourceError
-from utils.evaluation.predict import predict
 from utils.openmp import wait_briefly
 from utils.precision import Precision
 from utils.runtime import give_back_memory, tune_process
-from utils.training.classification import Classification
+from utils.training.evaluate import predict
 from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
 from utils.training.state import StateOptions, TrainState
@@ -213,7 +213,8 @@ def _bytes(model: nn.Module) -> int:
 
 class Ours:
     def __init__(self, model: nn.Module, setting: Setting):
-        cfg = load_config(setting.recipe, [("DATA.BATCH_SIZE", setting.batch, "benchmark")])
+        given = {"DATA.BATCH_SIZE": setting.batch, "MODEL.LABEL_SMOOTHING": 0.0}
+        cfg = load_config(setting.recipe, [(key, value, "benchmark") for key, value in given.items()])
         self._device = next(model.parameters()).device
         self._world = World(device=self._device)
         self._plan = RunPlan.from_config(cfg, 1, 10**6)
@@ -222,26 +223,26 @@ class Ours:
         )
         if setting.compiled:
             self._state.wrapped = compiled(model)
-        self._images, self._targets = _random_batch(setting, self._device)
+        self._task = new_task(cfg, self._world)
+        self._batch = Batch(*_random_batch(setting, self._device))
 
     def weights(self) -> int:
         return _bytes(self._state.model) // 2**20
 
     def evaluate(self, dtype: torch.dtype) -> float:
-        precision = Precision(self._device.type, dtype)
-        batches = [(self._images, self._targets)] * at_a_time(self._device)
+        self._task.precision = Precision(self._device.type, dtype)
+        batches = [self._batch] * at_a_time(self._device)
 
         def work() -> None:
-            for _ in predict(self._state.wrapped, batches, precision, self._world):
+            for _ in predict(self._state.wrapped, batches, self._task.forward, self._world):
                 pass
 
         return _seconds(self._device, work)
 
     def train(self, dtype: torch.dtype) -> float:
-        precision = Precision(self._device.type, dtype)
-        objective = Classification(CLASSES, 0.0, val=None, precision=precision, world=self._world)
-        batches = [Batch(self._images, self._targets, 1.0, True)] * at_a_time(self._device)
-        epoch = partial(train_epoch, self._state, batches, objective, self._plan, lambda update: None)
+        self._task.precision = Precision(self._device.type, dtype)
+        batches = [self._batch] * at_a_time(self._device)
+        epoch = partial(train_epoch, self._state, batches, self._task, self._plan, lambda update: None)
         return _seconds(self._device, epoch)
 
 

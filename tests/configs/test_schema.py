@@ -3,7 +3,7 @@
 import pytest
 
 from configs import schema
-from configs.schema import KEYS, SCHEMA, flatten
+from configs.schema import KEYS, SCHEMA, TASKS, flatten
 from configs.values import kind_of
 
 
@@ -14,34 +14,6 @@ def test_every_key_has_a_meaning_and_a_default_that_is_valid(name):
     kind = key.kind or kind_of(key.default)
     assert kind.convert(key.default) == key.default
     assert key.default is None or key.check is None or key.check(key.default) is None
-
-
-def test_keys_that_may_change_between_two_starts_of_a_run():
-    """Adding a key here means: it cannot affect the result."""
-    assert [name for name, key in KEYS.items() if key.free] == [
-        *("BASE", "DATA.BATCH_SIZE", "DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.CACHE_MODE", "DATA.ACCEPT_CHANGES"),
-        *("DATA.PIN_MEMORY", "DATA.NUM_WORKERS", "DATA.ON_BAD_IMAGE", "DATA.TIMEOUT", "MODEL.RESUME", "MODEL.SHA256"),
-        *(
-            "MODEL.NUM_CLASSES",
-            "MODEL.ATTENTION",
-            "TRAIN.AUTO_RESUME",
-            "TRAIN.ACCUMULATION_STEPS",
-            "TRAIN.USE_CHECKPOINT",
-        ),
-        *("TRAIN.CHECKPOINT_STAGES", "TRAIN.PARALLEL"),
-        *("TRAIN.GLOBAL_BATCH_SIZE", "TRAIN.SAVE_EVERY_UPDATES", "TRAIN.SAVE_EVERY_MINUTES", "TRAIN.KEEP_CHECKPOINTS"),
-        *(
-            "TRAIN.MAX_SKIPPED_UPDATES",
-            "DISTILLATION.SHA256",
-            "TEST.REAL",
-            "TEST.CLASSES",
-            "TEST.PER_CLASS",
-            "TEST.RESULTS",
-            "DEVICE",
-            "LOG.WANDB",
-        ),
-        *("OUTPUT", "SAVE_FREQ", "PRINT_FREQ", "TIMEOUT_MINUTES", "EVAL_MODE", "DRY_RUN", "PROFILE", "THROUGHPUT_MODE"),
-    ]
 
 
 def test_keys_that_may_differ_between_the_machines_of_a_job():
@@ -67,11 +39,12 @@ def test_keys_of_the_original_that_are_ignored():
     ]
 
 
-def test_keys_of_pre_training():
-    assert [name for name, key in KEYS.items() if key.task == "simmim"] == [
+def test_keys_of_a_task_are_in_its_room():
+    assert list(flatten(TASKS["simmim"].keys)) == [
         *("DATA.MASK_PATCH_SIZE", "DATA.MASK_RATIO"),
         *("MODEL.SIMMIM.NORM_TARGET.ENABLE", "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE"),
     ]
+    assert all(flatten(own.keys).keys() <= KEYS.keys() for own in TASKS.values())
 
 
 def test_every_family_has_the_keys_of_a_pyramid():

@@ -9,11 +9,10 @@ from models.registry import (
     MODELS,
     TimmOptions,
     build,
+    build_for_run,
     build_model,
     default_classes,
-    fresh_model,
     model_options,
-    new_model,
     prepare,
     preprocessing_of,
 )
@@ -77,14 +76,13 @@ def test_without_data_the_classes_are_those_configured_or_of_the_data_set():
     assert default_classes(configured()) == 1000
     assert default_classes(configured(DATA__DATASET="imagenet22K")) == 21841
     assert default_classes(configured(DATA__DATASET="imagenet22K", MODEL__NUM_CLASSES=7)) == 7
-    assert fresh_model(configured(MODEL__NUM_CLASSES=7, MODEL__SWIN__EMBED_DIM=24), CPU).num_classes == 7
 
 
 def test_the_model_of_a_run_is_prepared_as_configured_and_depends_on_the_seed_only(tiny_yaml, caplog):
     def built(**overrides):
         cfg = configured(tiny_yaml, **overrides)
         with caplog.at_level("INFO"):
-            return new_model(cfg, model_options(cfg), 3, CPU)
+            return build_for_run(cfg, lambda: build(model_options(cfg), 3), CPU)
 
     one = built(TRAIN__FREEZE="1", TRAIN__USE_CHECKPOINT=True)
     torch.rand(5)
@@ -168,7 +166,7 @@ def test_a_compiled_model_keeps_its_names(tiny_yaml, monkeypatch):
     """Compiled in place, after its cost was counted."""
     monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *a: pytest.fail("called") or call(*a))
     cfg = configured(tiny_yaml, TRAIN__COMPILE=True)
-    model = new_model(cfg, model_options(cfg), 4, torch.device("cpu"))
+    model = build_for_run(cfg, lambda: build(model_options(cfg), 4), CPU)
     assert model._compiled_call_impl is not None
     assert set(model.state_dict()) == set(build(model_options(cfg), 4).state_dict())
 

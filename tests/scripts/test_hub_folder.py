@@ -56,7 +56,7 @@ def test_other_families(tmp_path, recipe):
     more = {"MODEL__SWINV2__PRETRAINED_WINDOW_SIZES": [6, 6]} if "v2" in recipe else {}
     more |= {"MODEL__SWIN_MOE__MOE_BLOCKS": [[1], [0]]} if "moe" in recipe else {}
     opened = stored(tmp_path / "model.pth", recipe, SMALL[recipe], **more)
-    assert opened.top1 is None
+    assert opened.best is None
     _, *why_not, verified = write_folder(opened, tmp_path / "hub", Card("me/other"))
     assert why_not == ([] if "v2" in recipe else [f"not for timm: it has no {type(opened.model).__name__}"])
     assert ("timm" in verified) == ("v2" in recipe) == (tmp_path / "hub/config.json").exists()

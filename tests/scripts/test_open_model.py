@@ -21,7 +21,7 @@ def test_a_run_is_opened_at_its_best_checkpoint(made, tmp_path):
     folder.mkdir(parents=True)
     for name, epoch in (("ckpt_epoch_3.pth", 3), ("best.pth", 1)):
         torch.save({**contents, "best": {"value": 10.0, "epoch": 1}, "counters": {"epoch": epoch + 1}}, folder / name)
-    assert open_model(str(tmp_path / "run")).top1 == 10.0
-    assert open_model(str(folder / "ckpt_epoch_3.pth")).top1 is None  # the best value is another epoch's
+    assert open_model(str(tmp_path / "run")).best == 10.0
+    assert open_model(str(folder / "ckpt_epoch_3.pth")).best is None  # the best value is another epoch's
     (folder / "best.pth").unlink()
-    assert open_model(str(tmp_path / "run")).top1 is None
+    assert open_model(str(tmp_path / "run")).best is None

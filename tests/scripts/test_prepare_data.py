@@ -95,7 +95,7 @@ def test_numbers_that_sort_as_text_and_wrong_counts_of_imagenet(tmp_path, capsys
 def samples(path, **options):
     """Returns labels and bytes of all samples of both splits, and the identity of the data."""
     sources = open_folder(path, **options)
-    return [[(s.label(i), s.read(i)) for i in range(len(s))] for s in (sources.train, sources.val)], sources.identity()
+    return [[(s.label(i), s[i].data) for i in range(len(s))] for s in (sources.train, sources.val)], sources.identity()
 
 
 def test_archives_contain_the_same_samples(photos, tmp_path, capsys):

@@ -50,7 +50,7 @@ def test_a_run_without_a_classifier_shows_what_it_drew(tmp_path, capsys):
     torch.save({"model": weights, "config": dump_config(configured(**SMALL_KEYS))}, run / "checkpoints/last.pth")
     Image.new("RGB", (40, 30), "red").save(run / "pictures/val_reconstruction.png")
     assert main([str(run), "--device", "cpu"]) == 0
-    assert "not evaluated: the file has no head" in capsys.readouterr().out
+    assert "not evaluated: " in capsys.readouterr().out
     text = (run / "report.html").read_text()
     assert "<h3>Reconstruction, at the end of the run</h3>" in text and text.count("data:image/png") == 1
 
@@ -63,7 +63,13 @@ def test_the_page_has_everything_in_it(page, made):
     assert "not evaluated: no checkpoint in" in text
     classes = {"class_2": "tench"}
     wrong = sum(classes.get(c := name.split("/")[-2], c) != answer for name, (answer, _) in made[1].items())
-    assert wrong and text.count("<figcaption>") == min(wrong, 24)
+    mistakes = text.split("<h3>Mistakes</h3>")[2].split("</table>")[0]  # after the sheet, the table
+    assert wrong and mistakes.count("<tr>") == 1 + min(wrong, 24) and "photo_" in mistakes
+    assert [title in text for title in ("<h3>Confusion</h3>", "<h3>Per class</h3>", "Results</h3>")] == [
+        True,
+        True,
+        False,
+    ]
     assert f"({len(made[1]) - wrong} of {len(made[1])})" in text
     assert "<td>tench</td>" in text  # n01440764
 
@@ -82,7 +88,7 @@ def test_a_browser_shows_the_page_without_scrolling_sideways(page, tmp_path):
     assert found, shown.stderr[-2000:]
     measured = json.loads(found[1])
     assert measured["images"] and not measured["overflow"]
-    assert measured["count"] == 2 + page.read_text().count("<figcaption>") and measured["rows"] > 10
+    assert measured["count"] == 3 and measured["rows"] > 10  # curves, confusion matrix, mistakes
 
 
 def test_a_run_alone_is_reported_in_its_folder(tmp_path, capsys):
@@ -101,6 +107,14 @@ def test_data_that_is_gone_costs_only_the_evaluation(made, tmp_path, capsys):
     torch.save({**contents, "config": yaml.safe_dump(config)}, tmp_path / "tiny/a/checkpoints/best.pth")
     assert main([run]) == 0
     assert "--data-path names another folder" in capsys.readouterr().out
+
+
+def test_a_run_is_summed_up_on_the_terminal(tmp_path, capsys):
+    runs = [write(tmp_path / name, rate, top1) for name, rate, top1 in (("a", 0.1, 50.0), ("b", 0.2, 60.0))]
+    assert main([*runs, "--text"]) == 0
+    out = capsys.readouterr().out
+    assert "best top1" in out.splitlines()[0] and "60.00" in out and "TRAIN.BASE_LR  0.1" in out
+    assert not list(tmp_path.rglob("*.html"))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scripts.run_folder import Run, curves_figure, differences
+from scripts.run_folder import Run, curves_figure, differences, summary_table
 from utils.errors import DataError
 
 
@@ -22,6 +22,7 @@ def test_a_run_is_read_and_summed_up(tmp_path):
     run = Run.read(tmp_path / "tiny/a")
     assert run.name == "tiny/a" and run.config["TRAIN.BASE_LR"] == 0.1
     assert run.summary() == ["tiny/a", 2, 50.0, 1, 1.25, 2.25]
+    assert summary_table([run]).head[2] == "best top1"
 
 
 def test_epochs_without_validation_are_counted(tmp_path):

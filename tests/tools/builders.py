@@ -5,26 +5,29 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from yacs.config import CfgNode
 
 from configs.loading import load_config
-from data.loaders import PipelineOptions
-from data.pipeline.transforms import EvalTransformOptions, TrainTransformOptions
+from data.loaders import Pipeline
+from data.pipeline.sample import Sample
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
 from data.pipeline.workers import LoaderOptions
-from data.sources.base import Source
-from data.sources.open import SourceOptions, Sources, open_sources, open_val
+from data.sources.open import SourceOptions
 from models.moe.routing import RoutingOptions
 from models.registry import build_model
 from models.weights.layouts import DERIVED
 from models.weights.load import find_weights, load_weights
+from tasks.classification.labels import ClassInfo, open_train, open_val
+from tasks.classification.task import Classification
 from utils.batches import Batch, EpochShape
 from utils.distributed.signals import Interrupt
 from utils.distributed.world import World
@@ -33,7 +36,8 @@ from utils.preprocessing import Preprocessing
 from utils.runs.folder import RunFolder
 from utils.runs.provenance import Provenance
 from utils.runs.session import Session, SessionOptions
-from utils.training.classification import Classification
+from utils.training.evaluate import evaluate
+from utils.training.objective import Best, Evaluation
 from utils.training.optim import OptimizerOptions
 from utils.training.plan import RunPlan
 from utils.training.state import StateOptions, TrainState
@@ -105,10 +109,13 @@ def shape(train_size: int = 40, batch_size: int = 4, accumulation: int = 1, worl
 
 def plan(epoch_shape: EpochShape | None = None, **more: Any) -> RunPlan:
     """Two epochs of ten updates of four samples, the first one warm-up."""
+    own = epoch_shape or shape()
+    if "warmup_epochs" in more:
+        more["warmup_updates"] = more.pop("warmup_epochs") * own.updates
     fields: dict[str, Any] = {
-        "shape": epoch_shape or shape(),
+        "shape": own,
         "epochs": 2,
-        "warmup_epochs": 1,
+        "warmup_updates": own.updates,
         "base_lr": 0.1,
         "peak_lr": 1e-3,
         "warmup_lr": 1e-6,
@@ -135,28 +142,44 @@ def train_state(
     return TrainState.build(model, options, precision, World())
 
 
-def objective(
-    classes: int = 5, smoothing: float = 0.1, precision: Precision = FLOAT32, val: Any = None
-) -> Classification:
-    held_out = None if val is None else HeldOut(val, classes)
-    return Classification(classes, smoothing, val=held_out, precision=precision, world=World())
+def objective(smoothing: float = 0.1, precision: Precision = FLOAT32, **overrides: Any) -> Classification:
+    """The task of classification. Args: overrides: KEY__NAME=value for KEY.NAME."""
+    task = Classification(configured(MODEL__LABEL_SMOOTHING=smoothing, **overrides), World())
+    task.precision = precision
+    return task
 
 
 class HeldOut:
-    """Batches (images, targets) as validation data."""
+    """Batches as validation data, numbered in their order."""
 
-    def __init__(self, val: Any, classes: int):
-        self._val, self.class_names = val, tuple(f"class {i}" for i in range(classes))
+    def __init__(self, val: Sequence[Batch]):
+        self._val, self.source = list(val), self
 
     def __len__(self) -> int:
         return len(self._val)
 
-    def __iter__(self) -> Any:
-        return iter(self._val)
+    def __iter__(self) -> Iterator[Batch]:
+        first = 0
+        for batch in self._val:
+            yield replace(batch, samples=tuple(range(first, first + len(batch))))
+            first += len(batch)
 
-    def pixels(self, index: int) -> Tensor:
-        images = torch.cat([images for images, _ in self._val])
-        return (images[index].clamp(0, 1) * 255).byte()
+    def name(self, index: int) -> str:
+        return f"photo_{index}"
+
+    def sample(self, index: int) -> Sample:
+        images = torch.cat([batch.images for batch in self._val])
+        return Sample((images[index].clamp(0, 1) * 255).byte().numpy(), None)
+
+
+def classes_of(count: int = 5) -> ClassInfo:
+    return ClassInfo(class_names=tuple(f"class {i}" for i in range(count)))
+
+
+def evaluation_of(task: Any, model: nn.Module, val: Sequence[Batch], world: World | None = None) -> Evaluation:
+    """Evaluates a model on batches, as a run does after an epoch."""
+    held: Any = HeldOut(val)
+    return evaluate(model, held, task.evaluator(held, classes_of()), task.forward, world or World())
 
 
 def batches(count: int, size: int = 4, classes: int = 5, pixels: int = 32) -> list[Batch]:
@@ -164,17 +187,41 @@ def batches(count: int, size: int = 4, classes: int = 5, pixels: int = 32) -> li
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(count, size, 3, pixels, pixels, generator=generator)
     targets = torch.randint(classes, (count, size), generator=generator)
-    return [Batch(i, t, 1.0, True) for i, t in zip(images, targets, strict=True)]
-
-
-def eval_batches(work: list[Batch]) -> list[tuple[Tensor, Tensor]]:
-    return [(batch.images, batch.targets) for batch in work]
+    return [Batch(i, t) for i, t in zip(images, targets, strict=True)]
 
 
 def provenance(**more: Any) -> Provenance:
     return Provenance(**{"config": "TAG: x\n", "global_batch": 4, **more})
 
 
+@dataclass
+class Subject:
+    """What a session is told of its task and data."""
+
+    best: Best | None = Classification.best
+    predicts: bool = False
+    evaluate: Callable[[nn.Module], Evaluation | None] = lambda model: None
+
+    def show_batch(self, batch: Batch) -> Image.Image:
+        return Image.new("RGB", (8, 8))
+
+    def name_of(self, index: int) -> str:
+        return f"photo_{index}"
+
+
+class JudgedSession(Session):
+    """A session whose evaluations are given by a test."""
+
+    subject: Subject
+
+    def end_epoch(self, outcome: Any = None) -> None:
+        """Args: outcome: has a method `evaluate`."""
+        if outcome is not None:
+            self.subject.evaluate = outcome.evaluate
+        super().end_epoch()
+
+
+@contextmanager
 def session(
     folder: Path,
     state: TrainState,
@@ -182,24 +229,28 @@ def session(
     global_batch: int = 4,
     interrupt: Interrupt | None = None,
     world: World | None = None,
+    subject: Subject | None = None,
     **options: Any,
-) -> Session:
+) -> Iterator[JudgedSession]:
     """A session that owns `folder` until it is left."""
-    world = world or World()
-    run_folder = RunFolder(folder, world)
+    run_folder = RunFolder(folder, world or World())
     run_folder.acquire("TAG: x\n", lambda text: [])
-    origin = provenance(global_batch=global_batch)
-    chosen = SessionOptions(**{"print_freq": 5, "keep": 0, "best": Classification.best, **options})
-    return Session(
-        state,
-        run_plan,
-        run_folder,
-        world,
-        options=chosen,
-        provenance=origin,
-        interrupt=interrupt or Interrupt(),
-        name_of="photo_{}".format,
-    )
+    subject = subject or Subject()
+    try:
+        run = JudgedSession(
+            state,
+            run_plan,
+            run_folder,
+            subject,
+            provenance=provenance(global_batch=global_batch),
+            interrupt=interrupt or Interrupt(),
+            options=SessionOptions(**{"print_freq": 5, "keep": 0, **options}),
+        )
+        run.subject = subject
+        with run:
+            yield run
+    finally:
+        run_folder.release()
 
 
 # what the loaders' tests compare: no randomness but the order, or everything on
@@ -212,19 +263,40 @@ AUGMENTED = replace(
 
 
 def pipeline(
-    train: TrainTransformOptions = AUGMENTED, val: EvalTransformOptions | None = None, seed: int = 7, **loader: Any
-) -> PipelineOptions:
-    """Args: loader: fields of LoaderOptions; a batch of 4, no workers."""
-    options = LoaderOptions(**{"batch_size": 4, **loader})
-    return PipelineOptions(seed, options, train, val or EvalTransformOptions(size=(32, 32)), Preprocessing())
+    train: TrainTransformOptions = AUGMENTED, val: EvalTransformOptions | None = None, **more: Any
+) -> Pipeline:
+    """Args: more: fields of Pipeline."""
+    own = EvalTransform(val or EvalTransformOptions(size=(32, 32)))
+    sample_bytes = train.channels * train.size[0] * train.size[1]
+    fields: dict[str, Any] = {"preprocessing": Preprocessing(), "sample_bytes": sample_bytes}
+    return Pipeline(TrainTransform(train), own, **{**fields, **more})
 
 
-def open_folder(root: object, **more: Any) -> Sources:
+def loading(**more: Any) -> LoaderOptions:
+    """Batches of 4, no workers. Args: more: fields of LoaderOptions."""
+    return LoaderOptions(**{"batch_size": 4, "seed": 7, **more})
+
+
+class Splits(NamedTuple):
+    """Both splits of a labelled dataset."""
+
+    train: Any
+    val: Any
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train.class_names
+
+    def identity(self) -> ClassInfo:
+        return ClassInfo.of(self.train)
+
+
+def open_folder(root: object, **more: Any) -> Splits:
     """Opens both splits of an image folder."""
     return open_data("imagenet", root, **more)
 
 
-def labels_of(source: Source) -> list[int]:
+def labels_of(source: Any) -> list[int]:
     return [source.label(i) for i in range(len(source))]
 
 
@@ -246,14 +318,12 @@ def write_photos(root: Path, classes: int, train: int, val: int, size: int = 96)
     return root
 
 
-def open_data(dataset: str, path: object, **more: Any) -> Sources:
-    """Opens both splits of a data set. Args: more: fields of SourceOptions."""
-    return open_sources(SourceOptions(dataset, str(path), **more), World())
+def open_data(dataset: str, path: object, **more: Any) -> Splits:
+    """Opens both splits of a dataset. Args: more: fields of SourceOptions."""
+    return Splits(*open_train(SourceOptions(dataset, str(path), **more), World()))
 
 
-def open_validation(
-    path: object, dataset: str = "imagenet", names: Any = None, likely: Any = None, **more: Any
-) -> Source:
+def open_validation(path: object, dataset: str = "imagenet", names: Any = None, likely: Any = None, **more: Any) -> Any:
     """Opens the validation split of an image folder alone, as an evaluation does."""
     return open_val(SourceOptions(dataset, str(path), **more), World(), names, likely)
 

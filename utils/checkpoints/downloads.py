@@ -4,7 +4,6 @@ import hashlib
 import logging
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from utils.checkpoints.files import follow, list_checkpoints, read_checkpoint
+from utils.checkpoints.released import released_url
 from utils.errors import CheckpointError, ResourceError
 from utils.files import atomic_path, sha256_of
 
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 
 
-def local_file(name: str, *, released_url: Callable[[str], str], sha256: str = "") -> Path:
+def local_file(name: str, sha256: str = "") -> Path:
     """Returns the local path of `name`, after a download if necessary. The main rank calls it (see shared.py).
 
-    Args: name: a path, an http(s) URL, "hub:<released model>" or "hf:<repository>[/file]"; released_url: maps the name
-    of a released model to its URL; sha256: expected digest of the file, "" if unknown (it is then logged).
+    Args: name: a path, an http(s) URL, "hub:<released model>" or "hf:<repository>[/file]"; sha256: expected digest of
+    the file, "" if unknown (it is then logged).
     Raises: CheckpointError for an unreachable, truncated or altered file.
     """
     kind, _, rest = name.partition(":")
@@ -56,9 +56,9 @@ def best_in(name: str) -> str:
     return str(best) if best.exists() else name
 
 
-def read_weights(name: str, *, released_url: Callable[[str], str], sha256: str = "") -> dict[str, Any]:
+def read_weights(name: str, sha256: str = "") -> dict[str, Any]:
     """Returns the contents of the file that `local_file` finds. Raises: CheckpointError."""
-    return read_checkpoint(local_file(name, released_url=released_url, sha256=sha256))
+    return read_checkpoint(local_file(name, sha256))
 
 
 def _verify(path: Path, sha256: str) -> None:

@@ -1,6 +1,7 @@
 """What a run records for programs: metrics.jsonl, and the trackers."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,11 @@ RESERVED = {"kind", "epoch", "step", "update", "samples", "lr", "grad_norm", "sk
 ATTEMPTS, PAUSE = 4, 1.0  # to write a line of metrics; seconds, longer each time
 
 
+def finite(value: float) -> float | None:
+    """Returns the value, or None if JSON cannot represent it."""
+    return value if math.isfinite(value) else None
+
+
 class MetricsFile:
     """metrics.jsonl and the trackers of a run; on ranks that do not write, `folder` is None.
 
@@ -24,18 +30,18 @@ class MetricsFile:
     uninterrupted one; speeds go to the trackers and the log.
     """
 
-    def __init__(self, folder: Path | None, update: int, wandb: str = "", within_epoch: bool = False):
+    def __init__(self, folder: Path | None, update: int, wandb: str = "", evaluated: bool = True):
         """Continues after `update`: what an interrupted run recorded beyond it is removed.
 
-        Args: wandb: a project of Weights & Biases, "" for none; within_epoch: the epoch of `update` is not evaluated,
-        even if `update` is its last.
+        Args: wandb: a project of Weights & Biases, "" for none; evaluated: whether the evaluation after `update` is
+        part of the state that the run continues from.
         """
         self._folder = folder
         if folder is None:
             return
         self.metrics = folder / "metrics.jsonl"
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        kept = [line for line in lines if _position(line) <= (update, not within_epoch)]
+        kept = [line for line in lines if _position(line) <= (update, evaluated)]
         write_text(self.metrics, "".join(line + "\n" for line in kept))
         self._trackers = Trackers(folder, update, wandb)
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from utils.distributed.world import World
-from utils.evaluation.metrics import Mean, finite
-from utils.logs.metrics_file import MetricsFile, refuse_reserved
+from utils.logs.metrics_file import MetricsFile, finite, refuse_reserved
 from utils.terminal import IN_BAR, Bar, duration
 from utils.training.plan import RunPlan
-from utils.training.state import TrainState
+from utils.training.state import Mean, TrainState
 from utils.training.update import Update
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class Progress:
         self._updates += 1
         self._interval_updates += 1
         self._bar.advance()
-        return state.step % self._print_freq == 0 or state.step == self._plan.updates_per_epoch
+        return state.step % self._print_freq == 0 or state.step == self._plan.updates_in(state.epoch)
 
     def collect(self) -> None:
         """Adds the pending losses of all ranks to the means of the state, which must be settled."""
@@ -145,4 +144,4 @@ class Progress:
         return average * (self._plan.total_updates - self._state.done(self._plan))
 
     def _new_bar(self) -> Bar:
-        return Bar(f"epoch {self._state.epoch}", self._plan.updates_per_epoch, "", self._state.step)
+        return Bar(f"epoch {self._state.epoch}", self._plan.updates_in(self._state.epoch), "", self._state.step)

@@ -1,20 +1,18 @@
 """Where a run's scalars go besides metrics.jsonl: one class per tracker. A tracker that fails is given up."""
 
-import csv
 import hashlib
-import io
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from utils.errors import ConfigError, one_line
-from utils.files import atomic_path, write_text
-from utils.pictures import Pictures
+from utils.files import atomic_path
+from utils.pictures import Pictures, as_image
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +129,7 @@ class Trackers:
         """Draws and passes on; a picture that cannot be drawn is left out with a warning."""
         for name, draw in pictures.items():
             try:
-                picture = draw()
+                picture = as_image(draw())
             except Exception as e:  # of the data, the disk or Matplotlib: the run matters more
                 log.warning("cannot draw %s (%s); training continues", name, one_line(e))
                 continue
@@ -153,23 +151,14 @@ class Trackers:
                 self._all.remove(tracker)
 
 
-def write_summary(metrics: Path, target: Path) -> None:
-    """Writes a row per epoch under the names of timm's summary.csv, from metrics.jsonl; a failure is a warning."""
-    try:
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-        rows, rate = [], None
-        for line in lines:
-            if line["kind"] == "train":
-                rate = line["lr"]
-                continue
-            known = {"epoch": line["epoch"], "train_loss": line["train_loss"], "lr": rate}
-            names = {"loss": "eval_loss", "top1": "eval_top1", "topk": f"eval_top{line.get('k', 'k')}"}
-            rows.append(known | {names[name]: line[name] for name in names if name in line})
-        buffer = io.StringIO(newline="")
-        head = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(buffer, head, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(target, buffer.getvalue())
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        log.warning("cannot write %s (%s); training continues", target, one_line(e))
+def flat_settings(config: str) -> dict[str, Any]:
+    """Returns a configuration, given as YAML text, as flat names and values."""
+    settings: dict[str, Any] = {}
+    pending = list((yaml.safe_load(config) or {}).items())
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, dict):
+            pending += [(f"{name}.{inner}", each) for inner, each in value.items()]
+        else:
+            settings[name] = value
+    return settings

@@ -2,12 +2,13 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from statistics import median
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from utils.batches import Batch
 from utils.checkpoints.files import check_space, free_mib
@@ -27,39 +28,38 @@ UPDATES = 6  # the first one allocates, compiles and waits for the loader to sta
 BATCHES = 5  # of an evaluation, likewise
 
 
-class Loader(Protocol):
+class Data(Protocol):
+    """What a dry run needs of the data. `val`: the batches of an evaluation, None for no evaluation."""
+
+    @property
+    def val(self) -> Sized | None: ...
     def epoch(self, epoch: int, first_update: int = 0) -> Iterator[Batch]: ...
+    def evaluate(self, model: nn.Module, limit: int | None = None) -> object: ...
 
 
-def dry_run(
-    state: TrainState,
-    loader: Loader,
-    objective: Objective,
-    plan: RunPlan,
-    folder: RunFolder,
-    keep: int,
-    world: World,
-) -> None:
+def dry_run(state: TrainState, data: Data, objective: Objective, plan: RunPlan, folder: RunFolder, keep: int) -> None:
     """Trains a few updates and logs time, memory and disk space of the whole run. `state` is of no use afterwards.
 
     Args: folder: of the run, which need not exist; keep: checkpoints to keep, 0 for all.
     Raises: what training raises; ResourceError if the disk has no room.
     """
-    if state.step >= plan.updates_per_epoch:  # only the evaluation of that epoch is missing
+    world = folder.world
+    if state.step >= plan.updates_in(state.epoch):  # only the evaluation of that epoch is missing
         state.epoch, state.step = state.epoch + 1, 0
     if state.epoch >= plan.epochs:
         log.info("dry run: all %s are done: --tag NAME starts another run", count(plan.epochs, "epoch"))
         return
     left, epochs = plan.total_updates - state.done(plan), plan.epochs - state.epoch
-    updates = min(UPDATES, plan.updates_per_epoch - state.step)
-    pace, batches = Pace(world.device), loader.epoch(state.epoch, state.step)
+    updates = min(UPDATES, plan.updates_in(state.epoch) - state.step)
+    pace, batches = Pace(world.device), data.epoch(state.epoch, state.step)
     with closing(batches):  # type: ignore[type-var]
         first = track(_first(batches, updates), "dry run", updates * plan.shape.accumulation, "batches")
         train_epoch(state, pace.watch(first), objective, plan, pace.lap)
     update = pace.seconds
-    evaluation = _evaluation_seconds(state, objective)
+    evaluation = _evaluation_seconds(state, data)
     epoch = plan.updates_per_epoch * update + evaluation
-    each, whole = state.checkpoint_bytes() / 2**20, left * update + epochs * evaluation
+    evaluations = plan.evaluations_after(plan.total_updates - left)
+    each, whole = state.checkpoint_bytes() / 2**20, left * update + evaluations * evaluation
     peak = max(world.gather_objects(peak_memory(world.device)))
     log.info(
         f"dry run: loss {pace.losses[-1]:.4f}, gradient norm {pace.norms[-1]:.3f} after"
@@ -134,15 +134,15 @@ def _first(batches: Iterable[Batch], updates: int) -> Iterator[Batch]:
             return
 
 
-def _evaluation_seconds(state: TrainState, objective: Objective) -> float:
+def _evaluation_seconds(state: TrainState, data: Data) -> float:
     """Returns about how long an evaluation takes, 0 if there is none."""
-    batches = objective.evaluation_batches
+    batches = 0 if data.val is None else len(data.val)
     if not batches:
         return 0.0
     seconds = []
     for limit in (1, min(BATCHES, batches)):
         started = time.perf_counter()
-        objective.evaluate(state.evaluated, limit)
+        data.evaluate(state.evaluated, limit)
         seconds.append(time.perf_counter() - started)
     if batches <= BATCHES:
         return seconds[1]

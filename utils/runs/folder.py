@@ -5,14 +5,17 @@ import logging
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
+from configs.loading import config_differences, dump_config
 from utils.checkpoints.files import (
     checkpoint_name,
     list_checkpoints,
@@ -40,12 +43,19 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
-        self._world, self._read_only = world, read_only
+        self.world, self._read_only = world, read_only
         self._owner: RunLock | None = None
 
     @staticmethod
-    def from_config(cfg: CfgNode, world: World) -> "RunFolder":
-        return RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world, cfg.DRY_RUN)
+    @contextmanager
+    def open(cfg: CfgNode, world: World) -> "Iterator[RunFolder]":
+        """Holds the folder of a run for the duration of the block. Raises: as `acquire`."""
+        folder = RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world, cfg.DRY_RUN)
+        folder.acquire(dump_config(cfg), partial(config_differences, cfg))
+        try:
+            yield folder
+        finally:
+            folder.release()
 
     def acquire(self, config: str, differences: Callable[[str], list[str]]) -> None:
         """Makes the folder this run's, on the main rank.
@@ -54,7 +64,7 @@ class RunFolder:
         Raises: ConfigError if another configuration was trained here, or another run writes here; ResourceError if it
         cannot be written.
         """
-        if not self._world.is_main:
+        if not self.world.is_main:
             return
         try:
             self._owner = self._take(config, differences)
@@ -77,17 +87,17 @@ class RunFolder:
                     f" {'; '.join(differing)}: restore the keys or set another --tag"
                     + (longer if all(line.startswith("TRAIN.") for line in differing) else "")
                 )
-        where = f"{platform.node()}, {count(self._world.size, 'rank')} on {device_name(self._world.device)}"
+        where = f"{platform.node()}, {count(self.world.size, 'rank')} on {device_name(self.world.device)}"
         lines = [f"machine: {where}; torch {torch.__version__}", f"output: {self.path}"]
         if self._read_only:
             log_lines(lines)
             return None
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        owner = RunLock.acquire(self.path, self._world.abort)
+        owner = RunLock.acquire(self.path, self.world.abort)
         remove_leftovers(self.checkpoints)
         if not trained:
             write_text(self.config, config)
-        write_text(self.path / "env.json", json.dumps(_environment(self._world), indent=2) + "\n")
+        write_text(self.path / "env.json", json.dumps(_environment(self.world), indent=2) + "\n")
         log_to_file(self.path / "log.txt")
         log_lines(lines)
         if not supports_links(self.checkpoints):
@@ -104,7 +114,7 @@ class RunFolder:
 
     def _repair_links(self, state: TrainState) -> None:
         """Points last.pth and best.pth at the right files if a save was interrupted between rename and links."""
-        best = self.checkpoints / checkpoint_name(state.best_epoch)
+        best = self.checkpoints / checkpoint_name(state.best_epoch, state.best_step or None)
         if best.exists():
             point_to(self.checkpoints / "best.pth", best)
         own = checkpoint_name(state.epoch, state.step) if state.step else checkpoint_name(state.epoch - 1)

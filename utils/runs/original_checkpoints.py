@@ -54,6 +54,7 @@ def translate(contents: Mapping[str, Any], state: TrainState, plan: RunPlan, ori
             "skipped": 0,
             "skipped_in_row": 0,
             "samples": epoch * plan.shape.samples,
+            "evaluated_at": epoch * plan.updates_per_epoch,
         },
         "best": {"value": None, "epoch": -1},
         "means": {name: [0.0, 0.0] for name in state.means},

@@ -1,8 +1,7 @@
-"""Where a run starts: the newest checkpoint in its folder, --resume, --pretrained, or fresh weights."""
+"""Finds where a run starts: the newest checkpoint in its folder, --resume, --pretrained, or fresh weights."""
 
 import logging
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.checkpoints.broadcast import read_once
+from utils.checkpoints.downloads import local_file
 from utils.checkpoints.files import checkpoint_position, find_newest, list_checkpoints, read_checkpoint
 from utils.distributed.world import World
 from utils.errors import CheckpointError, ConfigError
@@ -27,11 +27,13 @@ _NEWEST, _RESUME, _PRETRAINED = "the newest checkpoint in the output folder", "-
 @dataclass(frozen=True)
 class StartOptions:
     """`auto_resume`: from the newest checkpoint in the folder; `resume`, `pretrained`: names of files, or empty;
-    `first_epoch` of a run without a checkpoint; `accept_changes` of the training samples."""
+    `sha256`: expected digest of the file; `first_epoch` of a run without a checkpoint; `accept_changes` of the training
+    samples."""
 
     auto_resume: bool = True
     resume: str = ""
     pretrained: str = ""
+    sha256: str = ""
     first_epoch: int = 0
     accept_changes: bool = False
 
@@ -41,6 +43,7 @@ class StartOptions:
             auto_resume=cfg.TRAIN.AUTO_RESUME,
             resume=cfg.MODEL.RESUME,
             pretrained=cfg.MODEL.PRETRAINED,
+            sha256=cfg.MODEL.SHA256,
             first_epoch=cfg.TRAIN.START_EPOCH,
             accept_changes=cfg.DATA.ACCEPT_CHANGES,
         )
@@ -48,11 +51,11 @@ class StartOptions:
 
 @dataclass
 class Start:
-    """Where a run starts, and why. `training_state`: the contents hold one; `own`: from the run's own folder."""
+    """The start of a run. `reason` for it; `training_state`: whether the contents hold one; `own`: whether they come
+    from the run's own folder."""
 
     options: StartOptions
     provenance: Provenance
-    load: Load
     reason: str
     contents: dict[str, Any] = field(default_factory=dict)
     origin: Path | None = None
@@ -60,19 +63,16 @@ class Start:
     own: bool = False
     loaded: str = ""
 
-    def load_weights(self, model: nn.Module) -> None:
+    def load_weights(self, model: nn.Module, load: Load) -> None:
         """Copies the weights into a model that is not yet wrapped. Raises: CheckpointError."""
         if self.origin is None:
             return
-        if not self.training_state:
-            pretrained = self.reason == _PRETRAINED
-            head_for = self.provenance.class_names if pretrained else None
-            self.loaded = self.load(model, self.contents, str(self.origin), head_for)
-            return
-        weights = {"model": self.contents["model"], "pretrained_windows": self.contents.get("pretrained_windows")}
-        self.loaded = self.load(model, weights, str(self.origin))
+        contents, info = self.contents, self.provenance.info if self.reason == _PRETRAINED else None
+        if self.training_state:
+            contents = {"model": contents["model"], "pretrained_windows": contents.get("pretrained_windows")}
+        self.loaded = load(model, contents, str(self.origin), info)
 
-    def restore(self, state: TrainState, plan: RunPlan) -> None:
+    def restore(self, state: TrainState, plan: RunPlan, load: Load) -> None:
         """Restores optimizer, counters and EMA, and logs in one line where the run starts.
 
         Raises: CheckpointError if they do not fit.
@@ -86,7 +86,7 @@ class Start:
             saved = self.contents
             if original_checkpoints.is_original(saved):
                 saved = original_checkpoints.translate(saved, state, plan, self.origin)
-            state.load_state_dict(saved, self.load, str(self.origin))
+            state.load_state_dict(saved, load, str(self.origin))
         except (KeyError, RuntimeError, TypeError, ValueError) as e:
             raise CheckpointError(
                 f"the training state does not fit this run ({e}): {self.origin}: name another file"
@@ -106,30 +106,26 @@ class Start:
             log.info("nothing left to train: %d of %d epochs are done", state.epoch, plan.epochs)
 
 
-def find_start(
-    options: StartOptions,
-    folder: RunFolder,
-    provenance: Provenance,
-    world: World,
-    *,
-    load: Load,
-    fetch: Callable[[str], Path],
-) -> Start:
+def find_start(cfg: CfgNode, folder: RunFolder, provenance: Provenance, world: World) -> Start:
+    """Returns the start that the configuration asks for; see `start_of`."""
+    return start_of(StartOptions.from_config(cfg), folder, provenance, world)
+
+
+def start_of(options: StartOptions, folder: RunFolder, provenance: Provenance, world: World) -> Start:
     """Finds the newest intact checkpoint of this run, else the file `resume`, else `pretrained`, else nothing.
 
     The main rank reads it for all; the others need not see its disk.
-    Args: fetch: turns the name of a file into a local path, on the main rank.
     Raises: CheckpointError, ConfigError if the checkpoint belongs to another run.
     """
     if options.auto_resume:
         _check_other_disks(folder, world)
-    reason, origin, contents = read_once(world, lambda: _find(options, folder, fetch))
+    reason, origin, contents = read_once(world, lambda: _find(options, folder))
     own = reason == _NEWEST
     training_state = original_checkpoints.is_original(contents) or {"model", "optimizer", "counters"} <= contents.keys()
     if origin is None or reason == _PRETRAINED or not training_state:
-        return Start(options, provenance, load, reason, contents, origin)
+        return Start(options, provenance, reason, contents, origin)
     provenance.check(contents, origin, options.accept_changes)
-    return Start(options, provenance, load, reason, contents, origin, training_state=True, own=own)
+    return Start(options, provenance, reason, contents, origin, training_state=True, own=own)
 
 
 def _check_other_disks(folder: RunFolder, world: World) -> None:
@@ -147,16 +143,14 @@ def _check_other_disks(folder: RunFolder, world: World) -> None:
         )
 
 
-def _find(
-    options: StartOptions, folder: RunFolder, fetch: Callable[[str], Path]
-) -> tuple[str, Path | None, dict[str, Any]]:
-    """Returns why, from where, and the contents of the file."""
+def _find(options: StartOptions, folder: RunFolder) -> tuple[str, Path | None, dict[str, Any]]:
+    """Returns the reason, the file and its contents."""
     newest = _newest(options, folder)
     if newest is not None:
         return _NEWEST, *newest
     for reason, name in ((_RESUME, options.resume), (_PRETRAINED, options.pretrained)):
         if name:
-            origin = fetch(name)
+            origin = local_file(name, options.sha256)
             return reason, origin, read_checkpoint(origin)
     return "no checkpoint in the output folder, no --resume, no --pretrained", None, {}
 

@@ -1,36 +1,35 @@
-"""What happens around the updates of a training run: logs, checkpoints, the end of an epoch."""
+"""A training run around its updates: logs, evaluations, checkpoints."""
 
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import yaml
+from PIL import Image
+from torch import nn
 from yacs.config import CfgNode
 
 from utils.batches import Batch
 from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
 from utils.cost import peak_memory
 from utils.distributed.signals import Interrupt
-from utils.distributed.world import World
 from utils.errors import NumericsError, count
-from utils.evaluation.metrics import finite
 from utils.logs.curves import Curves
-from utils.logs.metrics_file import MetricsFile, refuse_reserved
+from utils.logs.metrics_file import MetricsFile, finite, refuse_reserved
 from utils.logs.profiler import Profiler
 from utils.logs.progress import Progress
-from utils.logs.trackers import write_summary
+from utils.logs.summary import write_summary
+from utils.logs.trackers import flat_settings
 from utils.runs.folder import RunFolder
 from utils.runs.provenance import Provenance
 from utils.runs.saver import Saver
 from utils.runs.skipped_updates import write_incident
 from utils.terminal import SUMMARY, duration
-from utils.training.batch_sheet import draw_batch
-from utils.training.objective import Best, Evaluation, Objective
+from utils.training.objective import Best, Evaluation
 from utils.training.parallel import check_weights, synchronize_buffers, weights_are_finite
 from utils.training.plan import RunPlan
 from utils.training.state import TrainState
@@ -40,43 +39,60 @@ log = logging.getLogger(__name__)
 CHECK_EVERY = 500  # updates between two comparisons of the ranks' weights, besides every save
 
 
+class Subject(Protocol):
+    """What a session needs to know of its task and data. `best`: the metric that decides which checkpoint is best."""
+
+    @property
+    def best(self) -> Best | None: ...
+    @property
+    def predicts(self) -> bool:
+        """Whether scripts/predict.py can use the model."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> Evaluation | None:
+        """Evaluates on all ranks; None if there is nothing to evaluate. Must not affect training."""
+        ...
+
+    def show_batch(self, batch: Batch) -> Image.Image:
+        """Draws a training batch as the model sees it."""
+        ...
+
+    def name_of(self, index: int) -> str:
+        """Returns the location of a training sample, for messages."""
+        ...
+
+
 @dataclass(frozen=True)
 class SessionOptions:
     """Log every `print_freq` updates; save every `save_freq` epochs, and within an epoch every `save_updates` updates
-    or `save_minutes` minutes (0: never); keep the newest `keep` checkpoints (0: all). `best`: the metric that decides
-    which checkpoint is the best, None if there is none; `trace`: profile a few updates; `wandb`: a project of Weights &
-    Biases, "" for none; `classifies`: what is trained predicts classes."""
+    or `save_minutes` minutes (0: never); keep the newest `keep` checkpoints (0: all). `trace`: profile a few updates;
+    `wandb`: a project of Weights & Biases, "" for none."""
 
     print_freq: int = 10
     save_freq: int = 1
     save_updates: int = 0
     save_minutes: float = 0.0
     keep: int = 3
-    best: Best | None = None
     trace: bool = False
     wandb: str = ""
-    classifies: bool = True
 
     @staticmethod
-    def from_config(cfg: CfgNode, best: Best | None) -> "SessionOptions":
+    def from_config(cfg: CfgNode) -> "SessionOptions":
         return SessionOptions(
             print_freq=cfg.PRINT_FREQ,
             save_freq=cfg.SAVE_FREQ,
             save_updates=cfg.TRAIN.SAVE_EVERY_UPDATES,
             save_minutes=cfg.TRAIN.SAVE_EVERY_MINUTES,
             keep=cfg.TRAIN.KEEP_CHECKPOINTS,
-            best=best,
             trace=cfg.PROFILE,
             wandb=cfg.LOG.WANDB,
-            classifies=cfg.TASK == "classification",
         )
 
 
 class Session:
     """Everything but the updates themselves: the loop calls it after each of them and after every epoch.
 
-    A context manager: when it ends, the last checkpoint is on disk and the folder is free, whatever happened.
-    Args: name_of: returns the name of a training sample, for reports of what went wrong.
+    A context manager: when it ends, the last checkpoint is on disk, whatever happened.
     """
 
     def __init__(
@@ -84,31 +100,44 @@ class Session:
         state: TrainState,
         plan: RunPlan,
         folder: RunFolder,
-        world: World,
-        options: SessionOptions,
+        subject: Subject,
+        *,
         provenance: Provenance,
         interrupt: Interrupt,
-        name_of: Callable[[int], str] = str,
+        options: SessionOptions,
     ):
-        self._state, self._plan, self._folder, self._world = state, plan, folder, world
-        self._best, self._options, self._provenance, self._interrupt = options.best, options, provenance, interrupt
-        self._name_of = name_of
+        self._state, self._plan, self._folder, self._world = state, plan, folder, folder.world
+        self._subject, self._best = subject, subject.best
+        self._options, self._provenance, self._interrupt = options, provenance, interrupt
+        world = self._world
         if world.is_main:
             check_space(folder.checkpoints, state.checkpoint_bytes(), options.keep)
-        self.journal = MetricsFile(
-            folder.path if world.is_main else None, state.update, options.wandb, bool(state.step)
-        )
-        self._curves = Curves(folder.path, plan.updates_per_epoch, options.best)
+        own = folder.path if world.is_main else None
+        self.journal = MetricsFile(own, state.update, options.wandb, evaluated=state.evaluated_at == state.update)
+        self._curves = Curves(folder.path, plan.updates_per_epoch, self._best)
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
         self._saver = Saver(folder.checkpoints, options.keep)
         self._tracer = Profiler(folder.path, world.device) if options.trace and world.is_main else None
         self._first_epoch = state.epoch
-        self._saved_at = self._epoch_started = self._started = time.monotonic()
+        self._saved_at = self._interval_started = self._started = time.monotonic()
         self._unjudged: Update | None = None  # its outcome is known after the next one
         if world.is_main:
             folder.write_config(provenance.config, state)
         if world.watchdog is not None:
             world.watchdog.before_exit = self._saver.finish_quietly
+
+    @staticmethod
+    def from_config(
+        cfg: CfgNode,
+        state: TrainState,
+        plan: RunPlan,
+        folder: RunFolder,
+        subject: Subject,
+        provenance: Provenance,
+        interrupt: Interrupt,
+    ) -> "Session":
+        options = SessionOptions.from_config(cfg)
+        return Session(state, plan, folder, subject, provenance=provenance, interrupt=interrupt, options=options)
 
     def __enter__(self) -> "Session":
         self._interrupt.defer()
@@ -125,26 +154,26 @@ class Session:
                 self._conclude()
         finally:
             self.journal.close()
-            self._folder.release()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Passes the batches of an epoch on and measures waiting times."""
         self._tick()
-        first, preprocessing = self._state.update == 0, self._provenance.preprocessing
+        if self._evaluation_is_pending() and self._state.step < self._plan.updates_in(self._state.epoch):
+            self._evaluate_within_epoch()  # the run was stopped during this evaluation
+        first = self._state.update == 0
         for batch in self.progress.watch(batches):
-            if first and preprocessing is not None:
-                draw = partial(draw_batch, batch, preprocessing, self._provenance.class_names)
-                self.journal.show({"train/first_batch": draw}, 0)
+            if first:
+                self.journal.show({"train/first_batch": partial(self._subject.show_batch, batch)}, 0)
             first = False
             yield batch
 
     def after_update(self, update: Update) -> None:
-        """Logs and saves if due. `state.step` of `updates_per_epoch` updates are done.
+        """Logs, evaluates and saves if due. `state.step` updates of the epoch are done.
 
         Raises: NumericsError after too many consecutive updates without a finite gradient; DistributedError if the
         ranks diverged; ResourceError if a save failed; TerminatedError, KeyboardInterrupt after a signal.
         """
-        state, options = self._state, self._options
+        state, options, plan = self._state, self._options, self._plan
         self._tick()
         self._judge()
         self._unjudged = update
@@ -154,47 +183,76 @@ class Session:
         self._watch_clock()
         stop, extra = self._interrupt.decide(state.update)
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0
-        if report_due or stop or extra or by_count:  # what is saved contains the means up to here
+        whole = state.step == plan.updates_in(state.epoch)
+        evaluates = not whole and plan.evaluates_after(state.epoch, state.step)
+        if report_due or stop or extra or by_count or evaluates:  # what is saved contains the means up to here
             state.sync()
             self.progress.collect()
             if report_due:
                 self.progress.report()
             self._judge()
-        whole = state.step == self._plan.updates_per_epoch
         saved = False
-        if stop or extra or (by_count and not whole):
+        if stop or extra or (by_count and not whole and not evaluates):
             saved = self._save(checkpoint_name(state.epoch, state.step))
         elif state.update % CHECK_EVERY == 0:
             check_weights(state.model, self._world, self._position())
         if stop:
             self._stop(stop, saved)
+        if evaluates:
+            self._evaluate_within_epoch()
         self._saver.check()
 
-    def end_epoch(self, objective: Objective) -> None:
-        """Evaluates, and saves the state as it is at the start of the next epoch.
+    def end_epoch(self) -> None:
+        """Evaluates if due, and saves the state as it is at the start of the next epoch.
 
         Raises: what `after_update` raises.
         """
-        state, epoch = self._state, self._state.epoch
-        trained = time.monotonic() - self._epoch_started
-        evaluation = self._evaluate(objective)
-        self._epoch_started = time.monotonic()
+        state, plan, options, epoch = self._state, self._plan, self._options, self._state.epoch
+        last = epoch + 1 == plan.epochs
+        evaluates = not plan.eval_every or self._evaluation_is_pending()
+        best = self._evaluate(f"epoch {epoch}", last) if evaluates else False
+        state.epoch, state.step = epoch + 1, 0
+        by_count = bool(options.save_updates) and state.update % options.save_updates == 0
+        due = evaluates if plan.eval_every else (epoch + 1) % options.save_freq == 0
+        if due or last or best or by_count:
+            self._save(checkpoint_name(epoch), best)
+        self._draw()
+
+    def _evaluation_is_pending(self) -> bool:
+        state = self._state
+        return state.evaluated_at != state.update and self._plan.evaluates_after(state.epoch, state.step)
+
+    def _evaluate_within_epoch(self) -> None:
+        with self.progress.pause():
+            best = self._evaluate(f"update {self._state.update}", last=False)
+        self._save(checkpoint_name(self._state.epoch, self._state.step), best)
+        self._draw()
+
+    def _evaluate(self, title: str, last: bool) -> bool:
+        """Evaluates and records the result; returns whether it is the best so far. Args: last: of the run."""
+        state = self._state
+        trained = time.monotonic() - self._interval_started
+        modules = [state.model] if state.ema is None else [state.model, state.ema.module]
+        synchronize_buffers(modules, self._world)
+        evaluation = self._subject.evaluate(state.evaluated)
+        stop = self._interrupt.stop_of_evaluation()
+        if stop:  # it is repeated when the run resumes
+            self._stop(stop, self._save(checkpoint_name(state.epoch, state.step)))
+        self._interval_started = time.monotonic()
         best = self._is_best(evaluation)
         log.info(
-            f"epoch {epoch}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak memory"
+            f"{title}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak memory"
             f" {peak_memory(self._world.device)} MiB, {duration(self.progress.seconds_left())} left"
         )
-        self._record(evaluation)
+        self._record(title, evaluation)
         if evaluation is not None:
-            at_end = evaluation.pictures if epoch + 1 == self._plan.epochs else {}
-            pictures = {**evaluation.each_epoch, **at_end}
+            pictures = {**evaluation.each_epoch, **(evaluation.pictures if last else {})}
             self.journal.show({f"val/{name}": draw for name, draw in pictures.items()}, state.update)
-        state.epoch, state.step = epoch + 1, 0
+        state.evaluated_at = state.update
         state.means["epoch_loss"].clear()
-        due = (epoch + 1) % self._options.save_freq == 0 or epoch + 1 == self._plan.epochs
-        by_count = bool(self._options.save_updates) and state.update % self._options.save_updates == 0
-        if due or best or by_count:
-            self._save(checkpoint_name(epoch), best)
+        return best
+
+    def _draw(self) -> None:
         if self._world.is_main:
             self._curves.after_epoch()
             write_summary(self.journal.metrics, self._folder.path / "summary.csv")
@@ -216,24 +274,12 @@ class Session:
             f"  curves    {folder.path / 'curves.png'}, metrics.jsonl, tensorboard/, log.txt",
             f"  evaluate  python {evaluate}",
         ]
-        if self._provenance.class_names and self._options.classifies:
+        if self._subject.predicts:
             lines += [f"  predict   python {_script('scripts/predict.py')} IMAGE --model {folder.path}"]
         for line in lines:
             log.info(line, extra=SUMMARY)
         if self._best is not None and state.best_value is not None:
-            self.journal.finish(self._settings(), {self._best.metric: state.best_value})
-
-    def _settings(self) -> dict[str, Any]:
-        """Returns the configuration as flat names and values."""
-        settings: dict[str, Any] = {}
-        pending = list((yaml.safe_load(self._provenance.config) or {}).items())
-        while pending:
-            name, value = pending.pop()
-            if isinstance(value, dict):
-                pending += [(f"{name}.{inner}", each) for inner, each in value.items()]
-            else:
-                settings[name] = value
-        return settings
+            self.journal.finish(flat_settings(self._provenance.config), {self._best.metric: state.best_value})
 
     def _watch_clock(self) -> None:
         """Asks for a save if the last one is too long ago; the ranks agree on the update as they do after a signal."""
@@ -246,16 +292,6 @@ class Session:
             self._interrupt.request_save()
             self._saved_at = now  # not again before it is done
 
-    def _evaluate(self, objective: Objective) -> Evaluation | None:
-        state = self._state
-        modules = [state.model] if state.ema is None else [state.model, state.ema.module]
-        synchronize_buffers(modules, self._world)
-        evaluation = objective.evaluate(state.evaluated)
-        stop = self._interrupt.stop_of_evaluation()
-        if stop:  # cut short: it is evaluated when the run resumes, with the epoch's updates all done
-            self._stop(stop, self._save(checkpoint_name(state.epoch, state.step)))
-        return evaluation
-
     def _stop(self, stop: int, saved: bool) -> None:
         """Raises: TerminatedError or KeyboardInterrupt, once the state is on disk."""
         self._saver.finish()
@@ -263,7 +299,10 @@ class Session:
         raise self._interrupt.error(stop, f"the state after update {self._state.update} {what}")
 
     def _judge(self) -> None:
-        """Reports the last update if it is settled and was skipped. Raises: NumericsError after too many in a row."""
+        """Reports the last update if its outcome is known and it was skipped.
+
+        Raises: NumericsError after too many in a row.
+        """
         update, self._unjudged = self._unjudged, None
         if update is not None and not update.applied:
             self._report_skipped(update)
@@ -285,7 +324,7 @@ class Session:
         }
         own = {
             "losses": {name: finite(float(value)) for name, value in update.losses.items()},
-            "samples": [self._name_of(index) for index in update.samples],
+            "samples": [self._subject.name_of(index) for index in update.samples],
         }
         report = self._folder.path / "incidents" / f"update_{update.number}.json"
         write_incident(report, self._world, details, own)
@@ -308,28 +347,24 @@ class Session:
         state, value = self._state, evaluation.metrics[self._best.metric]
         if not self._best.improves(value, state.best_value):
             return False
-        state.best_value, state.best_epoch = value, state.epoch
+        whole = state.step == self._plan.updates_in(state.epoch)
+        state.best_value, state.best_epoch, state.best_step = value, state.epoch, 0 if whole else state.step
         return True
 
-    def _record(self, evaluation: Evaluation | None) -> None:
-        """Logs the evaluation; without metrics, the mean loss of the epoch alone."""
+    def _record(self, title: str, evaluation: Evaluation | None) -> None:
+        """Logs the evaluation; without metrics, the mean loss since the last one alone."""
         state = self._state
-        judged = evaluation is not None and bool(evaluation.metrics)
-        record: dict[str, Any] = {
-            "kind": "val" if judged else "epoch",
-            "epoch": state.epoch,
-            "update": state.update,
-        }
+        record: dict[str, Any] = {"kind": "epoch", "epoch": state.epoch, "update": state.update}
         record["train_loss"] = finite(state.means["epoch_loss"].value)
-        if evaluation is None or not judged:
+        if evaluation is None or not evaluation.metrics:
             self.journal.write(record, {})
             return
         of_best = "" if state.best_value is None else f", best {state.best_value:.3f}"
-        log.info(f"epoch {state.epoch}: {evaluation.line}{of_best}", extra=SUMMARY)
+        log.info(f"{title}: {evaluation.line}{of_best}", extra=SUMMARY)
         refuse_reserved(evaluation.metrics)
         scalars = evaluation.metrics if evaluation.scalars is None else evaluation.scalars
         self.journal.write(
-            record | {name: finite(value) for name, value in evaluation.metrics.items()},
+            {**record, "kind": "val"} | {name: finite(value) for name, value in evaluation.metrics.items()},
             {f"val/{name}": value for name, value in scalars.items()},
         )
 

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.cost import input_channels, peak_memory
-from utils.distributed.world import World
 from utils.eval_cache import keep_derived
 from utils.precision import Precision
 from utils.preprocessing import image_size
@@ -36,9 +34,9 @@ class Throughput:
         return f"throughput: {self.median:.1f} images/s ({spread}), {self.setting}"
 
 
-def log_throughput(build: Callable[[CfgNode, torch.device], nn.Module], cfg: CfgNode, world: World) -> None:
-    """Logs images/s of a new model, on random images: neither its weights nor the images affect the speed."""
-    log.info(measure_throughput(cfg, build(cfg, world.device)).line())
+def log_throughput(cfg: CfgNode, model: nn.Module) -> None:
+    """Logs images/s of a model on random images: neither its weights nor the images affect the speed."""
+    log.info(measure_throughput(cfg, model).line())
 
 
 @torch.no_grad()

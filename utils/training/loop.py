@@ -47,6 +47,7 @@ def train_epoch(
         state.step += 1
         state.update += 1
         state.pending_update = update
+        objective.after_update(state.model, state.done(plan), plan.total_updates)
         on_update(update)
         losses, samples = {}, ()
     state.sync()

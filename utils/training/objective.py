@@ -1,12 +1,8 @@
-"""What is trained and how it is judged: the seam between the training loop and a task.
+"""The interface between training and a task: losses, metrics and tables are known by name only."""
 
-The loop, the session, checkpoints and logs know losses and metrics by name only. A new task is a new `Objective`;
-classification.py has the first one.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -16,7 +12,7 @@ from utils.pictures import Pictures
 
 @dataclass(frozen=True)
 class Best:
-    """Which metric of an evaluation decides which checkpoint is the best.
+    """The metric of an evaluation that decides which checkpoint is the best.
 
     `title` of its curve, the metric's name if empty; `beside`: further metrics to draw with it.
     """
@@ -33,29 +29,36 @@ class Best:
         return value > best if self.higher_is_better else value < best
 
 
+class Table(NamedTuple):
+    """A table of an evaluation, such as the accuracy per class: column names and rows of cells."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The outcome of an evaluation.
 
     `metrics` by name, as metrics.jsonl records them, none without validation data; `line` for the log; `scalars` for
-    TensorBoard, the metrics themselves if None; `pictures`: functions that draw what a tracker shows at the end of the
-    run, by name; `each_epoch`: after every epoch.
+    TensorBoard, the metrics themselves if None; `samples` evaluated, over all ranks; `notes`: further log lines of an
+    evaluation of files; `tables` by name: "per_class" and "results", a row for a comparison of files, can be written to
+    CSV files, report.py shows all; `pictures`: functions that draw what trackers show at
+    the end of the run, and report.py, by name; `each_epoch`: what trackers show after every evaluation.
     """
 
     metrics: Mapping[str, float]
     line: str
     scalars: Mapping[str, float] | None = None
+    samples: int = 0
+    notes: Sequence[str] = ()
+    tables: Mapping[str, Table] = field(default_factory=dict)
     pictures: Pictures = field(default_factory=dict)
     each_epoch: Pictures = field(default_factory=dict)
 
 
 class Objective(Protocol):
-    """A task to train."""
-
-    @property
-    def best(self) -> Best | None:
-        """The metric that decides which checkpoint is the best, None if there is none."""
-        ...
+    """What the training loop needs of a task."""
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Runs the forward pass of one micro-batch.
@@ -66,14 +69,10 @@ class Objective(Protocol):
         """
         ...
 
-    def evaluate(self, model: nn.Module, limit: int | None = None) -> Evaluation | None:
-        """Evaluates after an epoch, on all ranks; None if there is nothing to evaluate. Must not affect training.
+    def after_update(self, model: nn.Module, done: int, planned: int) -> None:
+        """Called after every update, such as for the momentum encoder of a self-supervised task.
 
-        Args: limit: of the batches of every rank, to see how long it takes.
+        Must not wait for the device: whether the update was skipped is not known yet.
+        Args: model: not wrapped; done: updates of the plan that are done; planned: their total.
         """
-        ...
-
-    @property
-    def evaluation_batches(self) -> int:
-        """How many batches a rank evaluates; 0 if there is nothing to evaluate."""
         ...

@@ -1,4 +1,4 @@
-"""The plan of a run: what follows from the configuration, the number of ranks and the size of the training set."""
+"""The plan of a run, which follows from the configuration, the number of ranks and the size of the training set."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,15 @@ from utils.errors import ConfigError, count
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Updates and learning rates of a run. Learning rates are effective ones, not per 512 images."""
+    """Updates and learning rates of a run. Learning rates are effective ones, not per 512 images.
+
+    `epochs`: their number; the last one is partial if the length is stated in `updates`, 0 for whole epochs;
+    `warmup_updates`; `eval_every`: updates between two evaluations, 0 for one after every epoch.
+    """
 
     shape: EpochShape
     epochs: int
-    warmup_epochs: int
+    warmup_updates: int
     base_lr: float
     peak_lr: float
     warmup_lr: float
@@ -29,10 +33,14 @@ class RunPlan:
     max_skipped: int
     seed: int = 0
     scale_peak: bool = False  # layer-wise decay scales the peak rate, neither start nor end
+    updates: int = 0
+    eval_every: int = 0
+    power: float = 1.0
 
     @staticmethod
     def from_config(cfg: CfgNode, world_size: int, train_size: int) -> "RunPlan":
-        """Raises: ConfigError if the global batch does not divide, or there are fewer samples than ranks."""
+        """Raises: ConfigError if the global batch does not divide, there are fewer samples than ranks, or the warm-up
+        does not end."""
         if train_size < world_size:
             raise ConfigError(
                 f"{train_size} training samples for {world_size} ranks: DATA.DATA_PATH: launch at most {train_size}"
@@ -40,10 +48,18 @@ class RunPlan:
         shape = EpochShape(train_size, *_split_batch(cfg, world_size), world_size)
         train, schedule = cfg.TRAIN, cfg.TRAIN.LR_SCHEDULER
         scale = shape.global_batch / 512.0  # linear scaling rule, arXiv 1706.02677
+        warmup = train.WARMUP_UPDATES or round(train.WARMUP_EPOCHS * shape.updates)
+        total = train.UPDATES or train.EPOCHS * shape.updates
+        if warmup >= total and not cfg.DRY_RUN:
+            raise ConfigError(
+                "TRAIN.WARMUP_UPDATES",
+                f"{warmup} of {total} updates are warm-up, TRAIN.BASE_LR would never be reached",
+                "shorten it, or TRAIN.WARMUP_EPOCHS",
+            )
         return RunPlan(
             shape=shape,
-            epochs=train.EPOCHS,
-            warmup_epochs=train.WARMUP_EPOCHS,
+            epochs=-(-total // shape.updates),
+            warmup_updates=warmup,
             base_lr=train.BASE_LR,
             peak_lr=train.BASE_LR * scale,
             warmup_lr=train.WARMUP_LR * scale,
@@ -58,6 +74,9 @@ class RunPlan:
             max_skipped=train.MAX_SKIPPED_UPDATES,
             seed=cfg.SEED,
             scale_peak=train.LAYER_DECAY_RULE == "simmim",
+            updates=train.UPDATES,
+            eval_every=train.EVAL_EVERY_UPDATES,
+            power=schedule.POWER,
         )
 
     @property
@@ -66,22 +85,36 @@ class RunPlan:
 
     @property
     def total_updates(self) -> int:
-        return self.epochs * self.shape.updates
+        return self.updates or self.epochs * self.shape.updates
 
-    @property
-    def warmup_updates(self) -> int:
-        return self.warmup_epochs * self.shape.updates
+    def updates_in(self, epoch: int) -> int:
+        """Returns the updates of an epoch, of which the last one may be partial."""
+        return min(self.shape.updates, self.total_updates - epoch * self.shape.updates)
+
+    def evaluates_after(self, epoch: int, step: int) -> bool:
+        """Returns whether the model is evaluated once `step` updates of an epoch are done."""
+        if not self.eval_every:
+            return step == self.updates_in(epoch)
+        done = epoch * self.shape.updates + step
+        return done > 0 and (done % self.eval_every == 0 or done == self.total_updates)
+
+    def evaluations_after(self, done: int) -> int:
+        """Returns the number of evaluations that follow after `done` updates."""
+        interval = self.eval_every or self.shape.updates
+        return -(-self.total_updates // interval) - done // interval
 
     def describe(self) -> list[str]:
         """Returns log lines: what was decided, and by which rule."""
-        shape = self.shape
+        shape, total = self.shape, count(self.total_updates, "update")
+        length = f"{count(self.epochs, 'epoch')} x {shape.updates:,} updates = {total}"
+        if self.updates:
+            length = f"{total} = {self.updates / shape.updates:.4g} epochs of {shape.updates:,} updates"
         return [
             f"global batch {shape.global_batch} = {count(shape.batch_size, 'image')}"
             f" x {count(shape.world_size, 'rank')} x {count(shape.accumulation, 'micro-batch', 'micro-batches')}",
             f"learning rate {self.peak_lr:.4g} = {self.base_lr:.4g} x {shape.global_batch} / 512,"
             f" {self.scheduler} after {self.warmup_updates} updates of warm-up",
-            f"plan: {count(self.epochs, 'epoch')} x {shape.updates:,} updates = {count(self.total_updates, 'update')};"
-            f" an epoch uses {shape.samples:,} of {shape.train_size:,} samples; seed {self.seed}",
+            f"plan: {length}; an epoch uses {shape.samples:,} of {shape.train_size:,} samples; seed {self.seed}",
         ]
 
 

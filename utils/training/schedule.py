@@ -33,6 +33,12 @@ def _cosine(update: int, plan: RunPlan) -> float:
     return plan.min_lr + 0.5 * (plan.peak_lr - plan.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def _poly(update: int, plan: RunPlan) -> float:
+    start = plan.warmup_updates if plan.warmup_prefix else 0
+    progress = (update - start) / max(1, plan.total_updates - start)
+    return plan.min_lr + (plan.peak_lr - plan.min_lr) * (1 - min(1.0, progress)) ** plan.power
+
+
 def _linear(update: int, plan: RunPlan) -> float:
     """Falls to a hundredth of the peak, like the original's linear schedule."""
     progress = (update - plan.warmup_updates) / max(1, plan.total_updates - plan.warmup_updates)
@@ -47,4 +53,4 @@ def _multistep(update: int, plan: RunPlan) -> float:
     return plan.peak_lr * plan.gamma ** bisect_right(sorted(plan.milestones), update / plan.updates_per_epoch)
 
 
-_DECAYS = {"cosine": _cosine, "linear": _linear, "step": _step, "multistep": _multistep}
+_DECAYS = {"cosine": _cosine, "linear": _linear, "poly": _poly, "step": _step, "multistep": _multistep}

@@ -1,6 +1,5 @@
 """Everything that a training run changes, in one object."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +12,6 @@ from yacs.config import CfgNode
 from utils.distributed.sharding import ExpertShard, own_moments, shards_of, whole_moments, whole_tensors
 from utils.distributed.world import World
 from utils.errors import ConfigError
-from utils.evaluation.metrics import Mean
 from utils.precision import Precision
 from utils.terminal import log_lines
 from utils.training.optim import OptimizerOptions, build_optimizer, describe_groups, parameter_groups
@@ -21,20 +19,37 @@ from utils.training.parallel import ParallelOptions, changing_buffers, describe_
 from utils.training.plan import RunPlan
 from utils.training.update import Update
 
+
+@dataclass
+class Mean:
+    """A running mean, kept as sum and weight so that it can be saved and continued."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float, weight: float = 1.0) -> None:
+        self.total += value * weight
+        self.weight += weight
+
+    def clear(self) -> None:
+        self.total = self.weight = 0.0
+
+    @property
+    def value(self) -> float:
+        return self.total / self.weight if self.weight else float("nan")
+
+
 _BASE_MEANS = ("epoch_loss", "loss", "grad_norm")
-_COUNTERS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples")
+_COUNTERS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples", "evaluated_at")
 
 
 class Load(Protocol):
     """Copies the weights of a file into a model and returns a log line. Raises: CheckpointError.
 
-    With `head_for`, the classes to train on, the head is re-initialised if the file's classes differ; otherwise the
-    file's head must fit.
+    With `info` on the data to train on, parts that belong to other data may be re-initialised; without, all must fit.
     """
 
-    def __call__(
-        self, model: nn.Module, contents: dict[str, Any], origin: str, head_for: Sequence[str] | None = None
-    ) -> str: ...
+    def __call__(self, model: nn.Module, contents: dict[str, Any], origin: str, info: Any = None) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -60,9 +75,10 @@ class TrainState:
     `model` is the bare model, `wrapped` the same model as it trains. Counters: `epoch` and `step` (updates done in the
     epoch) are the position in the data; `update` counts all updates of the run, `skipped` those among them whose
     gradient was not finite, which advance neither weights nor schedule. `pending_update`: an update whose outcome has
-    not been read yet, None when counters and averaged weights are up to date. `best_value` and `best_epoch` belong to
-    the metric that the objective calls best. `shards`: the parameters that are divided among the ranks; whole ones are
-    collected on the rank that `keeps` them.
+    not been read yet, None when counters and averaged weights are up to date. `evaluated_at`: the value of `update` at
+    the last evaluation. `best_value`, `best_epoch` and `best_step` (0 for a whole epoch) belong to the metric that the
+    task calls best. `shards`: the parameters that are divided among the ranks; whole ones are collected on the rank
+    that `keeps` them.
     """
 
     def __init__(
@@ -88,7 +104,8 @@ class TrainState:
         # running statistics change in the forward pass already: an average must have taken in the last update by then
         self.syncs_before_forward = ema is not None and any(True for _ in changing_buffers(model))
         self.best_value: float | None = None
-        self.best_epoch = -1
+        self.best_epoch, self.best_step = -1, 0
+        self.evaluated_at = -1
         # running means of the epoch and the log interval: saved, so that a resumed run logs the same numbers
         self.means = {name: Mean() for name in _BASE_MEANS}
 
@@ -146,7 +163,7 @@ class TrainState:
 
     def reset_best(self) -> None:
         """Lets the next evaluation be the best so far."""
-        self.best_value, self.best_epoch = None, -1
+        self.best_value, self.best_epoch, self.best_step = None, -1, 0
 
     def describe(self) -> list[str]:
         """Returns log lines."""
@@ -183,7 +200,7 @@ class TrainState:
             "optimizer_name": type(self.optimizer).__name__,
             "scaler": self.scaler.state_dict(),
             "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "best": {"value": self.best_value, "epoch": self.best_epoch},
+            "best": {"value": self.best_value, "epoch": self.best_epoch, "step": self.best_step},
             "means": {name: [mean.total, mean.weight] for name, mean in self.means.items()},
         }
 
@@ -216,8 +233,11 @@ class TrainState:
         self._load_optimizer(saved)
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
+        counters = saved["counters"]
+        # earlier checkpoints lack it: they were evaluated at the end of an epoch only
+        counters = {"evaluated_at": -1 if counters["step"] else counters["update"], **counters}
         for name in _COUNTERS:
-            setattr(self, name, saved["counters"][name])
+            setattr(self, name, counters[name])
         self._load_best(saved)
         self.means = {name: Mean(*mean) for name, mean in saved["means"].items()}
 
@@ -227,7 +247,7 @@ class TrainState:
             best = {"value": counters["best_top1"], "epoch": counters["best_epoch"]}
         else:
             best = saved["best"]
-        self.best_epoch = best["epoch"]
+        self.best_epoch, self.best_step = best["epoch"], best.get("step", 0)
         self.best_value = best["value"] if best["epoch"] >= 0 else None
 
     def _load_optimizer(self, saved: dict[str, Any]) -> None:

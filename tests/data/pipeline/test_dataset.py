@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.pipeline.dataset import NO_LABEL, EvalSamples, Sample, TrainSamples, collate
-from data.pipeline.transforms import Box, EvalTransform, EvalTransformOptions, Prepared, TrainTransform
+from data.pipeline.dataset import Collator, EvalSamples, TrainSamples
+from data.pipeline.sample import Skipped, stack
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform
 from tests.tools.builders import AUGMENTED, PLAIN, open_folder
 from utils.errors import DataError
 
@@ -38,28 +39,28 @@ def eval_samples(source, on_bad="error"):
 
 
 def colour_of(sample):
-    return int(sample.prepared.pixels.mean((1, 2)).argmax())
+    return int(sample.image.mean((1, 2)).argmax())
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(photos):
     source = open_folder(photos).train
     samples = train_samples(source, AUGMENTED)
-    first = samples[2, 5].prepared.pixels
+    first = samples[2, 5].image
     np.random.seed(99), torch.manual_seed(99)
     samples[0, 1]
-    assert np.array_equal(first, samples[2, 5].prepared.pixels)
-    assert not np.array_equal(first, samples[3, 5].prepared.pixels)
-    assert not np.array_equal(first, train_samples(source, AUGMENTED, seed=8)[2, 5].prepared.pixels)
-    assert (len(samples), samples[2, 5].label, samples.name(5)) == (36, 0, source.name(5))
+    assert np.array_equal(first, samples[2, 5].image)
+    assert not np.array_equal(first, samples[3, 5].image)
+    assert not np.array_equal(first, train_samples(source, AUGMENTED, seed=8)[2, 5].image)
+    assert (len(samples), samples[2, 5].target, samples.name(5)) == (36, 0, source.name(5))
 
 
 def test_evaluation_samples_are_the_same_in_every_epoch(photos):
     samples = eval_samples(open_folder(photos).val)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    assert np.array_equal(samples[0, 7].prepared.pixels, samples[4, 7].prepared.pixels)
+    assert np.array_equal(samples[0, 7].image, samples[4, 7].image)
     assert torch.equal(torch.get_rng_state(), before)
-    assert (len(samples), samples[0, 7].label, samples[0, 7].prepared.boxes) == (15, 1, [])
+    assert (len(samples), samples[0, 7].target, samples[0, 7].erased, samples[0, 7].number) == (15, 1, (), 7)
 
 
 def test_fault_38_an_unreadable_image_is_an_error_with_its_path(colours):
@@ -75,22 +76,24 @@ def test_fault_38_another_sample_with_its_own_label_stands_in(colours):
     for epoch in range(4):
         for index in range(24):
             sample = samples[epoch, index]
-            assert colour_of(sample) == sample.label
+            assert colour_of(sample) == sample.target
             assert bool(sample.bad) == (index % 8 == 3)
             if sample.bad:
-                assert f"class_{index // 8}/3.png" in sample.bad
-                replaced.append((index // 8, sample.label))
-                assert samples[epoch, index].label == sample.label  # determined by epoch and index
+                assert f"class_{index // 8}/3.png" in sample.bad and sample.number // 8 == sample.target
+                replaced.append((index // 8, sample.target))
+                assert samples[epoch, index].target == sample.target  # determined by epoch and index
     assert any(bad != stand_in for bad, stand_in in replaced)
 
 
 def test_fault_38_unreadable_images_are_not_evaluated(colours):
     samples = eval_samples(colours.val, on_bad="skip")
-    kept = [samples[0, index] for index in range(24)]
-    assert [sample.label for sample in kept].count(NO_LABEL) == 3
-    assert all(colour_of(sample) == sample.label for sample in kept if sample.label != NO_LABEL)
-    bad = kept[3]
-    assert "class_0/3.png" in bad.bad and bad.prepared.pixels.shape == (3, 32, 32) and not bad.prepared.pixels.any()
+    found = [samples[0, index] for index in range(24)]
+    skipped = [index for index, sample in enumerate(found) if isinstance(sample, Skipped)]
+    assert skipped == [3, 11, 19] and "class_0/3.png" in found[3].bad
+    batch = Collator(stack)(found[:12])
+    assert batch.samples == (0, 1, 2, 4, 5, 6, 7, 8, 9, 10) and batch.targets.tolist() == [0] * 7 + [1] * 3
+    assert [message.split("val/")[1].split(":")[0] for message in batch.bad] == ["class_0/3.png", "class_1/3.png"]
+    assert Collator(stack)(found[3:4]).samples == ()  # nothing is left of this one
 
 
 def test_fault_38_a_folder_without_readable_images_ends_the_run(own_photos):
@@ -100,21 +103,6 @@ def test_fault_38_a_folder_without_readable_images_ends_the_run(own_photos):
     assert "20 samples that could replace it cannot be read either" in str(samples[0, 0])
 
 
-def sample(value, *boxes, bad=""):
-    return Sample(Prepared(np.full((3, 4, 4), value, np.uint8), list(boxes)), value, bad)
-
-
-def test_batches_number_the_boxes_by_image():
-    batch = collate(
-        [sample(0), sample(1, Box(1, 2, 3, 4, 55), bad="x"), sample(2, Box(0, 0, 1, 1, 6), Box(5, 5, 2, 2, 7))]
-    )
-    assert batch.pixels.images.shape == (3, 3, 4, 4) and batch.pixels.images.dtype == torch.uint8
-    assert batch.pixels.images[:, 0, 0, 0].tolist() == batch.targets.tolist() == [0, 1, 2]
-    assert batch.pixels.boxes.tolist() == [[1, 1, 2, 3, 4, 55], [2, 0, 0, 1, 1, 6], [2, 5, 5, 2, 2, 7]]
-    assert batch.bad == ["x"]
-    assert collate([sample(0)]).pixels.boxes.shape == (0, 6)
-
-
-def test_the_first_error_takes_the_place_of_its_batch():
+def test_the_first_error_takes_the_place_of_its_batch(colours):
     first, second = DataError("a"), DataError("b")
-    assert collate([sample(0), first, second]) is first
+    assert Collator(stack)([train_samples(colours.train)[0, 0], first, second]) is first

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.pipeline.device import Collated, Normalize, Pixels, _side_stream, prefetch_to_device
+from data.pipeline.device import Normalize, _side_stream, prefetch_to_device
+from data.pipeline.sample import Collated
 from tests.tools.builders import CPU
 from utils.preprocessing import Preprocessing
-
-NO_BOXES = torch.zeros(0, 6, dtype=torch.int64)
 
 
 def normalizer(mode="pixel", channels=3):
@@ -27,15 +26,15 @@ def test_every_level_is_normalised_to_the_bits_of_torchvision(channels):
     """On the CPU values come from a table; the arithmetic is that of to_tensor and normalize."""
     normalize, mean, std = normalizer(channels=channels)
     images = levels(channels)
-    result = normalize(Pixels(images, NO_BOXES))
+    result = normalize(Collated(images))
     assert result.dtype == torch.float32 and torch.equal(result, images.float().div(255).sub(mean).div(std))
 
 
 def erased(mode, boxes, size=2, channels=3):
     normalize, *_ = normalizer(mode, channels)
     images = torch.full((size, channels, 8, 8), 100, dtype=torch.uint8)
-    plain = normalize(Pixels(images, NO_BOXES))
-    return plain, normalize(Pixels(images, torch.tensor(boxes)))
+    plain = normalize(Collated(images))
+    return plain, normalize(Collated(images, erased=torch.tensor(boxes)))
 
 
 BOX = (1, 2, 3, 4, 5, 11)  # of image 1: rows 2 to 5, columns 3 to 7; noise of seed 11
@@ -76,22 +75,31 @@ def test_erasing_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_images_of_different_sizes_are_normalised_and_erased_one_by_one():
+    normalize, mean, std = normalizer("const")
+    images = [levels(3)[0], levels(3)[1, :, :5, :9]]
+    one, other = normalize(Collated(images, erased=torch.tensor([(1, 1, 2, 2, 3, 0)])))
+    assert torch.equal(one, images[0].float().div(255).sub(mean).div(std))
+    assert other.shape == (3, 5, 9) and (other[:, 1:3, 2:5] == 0).all() and other[0, 0, 0] != 0
+
+
 def test_batches_arrive_in_order_with_their_targets():
     normalize, *_ = normalizer()
-    batches = [Collated(Pixels(levels(3)[i : i + 1], NO_BOXES), torch.tensor([i]), []) for i in (0, 1)]
+    batches = [Collated(levels(3)[i : i + 1], torch.tensor([i]), samples=(i + 5,)) for i in (0, 1)]
+    batches.insert(1, Collated(torch.zeros(0)))  # without a readable sample
     arrived = list(prefetch_to_device(batches, normalize))
-    assert [targets.tolist() for _, targets in arrived] == [[0], [1]]
-    assert torch.equal(torch.cat([images for images, _ in arrived]), normalize(Pixels(levels(3), NO_BOXES)))
+    assert [(targets.tolist(), samples) for _, targets, samples in arrived] == [([0], (5,)), ([1], (6,))]
+    assert torch.equal(torch.cat([images for images, *_ in arrived]), normalize(Collated(levels(3))))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpu_computes_what_the_cpu_looks_up():
     own = Preprocessing()
     images = levels(3)
-    batch = Collated(Pixels(images, NO_BOXES), torch.tensor([0, 1]), []).pin_memory()
+    batch = Collated(images, torch.tensor([0, 1]), samples=(0, 1)).pin_memory()
     gpu = Normalize(own, torch.device("cuda"))
     (result,) = prefetch_to_device([batch], gpu)
-    torch.testing.assert_close(result[0].cpu(), Normalize(own, CPU)(Pixels(images, NO_BOXES)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(result[0].cpu(), Normalize(own, CPU)(Collated(images)), atol=1e-6, rtol=0)
 
 
 def test_a_process_has_one_side_stream(monkeypatch):

@@ -10,7 +10,7 @@ from utils.batches import EpochShape
 def work(size, world, accumulation, global_batch=8, first=0):
     shape = EpochShape(size, global_batch // (world * accumulation), accumulation, world)
     order = epoch_order(size, 5)
-    return [list(micro_batches(order, shape, rank, first)) for rank in range(world)]
+    return [list(micro_batches(order, shape, rank, range(first, shape.updates))) for rank in range(world)]
 
 
 def samples_of(ranks, update):

@@ -14,7 +14,8 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from data.pipeline.array_ops import OPERATIONS
-from data.pipeline.device import Normalize, Pixels
+from data.pipeline.device import Normalize
+from data.pipeline.sample import stack
 from data.pipeline.transforms import (
     EvalTransform,
     EvalTransformOptions,
@@ -23,6 +24,7 @@ from data.pipeline.transforms import (
     crop_long_side,
     resize,
 )
+from data.sources.base import Record
 from tests.data.pipeline.test_decoding import encoded, malformed_exif, noise, tiff
 from tests.tools.builders import AUGMENTED, CPU, PLAIN
 from utils.errors import ConfigError, DataError
@@ -44,13 +46,12 @@ def evaluating(side, **more):
 
 def finished(prepared):
     """As the model gets it: float32 (3, size, size)."""
-    boxes = torch.tensor([(0, *box) for box in prepared.boxes], dtype=torch.int64).view(-1, 6)
-    return Normalize(Preprocessing(), CPU)(Pixels(torch.from_numpy(prepared.pixels)[None], boxes))[0]
+    return Normalize(Preprocessing(), CPU)(stack([prepared]))[0]
 
 
 def test_evaluation_resizes_by_256_over_224_and_crops():
     image = noise((120, 90))
-    out = finished(evaluating(56)(encoded(image), "a"))
+    out = finished(evaluating(56)(Record(encoded(image), 0, "a")))
     resized = image.resize((64, int(64 * 120 / 90)), Image.Resampling.BICUBIC)
     expected = transforms.functional.to_tensor(np.asarray(resized)[14 : 14 + 56, 4 : 4 + 56].copy())
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -59,15 +60,15 @@ def test_evaluation_resizes_by_256_over_224_and_crops():
 
 def test_evaluation_without_crop_squashes():
     image = noise((120, 90))
-    pixels = evaluating(48, crop=False)(encoded(image), "a").pixels
+    pixels = evaluating(48, crop=False)(Record(encoded(image), 0, "a")).image
     assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC)))
 
 
 @pytest.mark.parametrize("decoder", ["auto", "pillow"])
 def test_training_without_augmentation_is_a_resize(decoder):
     data = encoded(noise())
-    out = TrainTransform(replace(PLAIN, decoder=decoder))(data, "a").pixels
-    expected = evaluating(32, crop=False)(data, "a").pixels
+    out = TrainTransform(replace(PLAIN, decoder=decoder))(Record(data, 0, "a")).image
+    expected = evaluating(32, crop=False)(Record(data, 0, "a")).image
     assert abs(out.astype(int) - expected).max() <= (decoder == "auto")
 
 
@@ -76,7 +77,7 @@ def test_training_draws_from_the_global_generators_only():
 
     def draw(seed):
         seed_everything(seed)
-        return finished(transform(encoded(noise()), "a"))
+        return finished(transform(Record(encoded(noise()), 0, "a")))
 
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
 
@@ -85,7 +86,7 @@ def test_training_draws_from_the_global_generators_only():
 def test_policies_of_timm(policy):
     for decoder in ("auto", "pillow"):
         transform = TrainTransform(replace(PLAIN, auto_augment=policy, color_jitter=0.4, decoder=decoder))
-        assert transform(encoded(noise()), "a").pixels.shape == (3, 32, 32)
+        assert transform(Record(encoded(noise()), 0, "a")).image.shape == (3, 32, 32)
 
 
 def test_an_unknown_policy_is_refused():
@@ -141,7 +142,7 @@ def test_1500_draws_equal_those_of_timms_own_pipeline(monkeypatch):
         expected = [*draws.seen, row[0] > row[-1]]  # mirrored, the ramp falls
         draws.seen.clear()
         seed_everything(number)
-        row = ours(data, "a.jpg").pixels[0, 0]
+        row = ours(Record(data, 0, "a.jpg")).image[0, 0]
         assert [*draws.seen, row[0] > row[-1]] == expected
         for name, *_ in expected[1:-1]:
             counts[name] = counts.get(name, 0) + 1
@@ -162,7 +163,7 @@ def test_erased_boxes_are_those_of_timm(count):
         seed_everything(number)
         expected = timms(white)
         seed_everything(number)
-        left, boxes = torch.ones(3, 32, 32), transform(data, "a.png").boxes
+        left, boxes = torch.ones(3, 32, 32), transform(Record(data, 0, "a.png")).erased
         for box in boxes:
             left[:, box.top : box.top + box.height, box.left : box.left + box.width] = 0
         assert torch.equal(left, expected)
@@ -179,9 +180,9 @@ def test_whole_samples_are_within_a_level_of_pillows():
         samples = []
         for transform in (fast, slow):
             seed_everything(number)
-            samples.append(transform(photos[number % 2], "a.jpg"))
-        assert samples[0].boxes == samples[1].boxes
-        means.append(distance(samples[0].pixels, samples[1].pixels).mean())
+            samples.append(transform(Record(photos[number % 2], 0, "a.jpg")))
+        assert samples[0].erased == samples[1].erased
+        means.append(distance(samples[0].image, samples[1].image).mean())
     assert 0 < np.mean(means) < 0.5 and np.median(means) < 0.01, (np.mean(means), np.median(means), max(means))
 
 
@@ -208,7 +209,7 @@ def test_large_crops_are_decoded_smaller():
         samples = []
         for transform in (fast, slow):
             seed_everything(number)
-            samples.append(transform(large, "a.jpg").pixels)
+            samples.append(transform(Record(large, 0, "a.jpg")).image)
         means.append(distance(*samples).mean())
     assert 0.05 < np.mean(means) < 1.5, means  # above 0: it is another way
 
@@ -218,14 +219,14 @@ def test_fault_38_corrupt_jpegs_are_refused_in_training(decoder):
     data = encoded(noise((300, 300)), "JPEG")
     bad = data[: len(data) // 2] + b"\xff\xd9"
     with pytest.raises(DataError, match="truncated or corrupt.*: x.jpg"):
-        TrainTransform(replace(PLAIN, decoder=decoder))(bad, "x.jpg")
+        TrainTransform(replace(PLAIN, decoder=decoder))(Record(bad, 0, "x.jpg"))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 @pytest.mark.parametrize("crop", [True, False])
 def test_fault_42_odd_sizes_are_evaluated_and_trained_on(size, crop):
     data = encoded(Image.new("RGB", size, (10, 20, 30)))
-    pixels = evaluating(224, crop=crop)(data, "a").pixels
+    pixels = evaluating(224, crop=crop)(Record(data, 0, "a")).image
     colour = np.array([10, 20, 30])[:, None, None]
     assert pixels.shape == (3, 224, 224) and (pixels == colour).all()
     cropped = replace(PLAIN, scale=(0.08, 1.0), ratio=(0.75, 1.33), hflip=0.5)
@@ -233,7 +234,7 @@ def test_fault_42_odd_sizes_are_evaluated_and_trained_on(size, crop):
         transform = TrainTransform(replace(cropped, decoder=decoder))
         for seed in range(10):
             seed_everything(seed)
-            assert (transform(data, "a").pixels == colour).all()
+            assert (transform(Record(data, 0, "a")).image == colour).all()
 
 
 def test_usual_images_are_not_cut():
@@ -246,7 +247,7 @@ def test_usual_images_are_not_cut():
 @pytest.mark.parametrize(("pct", "resized"), [(1.0, 56), (0.9, 62), (0.875, 64)])
 def test_evaluation_resizes_by_the_crop_percentage(pct, resized):
     image = noise((120, 90))
-    pixels = evaluating(56, crop_pct=pct)(encoded(image), "a").pixels
+    pixels = evaluating(56, crop_pct=pct)(Record(encoded(image), 0, "a")).image
     whole = np.asarray(image.resize((resized, int(resized * 120 / 90)), Image.Resampling.BICUBIC))
     top, left = round((whole.shape[0] - 56) / 2), round((resized - 56) / 2)
     assert np.array_equal(pixels.transpose(1, 2, 0), whole[top : top + 56, left : left + 56])
@@ -255,11 +256,12 @@ def test_evaluation_resizes_by_the_crop_percentage(pct, resized):
 @pytest.mark.parametrize("crop", [True, False])
 def test_images_of_two_sides(crop):
     data = encoded(noise((120, 90)))
-    assert EvalTransform(EvalTransformOptions(size=(40, 56), crop=crop))(data, "a").pixels.shape == (3, 40, 56)
+    record = Record(data, 0, "a")
+    assert EvalTransform(EvalTransformOptions(size=(40, 56), crop=crop))(record).image.shape == (3, 40, 56)
     for decoder in ("auto", "pillow"):
-        prepared = TrainTransform(replace(AUGMENTED, size=(40, 56), re_prob=1.0, decoder=decoder))(data, "a")
-        assert prepared.pixels.shape == (3, 40, 56)
-        assert all(box.top + box.height <= 40 and box.left + box.width <= 56 for box in prepared.boxes)
+        prepared = TrainTransform(replace(AUGMENTED, size=(40, 56), re_prob=1.0, decoder=decoder))(Record(data, 0, "a"))
+        assert prepared.image.shape == (3, 40, 56)
+        assert all(box.top + box.height <= 40 and box.left + box.width <= 56 for box in prepared.erased)
 
 
 @pytest.mark.parametrize("name", ["hamming", "lanczos", "bilinear", "random"])
@@ -267,9 +269,9 @@ def test_interpolations_of_the_original(name):
     data = encoded(noise())
     wanted = "bilinear" if name == "random" else name  # random is for training only
     expected = noise().resize((32, 32), getattr(Image.Resampling, wanted.upper()))
-    pixels = evaluating(32, crop=False, interpolation=name)(data, "a").pixels
+    pixels = evaluating(32, crop=False, interpolation=name)(Record(data, 0, "a")).image
     assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(expected))
-    trained = TrainTransform(replace(PLAIN, interpolation=name))(data, "a").pixels
+    trained = TrainTransform(replace(PLAIN, interpolation=name))(Record(data, 0, "a")).image
     if name in ("hamming", "lanczos"):
         assert np.array_equal(trained, pixels)
 
@@ -280,34 +282,35 @@ def test_grey_images_keep_their_values_for_a_model_of_one_channel():
     deep = encoded(Image.fromarray(ramp.astype(np.uint16) * 257))
     for data in (grey, deep):
         for decoder in ("auto", "pillow"):
-            one = TrainTransform(replace(PLAIN, channels=1, decoder=decoder))(data, "a").pixels
+            one = TrainTransform(replace(PLAIN, channels=1, decoder=decoder))(Record(data, 0, "a")).image
             assert one.shape == (1, 32, 32) and np.array_equal(one[0], ramp)
-        pixels = EvalTransform(EvalTransformOptions(size=(32, 32), crop=False, channels=1))(data, "a").pixels
+        pixels = EvalTransform(EvalTransformOptions(size=(32, 32), crop=False, channels=1))(Record(data, 0, "a")).image
         assert np.array_equal(pixels[0], ramp)
-    augmented = TrainTransform(replace(AUGMENTED, channels=1))(grey, "a")
-    assert augmented.pixels.shape == (1, 32, 32)
+    augmented = TrainTransform(replace(AUGMENTED, channels=1))(Record(grey, 0, "a"))
+    assert augmented.image.shape == (1, 32, 32)
 
 
 @pytest.mark.parametrize("channels", [2, 5, 12])
 def test_images_of_many_bands_are_cropped_and_mirrored(channels):
     data, bands = tiff(channels)
     options = replace(PLAIN, channels=channels)
-    assert np.array_equal(TrainTransform(options)(data, "a").pixels, np.moveaxis(bands, -1, 0))
-    mirrored = TrainTransform(replace(options, hflip=1.0))(data, "a").pixels
+    assert np.array_equal(TrainTransform(options)(Record(data, 0, "a")).image, np.moveaxis(bands, -1, 0))
+    mirrored = TrainTransform(replace(options, hflip=1.0))(Record(data, 0, "a")).image
     assert np.array_equal(mirrored, np.moveaxis(bands[:, ::-1], -1, 0))
-    pixels = EvalTransform(EvalTransformOptions(size=(32, 32), crop=False, channels=channels))(data, "a").pixels
+    own = EvalTransform(EvalTransformOptions(size=(32, 32), crop=False, channels=channels))
+    pixels = own(Record(data, 0, "a")).image
     assert np.array_equal(pixels, np.moveaxis(bands, -1, 0))
     with pytest.raises(DataError, match=f"an image of {channels} channels: x.tif: IN_CHANS is 4"):
-        TrainTransform(replace(PLAIN, channels=4))(data, "x.tif")
+        TrainTransform(replace(PLAIN, channels=4))(Record(data, 0, "x.tif"))
 
 
 def test_alpha_is_a_channel_where_the_model_has_four():
     image = noise((32, 32)).convert("RGBA")
     image.putalpha(77)
-    pixels = TrainTransform(replace(PLAIN, channels=4))(encoded(image), "a").pixels
+    pixels = TrainTransform(replace(PLAIN, channels=4))(Record(encoded(image), 0, "a")).image
     assert np.array_equal(pixels, np.moveaxis(np.asarray(image), -1, 0)) and (pixels[3] == 77).all()
     three = noise((32, 32))
-    repeated = TrainTransform(replace(PLAIN, channels=4))(encoded(three), "a").pixels
+    repeated = TrainTransform(replace(PLAIN, channels=4))(Record(encoded(three), 0, "a")).image
     assert np.array_equal(repeated, np.moveaxis(np.asarray(three), -1, 0)[[0, 1, 2, 0]])
 
 

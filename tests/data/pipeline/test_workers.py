@@ -73,7 +73,7 @@ def test_fault_38_samples_left_out_are_the_same_for_every_number_of_workers(own_
     source = open_folder(own_photos).train
     loaders = [monitored(source, 36, workers=n, on_bad="skip") for n in (0, 2)]
     (alone,), (others,) = loaders
-    assert torch.equal(alone.pixels.images, others.pixels.images) and torch.equal(alone.targets, others.targets)
+    assert torch.equal(alone.images, others.images) and torch.equal(alone.targets, others.targets)
     assert torch.bincount(alone.targets).tolist() != [12, 12, 12] and len(alone.targets) == 36
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 6 and "skipped, 3 of at most 10 training samples: " in messages[2]
@@ -126,16 +126,16 @@ def test_fault_53_too_little_shared_memory_is_refused(monkeypatch):
     monkeypatch.setattr(os, "statvfs", lambda path: small)
     needed = "1 MiB left, 4 loader workers need 2"  # 4 workers x 2 batches x 96 x 32 x 32 x 3 bytes
     with pytest.raises(ResourceError, match=rf"/dev/shm has {needed}: DATA.NUM_WORKERS"):
-        check_resources(LoaderOptions(96, workers=2), (32, 32), 3, local_size=2)
-    check_resources(LoaderOptions(96, workers=0), (32, 32), 3, local_size=2)
-    check_resources(LoaderOptions(48, workers=1), (32, 32), 3, local_size=1)
+        check_resources(LoaderOptions(96, workers=2), 3 * 32 * 32, local_size=2)
+    check_resources(LoaderOptions(96, workers=0), 3 * 32 * 32, local_size=2)
+    check_resources(LoaderOptions(48, workers=1), 3 * 32 * 32, local_size=1)
 
 
 def allowed_files(soft, hard):
     """Lowers the limit of open files of this process; returns what two workers make of it."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     try:
-        check_resources(LoaderOptions(4, workers=2), (32, 32), 3, 1)
+        check_resources(LoaderOptions(4, workers=2), 3 * 32 * 32, 1)
     except ResourceError as e:
         return str(e)
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -159,7 +159,8 @@ def test_fault_53_descriptors_do_not_accumulate(photos):
 
 
 def memory():
-    """Kilobytes of this process and its descendants, shared pages counted once."""
+    """Kilobytes of this process and its descendants, shared pages counted once; without those of files, which other
+    programs share as well."""
     own, total = os.getpid(), 0
     parents = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -172,7 +173,7 @@ def memory():
     for pid in below:
         with contextlib.suppress(OSError):
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            total += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     return total
 
 

@@ -8,8 +8,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from data.sources.open import Sources
-from tests.tools.builders import open_data
+from tests.tools.builders import Splits, open_data
 
 SPLITS = ("train", "val")
 # names in a list or an archive that lead out of the data folder
@@ -102,7 +101,7 @@ def as_shards(root: Path, target: Path) -> tuple[str, Path, bool]:
 KINDS: list[Kind] = [as_folder, as_zip, as_zip_with_map, as_list, as_22k_list, as_tar, as_shards]
 
 
-def opened(kind: Kind, root: Path, target: Path) -> Sources:
+def opened(kind: Kind, root: Path, target: Path) -> Splits:
     """Stores an image folder as `kind` below `target`, and opens it."""
     target.mkdir(exist_ok=True)
     dataset, path, zipped = kind(root, target)

@@ -51,23 +51,23 @@ def test_fault_51_transient_read_errors_are_retried(photos, monkeypatch, failure
 
     monkeypatch.setattr(builtins, "open", failing)
     if works:
-        assert source.read(0)[:2] == b"\xff\xd8" and left == [0]
+        assert source[0].data[:2] == b"\xff\xd8" and left == [0]
     else:
         with pytest.raises(DataError, match=r"Input/output error\): .*photo_0\.jpg"):
-            source.read(0)
+            _ = source[0]
 
 
 @pytest.mark.parametrize(("code", "reads"), [(errno.EIO, 3), (errno.ENOENT, 1), (errno.EACCES, 1), (errno.EISDIR, 1)])
 def test_fault_51_permanent_errors_are_not_retried(code, reads):
     storage = Flaky(code, failures=9)
     with pytest.raises(DataError, match=r"cannot read an image \(broken\): disk/a\.jpg: restore or remove it"):
-        source_of(storage).read(0)
+        _ = source_of(storage)[0]
     assert storage.reads == reads
 
 
 def test_samples_are_addressed_by_index():
     source = source_of(Flaky(0, failures=0))
-    assert [source.read(i) for i in range(len(source))] == [b"a.jpg", b"b.jpg", b"c.jpg"]
+    assert [source[i].data for i in range(len(source))] == [b"a.jpg", b"b.jpg", b"c.jpg"]
     assert [source.label(i) for i in range(3)] == [0, 2, 2] and source.counts() == [1, 0, 2]
     assert source.name(1) == "disk/b.jpg" and source.class_names == ("x", "y", "z")
     assert pickle.loads(pickle.dumps(source)).fingerprint() == source.fingerprint()

@@ -48,8 +48,8 @@ def test_a_text_that_is_no_list_is_refused(folder):
 
 def test_a_source_reads_and_names_them(folder):
     source = FileSource([folder / "b.png", folder / "gone.png"])
-    assert len(source) == 2 and source.counts() == [2] and source.label(1) == 0
-    assert source.read(0) == (folder / "b.png").read_bytes() and source.name(0) == str(folder / "b.png")
+    assert len(source) == 2 and source[0].target is None
+    assert source[0].data == (folder / "b.png").read_bytes() and source.name(0) == str(folder / "b.png")
     with pytest.raises(DataError, match="cannot read an image .*gone.png"):
-        source.read(1)
+        _ = source[1]
     assert source.fingerprint() != FileSource([folder / "b.png"]).fingerprint()

@@ -14,7 +14,7 @@ def test_labels_follow_the_sorted_class_folders(photos):
     assert sources.class_names == ("class_0", "class_1", "class_2")
     assert [sources.train.label(i) for i in (0, 11, 12, 35)] == [0, 0, 1, 2]
     assert sources.train.name(12).endswith("train/class_1/photo_0.jpg")
-    assert sources.train.read(0)[:2] == b"\xff\xd8"
+    assert sources.train[0].data[:2] == b"\xff\xd8"
     assert (len(sources.train), len(sources.val)) == (36, 15)
 
 
@@ -70,14 +70,14 @@ def test_a_file_that_vanished_is_named(own_photos):
     source = open_folder(own_photos).train
     (own_photos / "train" / "class_0" / "photo_0.jpg").unlink()
     with pytest.raises(DataError, match=r"No such file.*class_0/photo_0\.jpg"):
-        source.read(0)
+        _ = source[0]
 
 
 def test_the_fingerprint_changes_with_the_files(own_photos):
-    before = open_folder(own_photos).identity()[2]
-    assert before == open_folder(own_photos).identity()[2]
+    before = open_folder(own_photos).identity().fingerprint
+    assert before == open_folder(own_photos).identity().fingerprint
     (own_photos / "train" / "class_0" / "photo_0.jpg").rename(own_photos / "train" / "class_0" / "photo_x.jpg")
-    assert before != open_folder(own_photos).identity()[2]
+    assert before != open_folder(own_photos).identity().fingerprint
 
 
 def test_flat_validation_images_are_labelled_by_name(photos, tmp_path):

@@ -17,7 +17,7 @@ from tests.tools.builders import open_data
 sources = open_data("timm:hfds/" + sys.argv[1], "")
 for source in (sources.train, pickle.loads(pickle.dumps(sources.val))):
     for i in range(len(source)):
-        print(source.label(i), hashlib.sha256(source.read(i)).hexdigest())
+        print(source.label(i), hashlib.sha256(source[i].data).hexdigest())
 """
 
 
@@ -38,7 +38,7 @@ def test_samples_of_hugging_face_are_those_of_the_folder(hub, photos):
     assert done.returncode == 0, done.stderr
     sources = open_folder(photos)
     expected = [
-        f"{source.label(i)} {hashlib.sha256(source.read(i)).hexdigest()}"
+        f"{source.label(i)} {hashlib.sha256(source[i].data).hexdigest()}"
         for source in (sources.train, sources.val)
         for i in range(len(source))
     ]

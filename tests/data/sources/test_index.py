@@ -10,7 +10,9 @@ import time
 import pytest
 
 from data.sources import index
+from data.sources.folders import FolderStore
 from data.sources.index import Index, stamp, stored
+from data.sources.unlabelled import UnlabelledStore
 from tests.tools.builders import open_folder
 
 
@@ -71,7 +73,7 @@ def test_a_folder_is_walked_once(own_photos, cache, monkeypatch):
         patch.setattr("data.sources.folders.images_below", None)  # would fail if it were called
         assert open_folder(own_photos).identity() == first
     (own_photos / "train/class_1/photo_3.jpg").unlink()
-    counts = open_folder(own_photos).identity()[1]
+    counts = open_folder(own_photos).identity().counts
     assert counts == (12, 11, 12)
 
 
@@ -89,7 +91,8 @@ def test_what_arrives_while_a_folder_is_walked_is_found_by_the_next_start(own_ph
         return name.endswith(".jpg")
 
     def count():
-        return len(open_folder(own_photos, labelled=labelled).train)
+        store = FolderStore(own_photos) if labelled else UnlabelledStore(own_photos)
+        return len(store.open("train"))
 
     monkeypatch.setattr("data.sources.folders.is_image", is_image)
     assert (count(), late.exists(), count()) == (36, True, 37)

@@ -28,7 +28,7 @@ def test_fault_45_odd_lists_are_read_right(photos, tmp_path, text):
         (tmp_path / f"{split}_map.txt").write_bytes(text)
     source = open_data("list", str(tmp_path)).train
     assert source.class_names == ("a b", "c") and labels_of(source) == [0, 1]
-    assert source.read(0)[:2] == b"\xff\xd8"
+    assert source[0].data[:2] == b"\xff\xd8"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_fault_46_a_link_out_of_the_root_is_never_opened(tmp_path):
     (data / "train_map.txt").write_text("a/x.jpg\t0\n")
     source = ListStore(data).open("train")
     with pytest.raises(DataError, match=r"a link leads out of the data folder: .*x\.jpg"):
-        source.read(0)
+        _ = source[0]
 
 
 def test_a_link_in_the_data_folder_itself_is_followed(photos, tmp_path):
@@ -78,7 +78,7 @@ def test_a_link_in_the_data_folder_itself_is_followed(photos, tmp_path):
     for split in SPLITS:
         (data / f"ILSVRC2011fall_whole_map_{split}.txt").write_text(json.dumps(entries))
     source = open_data("imagenet22K", str(data)).train
-    assert {source.read(i) for i in range(2)} == {
+    assert {source[i].data for i in range(2)} == {
         (elsewhere / name).read_bytes() for name in ("class_0/photo_0.jpg", "class_1/photo_1.jpg")
     }
 

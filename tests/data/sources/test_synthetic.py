@@ -11,8 +11,8 @@ from tests.tools.builders import open_data
 
 def test_synthetic_images_differ_and_repeat():
     sources = open_data("synthetic", "", classes=10)
-    assert sources.train.read(0) == sources.train.read(0) != sources.train.read(1) != sources.val.read(1)
-    image = Image.open(io.BytesIO(sources.val.read(3)))
+    assert sources.train[0].data == sources.train[0].data != sources.train[1].data != sources.val[1].data
+    image = Image.open(io.BytesIO(sources.val[3].data))
     assert image.size == (256, 256) and np.asarray(image).std() > 60
     assert sources.val.label(13) == 3 and sources.val.counts() == [1000] * 10
 

@@ -43,7 +43,7 @@ def test_keys_of_webdataset_may_repeat_in_other_shards(photos, tmp_path, image):
     write_shard(tmp_path / "train-001.tar", [(other, "00000", "1")])
     source = TarStore(tmp_path).open("train")
     assert source.class_names == ("0", "1", "2") and labels_of(source) == [0, 1, 2]
-    assert source.name(1) == f"{tmp_path}@/train-001.tar/00000.jpg" and source.read(1) == other.read_bytes()
+    assert source.name(1) == f"{tmp_path}@/train-001.tar/00000.jpg" and source[1].data == other.read_bytes()
     assert TarStore(tmp_path).open("train", None, 10).class_names[9] == "9"
     assert TarStore(tmp_path).open("train", ["a", "b", "c"]).class_names == ("a", "b", "c")
 
@@ -75,7 +75,7 @@ def test_fault_47_compressed_and_truncated_tars_are_refused(photos, tmp_path):
     source = TarStore(tmp_path).open("train")
     os.truncate(tmp_path / "train.tar", 1000)
     with pytest.raises(DataError, match=r"truncated within an image: .*@/class_0/photo_0\.jpg"):
-        source.read(0)
+        _ = source[0]
     with tarfile.open(tmp_path / "val.tar", "w:gz") as archive:
         archive.add(photos / "val", arcname="val")
     with pytest.raises(DataError, match=r"not a readable tar archive .*val\.tar: copy it again, uncompressed"):

@@ -16,7 +16,7 @@ def test_a_map_decides_which_members_are_samples(photos, tmp_path):
     source = ZipStore(tmp_path).open("train")
     assert source.class_names == ("class_0", "class_1") and labels_of(source) == [0, 1]
     assert source.name(1) == f"{tmp_path}/train.zip@/class_1/photo_2.jpg"
-    assert source.read(1) == (photos / "train/class_1/photo_2.jpg").read_bytes()
+    assert source[1].data == (photos / "train/class_1/photo_2.jpg").read_bytes()
 
 
 def test_the_splits_own_folder_in_the_archive_is_optional(photos, tmp_path):
@@ -73,10 +73,10 @@ def test_fault_47_corrupt_archives_are_refused(photos, tmp_path):
     data[200] ^= 1  # in the first member
     archive.write_bytes(data)
     with pytest.raises(DataError, match=r"its checksum differs\): .*train\.zip@/class_0/photo_0\.jpg"):
-        source.read(0)
+        _ = source[0]
     archive.write_bytes(data[:5000])
     with pytest.raises(DataError, match=r"no member starts there\): .*train\.zip@/class_2/photo_9\.jpg"):
-        source.read(35)
+        _ = source[35]
     with pytest.raises(DataError, match=r"not a readable zip archive .*train\.zip"):
         open_folder(tmp_path, zipped=True)
 
@@ -107,7 +107,7 @@ def test_fault_47_zip64_is_read(photos, tmp_path):
                 with archive.open(f"{split}/{name}", "w", force_zip64=True) as member:
                     member.write((photos / split / name).read_bytes())
     source = open_folder(tmp_path, zipped=True).train
-    assert source.read(5) == (photos / "train" / files(photos, "train")[5][0]).read_bytes()
+    assert source[5].data == (photos / "train" / files(photos, "train")[5][0]).read_bytes()
 
 
 def test_a_changed_map_is_noticed_by_the_stored_index(photos, tmp_path):

@@ -17,7 +17,7 @@ from utils.errors import DataError, ResourceError
 
 
 def images_of(source):
-    return [(source.label(i), source.read(i)) for i in range(len(source))]
+    return [(source.label(i), source[i].data) for i in range(len(source))]
 
 
 def test_archives_hold_the_same_samples(photos, tmp_path):

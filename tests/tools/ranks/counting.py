@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from data.loaders import build_eval_loader
-from tests.tools.builders import FLOAT32, open_folder, pipeline, small
+from data.loaders import EvalLoader
+from tasks.classification.labels import ClassInfo
+from tests.tools.builders import loading, objective, open_folder, pipeline, small
 from utils.distributed.world import join_world
-from utils.evaluation.metrics import evaluate
+from utils.training.evaluate import evaluate
 
 
 def main(folder: Path) -> None:
@@ -20,11 +21,13 @@ def main(folder: Path) -> None:
     model = small(num_classes=7)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
+    task = objective()
     for batch in (1, 7, 64):
-        loader = build_eval_loader(source, world, pipeline(batch_size=batch))
-        result, _ = evaluate(model, loader, 7, FLOAT32, world)
+        loader = EvalLoader(source, pipeline(), loading(batch_size=batch), world)
+        evaluator = task.evaluator(loader, ClassInfo(class_names=source.class_names))
+        result = evaluate(model, loader, evaluator, task.forward, world).metrics
         if world.is_main:
-            print("result", result.correct1, result.correctk, result.count, f"{result.loss:.5f}")
+            print("result", result["correct1"], result["correctk"], result["count"], f"{result['loss']:.5f}")
     world.leave()
 
 

@@ -15,12 +15,11 @@ import torch.distributed as dist
 
 from models.moe.routing import RoutingOptions
 from models.weights.load import load_contents
-from tests.tools.builders import FLOAT32, fork_ranks, plan, shape, small
+from tests.tools.builders import FLOAT32, HeldOut, classes_of, fork_ranks, objective, plan, shape, small
 from utils.batches import Batch
 from utils.distributed.world import join_world
-from utils.evaluation.metrics import evaluate
 from utils.runs.saver import snapshot
-from utils.training.classification import Classification
+from utils.training.evaluate import evaluate
 from utils.training.loop import train_epoch
 from utils.training.optim import OptimizerOptions
 from utils.training.parallel import ParallelOptions, weights_are_finite
@@ -41,7 +40,7 @@ def work(rank, accumulation=2, weight=0.5):
         images = torch.randn(2, 3, 32, 32, generator=generator)
         targets = torch.randint(5, (2,), generator=generator)
         torch.manual_seed(100 * i + rank)  # of stochastic depth
-        yield Batch(images, targets, weight, i % accumulation == accumulation - 1)
+        yield Batch(images, targets, (), weight, i % accumulation == accumulation - 1)
 
 
 def build(kind, world, optimizer="adamw", contents=None):
@@ -59,23 +58,27 @@ def weights_of(contents):
 
 
 def train(state, world, updates):
-    objective, losses = Classification(5, 0.1, val=None, precision=FLOAT32, world=world), []
+    losses = []
     epoch = shape(40, batch_size=2, accumulation=2, world_size=2)
     run = plan(epoch, peak_lr=1e-2, clip_grad=0.5, epochs=1, warmup_epochs=0)
 
     def note(update):
         losses.append([float(update.losses["loss"]), update.grad_norm])
 
-    train_epoch(state, updates, objective, run, note)
+    train_epoch(state, updates, objective(), run, note)
     return losses
 
 
 def judge(state, world, rank):
     """An evaluation of 5 images: 3 on the first rank in batches of 1, 2 on the other."""
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-    shard = [(images[i : i + 1], torch.tensor([i])) for i in range(rank, 5, 2)]
-    accuracy, answers = evaluate(state.evaluated, shard, 5, FLOAT32, world)
-    return [accuracy.loss, accuracy.count, answers.predicted.tolist()]
+    shard = [Batch(images[i : i + 1], torch.tensor([i]), (i,)) for i in range(rank, 5, 2)]
+    task, held = objective(), HeldOut([])
+    evaluator = task.evaluator(held, classes_of())
+    evaluate(state.evaluated, shard, evaluator, task.forward, world)
+    predictions = evaluator._collector.result(world)
+    metrics = evaluator.compute(world).metrics
+    return [metrics["loss"], metrics["count"], predictions.predicted.tolist()]
 
 
 def optimizers(folder, world, rank):

@@ -17,7 +17,6 @@ import torch
 from tests.conftest import ROOT
 from utils.checkpoints import downloads
 from utils.checkpoints.downloads import best_in, local_file, read_weights
-from utils.checkpoints.released import released_url
 from utils.errors import CheckpointError, ResourceError
 
 
@@ -67,8 +66,7 @@ def site(tmp_path):
     server.shutdown()
 
 
-def get(name, sha256="", **more):
-    return local_file(name, released_url=more.get("released", released_url), sha256=sha256)
+get = local_file
 
 
 SHA256 = hashlib.sha256(b"weights" * 1000).hexdigest()
@@ -82,13 +80,14 @@ def test_a_path_is_itself(tmp_path):
         get(str(tmp_path / "a.pth"), "0" * 64)
 
 
-def test_an_address_is_fetched_once_and_its_checksum_logged(site, hub, caplog):
+def test_an_address_is_fetched_once_and_its_checksum_logged(site, hub, caplog, monkeypatch):
     caplog.set_level("INFO")
     path = get(f"{site}/w.pth")
     assert path.read_bytes() == b"weights" * 1000 and path.parent == hub
     assert SHA256 in caplog.text
     assert get(f"{site}/w.pth") == path and Quiet.served == ["/w.pth"]
-    assert get("hub:some_model", released=lambda name: f"{site}/w.pth") == path
+    monkeypatch.setattr(downloads, "released_url", lambda name: f"{site}/w.pth")
+    assert get("hub:some_model") == path
     assert [p.name for p in hub.iterdir()] == [path.name]
 
 
@@ -124,10 +123,10 @@ def test_what_cannot_be_reached_is_said(site, hub):
 
 def test_weights_are_read_from_where_they_were_found(tmp_path):
     torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "w.pth")
-    read = read_weights(str(tmp_path / "w.pth"), released_url=released_url)
+    read = read_weights(str(tmp_path / "w.pth"))
     assert torch.equal(read["model"]["a"], torch.ones(2))
     with pytest.raises(CheckpointError, match="sha256 is"):
-        read_weights(str(tmp_path / "w.pth"), released_url=released_url, sha256="0" * 64)
+        read_weights(str(tmp_path / "w.pth"), sha256="0" * 64)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
@@ -215,12 +214,8 @@ def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path):
     for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2_step_4.pth"):
         torch.save({"model": {"a": torch.ones(1)}}, run / "checkpoints" / name)
     last = run / "checkpoints/ckpt_epoch_2_step_4.pth"
-    assert (
-        local_file(str(run), released_url=released_url)
-        == local_file(str(run / "checkpoints"), released_url=None)
-        == last
-    )
-    assert local_file(str(tmp_path), released_url=released_url) == tmp_path  # what it is not is refused when it is read
+    assert local_file(str(run)) == local_file(str(run / "checkpoints")) == last
+    assert local_file(str(tmp_path)) == tmp_path  # what it is not is refused when it is read
 
 
 def test_the_best_checkpoint_of_a_run_is_found_by_its_folder(tmp_path):

@@ -10,8 +10,9 @@ from torch import nn
 
 from models.weights.load import load_contents
 from tests.conftest import run_ranks
-from tests.tools.builders import FLOAT32, configured, objective, plan, shape, small, train_state
+from tests.tools.builders import configured, evaluation_of, objective, plan, shape, small, train_state
 from tests.tools.ranks.sharding import EXPERTS, work
+from utils.batches import Batch
 from utils.distributed.experts import Placement
 from utils.distributed.sharding import (
     ExpertShard,
@@ -24,9 +25,8 @@ from utils.distributed.sharding import (
 )
 from utils.distributed.world import World
 from utils.errors import ConfigError, DistributedError
-from utils.evaluation.metrics import evaluate
-from utils.evaluation.predict import in_step
 from utils.training import parallel
+from utils.training.evaluate import in_step
 from utils.training.loop import train_epoch
 from utils.training.optim import OptimizerOptions
 from utils.training.parallel import ParallelOptions, shard
@@ -129,10 +129,12 @@ def test_experts_on_two_ranks_train_like_all_on_one(trained):
     assert all(own["shapes"] == [[2, 32, 8], [2, 64, 16]] and own["same"] for own in found)
     assert all((own["size"], own["lines"]) == (state.checkpoint_bytes(), state.describe()) for own in found)
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-    accuracy, answers = evaluate(state.evaluated, [(images, torch.arange(5))], 5, FLOAT32, World())
+    evaluation = evaluation_of(objective(), state.evaluated, [Batch(images, torch.arange(5))])
+    with torch.no_grad():
+        expected = state.evaluated(images).argmax(1).tolist()
     for own in found:
         loss, count, predicted = own["evaluation experts"]
-        assert (count, predicted) == (5, answers.predicted.tolist()) and loss == pytest.approx(accuracy.loss, abs=1e-4)
+        assert (count, predicted) == (5, expected) and loss == pytest.approx(evaluation.metrics["loss"], abs=1e-4)
 
 
 class Halves:
@@ -198,18 +200,23 @@ def test_one_rank_has_nothing_to_shard():
     shard(model, World(), ParallelOptions("fsdp"))
     assert not shards_of(model) and not needs_all_ranks(model) and type(model).__name__ == "SwinTransformer"
     assert train_state(model).shards == {}
-    batches = [(torch.zeros(1, 3, 32, 32), torch.zeros(1))]
-    assert list(in_step(model, batches, lambda images: None, World())) == batches
+    batches = [Batch(torch.zeros(1, 3, 32, 32), torch.zeros(1))]
+    assert list(in_step(model, batches, lambda model, batch: None, World())) == batches
 
 
-def test_a_rank_without_batches_takes_part_until_all_are_done(monkeypatch):
-    monkeypatch.setattr("utils.evaluation.predict.needs_all_ranks", lambda model: True)
-    turns = iter([[(3, 4, 4), (3, 4, 4)], [None, (3, 4, 4)], [None, None]])
-    world = SimpleNamespace(gather_objects=lambda own: next(turns), device=torch.device("cpu"))
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_rank_without_batches_takes_part_until_all_are_done(monkeypatch, stacked):
+    monkeypatch.setattr("utils.training.evaluate.needs_all_ranks", lambda model: True)
+    form = (stacked, (3, 4, 4))
+    turns = iter([[form, form], [None, form], [None, None]])
+    asked = []
+    world = SimpleNamespace(gather_objects=lambda own: asked.append(own) or next(turns), device=torch.device("cpu"))
     seen = []
-    batch = (torch.ones(2, 3, 4, 4), torch.zeros(2))
-    assert list(in_step(nn.Identity(), [batch], lambda images: seen.append(images.shape), world)) == [batch]
-    assert seen == [(1, 3, 4, 4)]
+    batch = Batch(torch.ones(2, 3, 4, 4) if stacked else [torch.ones(3, 4, 4)], torch.zeros(2))
+    assert list(in_step(nn.Identity(), [batch], lambda model, other: seen.append(other), world)) == [batch]
+    assert asked == [form, None, None]
+    ((images,),) = [other.images for other in seen]
+    assert images.shape == (3, 4, 4) and not images.any() and isinstance(seen[0].images, list) != stacked
 
 
 @pytest.mark.parametrize(

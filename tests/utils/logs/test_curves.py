@@ -7,9 +7,9 @@ import os
 import pytest
 from PIL import Image
 
+from tasks.classification.task import Classification
 from utils.logs import curves
 from utils.logs.curves import Curves, draw_curves, whole_intervals
-from utils.training.classification import Classification
 from utils.training.objective import Best
 
 TRAIN = [{"kind": "train", "update": u, "loss": 3.0 / u, "lr": 0.1} for u in range(1, 9)]

@@ -25,7 +25,7 @@ def test_an_epoch_is_recorded_once_if_its_evaluation_is_repeated(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     MetricsFile(tmp_path, 2).close()
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
-    MetricsFile(tmp_path, 2, within_epoch=True).close()
+    MetricsFile(tmp_path, 2, evaluated=False).close()
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
 
 

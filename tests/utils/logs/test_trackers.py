@@ -1,7 +1,5 @@
-"""TensorBoard, Weights & Biases without a network, and the summary in timm's names."""
+"""TensorBoard, and Weights & Biases without a network."""
 
-import csv
-import json
 import sys
 import time
 
@@ -10,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from utils.errors import ConfigError
-from utils.logs.trackers import Trackers, WeightsAndBiases, write_summary
+from utils.logs.trackers import Trackers, WeightsAndBiases
 
 
 def test_the_settings_of_a_run_stand_beside_its_best_metric(tmp_path):
@@ -59,34 +57,3 @@ def test_a_tracker_that_cannot_start_does_not_stop_the_others(tmp_path, monkeypa
     trackers.write({"train/loss": 0.5}, 3)
     trackers.close()
     assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
-
-
-def test_the_summary_has_timms_names(tmp_path):
-    lines = [
-        {"kind": "train", "lr": 0.1, "loss": 2.0},
-        {"kind": "val", "epoch": 0, "train_loss": 2.0, "loss": 1.5, "top1": 50.0, "topk": 90.0, "k": 5},
-        {"kind": "train", "lr": 0.2, "loss": 1.0},
-        {"kind": "val", "epoch": 1, "train_loss": 1.0, "loss": None, "top1": 60.0, "topk": 95.0, "k": 5},
-    ]
-    metrics, summary = tmp_path / "metrics.jsonl", tmp_path / "summary.csv"
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_summary(metrics, summary)
-    first, second = csv.DictReader(summary.open())
-    assert first == {
-        "epoch": "0",
-        "train_loss": "2.0",
-        "lr": "0.1",
-        "eval_loss": "1.5",
-        "eval_top1": "50.0",
-        "eval_top5": "90.0",
-    }
-    assert (second["lr"], second["eval_loss"], second["eval_top1"]) == ("0.2", "", "60.0")
-
-
-@pytest.mark.parametrize("text", ["", "null\n", '{"kind": "val"}\n', None])
-def test_a_summary_that_cannot_be_written_is_a_warning_at_most(tmp_path, caplog, text):
-    if text is not None:
-        (tmp_path / "metrics.jsonl").write_text(text)
-    write_summary(tmp_path / "metrics.jsonl", tmp_path / "summary.csv")
-    assert all("training continues" in message for message in caplog.messages)
-    assert bool(caplog.messages) == (text != "")

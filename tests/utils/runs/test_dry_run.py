@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from tests.tools.builders import CPU, batches, eval_batches, objective, plan, shape, small, train_state
+from tests.tools.builders import CPU, batches, evaluation_of, objective, plan, shape, small, train_state
 from utils.distributed.world import World
 from utils.errors import ResourceError
 from utils.runs import dry_run as module
@@ -15,11 +15,14 @@ from utils.runs.folder import RunFolder
 from utils.training.update import Readback, Update
 
 
-class Loader:
+class Data:
     """Ten updates per epoch; `taken`: the batches that were asked for."""
 
-    def __init__(self):
-        self.taken, self.closed = [], False
+    def __init__(self, val=None):
+        self.val, self.taken, self.closed = val, [], False
+
+    def evaluate(self, model, limit=None):
+        return evaluation_of(objective(), model, self.val[:limit])
 
     def epoch(self, epoch, first_update=0):
         try:
@@ -36,18 +39,18 @@ def said(caplog):
     return caplog
 
 
-def run(tmp_path, state, keep=3, run_plan=None, **more):
-    loader, folder = Loader(), RunFolder(tmp_path / "none/a/b", World(), read_only=True)
+def run(tmp_path, state, keep=3, run_plan=None, val=None):
+    data, folder = Data(val), RunFolder(tmp_path / "none/a/b", World(), read_only=True)
     folder.acquire("TAG: x\n", lambda text: [])
-    dry_run(state, loader, objective(**more), run_plan or plan(), folder, keep, World())
-    return loader
+    dry_run(state, data, objective(), run_plan or plan(), folder, keep)
+    return data
 
 
 def test_a_few_updates_are_trained_and_nothing_is_written(tmp_path, monkeypatch, said):
     monkeypatch.setattr("utils.terminal.QUIET", 0)  # otherwise 30 seconds between two lines of progress
     state = train_state(small())
     before = [p.detach().clone() for p in state.model.parameters()]
-    loader = run(tmp_path, state, val=eval_batches(batches(8)))
+    loader = run(tmp_path, state, val=batches(8))
     assert loader.taken == [(0, update) for update in range(6)] and loader.closed and state.update == 6
     assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
     assert not list(tmp_path.iterdir())
@@ -101,7 +104,7 @@ def test_the_time_of_an_evaluation_is_that_of_its_batches(monkeypatch, count, se
     now = [0.0]
 
     class Timed:
-        evaluation_batches = count
+        val = range(count) if count else None
 
         def evaluate(self, model, limit):
             now[0] += 0.5 + limit

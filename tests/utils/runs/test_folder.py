@@ -169,6 +169,9 @@ def test_without_links_the_log_says_where_the_names_are(tmp_path, monkeypatch, c
         assert (folder.checkpoints / name).read_text() == "ckpt_epoch_1.pth\n"
 
 
-def test_the_path_follows_from_output_name_and_tag():
+def test_the_folder_follows_from_output_name_and_tag_and_is_released(tmp_path, monkeypatch):
     cfg = load_config(ROOT / "configs/swin_tiny.yaml", [("OUTPUT", "out", "x"), ("TAG", "t/1", "x")])
-    assert str(RunFolder.from_config(cfg, World()).path) == f"out/{cfg.MODEL.NAME}/t/1"
+    monkeypatch.chdir(tmp_path)
+    with RunFolder.open(cfg, World()) as folder:
+        assert str(folder.path) == f"out/{cfg.MODEL.NAME}/t/1" and (folder.path / "owner.json").exists()
+    assert not (folder.path / "owner.json").exists()

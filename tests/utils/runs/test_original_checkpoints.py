@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from models.registry import fresh_model
+from tasks.registry import new_task
 from tests.tools.builders import CPU, batches, configured, objective, plan, shape, small, train_state
+from utils.distributed.world import World
 from utils.errors import CheckpointError
 from utils.precision import choose_precision
 from utils.runs.original_checkpoints import is_original, newest_original, translate
@@ -46,7 +47,7 @@ def test_moments_reach_their_own_parameters(family, tmp_path):
         moment = saved["optimizer"]["state"][index]["exp_avg"]
         assert moment.flatten()[0].item() == pytest.approx(0.1 * (names.index(name) + 1)), name
     assert saved["counters"] == {
-        "epoch": 1, "step": 0, "update": 10, "skipped": 0, "skipped_in_row": 0, "samples": 40,
+        "epoch": 1, "step": 0, "update": 10, "skipped": 0, "skipped_in_row": 0, "samples": 40, "evaluated_at": 10,
     }  # fmt: skip
     state.load_state_dict(saved, lambda *_: "", "x")
     train_epoch(state, batches(1), objective(), plan(), lambda update: None)
@@ -81,7 +82,7 @@ def test_moments_of_a_pre_training(tmp_path, version):
         overrides = {f"MODEL__{section}__{key}": v for section, keys in encoder.items() for key, v in keys.items()}
         kind = "swin" if version == 1 else "swinv2"
         cfg = configured(TASK="simmim", MODEL__TYPE=kind, DATA__IMG_SIZE=64, DATA__MASK_PATCH_SIZE=16, **overrides)
-        return fresh_model(cfg, CPU)
+        return new_task(cfg, World()).new_model(None)
 
     model = pre_training()
     names = dict(model.named_parameters())

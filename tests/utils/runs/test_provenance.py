@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.classification.labels import ClassInfo
 from tests.tools.builders import provenance
 from utils.errors import CheckpointError, ConfigError
 from utils.preprocessing import Preprocessing
 from utils.runs.provenance import versions
 
 HERE = Path("ckpt.pth")
-OWN = provenance(class_names=("a", "b"), data_counts=(3, 4), data_fingerprint="x", preprocessing=Preprocessing())
+OWN = provenance(info=ClassInfo("x", ("a", "b"), (3, 4)), preprocessing=Preprocessing())
 
 
 def test_a_checkpoint_holds_plain_values():

@@ -9,13 +9,14 @@ import torch
 
 from configs.loading import load_config
 from models.weights.load import load_contents
+from tasks.classification.labels import ClassInfo
 from tests.conftest import ROOT
 from tests.tools.builders import plan, provenance, small, train_state
 from utils.checkpoints.files import save_checkpoint
 from utils.distributed.world import World
 from utils.errors import CheckpointError, ConfigError
 from utils.runs.folder import RunFolder
-from utils.runs.resume import StartOptions, find_start
+from utils.runs.resume import StartOptions, start_of
 
 NEWEST = "the newest checkpoint in the output folder"
 
@@ -25,7 +26,7 @@ def contents(value, epoch=1):
     torch.nn.init.constant_(model.head.bias, value)
     state = train_state(model)
     state.start_at(epoch, plan())
-    return {**provenance().as_dict(), **state.state_dict()}
+    return {**provenance(info=ClassInfo()).as_dict(), **state.state_dict()}
 
 
 def write(path, value):
@@ -33,19 +34,17 @@ def write(path, value):
     return str(path)
 
 
+def load(model, contents, origin, info=None):
+    return load_contents(model, contents, origin, None if info is None else ())
+
+
 def begin(folder, **options):
-    start = find_start(
-        StartOptions(**options),
-        RunFolder(folder, World()),
-        provenance(),
-        World(),
-        load=load_contents,
-        fetch=Path,
-    )
+    given = {name: str(value) if name in ("resume", "pretrained") else value for name, value in options.items()}
+    start = start_of(StartOptions(**given), RunFolder(folder, World()), provenance(), World())
     model = small()
-    start.load_weights(model)
+    start.load_weights(model, load)
     state = train_state(model)
-    start.restore(state, plan())
+    start.restore(state, plan(), load)
     return model.head.bias[0].item(), state.epoch
 
 
@@ -113,9 +112,8 @@ class Ranks(World):
             tensor.copy_(self.sent.pop(0))
 
 
-def found(folder, world=None, own=None, load=load_contents, **options):
-    where = RunFolder(folder, World())
-    return find_start(StartOptions(**options), where, own or provenance(), world or World(), load=load, fetch=Path)
+def found(folder, world=None, own=None, **options):
+    return start_of(StartOptions(**options), RunFolder(folder, World()), own or provenance(), world or World())
 
 
 def test_other_ranks_get_what_the_main_rank_read_and_need_no_disk(tmp_path):
@@ -128,8 +126,8 @@ def test_other_ranks_get_what_the_main_rank_read_and_need_no_disk(tmp_path):
     assert (first.origin, first.own, first.reason) == (other.origin, other.own, other.reason) == (path, True, NEWEST)
     assert torch.equal(other.contents["model"]["head.bias"], torch.full((5,), 3.0)) and not main.sent
     state = train_state(small())
-    other.load_weights(state.model)
-    other.restore(state, plan())
+    other.load_weights(state.model, load)
+    other.restore(state, plan(), load)
     assert (state.model.head.bias[0].item(), state.epoch, state.update) == (3.0, 1, 10)
 
 
@@ -156,8 +154,8 @@ def test_every_rank_refuses_what_does_not_belong_to_the_run(tmp_path):
 def test_the_contents_of_a_checkpoint_are_not_kept_in_memory(tmp_path):
     save_checkpoint(tmp_path / "checkpoints", "ckpt_epoch_0.pth", contents(3.0))
     start, state = found(tmp_path), train_state(small())
-    start.load_weights(state.model)
-    start.restore(state, plan())
+    start.load_weights(state.model, load)
+    start.restore(state, plan(), load)
     assert start.contents == {}
 
 
@@ -169,30 +167,30 @@ def test_the_best_of_another_folder_is_forgotten(tmp_path):
     for folder, best in (("own", 50.0), ("other", None)):
         start = found(tmp_path / folder, resume=str(tmp_path / "r.pth"))
         state = train_state(small())
-        start.restore(state, plan())
+        start.restore(state, plan(), load)
         assert (state.best_value, state.update) == (best, 10)
 
 
 def test_only_pretrained_weights_may_get_another_head(tmp_path):
     weights, state = str(tmp_path / "w.pth"), write(tmp_path / "s.pth", 1.0)
     torch.save({"model": small().state_dict()}, weights)
-    own = provenance(class_names=("a", "b"))
+    info = ClassInfo(class_names=("a", "b"))
     asked = []
 
-    def load(model, contents, origin, head_for=None):
-        asked.append((Path(origin).name, head_for))
+    def load(model, contents, origin, info=None):
+        asked.append((Path(origin).name, info))
         return ""
 
     for options in ({"pretrained": weights}, {"resume": weights}, {"pretrained": state}):
-        found(tmp_path / "run", own=own, load=load, **options).load_weights(small())
-    found(tmp_path / "run", load=load, resume=state).load_weights(small())
-    assert asked == [("w.pth", ("a", "b")), ("w.pth", None), ("s.pth", ("a", "b")), ("s.pth", None)]
+        found(tmp_path / "run", own=provenance(info=info), **options).load_weights(small(), load)
+    found(tmp_path / "run", resume=state).load_weights(small(), load)
+    assert asked == [("w.pth", info), ("w.pth", None), ("s.pth", info), ("s.pth", None)]
 
 
 def test_fault_10_a_checkpoint_of_another_run_is_refused(tmp_path):
     save_checkpoint(tmp_path / "checkpoints", "ckpt_epoch_0.pth", contents(3.0))
     with pytest.raises(CheckpointError, match="class 0 is none in the checkpoint and c in the data"):
-        found(tmp_path, own=provenance(class_names=("c",)))
+        found(tmp_path, own=provenance(info=ClassInfo(class_names=("c",))))
     with pytest.raises(ConfigError, match="global batch of 4, now it is 8"):
         found(tmp_path, own=provenance(global_batch=8))
 
@@ -212,4 +210,4 @@ def test_options_come_from_the_configuration():
     given = {"TRAIN.AUTO_RESUME": False, "MODEL.RESUME": "r", "MODEL.PRETRAINED": "p", "TRAIN.START_EPOCH": 3}
     overrides = [(name, value, "test") for name, value in {**given, "DATA.ACCEPT_CHANGES": True}.items()]
     cfg = load_config(ROOT / "configs/swin_tiny.yaml", overrides)
-    assert StartOptions.from_config(cfg) == StartOptions(False, "r", "p", 3, True)
+    assert StartOptions.from_config(cfg) == StartOptions(False, "r", "p", first_epoch=3, accept_changes=True)

@@ -14,14 +14,14 @@ import torch
 
 import utils.runs.session as session_module
 from configs.loading import load_config
+from tasks.classification.metrics import Accuracy
 from tests.conftest import ROOT
 from tests.tools.builders import (
     CPU,
+    Subject,
     batches,
-    configured,
     objective,
     plan,
-    provenance,
     session,
     shape,
     small,
@@ -31,10 +31,8 @@ from utils.checkpoints.files import find_newest, follow
 from utils.distributed.signals import Interrupt
 from utils.distributed.world import World
 from utils.errors import NumericsError, ResourceError, TerminatedError
-from utils.evaluation.metrics import Accuracy
 from utils.precision import choose_precision
 from utils.runs.session import SessionOptions
-from utils.training.classification import Classification
 from utils.training.loop import train_epoch
 from utils.training.objective import Evaluation
 
@@ -122,14 +120,58 @@ def test_a_run_ends_with_a_line_and_a_folder_that_is_free(tmp_path, caplog):
     assert not (tmp_path / "owner.json").exists() and (tmp_path / "curves.png").exists()
 
 
-@pytest.mark.parametrize("classifies", [True, False])
-def test_predict_py_is_named_for_classifiers(tmp_path, caplog, classifies):
-    run_state = train_state(small())
-    with caplog.at_level(logging.INFO), session(tmp_path, run_state, plan(), classifies=classifies) as run_session:
-        run_session._provenance = provenance(class_names=("a", "b"))
+@pytest.mark.parametrize("predicts", [True, False])
+def test_predict_py_is_named_where_it_can_be_used(tmp_path, caplog, predicts):
+    run_state, subject = train_state(small()), Subject(predicts=predicts)
+    with caplog.at_level(logging.INFO), session(tmp_path, run_state, plan(), subject=subject) as run_session:
         train(run_session, run_state, plan())
         run_session.end_epoch(judged(50.0))
-    assert (f"predict.py IMAGE --model {tmp_path}" in caplog.text) == classifies
+    assert (f"predict.py IMAGE --model {tmp_path}" in caplog.text) == predicts
+
+
+def test_evaluations_and_the_length_of_a_run_can_be_stated_in_updates(tmp_path):
+    """14 updates of epochs of ten, an evaluation every four: within an epoch, and at the end."""
+    run_state, run_plan = train_state(small()), plan(updates=14, eval_every=4, warmup_updates=1)
+    subject, results = Subject(), iter([50.0, 70.0, 60.0, 40.0])
+    subject.evaluate = lambda model: judged(next(results)).evaluate(model)
+    assert [run_plan.updates_in(epoch) for epoch in range(run_plan.epochs)] == [10, 4]
+    with session(tmp_path, run_state, run_plan, subject=subject) as run_session:
+        while run_state.epoch < run_plan.epochs:
+            train(run_session, run_state, run_plan, batches(run_plan.updates_in(run_state.epoch)))
+            run_session.end_epoch()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    vals = [(line["update"], line["epoch"], line["top1"]) for line in lines if line["kind"] == "val"]
+    assert vals == [(4, 0, 50.0), (8, 0, 70.0), (12, 1, 60.0), (14, 1, 40.0)] and not list(results)
+    assert saved(tmp_path) == [
+        *("ckpt_epoch_0_step_4.pth", "ckpt_epoch_0_step_8.pth"),
+        *("ckpt_epoch_1.pth", "ckpt_epoch_1_step_2.pth"),
+    ]
+    assert (tmp_path / "checkpoints/best.pth").readlink().name == "ckpt_epoch_0_step_8.pth"
+    assert all(line["train_loss"] > 0 for line in lines if line["kind"] == "val")
+
+
+def test_an_evaluation_within_an_epoch_that_was_stopped_is_repeated(tmp_path, interrupt):
+    run_state, run_plan, subject = train_state(small()), plan(eval_every=4), Subject()
+
+    def evaluate(model):
+        for batch in interrupt.interruptible(range(5)):
+            if batch == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    subject.evaluate = evaluate
+    with (
+        pytest.raises(TerminatedError, match="the state after update 4 is saved"),
+        session(tmp_path, run_state, run_plan, interrupt=interrupt, subject=subject) as run_session,
+    ):
+        train(run_session, run_state, run_plan)
+    contents = find_newest(tmp_path / "checkpoints")[1]
+    other = train_state(small())
+    other.load_state_dict(contents, lambda *_: "", "test")
+    subject.evaluate = judged(80.0).evaluate
+    with session(tmp_path, other, run_plan, subject=subject) as again:
+        train(again, other, run_plan, batches(10)[4:])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines if line["kind"] == "val"] == [4, 8] and other.best_value == 80.0
 
 
 def test_files_that_a_run_did_not_write_are_not_named(tmp_path, caplog):
@@ -309,7 +351,7 @@ def test_fault_16_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, m
     real = os.statvfs("/")
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*real[:1], 4096, 1000, 99, 3, *real[5:])))
     with pytest.raises(ResourceError, match=r"the checkpoints need \d+ MiB, 0 MiB are free"):
-        session(tmp_path, train_state(small()), plan())
+        session(tmp_path, train_state(small()), plan()).__enter__()
 
 
 def test_the_watchdog_hears_of_every_update_and_waits_for_the_last_save(tmp_path):
@@ -327,6 +369,4 @@ def test_options_come_from_the_configuration():
     given = {"PRINT_FREQ": 3, "SAVE_FREQ": 4, "TRAIN.SAVE_EVERY_UPDATES": 5, "TRAIN.KEEP_CHECKPOINTS": 7}
     overrides = [(name, value, "test") for name, value in given.items()]
     cfg = load_config(ROOT / "configs/swin_tiny.yaml", overrides)
-    best = Classification.best
-    assert SessionOptions.from_config(cfg, best) == SessionOptions(3, 4, 5, 15.0, 7, best)
-    assert not SessionOptions.from_config(configured(TASK="simmim"), None).classifies
+    assert SessionOptions.from_config(cfg) == SessionOptions(3, 4, 5, 15.0, 7)

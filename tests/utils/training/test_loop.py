@@ -13,10 +13,10 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
 from models.registry import build_model
+from tasks.classification.task import Classification
 from tests.tools.builders import CPU, batches, objective, plan, randomize, small, take, train_state
 from utils.batches import Batch
 from utils.precision import Precision, choose_precision
-from utils.training.classification import Classification
 from utils.training.loop import train_epoch
 from utils.training.optim import OptimizerOptions
 from utils.training.schedule import learning_rate
@@ -46,7 +46,7 @@ def test_ten_updates_equal_a_plain_loop_around_timm():
     work = []
     for batch in batches(10, 2, classes=10, pixels=224):
         images, targets = mix(batch.images.clone(), batch.targets)
-        work.append(Batch(images, targets, 1.0, True))
+        work.append(Batch(images, targets))
 
     decay = [p for n, p in peer.named_parameters() if p.ndim > 1 and "bias_table" not in n]
     rest = [p for n, p in peer.named_parameters() if p.ndim <= 1 or "bias_table" in n]
@@ -79,7 +79,7 @@ def test_accumulation_equals_the_big_batch():
     halves = []
     for batch in whole:
         for part, last in ((slice(0, 4), False), (slice(4, 8), True)):
-            halves.append(Batch(batch.images[part], batch.targets[part], 0.5, last))
+            halves.append(Batch(batch.images[part], batch.targets[part], (), 0.5, last))
     one, two = train_state(small()), train_state(small())
     losses = [[loss_of(u) for u in run(s, w)] for s, w in ((one, whole), (two, halves))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -99,7 +99,7 @@ def test_clipping_and_its_absence(limit):
 
 
 def poison(batch):
-    return Batch(batch.images * math.nan, batch.targets, 1.0, True)
+    return Batch(batch.images * math.nan, batch.targets)
 
 
 def test_fault_34_an_update_without_a_finite_gradient_moves_nothing():

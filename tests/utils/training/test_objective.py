@@ -8,12 +8,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from tests.tools.builders import plan, provenance, session, shape, train_state
+from tests.tools.builders import Subject, plan, provenance, session, shape, train_state
 from utils.batches import Batch
 from utils.checkpoints.files import find_newest
 from utils.distributed.world import World
 from utils.runs.folder import RunFolder
-from utils.runs.resume import StartOptions, find_start
+from utils.runs.resume import StartOptions, start_of
 from utils.training.loop import train_epoch
 from utils.training.objective import Best, Evaluation
 
@@ -31,6 +31,12 @@ class Regression:
         penalty = 1e-3 * sum(p.square().sum() for p in model.parameters())
         return {"loss": error + penalty, "error": error, "penalty": penalty}
 
+    def __init__(self):
+        self.updates = []
+
+    def after_update(self, model, done, planned):
+        self.updates.append((done, planned))
+
     def evaluate(self, model):
         distance = (model.weight - SLOPE).norm().item()
         return Evaluation({"distance": distance}, f"distance {distance:.3f}")
@@ -39,10 +45,10 @@ class Regression:
 def work(epoch, first=0):
     generator = torch.Generator().manual_seed(epoch)
     inputs = torch.randn(6, 2, 2, generator=generator)
-    return [Batch(x, x @ SLOPE.T, 1.0, True) for x in inputs][first:]
+    return [Batch(x, x @ SLOPE.T) for x in inputs][first:]
 
 
-def load(model, contents, origin, head_for=None):
+def load(model, contents, origin, info=None):
     model.load_state_dict(contents["model"])
     return f"weights of {origin}"
 
@@ -56,21 +62,22 @@ def train(folder, objective, stop_at=None):
     torch.manual_seed(0)
     model = nn.Linear(2, 1, bias=False)
     run_folder = RunFolder(folder, World())
-    start = find_start(StartOptions(), run_folder, provenance(global_batch=2), World(), load=load, fetch=None)
-    start.load_weights(model)
+    start = start_of(StartOptions(), run_folder, provenance(global_batch=2), World())
+    start.load_weights(model, load)
     state = train_state(model, ema_decay=0.9)
-    start.restore(state, PLAN)
+    start.restore(state, PLAN, load)
 
     def after_update(update):
         run.after_update(update)
         if state.update == stop_at:
             raise Stop
 
-    own = {"best": objective.best, "save_updates": 4, "print_freq": 3}
+    subject = Subject(best=objective.best, evaluate=objective.evaluate)
+    own = {"subject": subject, "save_updates": 4, "print_freq": 3}
     with suppress(Stop), session(folder, state, PLAN, global_batch=2, **own) as run:
         while state.epoch < PLAN.epochs:
             train_epoch(state, run.watch(work(state.epoch, state.step)), objective, PLAN, after_update)
-            run.end_epoch(objective)
+            run.end_epoch()
 
 
 def saved(folder):
@@ -79,7 +86,9 @@ def saved(folder):
 
 def test_a_new_objective_trains_resumes_bit_equal_and_is_logged_by_its_names(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(whole, Regression())
+    regression = Regression()
+    train(whole, regression)
+    assert regression.updates == [(done, 18) for done in range(1, 19)]
     train(stopped, Regression(), stop_at=9)  # within the second epoch, after the save at update 8
     train(stopped, Regression())
     assert (whole / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
@@ -92,7 +101,11 @@ def test_a_new_objective_trains_resumes_bit_equal_and_is_logged_by_its_names(tmp
     updates = [line for line in lines if line["kind"] == "train"]
     assert all(line["loss"] == pytest.approx(line["error"] + line["penalty"]) for line in updates)
     distances = [line["distance"] for line in lines if line["kind"] == "val"]
-    assert len(distances) == 3 and one["best"] == {"value": min(distances), "epoch": distances.index(min(distances))}
+    assert len(distances) == 3 and one["best"] == {
+        "value": min(distances),
+        "epoch": distances.index(min(distances)),
+        "step": 0,
+    }
     assert (whole / "checkpoints/best.pth").readlink().name == f"ckpt_epoch_{one['best']['epoch']}.pth"
     board = EventAccumulator(str(whole / "tensorboard")).Reload()
     assert {"train/error", "train/penalty", "train/loss", "val/distance"} <= set(board.Tags()["scalars"])

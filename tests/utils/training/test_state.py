@@ -1,6 +1,7 @@
 """The state of a run survives a round trip through a checkpoint."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,11 +9,11 @@ from torch import nn
 
 from models.weights.load import load_contents
 from tests.tools.builders import CPU, batches, objective, plan, shape, small, train_state
-from utils.evaluation.metrics import Mean
 from utils.precision import choose_precision
 from utils.training.loop import train_epoch
 from utils.training.optim import OptimizerOptions, set_learning_rate
 from utils.training.schedule import learning_rate
+from utils.training.state import Mean
 
 
 def trained(ema=0.9):
@@ -167,3 +168,16 @@ def test_the_size_of_a_checkpoint_counts_its_copies(name, ema, copies):
     lines = state.describe()
     assert "on 100 parameters in 1 tensors, none on 10 parameters in 1 tensors" in lines[0]
     assert ("EMA of the weights with decay 0.9" in lines[1]) == (ema is not None)
+
+
+def test_a_mean_can_be_carried_on():
+    mean = Mean()
+    assert math.isnan(mean.value)
+    mean.add(1.0)
+    mean.add(4.0, weight=2.0)
+    assert mean.value == 3.0
+    again = Mean(mean.total, mean.weight)
+    again.add(7.0)
+    assert again.value == 4.0
+    again.clear()
+    assert math.isnan(again.value)

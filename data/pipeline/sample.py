@@ -1,0 +1,112 @@
+"""The types on the way of a sample: decoded and augmented in a worker, collated, sent to the training process."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.sources.base import Record
+
+Image = NDArray[np.uint8]  # (channels, height, width)
+
+
+class Erased(NamedTuple):
+    """A rectangle to erase, in pixels, and the seed of the noise that fills it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    seed: int
+
+
+class Sample(NamedTuple):
+    """A decoded and augmented sample; image and target were transformed by the same draws.
+
+    `image` uint8 (channels, height, width), or a list of such views; `erased`: rectangles that are erased on the
+    device; `number`: its index in the dataset; `bad`: the error of the unreadable sample that this one replaces.
+    """
+
+    image: Image | list[Image]
+    target: Any
+    erased: Sequence[Erased] = ()
+    number: int = -1
+    bad: str = ""
+
+
+class Skipped(NamedTuple):
+    """Takes the place of an unreadable sample in an evaluation. Args: bad: the error."""
+
+    bad: str
+
+
+# the global generators are seeded by the address of the sample before each call of a training transform
+SampleTransform = Callable[[Record], Sample]
+
+
+@dataclass(frozen=True)
+class Collated:
+    """A batch as it leaves a loader worker.
+
+    `images` uint8 (B, C, H, W), or a list of (C, H, W) of different sizes; `targets`: any nesting of tensors, lists and
+    dictionaries; `erased` int64 (n, 6): image in the batch, then the fields of `Erased`; `samples`: indices in the
+    dataset; `bad`: errors of samples that were replaced or left out.
+    """
+
+    images: Tensor | list[Tensor]
+    targets: Any = None
+    erased: Tensor = field(default_factory=lambda: torch.zeros(0, 6, dtype=torch.int64))
+    samples: tuple[int, ...] = ()
+    bad: tuple[str, ...] = ()
+
+    def pin_memory(self) -> "Collated":
+        """Copies to page-locked memory; called by torch's DataLoader."""
+        images, targets = (map_tensors(value, Tensor.pin_memory) for value in (self.images, self.targets))
+        return replace(self, images=images, targets=targets)
+
+
+Collate = Callable[[Sequence[Sample]], Collated]
+
+
+def stack(samples: Sequence[Sample]) -> Collated:
+    """Stacks images of one size, and targets that are numbers or arrays of one shape; other targets become a list."""
+    images = torch.from_numpy(np.stack([sample.image for sample in samples]))
+    return Collated(images, _stacked([sample.target for sample in samples]), _erased(samples))
+
+
+def as_lists(samples: Sequence[Sample]) -> Collated:
+    """Keeps images of different sizes and their targets as lists."""
+    images = [torch.from_numpy(np.ascontiguousarray(sample.image)) for sample in samples]
+    return Collated(images, [sample.target for sample in samples], _erased(samples))
+
+
+def _stacked(targets: list[Any]) -> Any:
+    first = targets[0]
+    if first is None:
+        return None
+    if isinstance(first, int | float):
+        return torch.tensor(targets)
+    if isinstance(first, Tensor):
+        return torch.stack(targets)
+    return torch.from_numpy(np.stack(targets)) if isinstance(first, np.ndarray) else targets
+
+
+def _erased(samples: Sequence[Sample]) -> Tensor:
+    rows = [(i, *rectangle) for i, sample in enumerate(samples) for rectangle in sample.erased]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, 6)
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Applies a function to every tensor in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(each, function) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        mapped = [map_tensors(each, function) for each in value]
+        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
+    return value

@@ -1,0 +1,197 @@
+"""The interface of a task: what is read, what a batch is, which model, which loss, how it is judged, what is shown.
+
+A task is a folder of tasks/ with `keys.py`, its configuration keys without torch, and `task.py`, whose `TASK` is a
+subclass of `Task`. Nothing outside of tasks/ distinguishes tasks.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, ClassVar
+
+from PIL import Image
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from data.loaders import EvalLoader, Interruptible, Pipeline, TrainLoader
+from data.pipeline.workers import LoaderOptions
+from data.sources.base import Source
+from models.registry import ModelOptions, build_for_run, model_options, preprocessing_of
+from models.weights.load import load_contents
+from utils.batches import Batch
+from utils.distributed.world import World
+from utils.pictures import Pictures
+from utils.precision import Precision
+from utils.preprocessing import Preprocessing
+from utils.runs.provenance import DataInfo
+from utils.training.evaluate import Evaluator, evaluate
+from utils.training.objective import Best, Evaluation
+from utils.training.plan import RunPlan
+
+SHOWN = 32  # samples of a training batch that are drawn
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The opened splits of a dataset, None for those that were not asked for or are missing, and its identity."""
+
+    train: Source | None
+    val: Source | None
+    info: DataInfo
+
+    @property
+    def train_size(self) -> int:
+        """Training samples."""
+        return 0 if self.train is None else len(self.train)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The prediction for one sample.
+
+    `sample`: its index; `cells`: columns of a table, by name; `record`: the same for JSON, `cells` if None; `picture`
+    draws it.
+    """
+
+    sample: int
+    cells: Mapping[str, Any]
+    record: Mapping[str, Any] | None = None
+    picture: Any = field(default=None, repr=False)
+
+
+class Task(ABC):
+    """A task of a run, configured.
+
+    Args: cfg: the frozen configuration; contents: of the file of weights that is evaluated or used, or the notes of an
+    exported model, whose preprocessing and data then take precedence over those of the configuration.
+    Raises: ConfigError.
+    """
+
+    name: ClassVar[str]
+    best: Best | None = None  # the metric that decides which checkpoint is the best
+    predicts: ClassVar[bool] = True  # scripts/predict.py has something to show
+
+    def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None):
+        self.cfg, self.world, self.contents = cfg, world, contents or {}
+        self.precision = Precision.from_config(cfg, world.device)
+        self.options: ModelOptions = model_options(cfg)
+        own = Preprocessing.stored(self.contents) or preprocessing_of(self.options)
+        self.preprocessing = own.configured(cfg, self.options.in_chans)
+
+    @abstractmethod
+    def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
+        """Opens splits of the dataset on every rank; a validation split is optional in training. Raises: DataError."""
+
+    @abstractmethod
+    def stored_info(self, origin: str) -> DataInfo:
+        """Returns what the contents of the file `origin` say of the data its model is for. Raises: CheckpointError."""
+
+    @abstractmethod
+    def pipeline(self, info: DataInfo) -> Pipeline:
+        """Returns everything between a source and a batch. Raises: ConfigError."""
+
+    @abstractmethod
+    def new_model(self, info: DataInfo | None) -> nn.Module:
+        """Builds a newly initialised model. Args: info: None for a model without data, to measure its speed."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """See `utils.training.objective.Objective.loss`."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """Runs the model for an evaluation or a prediction; without gradients."""
+
+    @abstractmethod
+    def evaluator(self, val: EvalLoader, info: DataInfo) -> Evaluator:
+        """Returns a new evaluator for one pass over `val`."""
+
+    @abstractmethod
+    def show_batch(self, batch: Batch, info: DataInfo, limit: int = SHOWN) -> Image.Image:
+        """Draws up to `limit` samples of a training batch as the model sees them."""
+
+    def after_update(self, model: nn.Module, done: int, planned: int) -> None:
+        """See `utils.training.objective.Objective.after_update`; nothing by default."""
+        return
+
+    def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
+        """Returns functions that draw what trackers show after every evaluation. Called by every rank.
+
+        Args: shown: validation samples, or training samples without validation data.
+        """
+        return {}
+
+    def predictions(self, outputs: Any, batch: Batch, info: DataInfo, limit: int) -> Iterator[Row]:
+        """Yields a row per sample of a batch. Args: outputs: of `forward`; limit: entries per sample, such as classes.
+
+        Raises: ConfigError if the task predicts nothing.
+        """
+        raise NotImplementedError
+
+    def build_model(self, info: DataInfo | None) -> nn.Module:
+        """Builds the model of a run on its device, initialised from SEED and prepared as TRAIN says."""
+        return build_for_run(self.cfg, lambda: self.new_model(info), self.world.device)
+
+    def load(self, model: nn.Module, contents: Mapping[str, Any], origin: str, info: DataInfo | None = None) -> str:
+        """Copies the weights of a file into a model and returns a log line.
+
+        Args: info: of the data to fine-tune on: parts that belong to other data are re-initialised; None: all must fit.
+        Raises: CheckpointError.
+        """
+        return load_contents(model, contents, origin, tables=self.cfg.MODEL.TABLE_INTERPOLATION)
+
+    def loader(self, source: Source, info: DataInfo, **more: Any) -> EvalLoader:
+        """Returns this rank's shard of an evaluation or a prediction. Args: more: fields of `LoaderOptions`."""
+        options = replace(LoaderOptions.from_config(self.cfg), **more)
+        return EvalLoader(source, self.pipeline(info), options, self.world)
+
+    def describe(self) -> str:
+        """Returns a log line on how images are prepared."""
+        return str(self.preprocessing)
+
+
+class TrainingData:
+    """The loaders of a training run, and the evaluation of its validation data.
+
+    Creating one starts the server of the loader workers, which takes seconds: best done before the model is built.
+    Args: interruptible: see `EvalLoader`. Raises: ConfigError, ResourceError.
+    """
+
+    def __init__(self, task: Task, data: TaskData, plan: RunPlan, interruptible: Interruptible = iter):
+        assert data.train is not None
+        pipeline, options = task.pipeline(data.info), LoaderOptions.from_config(task.cfg)
+        self.task, self.info, self._source, self._plan = task, data.info, data.train, plan
+        self.predicts = task.predicts
+        self.train = TrainLoader(data.train, pipeline, options, plan.shape, task.world)
+        self.val = None if data.val is None else EvalLoader(data.val, pipeline, options, task.world, interruptible)
+        self._shown = self.val or EvalLoader(data.train, pipeline, options, task.world)
+
+    @property
+    def best(self) -> Best | None:
+        """The metric that decides which checkpoint is the best; None without validation data."""
+        return self.task.best if self.val is not None else None
+
+    def epoch(self, epoch: int, first_update: int = 0) -> Iterator[Batch]:
+        """Yields the training batches of an epoch from an update on; see `TrainLoader.epoch`."""
+        return self.train.epoch(epoch, first_update, self._plan.updates_in(epoch))
+
+    def evaluate(self, model: nn.Module, limit: int | None = None) -> Evaluation | None:
+        """Evaluates on all ranks; None if there is nothing to evaluate. Does not affect training.
+
+        Args: limit: of the batches of every rank, to see how long they take.
+        """
+        task, pictures = self.task, self.task.epoch_pictures(model, self._shown)
+        if self.val is None:
+            return Evaluation({}, "", each_epoch=pictures) if pictures else None
+        batches = self.val if limit is None else islice(self.val, limit)
+        evaluation = evaluate(model, batches, task.evaluator(self.val, self.info), task.forward, task.world)
+        return replace(evaluation, each_epoch={**evaluation.each_epoch, **pictures})
+
+    def show_batch(self, batch: Batch) -> Image.Image:
+        """Draws a training batch as the model sees it."""
+        return self.task.show_batch(batch, self.info)
+
+    def name_of(self, index: int) -> str:
+        """Returns the location of a training sample, for messages."""
+        return self._source.name(index)

@@ -1,0 +1,48 @@
+"""Distillation: a classifier learns from the labels and from a teacher (DeiT, arXiv 2012.12877, without its token)."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+
+@dataclass(frozen=True)
+class DistillationOptions:
+    """`kind`: "soft", "hard" or "none"; `alpha`: weight of the teacher's loss, between 0 and 1; `temperature` of the
+    softmax, "soft" only."""
+
+    kind: str
+    alpha: float = 0.5
+    temperature: float = 1.0
+
+    @staticmethod
+    def from_config(cfg: CfgNode) -> "DistillationOptions":
+        own = cfg.DISTILLATION
+        return DistillationOptions(own.KIND, own.ALPHA, own.TEMPERATURE)
+
+
+def distilled(base: Tensor, logits: Tensor, taught: Tensor, options: DistillationOptions) -> dict[str, Tensor]:
+    """Returns "loss", (1 - alpha) * base + alpha * distillation, and both parts.
+
+    Args: base: the loss on the labels; logits, taught: of student and teacher, (B, classes) each.
+    """
+    distillation = distillation_loss(logits, taught, options)
+    loss = (1 - options.alpha) * base + options.alpha * distillation
+    return {"loss": loss, "base": base, "distillation": distillation}
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, options: DistillationOptions) -> Tensor:
+    """Returns the mean over the batch, in float32.
+
+    "soft" (equation 2): the Kullback-Leibler divergence of the student's distribution from the teacher's, both at a
+    temperature, times its square, so that the gradient keeps its size. "hard" (equation 3): the cross-entropy with the
+    teacher's most probable class.
+
+    Args: logits of the student, `taught` of the teacher, (B, classes) each.
+    """
+    logits, taught = logits.float(), taught.float()
+    if options.kind == "hard":
+        return F.cross_entropy(logits, taught.argmax(1))
+    own, theirs = ((each / options.temperature).log_softmax(1) for each in (logits, taught))
+    return F.kl_div(own, theirs, reduction="batchmean", log_target=True) * options.temperature**2

@@ -1,0 +1,53 @@
+"""Configuration keys of classification."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from configs.checks import above, at_least, below_one, hexadecimal, one_of, pair, within
+from configs.values import FLOAT, Key, TaskKeys, list_of, optional
+from utils.errors import ConfigError
+
+_KEYS = {
+    "MODEL": {"LABEL_SMOOTHING": Key(0.1, "label smoothing", below_one)},
+    "DISTILLATION": {
+        "KIND": Key("none", "new: a teacher's probabilities (soft) or class (hard)", one_of("none", "soft", "hard")),
+        "TEACHER": Key("", "its recipe, a name or a file as for --cfg; empty: the one that its weights store"),
+        "WEIGHTS": Key("", "its weights: a file, the folder of a run, a URL, hub:NAME, hf:OWNER/NAME"),
+        "SHA256": Key("", "expected digest of the file of WEIGHTS", hexadecimal, free=True),
+        "ALPHA": Key(0.5, "weight of the teacher's loss; that of the labels' is 1 - ALPHA", within(0, 1)),
+        "TEMPERATURE": Key(1.0, "soft: by which both models' logits are divided", above(0)),
+    },
+    "AUG": {
+        "MIXUP": Key(0.8, "alpha of mixup; 0: off", at_least(0)),
+        "CUTMIX": Key(1.0, "alpha of CutMix; 0: off", at_least(0)),
+        "CUTMIX_MINMAX": Key(
+            None, "range of the box's side, relative to the image", pair(1), optional(list_of(FLOAT, "[0.2, 0.8]"))
+        ),
+        "MIXUP_PROB": Key(1.0, "fraction of batches that are mixed", within(0, 1)),
+        "MIXUP_SWITCH_PROB": Key(0.5, "fraction of mixed batches that use CutMix", within(0, 1)),
+        "MIXUP_MODE": Key("batch", "one draw per batch, pair or element", one_of("batch", "pair", "elem")),
+    },
+    "TEST": {
+        "REAL": Key(False, "also evaluate against the labels of ImageNet-ReaL", free=True),
+        "CLASSES": Key(
+            "",
+            "restrict predictions to some classes: a file with one name per line, present (those in val/); empty: all",
+            free=True,
+        ),
+    },
+}
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Checks that a teacher has weights and is asked for. Raises: ConfigError."""
+    named = [key for key in ("DISTILLATION.TEACHER", "DISTILLATION.WEIGHTS") if values[key]]
+    if values["DISTILLATION.KIND"] == "none":
+        if named:
+            raise ConfigError(named[0], "is set, but nothing is distilled", "set DISTILLATION.KIND to soft or hard")
+    elif "DISTILLATION.WEIGHTS" not in named:
+        raise ConfigError(
+            "DISTILLATION.WEIGHTS", "the teacher has no weights", "name a file, the folder of a run, a URL or hub:NAME"
+        )
+
+
+TASK_KEYS = TaskKeys(_KEYS, check=_check)

@@ -1,0 +1,191 @@
+"""Class labels: the splits of a labelled dataset under one class map, and the class map of a checkpoint."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from timm.data import ImageNetInfo
+
+from data.sources.base import LabelledSource, Store
+from data.sources.open import SourceOptions, check_ranks, fill_cache, find_store, some_samples
+from models.weights.class_maps import CLASSES_1K
+from utils.distributed.world import World
+from utils.errors import CheckpointError, DataError, listing
+from utils.runs.provenance import DataInfo
+from utils.terminal import log_lines
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClassInfo(DataInfo):
+    """`class_names` in label order; `counts`: training samples of each class."""
+
+    class_names: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(train: LabelledSource) -> "ClassInfo":
+        """Returns the classes of a training split."""
+        return ClassInfo(train.fingerprint(), tuple(train.class_names), tuple(train.counts()))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"class_names": list(self.class_names), "data_counts": list(self.counts), **super().as_dict()}
+
+    def check(self, saved: Mapping[str, Any], origin: Path, accept_changes: bool) -> None:
+        names = saved.get("class_names")
+        if names is not None and list(names) != list(self.class_names):
+            raise CheckpointError(
+                f"the checkpoint has {len(names)} classes, the data {len(self.class_names)};"
+                f" {_first_difference(names, self.class_names)}: {origin}:"
+                " another --tag trains on other data; to fine-tune on other classes pass it to --pretrained"
+            )
+        super().check(saved, origin, accept_changes)
+
+    def difference(self, saved: Mapping[str, Any]) -> str:
+        for name, before, now in zip(self.class_names, saved.get("data_counts", ()), self.counts, strict=False):
+            if before != now:
+                return f"class {name} had {before} files, now {now}"
+        return super().difference(saved)
+
+
+def _first_difference(one: Sequence[str], other: Sequence[str]) -> str:
+    for label, (a, b) in enumerate(zip_longest(one, other, fillvalue="none")):
+        if a != b:
+            return f"class {label} is {a} in the checkpoint and {b} in the data"
+    return "none differs"
+
+
+def class_names_of(contents: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    """Returns the class names that a file stores, ImageNet-1K's synsets for a head of 1000, else "class 0", ..."""
+    names = contents.get("class_names")
+    if isinstance(names, list) and len(names) == classes:
+        return tuple(names)
+    if classes == CLASSES_1K:
+        return tuple(ImageNetInfo("imagenet-1k").label_names())
+    return tuple(f"class {i}" for i in range(classes))
+
+
+def open_train(options: SourceOptions, world: World) -> tuple[LabelledSource, LabelledSource | None]:
+    """Opens the training split, whose classes are the class map, and the validation split unless it is disabled.
+
+    A class that is merely absent from val shifts nothing.
+    Raises: DataError: what is missing, and where.
+    """
+    splits = ("train", "val") if options.validate else ("train",)
+    with world.local_main_first():  # it builds the index that the others then find
+        store = find_store(options, splits)
+        fill_cache(options, splits, world)
+        train = store.open("train", None, options.classes)
+        val = store.open("val", train.class_names, options.classes) if options.validate else None
+    _check_count(train, options)
+    if val is not None:
+        _check_presence(val, options)
+    check_ranks(world, {"training": train, "validation": val})
+    log_lines(_describe(train, val))
+    return train, val
+
+
+def _describe(train: LabelledSource, val: LabelledSource | None) -> list[str]:
+    """Returns log lines: how many samples and classes, and some samples with their classes."""
+    validation = f" and {len(val):,} validation" if val is not None else ""
+    names = train.class_names
+    samples = [f"{Path(train.name(i)).name} ({names[train.label(i)]})" for i in some_samples(train)]
+    return [
+        f"data: {len(train):,} training{validation} samples, {len(names):,} classes",
+        f"samples: {', '.join(samples)}",
+    ]
+
+
+def open_val(
+    options: SourceOptions,
+    world: World,
+    class_names: Sequence[str] | None = None,
+    likely_names: Sequence[str] | None = None,
+) -> LabelledSource:
+    """Opens the validation split alone, to evaluate weights.
+
+    The class map is `class_names` (a checkpoint's), else `likely_names` (ImageNet's synsets) if all classes of val are
+    among them, else train's if there is a train split, else val's own. MODEL.NUM_CLASSES may exceed the classes of the
+    data, which are then the first ones of the model.
+
+    Raises: DataError: what is missing, and where.
+    """
+    with world.local_main_first():
+        store = find_store(options, ("val",))
+        fill_cache(options, ("val",), world)
+        val = store.open("val", _class_map(store, options, class_names, likely_names), options.classes)
+    _check_count(val, options)
+    check_ranks(world, {"validation": val})
+    log.info("data: %s validation samples, %s classes", f"{len(val):,}", f"{len(val.class_names):,}")
+    return val
+
+
+def _class_map(
+    store: Store, options: SourceOptions, class_names: Sequence[str] | None, likely_names: Sequence[str] | None
+) -> Sequence[str] | None:
+    if class_names is not None:
+        log.info("class map: the checkpoint's, %d classes", len(class_names))
+        return class_names
+    own = store.class_names("val")
+    fits = options.classes in (0, len(likely_names or ()))
+    if likely_names and fits and set(own) <= set(likely_names):
+        few = len(own) < len(likely_names)
+        other = f" (MODEL.NUM_CLASSES {len(own)}: as labels 0 to {len(own) - 1})" if few else ""
+        why = f"the {len(own)} classes of val are its synsets{other}" if own else "val has no folders of classes"
+        log.info("class map: ImageNet-1K, since %s", why)
+        return likely_names
+    names: Sequence[str] = own
+    split = "val"
+    if store.has("train"):
+        opened = store.open("train", None, options.classes) if options.classes else None
+        names, split = store.class_names("train") if opened is None else opened.class_names, "train"
+    log.info("class map: the classes of %s, in the order of their names", split)
+    missing = options.classes - len(names)
+    return [*names, *(f"class {len(names) + i}" for i in range(missing))] if names else None
+
+
+def _check_count(source: LabelledSource, options: SourceOptions) -> None:
+    found = len(source.class_names)
+    if options.classes and found != options.classes:
+        where = options.path or options.dataset
+        raise DataError(f"{where} has {found} classes, not {options.classes}: MODEL.NUM_CLASSES: set it to 0")
+
+
+def _check_presence(val: LabelledSource, options: SourceOptions) -> None:
+    """Warns of classes that have no validation samples. Raises: DataError if there is no sample at all."""
+    if not len(val):
+        raise DataError(
+            f"no validation samples of the classes of train: {options.path}: TEST.VALIDATE: set it to false"
+        )
+    absent = [name for name, count in zip(val.class_names, val.counts(), strict=True) if not count]
+    if absent:
+        log.warning("%d classes have no validation samples: %s", len(absent), listing(absent))
+
+
+def chosen_classes(choice: str, source: LabelledSource) -> list[int]:
+    """Returns the labels that TEST.CLASSES selects: none for "", those with samples for "present", else those in a file
+    with one name per line.
+
+    Raises: DataError for a file that cannot be read, or a name that is not a class.
+    """
+    if not choice:
+        return []
+    if choice == "present":
+        return [label for label, count in enumerate(source.counts()) if count]
+    try:
+        names = [line.strip() for line in Path(choice).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or "not UTF-8"
+        raise DataError(f"cannot read the class names ({reason}): {choice}: TEST.CLASSES takes a file") from e
+    labels = {name: label for label, name in enumerate(source.class_names)}
+    unknown = [name for name in names if name not in labels]
+    if unknown or not names:
+        raise DataError(f"no such classes: {choice}: {listing(unknown) or 'the file is empty'}: one name per line")
+    chosen = {labels[name] for name in names}
+    if any(count and label not in chosen for label, count in enumerate(source.counts())):
+        raise DataError(f"val/ has classes beyond those selected: {choice}: remove their folders, or add their names")
+    return sorted(chosen)

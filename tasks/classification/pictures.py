@@ -1,0 +1,100 @@
+"""Pictures of a training batch, the confusion matrix and the most confident mistakes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.loaders import EvalLoader
+from tasks.classification.class_names import in_words
+from tasks.classification.predictions import Predictions
+from tasks.classification.tables import WORST
+from utils.batches import Batch
+from utils.pictures import Pictures, new_figure, restore, sheet, to_image
+from utils.preprocessing import Preprocessing
+
+MATRIX = 50  # classes that a confusion matrix can show
+NUMBERS = 20  # classes up to which its cells have room for counts
+VISIBLE = 0.1  # fractions of a mixed label from here on; smoothing is below
+
+
+def batch_sheet(batch: Batch, preprocessing: Preprocessing, class_names: Sequence[str], limit: int) -> Image.Image:
+    """Returns up to `limit` images of a training batch with their labels."""
+    names, pixels = in_words(class_names), restore(batch.images[:limit], preprocessing)
+    tiles = [(to_image(image), _caption(batch.targets[i], names)) for i, image in enumerate(pixels)]
+    size = "x".join(str(side) for side in pixels.shape[2:])
+    return sheet(tiles, "Training images", f"as the model sees them, {size} pixels")
+
+
+def _caption(target: Tensor, names: Sequence[str]) -> str:
+    if not target.is_floating_point():
+        return names[int(target)]
+    parts = sorted(((part, label) for label, part in enumerate(target.tolist())), reverse=True)
+    return ", ".join(f"{names[label]} {part:.0%}" for part, label in parts[:2] if part >= VISIBLE)
+
+
+def prediction_pictures(predictions: Predictions, val: EvalLoader, class_names: Sequence[str]) -> Pictures:
+    """Returns functions that draw, by name: "confusion" and, if there are any, "mistakes"."""
+    drawings: dict[str, Any] = {"confusion": lambda: confusion_figure(predictions, class_names)}
+    if predictions.worst(1):
+        drawings["mistakes"] = lambda: mistakes_sheet(predictions, val, class_names)
+    return drawings
+
+
+def mistakes_sheet(predictions: Predictions, val: EvalLoader, class_names: Sequence[str]) -> Image.Image:
+    """Returns the images of the most confident wrong predictions, with both classes and the probability."""
+    tiles, names = [], in_words(class_names)
+    for entry in predictions.worst(WORST):
+        wrong, right = names[int(predictions.predicted[entry])], names[int(predictions.labels[entry])]
+        image = torch.from_numpy(val.sample(int(predictions.samples[entry])).image)
+        tiles.append((to_image(image), f"{wrong} {predictions.confidence[entry]:.0%}, is {right}"))
+    return sheet(tiles, "Most confident mistakes", "predicted class and its probability, true class")
+
+
+def confusion_figure(predictions: Predictions, class_names: Sequence[str]) -> Any:
+    """Returns a figure: the confusion matrix of up to 50 classes, or the 30 of more that have the lowest accuracy."""
+    names = in_words(class_names)
+    return _matrix(predictions, names) if len(names) <= MATRIX else _lowest(predictions, names, 30)
+
+
+def _matrix(predictions: Predictions, names: Sequence[str]) -> Any:
+    matrix = predictions.confusion(len(names))
+    share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    side = max(4.5, 0.32 * len(names) + 2)
+    figure = new_figure(side + 0.8, side)
+    axes = figure.subplots()
+    shown = axes.imshow(100 * share.numpy(), cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="% of the class")
+    if len(names) <= NUMBERS:
+        for row, column in matrix.nonzero().tolist():
+            color = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, int(matrix[row, column]), ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(names)), [_short(name) for name in names], rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.set_title("Confusion matrix" + (", samples" if len(names) <= NUMBERS else ""))
+    return figure
+
+
+def _lowest(predictions: Predictions, names: Sequence[str], count: int) -> Any:
+    scores = sorted(predictions.per_class(len(names)), key=lambda score: (score.top1, score.label))[:count]
+    figure = new_figure(9, 0.24 * len(scores) + 1.2)
+    axes = figure.subplots()
+    axes.barh(range(len(scores)), [score.top1 for score in scores], color="tab:blue")
+    for place, score in enumerate(scores):
+        other = "" if score.mistaken_for is None else f", mostly taken for {_short(names[score.mistaken_for])}"
+        axes.text(score.top1 + 1, place, f"{score.correct} of {score.samples}{other}", va="center", fontsize=8)
+    axes.set_yticks(range(len(scores)), [_short(names[score.label]) for score in scores], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 160)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("top-1 accuracy, %")
+    axes.set_title(f"The {len(scores)} of {len(names):,} classes with the lowest accuracy")
+    return figure
+
+
+def _short(name: str, longest: int = 24) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"

@@ -1,0 +1,92 @@
+"""The predictions of a classifier, sample by sample: for tables per class, the confusion matrix, the worst mistakes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.batches import Batch
+from utils.distributed.world import World
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One entry per sample that could be read, in the order of the dataset.
+
+    `samples` int64 (N,): indices in the dataset; `labels`, `predicted` int64 (N,); `confidence` float32 (N,): the
+    probability of the predicted class.
+    """
+
+    samples: Tensor
+    labels: Tensor
+    predicted: Tensor
+    confidence: Tensor
+
+    def confusion(self, classes: int) -> Tensor:
+        """Returns how often each class (row) was taken for each (column): int64 (classes, classes)."""
+        pairs = self.labels * classes + self.predicted
+        return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+
+    def per_class(self, classes: int) -> list["ClassScore"]:
+        """Returns a score for every class that has samples, in label order."""
+        labels, predicted = self.labels, self.predicted
+        counts = torch.bincount(labels, minlength=classes)
+        correct = torch.bincount(labels[labels == predicted], minlength=classes)
+        wrong = labels != predicted
+        pairs, often = torch.unique(torch.stack([labels[wrong], predicted[wrong]]), dim=1, return_counts=True)
+        usual: dict[int, tuple[int, int]] = {}  # class: times, what it was taken for; the first of equals
+        for label, other, times in zip(*pairs.tolist(), often.tolist(), strict=True):
+            if times > usual.get(label, (0, 0))[0]:
+                usual[label] = (times, other)
+        return [
+            ClassScore(label, int(counts[label]), int(correct[label]), usual[label][1] if label in usual else None)
+            for label in counts.nonzero().flatten().tolist()
+        ]
+
+    def worst(self, count: int) -> list[int]:
+        """Returns the entries of the most confident wrong predictions, the worst first."""
+        wrong = (self.labels != self.predicted).nonzero().flatten()
+        order = self.confidence[wrong].argsort(descending=True, stable=True)
+        return wrong[order][:count].tolist()
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The score of one class: its `label`, samples, correct ones, and the class it was most often taken for."""
+
+    label: int
+    samples: int
+    correct: int
+    mistaken_for: int | None
+
+    @property
+    def top1(self) -> float:
+        """In percent."""
+        return 100 * self.correct / self.samples
+
+
+class PredictionCollector:
+    """Collects the predictions of this rank; `result` gathers those of all ranks."""
+
+    def __init__(self) -> None:
+        self._own: list[Tensor] = []
+
+    def add(self, logits: Tensor, batch: Batch) -> None:
+        """Args: logits (B, classes); batch: with int64 (B,) targets."""
+        confidence, predicted = logits.float().softmax(1).max(1)
+        samples = torch.tensor(batch.samples, device=logits.device)
+        # float64 holds every index exactly; MPS does not support it, and float32 holds 16 million
+        dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+        columns = (samples, batch.targets, predicted, confidence)
+        self._own.append(torch.stack([column.to(dtype) for column in columns], dim=1))
+
+    def result(self, world: World) -> Predictions:
+        """Returns the predictions for all samples, in the order of the dataset. A collective operation."""
+        own = torch.cat(self._own) if self._own else torch.zeros(0, 4, device=world.device)
+        counts = world.gather(torch.tensor(float(len(own)), device=world.device)).long().tolist()
+        padded = torch.zeros(max(counts), 4, device=world.device, dtype=own.dtype)
+        padded[: len(own)] = own
+        rows = torch.cat([part[:count] for part, count in zip(world.gather(padded), counts, strict=True)])
+        rows = rows[rows[:, 0].argsort()]
+        samples, labels, predicted, confidence = rows.unbind(1)
+        return Predictions(samples.long(), labels.long(), predicted.long(), confidence.float())

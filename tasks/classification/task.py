@@ -1,0 +1,191 @@
+"""Image classification: smoothed cross-entropy, optionally with a teacher, judged by top-1 accuracy."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from data.loaders import EvalLoader, Pipeline, keep
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
+from data.sources.open import SourceOptions
+from models.registry import build, default_classes, preprocessing_of
+from models.weights.class_maps import known_classes, real_labels
+from models.weights.load import find_weights, load_contents
+from tasks.base import SHOWN, Row, Task, TaskData
+from tasks.classification.class_names import in_words
+from tasks.classification.distillation import DistillationOptions, distilled
+from tasks.classification.expert_load import RoutingMeter, load_picture
+from tasks.classification.labels import ClassInfo, chosen_classes, class_names_of, open_train, open_val
+from tasks.classification.metrics import ClassificationEvaluator
+from tasks.classification.mixing import MixingOptions, build_mixing
+from tasks.classification.pictures import batch_sheet
+from tasks.classification.teacher import Teacher, open_teacher
+from utils.batches import Batch
+from utils.distributed.world import World
+from utils.errors import CheckpointError
+from utils.pictures import Pictures
+from utils.training.objective import Best
+
+log = logging.getLogger(__name__)
+
+
+class Outputs(NamedTuple):
+    """`logits` (B, classes); `routing`: statistics of a mixture of experts, empty without one."""
+
+    logits: Tensor
+    routing: dict[str, Tensor]
+
+
+class Classification(Task):
+    """The task of the Swin papers."""
+
+    name = "classification"
+    best = Best("top1", title="validation accuracy, %", beside=("topk",))
+
+    def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None):
+        super().__init__(cfg, world, contents)
+        self._smoothing = cfg.MODEL.LABEL_SMOOTHING
+        self._distillation = DistillationOptions.from_config(cfg)
+        self._teacher: Teacher | None = None
+        self._meter = RoutingMeter()
+
+    def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
+        """Without "train", the class map is that of the weights, if they store or imply one."""
+        options = SourceOptions.from_config(self.cfg)
+        if "train" not in splits:
+            val = open_val(options, self.world, *known_classes(self.contents))
+            return TaskData(None, val, ClassInfo(class_names=tuple(val.class_names)))
+        train, val = open_train(replace(options, validate=options.validate and "val" in splits), self.world)
+        return TaskData(train, val, ClassInfo.of(train))
+
+    def stored_info(self, origin: str) -> ClassInfo:
+        stored = self.contents.get("class_names") or ()
+        classes = 0
+        if self.cfg.MODEL.TYPE != "timm" and not self.contents.get("exported"):
+            classes = find_weights(self.contents, origin).classes
+            if not classes:
+                raise CheckpointError(
+                    f"the file has no head: {origin}: only a model that was trained to classify can predict"
+                )
+        return ClassInfo(class_names=class_names_of(self.contents, classes or len(stored) or default_classes(self.cfg)))
+
+    def pipeline(self, info: ClassInfo) -> Pipeline:  # type: ignore[override]
+        cfg, channels = self.cfg, self.options.in_chans
+        expected = preprocessing_of(self.options).interpolation
+        if expected not in ("", cfg.DATA.INTERPOLATION):
+            log.warning(
+                "the model's published weights expect %s resizing, DATA.INTERPOLATION is %s",
+                expected,
+                cfg.DATA.INTERPOLATION,
+            )
+        train = TrainTransformOptions.from_config(cfg, channels)
+        return Pipeline(
+            train=TrainTransform(train),
+            val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
+            preprocessing=self.preprocessing,
+            on_device=build_mixing(len(info.class_names), MixingOptions.from_config(cfg), train.size) or keep,
+            erase_mode=train.re_mode,
+            sample_bytes=channels * train.size[0] * train.size[1],
+        )
+
+    def new_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
+        return build(self.options, default_classes(self.cfg) if info is None else len(info.class_names))
+
+    def build_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
+        """Also opens the teacher of a training run."""
+        model = super().build_model(info)
+        if info is not None and self._distillation.kind != "none" and not self.cfg.EVAL_MODE:
+            world = self.world
+            self._teacher = open_teacher(
+                self.cfg,
+                lambda cfg, contents: Classification(cfg, world, contents),
+                self.preprocessing,
+                world,
+                info.class_names,
+            )
+        return model
+
+    def load(
+        self,
+        model: nn.Module,
+        contents: Mapping[str, Any],
+        origin: str,
+        info: ClassInfo | None = None,  # type: ignore[override]
+    ) -> str:
+        """With `info`, a head for other classes is re-initialised."""
+        head_for = None if info is None else info.class_names
+        return load_contents(model, contents, origin, head_for, self.cfg.MODEL.TABLE_INTERPOLATION)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Returns the mean cross-entropy in float32, or with a teacher the weighted "base" and "distillation" losses;
+        for a mixture of experts also the "balance" loss, which is added, the fraction of tokens "dropped", and the load
+        of the "busiest" expert, 1 for an even one. Mixed images are mixed for the teacher too."""
+        with self.precision.autocast():
+            # the teacher first: the student's activations take memory from here on
+            taught = None if self._teacher is None else self._teacher(batch.images)
+            logits = model(batch.images)
+        loss = classification_loss(logits, batch.targets, self._smoothing)
+        losses = {"loss": loss} if taught is None else distilled(loss, logits, taught, self._distillation)
+        routing = self._meter.add(routing_statistics(model))
+        if not routing:
+            return losses
+        balance = getattr(model, "module", model).balance_loss()  # type: ignore[operator]
+        return {**losses, "loss": losses["loss"] + balance, "balance": balance, **routing}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Outputs:
+        with self.precision.autocast():
+            return Outputs(model(batch.images), routing_statistics(model))
+
+    def evaluator(self, val: EvalLoader, info: ClassInfo) -> ClassificationEvaluator:  # type: ignore[override]
+        """TEST.CLASSES and TEST.REAL concern the evaluation of files only, not that of a training run."""
+        test, source = self.cfg.TEST, val.source
+        if not self.cfg.EVAL_MODE:
+            return ClassificationEvaluator(val, info.class_names)
+        real = real_labels(info.class_names) if test.REAL else None
+        return ClassificationEvaluator(val, info.class_names, chosen_classes(test.CLASSES, source), real)  # type: ignore[arg-type]
+
+    def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
+        """Returns the load of the experts since the last evaluation."""
+        routing = self._meter.result(self.world)
+        return {} if routing is None else {"expert_load": lambda: load_picture(routing)}
+
+    def show_batch(self, batch: Batch, info: ClassInfo, limit: int = SHOWN) -> Image.Image:  # type: ignore[override]
+        return batch_sheet(batch, self.preprocessing, info.class_names, limit)
+
+    def predictions(self, outputs: Outputs, batch: Batch, info: ClassInfo, limit: int) -> Iterator[Row]:  # type: ignore[override]
+        """Yields the most probable classes of each image, with their probabilities."""
+        names = in_words(info.class_names)
+        probabilities, classes = outputs.logits.float().softmax(1).topk(min(limit, len(names)))
+        for index, own, labels in zip(batch.samples, probabilities.tolist(), classes.tolist(), strict=True):
+            words = [names[label] for label in labels]
+            cells: dict[str, Any] = {}
+            for place, (word, probability) in enumerate(zip(words, own, strict=True), 1):
+                cells |= {f"class_{place}": word, f"probability_{place}": probability}
+            yield Row(index, cells, {"classes": words, "probabilities": own})
+
+    def describe(self) -> str:
+        crop = f"crop {self.preprocessing.crop_pct:.4g}" if self.cfg.TEST.CROP else "squashed, no crop"
+        return f"{self.preprocessing}, {crop}"
+
+
+def classification_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Returns the mean cross-entropy in float32.
+
+    Args: logits (B, classes); targets int64 (B,), smoothed by `smoothing` (arXiv 1512.00567), or float32 (B, classes)
+    of mixed samples, which are smoothed already.
+    """
+    return F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
+
+
+def routing_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the routing of the last forward pass of a mixture of experts; nothing for other models."""
+    bare: Any = getattr(model, "module", model)  # DistributedDataParallel has it inside
+    return bare.routing_statistics() if hasattr(bare, "routing_statistics") else {}
+
+
+TASK = Classification

@@ -1,0 +1,111 @@
+"""--eval: evaluates files of weights, and writes the tables that were asked for."""
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from yacs.config import CfgNode
+
+from tasks.base import Task, TaskData
+from tasks.registry import new_task
+from utils.checkpoints.broadcast import read_once
+from utils.checkpoints.downloads import newest_in, read_weights
+from utils.cost import count_parameters
+from utils.distributed.world import World
+from utils.errors import ConfigError, ResourceError
+from utils.files import write_text
+from utils.preprocessing import Size, image_size
+from utils.terminal import log_lines
+from utils.training.evaluate import evaluate
+from utils.training.objective import Evaluation, Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """The evaluation of one file: its name, images/s, parameters, image size in pixels."""
+
+    name: str
+    evaluation: Evaluation
+    images_per_s: float
+    parameters: int
+    size: Size
+
+    def lines(self) -> list[str]:
+        """Returns log lines."""
+        return [f"{self.evaluation.line}, {self.images_per_s:.1f} images/s", *self.evaluation.notes]
+
+
+def evaluate_files(cfg: CfgNode, world: World) -> None:
+    """Evaluates the files that --resume or --pretrained names, one after the other.
+
+    The tables are written after each, so that an error in a later file loses nothing.
+    Raises: CheckpointError, ConfigError, DataError, ResourceError.
+    """
+    results: list[Result] = []
+    for name in _names(cfg):
+        contents = read_once(world, lambda name=name: read_weights(name, sha256=cfg.MODEL.SHA256))  # type: ignore[misc]
+        task = new_task(cfg, world, contents)
+        data = task.open_data(("val",))
+        model = task.build_model(data.info)
+        log_lines([f"weights: {task.load(model, contents, name)}", task.describe()])
+        size = image_size(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
+        results.append(_evaluate(task, data, model, name, size))
+        log_lines(results[-1].lines())
+        if world.is_main:
+            write_tables(results, cfg.TEST.RESULTS, cfg.TEST.PER_CLASS)
+
+
+def _names(cfg: CfgNode) -> list[str]:
+    named = (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED).split(",")
+    files = [name.strip() for name in named if name.strip()]
+    return [str(newest_in(Path(name))) if Path(name).is_dir() else name for name in files]
+
+
+def _evaluate(task: Task, data: TaskData, model: nn.Module, name: str, size: Size) -> Result:
+    assert data.val is not None
+    val = task.loader(data.val, data.info)
+    begun = time.perf_counter()
+    evaluation = evaluate(model, val, task.evaluator(val, data.info), task.forward, task.world)
+    seconds = time.perf_counter() - begun
+    return Result(name, evaluation, evaluation.samples / seconds, count_parameters(model), size)
+
+
+def write_tables(results: Sequence[Result], results_file: str, per_class_file: str) -> None:
+    """Writes CSV files: a row for each evaluated file, and the metrics per class of the last one; "" for neither.
+
+    Raises: ConfigError if the task has no classes; ResourceError if a file cannot be written.
+    """
+    if results_file:
+        own = [_results_table(result) for result in results]
+        _write_csv(Path(results_file), Table(own[0].head, [row for table in own for row in table.rows]))
+    if per_class_file:
+        table = results[-1].evaluation.tables.get("per_class")
+        if table is None:
+            raise ConfigError("TEST.PER_CLASS", "the task has no metrics per class", "leave it out")
+        _write_csv(Path(per_class_file), table)
+
+
+def _results_table(result: Result) -> Table:
+    evaluation, (height, width) = result.evaluation, result.size
+    metrics = Table(list(evaluation.metrics), [[f"{value:.5g}" for value in evaluation.metrics.values()]])
+    own = evaluation.tables.get("results", metrics)
+    size = height if height == width else f"{height}x{width}"
+    more = (evaluation.samples, f"{result.images_per_s:.1f}", result.parameters, size)
+    head = ("name", *own.head, "samples", "images_per_s", "parameters", "size")
+    return Table(head, [(result.name, *row, *more) for row in own.rows])
+
+
+def _write_csv(path: Path, table: Table) -> None:
+    text = io.StringIO(newline="")
+    rows: list[Sequence[Any]] = [table.head, *table.rows]
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text.getvalue())
+    except OSError as e:
+        raise ResourceError(str(path), f"cannot write a table ({e.strerror})", "name another file") from e

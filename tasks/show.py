@@ -1,0 +1,37 @@
+"""Draws augmented training samples of any task, for scripts/prepare_data.py."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data.loaders import Pipeline
+from data.pipeline.dataset import Collator, TrainSamples
+from data.pipeline.device import Normalize, prefetch_to_device
+from data.pipeline.sample import Collated
+from tasks.base import Task
+from utils.batches import Batch
+from utils.errors import ResourceError
+from utils.files import atomic_path
+
+
+def draw_samples(task: Task, target: Path, count: int, seed: int) -> int:
+    """Writes a PNG with `count` random training samples as an epoch augments them; returns how many there are.
+
+    Args: seed: of the choice and of the augmentation. Raises: DataError; ResourceError if the file cannot be written.
+    """
+    data = task.open_data(("train",))
+    assert data.train is not None
+    pipeline: Pipeline = task.pipeline(data.info)
+    samples = TrainSamples(data.train, pipeline.train, seed=seed, on_bad="error")
+    chosen = sorted(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
+    collated = Collator(pipeline.collate)([samples[0, i] for i in chosen])
+    if not isinstance(collated, Collated):
+        raise collated
+    normalize = Normalize(pipeline.preprocessing, task.world.device, pipeline.erase_mode)
+    ((images, targets, numbers),) = prefetch_to_device([collated], normalize)
+    try:
+        with atomic_path(target) as temporary:
+            task.show_batch(Batch(images, targets, numbers), data.info, limit=count).save(temporary, "PNG")
+    except (OSError, ValueError) as e:
+        raise ResourceError(str(target), f"cannot write the sheet ({e})", "name another file") from e
+    return len(chosen)

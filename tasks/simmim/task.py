@@ -1,0 +1,145 @@
+"""SimMIM pre-training (arXiv 2111.09886): masked pixels are predicted, judged by the mean absolute error."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from data.loaders import EvalLoader, Pipeline
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
+from data.sources.open import SourceOptions
+from models.backbone import SwinBackbone
+from models.registry import build
+from models.weights.load import load_contents
+from tasks.base import SHOWN, Task, TaskData
+from tasks.simmim.images import ImageInfo, open_images
+from tasks.simmim.masking import Masking, MaskingOptions
+from tasks.simmim.model import SimMIM
+from tasks.simmim.pictures import masked_sheet, reconstruction_sheet
+from tasks.simmim.reconstruction import masked_error, neighbourhood
+from utils.batches import Batch
+from utils.distributed.world import World
+from utils.errors import ConfigError, DataError
+from utils.pictures import Pictures
+from utils.runs.provenance import DataInfo
+from utils.training.evaluate import evaluating
+from utils.training.objective import Best, Evaluation
+
+log = logging.getLogger(__name__)
+ON_SHEET = 8  # images of a sheet of reconstructions
+
+
+class Outputs(NamedTuple):
+    """`predicted` images, float32 (B, C, H, W), and the error of each, (B,)."""
+
+    predicted: Tensor
+    errors: Tensor
+
+
+class Reconstruction(Task):
+    """The task of SimMIM."""
+
+    name = "simmim"
+    best = Best("loss", higher_is_better=False, title="validation loss")
+    predicts = False
+
+    def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None):
+        super().__init__(cfg, world, contents)
+        norm = cfg.MODEL.SIMMIM.NORM_TARGET
+        self._side = norm.PATCH_SIZE if norm.ENABLE else 0
+        self._masking = Masking(MaskingOptions.from_config(cfg))
+
+    def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
+        return open_images(SourceOptions.from_config(self.cfg), splits, self.world)
+
+    def stored_info(self, origin: str) -> ImageInfo:
+        return ImageInfo()
+
+    def pipeline(self, info: DataInfo) -> Pipeline:
+        cfg, channels = self.cfg, self.options.in_chans
+        train = TrainTransformOptions.from_config(cfg, channels)
+        return Pipeline(
+            train=TrainTransform(train),
+            val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
+            preprocessing=self.preprocessing,
+            on_device=self._masking,
+            erase_mode=train.re_mode,
+            sample_bytes=channels * train.size[0] * train.size[1],
+        )
+
+    def new_model(self, info: ImageInfo | None) -> nn.Module:  # type: ignore[override]
+        encoder = build(self.options, info.classes if info else 0)
+        if not isinstance(encoder, SwinBackbone):
+            raise ConfigError("only Swin models are pre-trained by SimMIM: MODEL.TYPE: swin or swinv2")
+        return SimMIM(encoder, self.cfg.DATA.MASK_PATCH_SIZE)
+
+    def load(self, model: nn.Module, contents: Mapping[str, Any], origin: str, info: DataInfo | None = None) -> str:
+        """With `info`, the weights of any Swin are loaded into the encoder."""
+        encoder_only = None if info is None else ()
+        return load_contents(model, contents, origin, encoder_only, self.cfg.MODEL.TABLE_INTERPOLATION)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Returns the mean absolute error of masked pixels. The targets of the batch are its masks."""
+        with self.precision.autocast():
+            predicted = model(batch.images, batch.targets)
+        return {"loss": masked_error(predicted, batch.images, batch.targets, self._side).mean()}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Masks are those of the samples, the same in every evaluation."""
+        masks = self._masking.fixed(batch.samples).to(batch.images.device)
+        with self.precision.autocast():
+            predicted = model(batch.images, masks).float()
+        return Outputs(predicted, masked_error(predicted, batch.images, masks, self._side))
+
+    def evaluator(self, val: EvalLoader, info: DataInfo) -> "MeanError":
+        return MeanError()
+
+    def show_batch(self, batch: Batch, info: DataInfo, limit: int = SHOWN) -> Image.Image:
+        return masked_sheet(batch, self.preprocessing, limit)
+
+    def describe(self) -> str:
+        return f"{self.preprocessing}, masks of {self._masking.masked} of {self._masking.squares} squares"
+
+    @torch.no_grad()
+    def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
+        """Returns a sheet of images from all over the dataset: original, masked, reconstructed."""
+        samples, count = len(shown.source), min(ON_SHEET, len(shown.source))
+        batch = shown.batch([i * samples // count for i in range(count)])
+        with evaluating(model):
+            predicted = self.forward(model, batch).predicted
+        mean, deviation = neighbourhood(batch.images, self._side)
+        masks = self._masking.fixed(batch.samples).to(batch.images.device)
+        return {
+            "reconstruction": reconstruction_sheet(
+                batch.images, masks, predicted * deviation + mean, self.preprocessing
+            )
+        }
+
+
+class MeanError:
+    """The mean error over the samples of all ranks."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        errors = outputs.errors
+        dtype = torch.float32 if errors.device.type == "mps" else torch.float64  # MPS has no float64
+        sums = torch.stack([errors.sum().to(dtype), torch.tensor(len(errors), dtype=dtype, device=errors.device)])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def compute(self, world: World) -> Evaluation:
+        """Raises: DataError if no sample could be read."""
+        own = torch.zeros(2, device=world.device) if self._sums is None else self._sums
+        total, seen = world.gather(own).sum(0).tolist()
+        if not seen:
+            raise DataError("no sample was evaluated: DATA.DATA_PATH: none of the validation images could be read")
+        loss = total / seen
+        return Evaluation({"loss": loss}, f"validation loss {loss:.4f}", samples=int(seen))
+
+
+TASK = Reconstruction

@@ -1,0 +1,76 @@
+"""Pictures of a training batch and of an evaluation."""
+
+import numpy as np
+import torch
+
+from tasks.classification import pictures
+from tasks.classification.pictures import batch_sheet, confusion_figure, mistakes_sheet, prediction_pictures
+from tasks.classification.predictions import Predictions
+from tests.tools.builders import HeldOut
+from utils.batches import Batch
+from utils.pictures import HEAD, TILE, as_image
+from utils.preprocessing import Preprocessing
+
+RED = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(3, 3, 8, 8)
+PREDICTIONS = Predictions(*map(torch.tensor, ([0, 1, 2], [0, 1, 1], [0, 0, 1], [0.5, 0.75, 1.0])))
+VAL, CLASSES = HeldOut([Batch(RED, None)]), ["class 0", "class 1"]
+NAMES = ["cat", "n01440764", "dog"]
+
+
+def captions(monkeypatch, draw):
+    found = []
+    monkeypatch.setattr(pictures, "sheet", lambda tiles, *_: found.extend(caption for _, caption in tiles))
+    draw()
+    return found
+
+
+def shown(monkeypatch, targets):
+    batch = Batch(torch.zeros(2, 3, 8, 8), targets)
+    return captions(monkeypatch, lambda: batch_sheet(batch, Preprocessing(), NAMES, 32))
+
+
+def test_labels_are_words(monkeypatch):
+    assert shown(monkeypatch, torch.tensor([0, 1])) == ["cat", "tench"]
+
+
+def test_mixed_labels_name_their_parts_and_smoothing_is_left_out(monkeypatch):
+    mixed = torch.tensor([[0.30, 0.05, 0.65], [0.05, 0.90, 0.05]])
+    assert shown(monkeypatch, mixed) == ["dog 65%, cat 30%", "tench 90%"]
+
+
+def test_a_large_batch_is_shown_in_part():
+    batch = Batch(torch.zeros(100, 3, 8, 8), torch.zeros(100).long())
+    assert batch_sheet(batch, Preprocessing(), NAMES, 32).height < 1000
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_mistakes_show_the_image_and_both_classes(monkeypatch):
+    found = captions(monkeypatch, lambda: mistakes_sheet(PREDICTIONS, VAL, CLASSES))
+    assert found == ["class 0 75%, is class 1"]
+
+
+def test_the_picture_of_a_mistake_has_its_pixels():
+    drawn = np.asarray(prediction_pictures(PREDICTIONS, VAL, CLASSES)["mistakes"]())
+    assert drawn[HEAD + TILE // 2, 14 + TILE // 2].tolist() == [255, 0, 0]
+
+
+def test_without_a_mistake_there_is_only_the_matrix():
+    right = Predictions(*map(torch.tensor, ([0], [0], [0], [0.5])))
+    drawings = prediction_pictures(right, VAL, CLASSES)
+    assert list(drawings) == ["confusion"]
+    image = as_image(drawings["confusion"]())
+    assert min(image.size) > 300 and len(image.convert("L").getcolors()) > 10
+
+
+def test_a_small_matrix_has_counts_and_a_larger_one_colours_only():
+    assert sorted(texts(confusion_figure(PREDICTIONS, ["a", "b"]))) == ["1", "1", "1"]
+    assert texts(confusion_figure(PREDICTIONS, [str(i) for i in range(30)])) == []
+
+
+def test_many_classes_are_reduced_to_those_with_the_lowest_accuracy():
+    figure = confusion_figure(PREDICTIONS, [f"name {i}" for i in range(51)])
+    assert texts(figure) == ["1 of 2, mostly taken for name 0", "1 of 1"]
+    assert figure.axes[0].get_title() == "The 2 of 51 classes with the lowest accuracy"

@@ -1,0 +1,65 @@
+"""The objective of image classification."""
+
+import pytest
+import torch
+
+from models.moe.routing import RoutingOptions
+from tasks.classification.labels import ClassInfo
+from tasks.classification.task import Outputs, classification_loss
+from tests.tools.builders import FLOAT32, batches, evaluation_of, objective, small
+from utils.batches import Batch
+from utils.precision import choose_precision
+
+LOGITS = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [3.0, 1.0, 2.0]])
+TARGETS = torch.tensor([0, 0, 2, 1])
+
+
+def test_training_loss_smooths_labels_but_not_mixed_targets():
+    smooth = 0.1
+    log_p = LOGITS.log_softmax(1)
+    expected = -(0.9 * log_p[range(4), TARGETS] + 0.1 * log_p.mean(1)).mean()
+    torch.testing.assert_close(classification_loss(LOGITS, TARGETS, smooth), expected)
+    soft = torch.full((4, 3), 1 / 3)
+    torch.testing.assert_close(classification_loss(LOGITS, soft, smooth), -log_p.mean())
+    assert classification_loss(LOGITS.bfloat16(), TARGETS, smooth).dtype == torch.float32
+
+
+def test_the_loss_is_that_of_the_forward_pass_in_the_chosen_precision():
+    model, (batch,) = small(), batches(1)
+    half = choose_precision(torch.device("cpu"), True, "bfloat16")
+    exact, rounded = (objective(precision=p).loss(model, batch)["loss"] for p in (FLOAT32, half))
+    expected = torch.nn.functional.cross_entropy(model(batch.images), batch.targets, label_smoothing=0.1)
+    assert exact.item() == expected.item() and rounded.dtype == torch.float32
+    assert rounded.item() != exact.item() and rounded.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_a_mixture_of_experts_adds_its_balance_loss_and_names_its_parts():
+    model, (batch,) = small("swin_moe", routing=RoutingOptions(capacity_factor=0.5)), batches(1)
+    own = objective()
+    torch.manual_seed(0)
+    losses = own.loss(model, batch)
+    assert list(losses) == ["loss", "balance", "dropped", "busiest"]
+    torch.manual_seed(0)
+    expected = torch.nn.functional.cross_entropy(model(batch.images), batch.targets, label_smoothing=0.1)
+    assert losses["loss"].item() == pytest.approx((expected + model.balance_loss()).item())
+    assert losses["balance"] > 0 and 0 < losses["dropped"] < 1 and losses["busiest"] >= 1
+    assert own.epoch_pictures(model, None)["expert_load"]().width > 100
+    assert own.epoch_pictures(model, None) == {}  # nothing was trained since
+
+
+def test_evaluation_names_its_metrics():
+    evaluation = evaluation_of(objective(), small(), batches(3))
+    assert list(evaluation.metrics) == ["top1", "topk", "loss", "k", "correct1", "correctk", "count"]
+    assert evaluation.scalars.keys() == {"loss", "top1", "top5"} and "(" in evaluation.line
+    assert evaluation.samples == 12 and evaluation.tables.keys() == {"results", "per_class", "mistakes"}
+
+
+def test_predictions_are_the_most_probable_classes():
+    task, info = objective(), ClassInfo(class_names=("cat", "n01440764", "dog"))
+    batch = Batch(torch.zeros(2), None, samples=(4, 7))
+    first, second = task.predictions(Outputs(LOGITS[:2], {}), batch, info, limit=2)
+    assert (first.sample, second.sample) == (4, 7) and list(first.cells) == [
+        *("class_1", "probability_1", "class_2", "probability_2")
+    ]
+    assert second.record["classes"] == ["dog", "tench"] and sum(second.record["probabilities"]) < 1
+    assert len(next(task.predictions(Outputs(LOGITS, {}), Batch(LOGITS, None, (0, 1, 2, 3)), info, 9)).cells) == 6

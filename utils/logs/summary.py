@@ -1,0 +1,43 @@
+"""summary.csv: a row per evaluation, under the names of timm's."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.errors import one_line
+from utils.files import write_text
+from utils.logs.metrics_file import RESERVED
+
+log = logging.getLogger(__name__)
+
+
+def metrics_of(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """Returns the metrics of a record of metrics.jsonl, without counts; where it has a field k, topk is top5."""
+    own = {name: v for name, v in record.items() if name not in RESERVED and (v is None or isinstance(v, float))}
+    k = record.get("k")
+    return {f"{name[:-1]}{k}" if k is not None and name == "topk" else name: value for name, value in own.items()}
+
+
+def write_summary(metrics: Path, target: Path) -> None:
+    """Writes a row per epoch under the names of timm's summary.csv, from metrics.jsonl; a failure is a warning."""
+    try:
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        rows, rate = [], None
+        for line in lines:
+            if line["kind"] == "train":
+                rate = line["lr"]
+                continue
+            known = {"epoch": line["epoch"], "train_loss": line["train_loss"], "lr": rate}
+            rows.append(known | {f"eval_{name}": value for name, value in metrics_of(line).items()})
+        buffer = io.StringIO(newline="")
+        head = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(buffer, head, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(target, buffer.getvalue())
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        log.warning("cannot write %s (%s); training continues", target, one_line(e))
