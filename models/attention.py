@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers import no_autocast
 from models.ops.kernels import is_exporting, may_use_kernels, runs_kernels
+from models.ops.linear import no_autocast
 from models.ops.windows import WindowGrid
 from utils.errors import ConfigError
 

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from models.attention import takes_kernel
 from models.backbone import PyramidOptions, SwinBackbone
-from models.layers import has_hooks
+from models.ops.linear import has_hooks
 from models.ops.windows import WindowGrid, in_windows, relative_position_index
 from utils.eval_cache import derived
 

@@ -10,7 +10,8 @@ from yacs.config import CfgNode
 
 from models.attention import attend, attend_on_map
 from models.backbone import PyramidOptions, SwinBackbone
-from models.layers import Linear, Mlp, PatchMerging
+from models.layers import Mlp, PatchMerging
+from models.ops.linear import Linear
 from models.ops.residual import add_normed_branch
 from models.ops.stochastic_depth import Kept
 from models.ops.windows import WindowGrid

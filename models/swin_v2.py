@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from models.attention import attend, attend_on_map
-from models.layers import Linear, Mlp, PostNormMerging, as_autocast, no_autocast
+from models.layers import Mlp, PostNormMerging
+from models.ops.linear import Linear, as_autocast, no_autocast
 from models.ops.stochastic_depth import Kept, add_branch
 from models.ops.windows import WindowGrid
 from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions

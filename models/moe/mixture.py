@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import as_autocast
 from models.moe.routing import RoutingOptions, capacity, choose, count, new_router, places
+from models.ops.linear import as_autocast
 from utils.distributed.experts import ShardedExperts, all_to_all, group_maximum
 from utils.eval_cache import derived
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import no_autocast
+from models.ops.linear import no_autocast
 from utils.errors import ConfigError
 
 MAX_SCALE = 100.0  # of the cosine router: a temperature of at least 0.01

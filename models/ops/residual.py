@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.layers import as_autocast, autocast_dtype, has_hooks
 from models.ops.kernels import may_use_kernels
+from models.ops.linear import as_autocast, autocast_dtype, has_hooks
 from models.ops.stochastic_depth import Kept, add_branch
 
 
