@@ -13,7 +13,7 @@ from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Mlp, PatchMerging
 from models.ops.linear import Linear
 from models.ops.residual import add_normed_branch
-from models.ops.stochastic_depth import Kept
+from models.ops.stochastic_depth import BranchMask
 from models.ops.windows import WindowGrid
 from models.position_bias import TableBias
 
@@ -91,10 +91,10 @@ class SwinBlock(nn.Module):
     def _attention(self, x: Tensor) -> Tensor:
         return self.attn.on_map(x, self.shift)
 
-    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        x = add_normed_branch(x, self.norm1, self._attention, kept[0])
-        return add_normed_branch(x, self.norm2, self.mlp, kept[1])
+    def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        x = add_normed_branch(x, self.norm1, self._attention, branches[0])
+        return add_normed_branch(x, self.norm2, self.mlp, branches[1])
 
 
 class SwinTransformer(SwinBackbone):

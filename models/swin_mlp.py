@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Mlp, PatchMerging
-from models.ops.stochastic_depth import Kept, add_branch
+from models.ops.stochastic_depth import BranchMask, add_branch
 from models.ops.windows import WindowGrid
 
 
@@ -54,9 +54,9 @@ class SwinMlpBlock(nn.Module):
     def _mlp(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))
 
-    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        return add_branch(add_branch(x, self._spatial, kept[0]), self._mlp, kept[1])
+    def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        return add_branch(add_branch(x, self._spatial, branches[0]), self._mlp, branches[1])
 
 
 class SwinMlp(SwinBackbone):

@@ -13,7 +13,7 @@ from models.layers import Mlp, PatchMerging
 from models.moe.mixture import MoeMlp
 from models.moe.routing import RoutingOptions
 from models.ops.residual import add_normed_branch
-from models.ops.stochastic_depth import Kept, add_branch, as_factors
+from models.ops.stochastic_depth import BranchMask, add_branch, as_factors
 from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
 from models.swin import WindowAttention
 from utils.errors import ConfigError
@@ -138,14 +138,14 @@ class SwinMoeBlock(nn.Module):
     def _attention(self, x: Tensor) -> Tensor:
         return self.attn.on_map(x, self.shift)
 
-    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        x = add_normed_branch(x, self.norm1, self._attention, kept[0])
+    def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        x = add_normed_branch(x, self.norm1, self._attention, branches[0])
         if not isinstance(self.mlp, MoeMlp):
-            return add_normed_branch(x, self.norm2, self.mlp, kept[1])
+            return add_normed_branch(x, self.norm2, self.mlp, branches[1])
         # experts see the whole batch: capacity and balance are those of all its tokens, on every rank the same number;
         # and the router scores them in float32
-        return add_branch(x, lambda x: self.mlp(self.norm2(x)), as_factors(kept[1], x))
+        return add_branch(x, lambda x: self.mlp(self.norm2(x)), as_factors(branches[1], x))
 
 
 class SwinMoe(ContinuousBackbone):

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from models.attention import attend, attend_on_map
 from models.layers import Mlp, PostNormMerging
 from models.ops.linear import Linear, as_autocast, no_autocast
-from models.ops.stochastic_depth import Kept, add_branch
+from models.ops.stochastic_depth import BranchMask, add_branch
 from models.ops.windows import WindowGrid
 from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
 
@@ -129,9 +129,9 @@ class SwinV2Block(nn.Module):
     def _mlp(self, x: Tensor) -> Tensor:
         return self.norm2(self.mlp(x))
 
-    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        return self.norm3(add_branch(add_branch(x, self._attention, kept[0]), self._mlp, kept[1]))
+    def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        return self.norm3(add_branch(add_branch(x, self._attention, branches[0]), self._mlp, branches[1]))
 
 
 class SwinTransformerV2(ContinuousBackbone):

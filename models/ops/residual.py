@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from models.ops.kernels import may_use_kernels
 from models.ops.linear import as_autocast, autocast_dtype, has_hooks
-from models.ops.stochastic_depth import Kept, add_branch
+from models.ops.stochastic_depth import BranchMask, add_branch
 
 
-def add_normed_branch(x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor], kept: Kept) -> Tensor:
+def add_normed_branch(x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor], mask: BranchMask) -> Tensor:
     """Returns x + branch(norm(x)) of the samples that keep the branch, scaled, and x of the others.
 
     Args: x (B, H, W, C); branch maps (b, H, W, C), in the type of matrix products, to the same shape.
     """
-    return add_branch(x, lambda chosen: branch(_normed(norm, chosen)), kept)
+    return add_branch(x, lambda chosen: branch(_normed(norm, chosen)), mask)
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:

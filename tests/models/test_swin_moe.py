@@ -6,7 +6,7 @@ from timm.optim import param_groups_weight_decay
 
 from models.moe.mixture import MoeMlp
 from models.moe.routing import RoutingOptions
-from models.ops.stochastic_depth import Samples
+from models.ops.stochastic_depth import KeptSamples
 from models.registry import model_options
 from models.swin import SwinTransformer
 from models.swin_moe import SwinMoe
@@ -133,7 +133,7 @@ def test_experts_see_the_whole_batch_whatever_stochastic_depth_skips():
     block.eval()
     attended = x + block.attn.on_map(block.norm1(x), block.shift)
     expected = attended + factors.view(4, 1, 1, 1) * block.mlp(block.norm2(attended))
-    for kept in (factors, Samples(factors.nonzero()[:, 0], 2.0)):
+    for kept in (factors, KeptSamples(factors.nonzero()[:, 0], 2.0)):
         torch.testing.assert_close(block(x, (None, kept)), expected)
 
 

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from models.ops.residual import add_normed_branch
-from models.ops.stochastic_depth import Samples
+from models.ops.stochastic_depth import KeptSamples
 
 FACTORS = torch.tensor([0.0, 2.0, 2.0])
 
 
 @pytest.mark.parametrize(
-    ("kept", "factors"), [(None, torch.ones(3)), (FACTORS, FACTORS), (Samples(torch.tensor([1, 2]), 2.0), FACTORS)]
+    ("kept", "factors"), [(None, torch.ones(3)), (FACTORS, FACTORS), (KeptSamples(torch.tensor([1, 2]), 2.0), FACTORS)]
 )
 def test_a_branch_gets_the_norm_of_the_samples_that_keep_it(kept, factors):
     norm = nn.LayerNorm(4)
