@@ -11,9 +11,9 @@ from yacs.config import CfgNode
 from models.attention import attend, attend_on_map
 from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Mlp, PatchMerging
+from models.ops.layer_norm import LayerNorm
 from models.ops.linear import Linear
-from models.ops.residual import add_normed_branch
-from models.ops.stochastic_depth import BranchMask
+from models.ops.stochastic_depth import BranchMask, add_branch
 from models.ops.windows import WindowGrid
 from models.position_bias import TableBias
 
@@ -74,7 +74,7 @@ class SwinBlock(nn.Module):
     def __init__(self, dim: int, heads: int, window: int, shift: int, drop_path: float, *, options: SwinOptions):
         super().__init__()
         self.window, self.shift, self.drop_path = window, shift, drop_path
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(
             dim,
             heads,
@@ -85,16 +85,13 @@ class SwinBlock(nn.Module):
             proj_drop=options.drop_rate,
             form=options.attention,
         )
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
-
-    def _attention(self, x: Tensor) -> Tensor:
-        return self.attn.on_map(x, self.shift)
 
     def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
         """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
-        x = add_normed_branch(x, self.norm1, self._attention, branches[0])
-        return add_normed_branch(x, self.norm2, self.mlp, branches[1])
+        x = add_branch(x, lambda x: self.attn.on_map(self.norm1(x), self.shift), branches[0])
+        return add_branch(x, lambda x: self.mlp(self.norm2(x)), branches[1])
 
 
 class SwinTransformer(SwinBackbone):

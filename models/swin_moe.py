@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from models.layers import Mlp, PatchMerging
 from models.moe.mixture import MoeMlp
 from models.moe.routing import RoutingOptions
-from models.ops.residual import add_normed_branch
+from models.ops.layer_norm import LayerNorm
 from models.ops.stochastic_depth import BranchMask, add_branch, as_factors
 from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
 from models.swin import WindowAttention
@@ -107,7 +107,7 @@ class SwinMoeBlock(nn.Module):
     ):
         super().__init__()
         self.window, self.shift, self.drop_path = window, shift, drop_path
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = ContinuousWindowAttention(
             dim,
             heads,
@@ -119,7 +119,7 @@ class SwinMoeBlock(nn.Module):
             form=options.attention,
         )
         self.attn.set_pretrained_window(pretrained_window)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = (nn.LayerNorm if experts else LayerNorm)(dim)  # the router scores tokens in float32
         hidden = int(dim * options.mlp_ratio)
         self.mlp: nn.Module = (
             MoeMlp(
@@ -135,17 +135,12 @@ class SwinMoeBlock(nn.Module):
             else Mlp(dim, hidden, options.drop_rate, fc2_bias=options.mlp_fc2_bias)
         )
 
-    def _attention(self, x: Tensor) -> Tensor:
-        return self.attn.on_map(x, self.shift)
-
     def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
         """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
-        x = add_normed_branch(x, self.norm1, self._attention, branches[0])
-        if not isinstance(self.mlp, MoeMlp):
-            return add_normed_branch(x, self.norm2, self.mlp, branches[1])
-        # experts see the whole batch: capacity and balance are those of all its tokens, on every rank the same number;
-        # and the router scores them in float32
-        return add_branch(x, lambda x: self.mlp(self.norm2(x)), as_factors(branches[1], x))
+        x = add_branch(x, lambda x: self.attn.on_map(self.norm1(x), self.shift), branches[0])
+        # experts always see the whole batch: capacity and balance loss count all its tokens, as many on every rank
+        mask = as_factors(branches[1], x) if isinstance(self.mlp, MoeMlp) else branches[1]
+        return add_branch(x, lambda x: self.mlp(self.norm2(x)), mask)
 
 
 class SwinMoe(ContinuousBackbone):

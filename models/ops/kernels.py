@@ -1,4 +1,4 @@
-"""Where the project's Triton kernels (models/*_kernel.py) can run."""
+"""Where the project's Triton kernels (models/ops/*_kernel.py) can run."""
 
 import importlib.util
 import logging
