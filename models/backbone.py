@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from yacs.config import CfgNode
 
-from models.attention import FORMS
 from models.layers import PatchEmbed
+from models.ops.attend import FORMS
 from models.ops.stochastic_depth import BranchMask, draw_masks
 from utils.errors import ConfigError, did_you_mean
 from utils.preprocessing import Size, image_size
@@ -29,7 +29,7 @@ class PyramidOptions:
     position embedding, and the window of stages whose map is smaller than `window_size` tokens. `ape`: absolute
     position embedding; `patch_norm`: norm after the patch embedding; `mlp_ratio`: hidden width of an MLP over its
     input; `drop_path_rate`: stochastic depth of the last block; `init_std` of the initial weights of linear layers;
-    `attention`: its form, one of `models.attention.FORMS`.
+    `attention`: its form, one of `models.ops.attend.FORMS`.
 
     Raises: ConfigError for sizes that do not fit together.
     """

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.attention import record_weights
 from models.backbone import Stage, SwinBackbone
+from models.ops.attend import record_weights
 from models.ops.windows import WindowGrid
 from utils.errors import ConfigError
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import takes_kernel
 from models.backbone import PyramidOptions, SwinBackbone
+from models.ops.attend import takes_kernel
 from models.ops.linear import has_hooks
 from models.ops.windows import WindowGrid, in_windows, relative_position_index
 from utils.eval_cache import derived
@@ -27,7 +27,7 @@ class WindowBias(nn.Module):
     window: int
     relative_position_index: Tensor
     attn_drop: float = 0.0
-    form: str = "auto"  # one of `models.attention.FORMS`
+    form: str = "auto"  # one of `models.ops.attend.FORMS`
 
     def new_bias(self, heads: int, window: int) -> None:
         """Adds what the bias is computed from."""

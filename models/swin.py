@@ -8,9 +8,9 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import attend, attend_on_map
 from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Mlp, PatchMerging
+from models.ops.attend import attend, attend_on_map
 from models.ops.layer_norm import LayerNorm
 from models.ops.linear import Linear
 from models.ops.stochastic_depth import BranchMask, add_branch

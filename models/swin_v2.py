@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import attend, attend_on_map
 from models.layers import Mlp, PostNormMerging
+from models.ops.attend import attend, attend_on_map
 from models.ops.linear import Linear, as_autocast, no_autocast
 from models.ops.stochastic_depth import BranchMask, add_branch
 from models.ops.windows import WindowGrid

@@ -1,4 +1,4 @@
-"""Attention with an additive bias, in the form that is fastest for its device, and what it needs to remember.
+"""Attention with an additive bias, in the form that is fastest for its device.
 
 MODEL.ATTENTION names the form; "auto" chooses by what was measured (docs/benchmarks.md):
 

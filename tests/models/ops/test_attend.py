@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.attention import attend
+from models.ops.attend import attend
 
 SCALE = 0.3
 
