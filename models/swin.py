@@ -58,9 +58,8 @@ class WindowAttention(TableBias):
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
-        query, key, value = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).unbind(3)
         dropout = self.attn_drop if self.training else 0.0
-        mixed = attend(query, key, value, self.bias(mask), self.scale, dropout, self.form)
+        mixed = attend(self.qkv(windows), self.bias(mask), self.scale, dropout, self.form)
         return self.proj_drop(self.proj(mixed))
 
     def attend_unpartitioned(self, x: Tensor, grid: WindowGrid) -> Tensor:

@@ -7,13 +7,12 @@ from functools import partial
 from typing import ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from models.layers import Mlp, PostNormMerging
 from models.ops.attend import attend, attend_on_map
-from models.ops.linear import Linear, as_autocast, no_autocast
+from models.ops.linear import Linear, as_autocast
 from models.ops.stochastic_depth import BranchMask, add_branch
 from models.ops.windows import WindowGrid
 from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
@@ -69,13 +68,8 @@ class CosineWindowAttention(ContinuousBias):
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
-        qkv = self.qkv(windows, self._qkv_bias()).unflatten(-1, (3, self.heads, -1))
-        # float32: half precision loses the squares of the norm, and the scale multiplies the cosines by up to 100
-        with no_autocast(windows):
-            query, key = F.normalize(qkv[:, :, :, :2].float(), dim=-1).unbind(3)
-            query = query * self._scales()[:, None]
         dropout = self.attn_drop if self.training else 0.0
-        mixed = attend(query, key, qkv[:, :, :, 2], self.bias(mask), 1.0, dropout, self.form)
+        mixed = attend(self.qkv(windows, self._qkv_bias()), self.bias(mask), self._scales(), dropout, self.form)
         return self.proj_drop(self.proj(mixed))
 
     def attend_unpartitioned(self, x: Tensor, grid: WindowGrid) -> Tensor:

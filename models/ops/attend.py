@@ -51,10 +51,9 @@ def takes_kernel(form: str, x: Tensor, tokens: int, width: int, dropout: float) 
 
 
 def attend_on_map(qkv: Tensor, bias: Tensor, grid: WindowGrid, scale: float | Tensor) -> Tensor:
-    """Attends within the windows of a map like `attend`, without copies of it, and adds the mask of shifted windows.
+    """Computes `attend` for the windows of a map without copying it, and adds the mask of shifted windows.
 
-    Args: qkv (B, *grid.padded, 3 * heads * d); bias float32 (heads, N, N); scale: on the products of query and key, or
-    float32 (heads,) on the cosines between them.
+    Args: qkv (B, *grid.padded, 3 * heads * d); bias float32 (heads, N, N); scale: as in `attend`.
     Returns: (B, *grid.padded, heads * d).
     """
     scales, scale = (scale.float(), 1.0) if isinstance(scale, Tensor) else (None, scale)
@@ -69,16 +68,23 @@ def attend_on_map(qkv: Tensor, bias: Tensor, grid: WindowGrid, scale: float | Te
     return FusedWindowAttention.apply(*arguments)
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float = 0.0, form: str = "auto"
-) -> Tensor:
+def attend(qkv: Tensor, bias: Tensor, scale: float | Tensor, dropout: float = 0.0, form: str = "auto") -> Tensor:
     """Attends within each window: softmax(scale * query @ key^T + bias) @ value, for every head.
 
-    Args: query, key, value (B, windows, N, heads, d), with any strides; bias float32 (windows or 1, heads, N, N);
+    Args: qkv (B, windows, N, 3 * heads * d); bias float32 (windows or 1, heads, N, N); scale: a tensor, float32
+    (heads,), multiplies the cosines between query and key in place of their products (arXiv 2111.09883, section 3.3);
     dropout: probability for the weights; form: one of `FORMS`. With dropout, and within torch.compile unless the form
     is "fused", plain operations compute it.
-    Returns: (B, windows, N, heads * d), of the type of `value`.
+    Returns: (B, windows, N, heads * d), of the type of `qkv`.
     """
+    qkv = qkv.unflatten(-1, (3, bias.shape[1], -1))
+    if isinstance(scale, Tensor):
+        # float32: half precision loses the squares of the norm, and the scale multiplies the cosines by up to 100
+        with no_autocast(qkv):
+            query, key = F.normalize(qkv[:, :, :, :2].float(), dim=-1).unbind(3)
+            query, value, scale = query * scale[:, None], qkv[:, :, :, 2], 1.0
+    else:
+        query, key, value = qkv.unbind(3)
     recorded = _recording()
     if recorded is not None:
         recorded.append(_weights(query, key, bias, scale))
@@ -111,7 +117,7 @@ def _recording() -> list[Tensor] | None:
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> Tensor:
     query, key = query.transpose(2, 3), key.transpose(2, 3)
-    with no_autocast(query):  # cosine attention has them in float32, with scales of up to 100
+    with no_autocast(query):  # cosines are float32
         return (scale * (query @ key.transpose(-2, -1)) + bias).softmax(dim=-1)
 
 
