@@ -36,8 +36,7 @@ class SwinMlpBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
 
-    def _spatial(self, x: Tensor) -> Tensor:
-        x = self.norm1(x)
+    def _mix_tokens(self, x: Tensor) -> Tensor:
         _, height, width, channels = x.shape
         # the shift pads all sides, so no window joins opposite edges and no mask is needed
         before = [self.window - self.shift if self.shift and side > self.window else 0 for side in (height, width)]
@@ -51,12 +50,10 @@ class SwinMlpBlock(nn.Module):
         mixed = mixed.view(batch * count, self.heads, tokens, -1).transpose(1, 2).reshape(windows.shape)
         return grid.merge(mixed)[:, before[0] : before[0] + height, before[1] : before[1] + width]
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp(self.norm2(x))
-
     def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
         """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
-        return add_branch(add_branch(x, self._spatial, branches[0]), self._mlp, branches[1])
+        x = add_branch(x, lambda x: self._mix_tokens(self.norm1(x)), branches[0])
+        return add_branch(x, lambda x: self.mlp(self.norm2(x)), branches[1])
 
 
 class SwinMlp(SwinBackbone):

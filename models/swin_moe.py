@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from models.attention import ContinuousPositionBias, WindowAttention
 from models.layers import Mlp, PatchMerging
 from models.moe.mixture import MoeMlp
 from models.moe.routing import RoutingOptions
 from models.ops.layer_norm import LayerNorm
 from models.ops.stochastic_depth import BranchMask, add_branch, as_factors
-from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
-from models.swin import WindowAttention
+from models.swin_v2 import ContinuousBackbone, ContinuousOptions
 from utils.errors import ConfigError
 
 NO_DECAY = (
@@ -86,8 +86,8 @@ class SwinMoeOptions(ContinuousOptions):
         )
 
 
-class ContinuousWindowAttention(ContinuousBias, WindowAttention):
-    """V1's attention with the position bias computed by a network, added as it is."""
+class ContinuousWindowAttention(ContinuousPositionBias, WindowAttention):
+    """V1's attention with V2's position bias, without its bound of 16."""
 
 
 class SwinMoeBlock(nn.Module):
@@ -112,6 +112,7 @@ class SwinMoeBlock(nn.Module):
             dim,
             heads,
             window,
+            shift,
             qkv_bias=options.qkv_bias,
             qk_scale=options.qk_scale,
             attn_drop=options.attn_drop_rate,
@@ -137,7 +138,7 @@ class SwinMoeBlock(nn.Module):
 
     def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
         """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
-        x = add_branch(x, lambda x: self.attn.on_map(self.norm1(x), self.shift), branches[0])
+        x = add_branch(x, lambda x: self.attn(self.norm1(x)), branches[0])
         # experts always see the whole batch: capacity and balance loss count all its tokens, as many on every rank
         mask = as_factors(branches[1], x) if isinstance(self.mlp, MoeMlp) else branches[1]
         return add_branch(x, lambda x: self.mlp(self.norm2(x)), mask)

@@ -1,4 +1,4 @@
-"""Attention within windows: the tensor code shared by the Swin families.
+"""Windows of a map: partition, shift and mask, shared by the Swin families.
 
 A map is a tensor (B, H, W, C). It is partitioned into windows of `window` x `window` tokens; every second block first
 shifts the map by half a window, so that the windows of consecutive blocks overlap (paper, section 3.2). Nothing here
@@ -110,12 +110,6 @@ def _shift_mask(grid: WindowGrid, device: torch.device) -> Tensor:
     unshifted = WindowGrid(rows, cols, grid.window, 0, 0)
     windows = unshifted.split(region[None, :, :, None])[0, :, :, 0]  # (windows, tokens)
     return (windows[:, None, :] != windows[:, :, None]).float().mul(-100.0).to(device)
-
-
-def in_windows(x: Tensor, window: int, shift: int, attention: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-    """Applies `attention(windows, mask)` to a map (B, H, W, C) in (shifted) windows and merges the result."""
-    grid = WindowGrid.of(x.shape[1], x.shape[2], window, shift)
-    return grid.merge(attention(grid.split(x), grid.mask(x.device)))
 
 
 def relative_position_index(window: int) -> Tensor:

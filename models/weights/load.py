@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.backbone import SwinBackbone
-from models.position_bias import ContinuousBackbone
 from models.registry import MODELS
 from models.simmim import SimMIM
+from models.swin_v2 import ContinuousBackbone
 from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits, trained_as
 from models.weights.experts import check_experts, flat_biases
 from models.weights.fitting import Head, Tables, fit_head, fit_weights

@@ -131,10 +131,10 @@ def test_experts_see_the_whole_batch_whatever_stochastic_depth_skips():
     block = model.stages()[1].blocks[0]
     x, factors = torch.randn(4, 8, 8, 16), torch.tensor([0.0, 2.0, 0.0, 2.0])
     block.eval()
-    attended = x + block.attn.on_map(block.norm1(x), block.shift)
+    attended = x + block.attn(block.norm1(x))
     expected = attended + factors.view(4, 1, 1, 1) * block.mlp(block.norm2(attended))
-    for kept in (factors, KeptSamples(factors.nonzero()[:, 0], 2.0)):
-        torch.testing.assert_close(block(x, (None, kept)), expected)
+    for mask in (factors, KeptSamples(factors.nonzero()[:, 0], 2.0)):
+        torch.testing.assert_close(block(x, (None, mask)), expected)
 
 
 def test_the_window_of_pre_training_comes_from_the_file():
