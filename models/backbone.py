@@ -189,7 +189,7 @@ class SwinBackbone(nn.Module):
 
         self.norm = nn.LayerNorm(self.num_features)
         self.head: nn.Module = self._new_head(o.num_classes)
-        self.mask_token: nn.Parameter | None = None  # models/simmim.py
+        self.mask_token: nn.Parameter | None = None  # replaces masked tokens; added by models that mask some
         self.apply(partial(init_weights, std=o.init_std))
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=o.init_std)
