@@ -23,7 +23,7 @@ BlockFactory = Callable[[int, int, int, int, float], nn.Module]
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidOptions:
-    """What every Swin family can be built with; the defaults are Swin-T's.
+    """Options shared by all Swin families; the defaults are Swin-T's.
 
     `img_size` in pixels, a side or (height, width), only determines what depends on it at construction: the absolute
     position embedding, and the window of stages whose map is smaller than `window_size` tokens. `ape`: absolute
@@ -131,7 +131,7 @@ class Stage(nn.Module):
         return [block.drop_path if self.training else 0.0 for block in blocks for _ in range(2)]
 
     def forward(self, x: Tensor, branches: Sequence[BranchMask] | None = None) -> tuple[Tensor, Tensor]:
-        """Maps (B, H, W, C) to the stage's own map (B, H, W, C) and the input of the next stage.
+        """Maps (B, H, W, C) to the map of the stage (B, H, W, C) and the input of the next stage.
 
         Args: branches: the samples that keep each branch, two per block; None draws them.
         """

@@ -1,4 +1,4 @@
-"""What a Swin looks at: class activation maps and attention rollout."""
+"""Explanations of predictions: class activation maps and attention rollout."""
 
 from collections.abc import Sequence
 

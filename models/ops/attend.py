@@ -1,6 +1,6 @@
 """Attention with an additive bias, in the form that is fastest for its device.
 
-MODEL.ATTENTION names the form; "auto" chooses by what was measured (docs/benchmarks.md):
+MODEL.ATTENTION sets the form; "auto" is the fastest one measured (docs/benchmarks.md):
 
 - "kernel", on a GPU in half precision: models/ops/window_kernel.py, for windows of up to 64 tokens;
 - "fused", without gradients: torch's scaled_dot_product_attention;
@@ -30,7 +30,7 @@ _recorded: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None
 
 
 def takes_kernel(form: str, x: Tensor, tokens: int, width: int, dropout: float) -> bool:
-    """Returns whether `attend_on_map` is to be used in place of `attend`.
+    """Returns whether to use `attend_on_map` in place of `attend`.
 
     Args: form: one of `FORMS`; x: the map, in the type of the products; tokens of a window; width: channels per head;
     dropout: probability for the weights.
@@ -58,7 +58,7 @@ def attend_on_map(qkv: Tensor, bias: Tensor, grid: WindowGrid, scale: float | Te
     """
     scales, scale = (scale.float(), 1.0) if isinstance(scale, Tensor) else (None, scale)
     arguments = qkv, bias.float(), scales, scale, grid.window, grid.shift_h, grid.shift_w
-    # imported only where they are used: Triton need not be installed
+    # imported here: Triton is optional
     if torch.compiler.is_compiling():
         from models.ops.window_operator import window_attention
 
@@ -99,7 +99,7 @@ def attend(qkv: Tensor, bias: Tensor, scale: float | Tensor, dropout: float = 0.
 
 @contextmanager
 def record_weights(into: list[Tensor]) -> Iterator[None]:
-    """Within the context, the weights of every attention are appended to a list: (B, windows, heads, N, N).
+    """Appends the weights of every attention in the block to a list: (B, windows, heads, N, N).
 
     Models compiled by torch.compile append nothing.
     """

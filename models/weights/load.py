@@ -116,7 +116,7 @@ def load_weights(model: SwinBackbone, found: Found, head: Head = "fit", tables: 
     Raises: CheckpointError with the first names that are missing, unexpected, or of another shape.
     """
     own = model.state_dict()
-    apart = {name: own.pop(name) for name in LAYOUTS["original"].extras(own)}  # the mask token: `load_composite`
+    apart = {name: own.pop(name) for name in LAYOUTS["original"].extras(own)}  # load_composite loads them
     _check_family(model, found)
     check_experts(found.tensors, own, found.origin)
     notes = [f"{len(found.tensors)} tensors from {found.origin} ({found.layout.name} layout, {found.place})"]
