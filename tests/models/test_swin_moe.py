@@ -4,6 +4,7 @@ import pytest
 import torch
 from timm.optim import param_groups_weight_decay
 
+from models.layers import Mlp
 from models.moe.mixture import MoeMlp
 from models.moe.routing import RoutingOptions
 from models.ops.stochastic_depth import KeptSamples
@@ -135,6 +136,16 @@ def test_experts_see_the_whole_batch_whatever_stochastic_depth_skips():
     expected = attended + factors.view(4, 1, 1, 1) * block.mlp(block.norm2(attended))
     for mask in (factors, KeptSamples(factors.nonzero()[:, 0], 2.0)):
         torch.testing.assert_close(block(x, (None, mask)), expected)
+
+
+def test_routers_score_float32_under_autocast_and_other_mlps_get_the_type_of_products():
+    """Of a float32 map, as CUDA's autocast keeps it."""
+    x, seen = torch.randn(1, 16, 16, 8), []
+    for block in small("swin_moe").stages()[0].blocks:
+        block.mlp.register_forward_pre_hook(lambda module, inputs: seen.append((type(module), inputs[0].dtype)))
+        with torch.autocast("cpu", torch.bfloat16):
+            block(x)
+    assert seen == [(Mlp, torch.bfloat16), (MoeMlp, torch.float32)]
 
 
 def test_the_window_of_pre_training_comes_from_the_file():
