@@ -1,178 +1,159 @@
-"""Attention with an additive bias, in the form that is fastest for its device, and what it needs to remember.
+"""Self-attention within the windows of a map, and the position biases of its scores.
 
-MODEL.ATTENTION names the form; "auto" chooses by what was measured (docs/benchmarks.md):
-
-- "kernel", on a GPU in half precision: models/ops/window_kernel.py, for windows of up to 64 tokens;
-- "fused", without gradients: torch's scaled_dot_product_attention;
-- "explicit", with gradients: matrix products and a softmax in place, whose backward pass also yields the gradient of
-  the bias, which fused kernels do not on a CPU.
+V1 learns a table of biases (arXiv 2103.14030, section 3.2); V2 and Swin-MoE compute them from log-spaced coordinates,
+which fit any window (arXiv 2111.09883, section 3.3).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+import math
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.layers import no_autocast
-from models.ops.kernels import is_exporting, may_use_kernels, runs_kernels
-from models.ops.windows import WindowGrid
-from utils.errors import ConfigError
-
-FORMS = ("auto", "explicit", "fused", "kernel")
-# what models/ops/window_kernel.py supports
-MAX_TOKENS, WIDTHS = 64, (16, 32)  # wider heads do not fit into the shared memory of some GPUs
-
-_recorded: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None)
+from models.ops.attend import attend, attend_on_map, takes_kernel
+from models.ops.linear import Linear
+from models.ops.windows import WindowGrid, relative_position_index
+from utils.eval_cache import derived
 
 
-def takes_kernel(form: str, x: Tensor, tokens: int, width: int, dropout: float) -> bool:
-    """Returns whether `attend_on_map` is to be used in place of `attend`.
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within (shifted) windows: softmax(scale * query @ key^T + bias) @ value.
 
-    Args: form: one of `FORMS`; x: the map, in the type of the products; tokens of a window; width: channels per head;
-    dropout: probability for the weights.
-    Raises: ConfigError if the form is "kernel" and it cannot be used.
+    A mixin in front of it, `TablePositionBias` or `ContinuousPositionBias`, supplies the bias of each pair of tokens.
+
+    Args: window, shift in tokens; qk_scale: None for 1 / sqrt(channels per head); attn_drop: dropout of the attention
+    weights; form: one of `models.ops.attend.FORMS`.
     """
-    if form not in ("auto", "kernel") or _recording() is not None or x.device.type == "meta":
-        return False
-    if is_exporting() or (form == "auto" and not may_use_kernels(x, x.dtype)):
-        return False
-    fits = tokens <= MAX_TOKENS and width in WIDTHS and not dropout
-    if form == "kernel" and not (fits and runs_kernels(x)):
-        raise ConfigError(
-            f"the kernel takes windows of up to {MAX_TOKENS} tokens with {' or '.join(map(str, WIDTHS))} channels per"
-            " head, without dropout, on an NVIDIA GPU of compute capability 8.0 or higher, with Triton:"
-            " MODEL.ATTENTION: set it to auto"
-        )
-    return fits
+
+    relative_position_index: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: int,
+        shift: int = 0,
+        *,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        form: str = "auto",
+    ):
+        super().__init__()
+        self.heads, self.window, self.shift = heads, window, shift
+        self.qk_scale = (dim // heads) ** -0.5 if qk_scale is None else qk_scale
+        self.attn_drop, self.form = attn_drop, form
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+        self.add_position_bias()
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.reset_position_bias()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, H, W, C) to the same shape."""
+        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, self.shift)
+        dropout = self.attn_drop if self.training else 0.0
+        if takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
+            x = attend_on_map(self.project(grid.pad(x)), self.bias()[0], grid, self.scale)
+            return grid.crop(self.proj_drop(self.proj(x)))
+        qkv = self.project(grid.split(x))  # (B, H, W, C) -> (B, windows, N, 3 * C)
+        x = attend(qkv, self.bias(grid.mask(x.device)), self.scale, dropout, self.form)
+        return grid.merge(self.proj_drop(self.proj(x)))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Returns query, key and value of every token: (..., C) -> (..., 3 * C)."""
+        return self.qkv(x)
+
+    @property
+    def scale(self) -> float | Tensor:
+        """Factor of the scores, as in `attend`."""
+        return self.qk_scale
+
+    def bias(self, mask: Tensor | None = None) -> Tensor:
+        """Returns what is added to the scores, (windows or 1, heads, N, N). Args: mask (windows, N, N)."""
+        sources = [*self.bias_sources(), *([] if mask is None else [mask])]
+        return derived(lambda: self._masked_bias(mask), *sources)
+
+    def _masked_bias(self, mask: Tensor | None) -> Tensor:
+        bias = self.position_bias()[None]
+        return bias if mask is None else bias + mask[:, None]
+
+    def add_position_bias(self) -> None:
+        """Adds the parameters behind the bias, which precede those of the layers."""
+        raise NotImplementedError
+
+    def reset_position_bias(self) -> None:
+        """Initialises the parameters behind the bias, unless layers initialise them."""
+
+    def position_bias(self) -> Tensor:
+        """Returns (heads, N, N) for the N tokens of a window."""
+        raise NotImplementedError
+
+    def bias_sources(self) -> list[Tensor]:
+        """Returns the tensors that the bias is computed from."""
+        raise NotImplementedError
 
 
-def attend_on_map(qkv: Tensor, bias: Tensor, grid: WindowGrid, scale: float | Tensor) -> Tensor:
-    """Attends within the windows of a map like `attend`, without copies of it, and adds the mask of shifted windows.
+class TablePositionBias(nn.Module):
+    """A learned bias per relative position (arXiv 2103.14030, section 3.2); a mixin for `WindowAttention`."""
 
-    Args: qkv (B, *grid.padded, 3 * heads * d); bias float32 (heads, N, N); scale: on the products of query and key, or
-    float32 (heads,) on the cosines between them.
-    Returns: (B, *grid.padded, heads * d).
+    heads: int
+    window: int
+    relative_position_index: Tensor
+
+    def add_position_bias(self) -> None:
+        offsets = (2 * self.window - 1) ** 2
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets, self.heads))
+
+    def reset_position_bias(self) -> None:
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def position_bias(self) -> Tensor:
+        return by_pair(self.relative_position_bias_table, self.relative_position_index)
+
+    def bias_sources(self) -> list[Tensor]:
+        return [self.relative_position_bias_table]
+
+
+class ContinuousPositionBias(nn.Module):
+    """A bias computed by a small network from log-spaced relative coordinates (arXiv 2111.09883, section 3.3); a mixin
+    for `WindowAttention`."""
+
+    heads: int
+    window: int
+    relative_position_index: Tensor
+    relative_coords_table: Tensor
+
+    def add_position_bias(self) -> None:
+        self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, self.heads, bias=False))
+        self.register_buffer("relative_coords_table", torch.zeros((2 * self.window - 1) ** 2, 2), persistent=False)
+        self.set_pretrained_window(0)
+
+    def set_pretrained_window(self, window: int) -> None:
+        """Normalises the coordinates to the window the weights were trained with; 0 for the model's own."""
+        self.pretrained_window = window or self.window
+        self.relative_coords_table.copy_(log_coordinates(self.window, self.pretrained_window))
+
+    def position_bias(self) -> Tensor:
+        return by_pair(self.cpb_mlp(self.relative_coords_table), self.relative_position_index).float()
+
+    def bias_sources(self) -> list[Tensor]:
+        return [*self.cpb_mlp.parameters(), self.relative_coords_table]
+
+
+def by_pair(table: Tensor, index: Tensor) -> Tensor:
+    """Looks up the offset of every pair of tokens: (offsets, heads), (N, N) -> (heads, N, N)."""
+    return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
+
+
+def log_coordinates(window: int, pretrained_window: int) -> Tensor:
+    """Returns log-spaced relative coordinates (section 3.3, equation 4), normalised to the window of pre-training.
+
+    Args: window of the model; pretrained_window: of the weights, 0 for the same.
+    Returns: float32 ((2 * window - 1)**2, 2), row-major like the tables of `relative_position_index`.
     """
-    scales, scale = (scale.float(), 1.0) if isinstance(scale, Tensor) else (None, scale)
-    arguments = qkv, bias.float(), scales, scale, grid.window, grid.shift_h, grid.shift_w
-    # imported only where they are used: Triton need not be installed
-    if torch.compiler.is_compiling():
-        from models.ops.window_operator import window_attention
-
-        return window_attention(*arguments)
-    from models.ops.window_kernel import FusedWindowAttention
-
-    return FusedWindowAttention.apply(*arguments)
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float = 0.0, form: str = "auto"
-) -> Tensor:
-    """Attends within each window: softmax(scale * query @ key^T + bias) @ value, for every head.
-
-    Args: query, key, value (B, windows, N, heads, d), with any strides; bias float32 (windows or 1, heads, N, N);
-    dropout: probability for the weights; form: one of `FORMS`. With dropout, and within torch.compile unless the form
-    is "fused", plain operations compute it.
-    Returns: (B, windows, N, heads * d), of the type of `value`.
-    """
-    recorded = _recording()
-    if recorded is not None:
-        recorded.append(_weights(query, key, bias, scale))
-    if dropout or (torch.compiler.is_compiling() and form != "fused"):
-        out = _plain(query, key, value, bias, scale, dropout)
-    elif form == "explicit" or (form != "fused" and torch.is_grad_enabled()):
-        out = _Attention.apply(query, key, value, bias, scale)
-    else:
-        out = _fused(query, key, value, bias, scale)
-    return out.flatten(3)
-
-
-@contextmanager
-def record_weights(into: list[Tensor]) -> Iterator[None]:
-    """Within the context, the weights of every attention are appended to a list: (B, windows, heads, N, N).
-
-    Models compiled by torch.compile append nothing.
-    """
-    token = _recorded.set(into)
-    try:
-        yield
-    finally:
-        _recorded.reset(token)
-
-
-def _recording() -> list[Tensor] | None:
-    # torch 2.11 compiles no function that reads a context variable
-    return None if torch.compiler.is_compiling() else _recorded.get()
-
-
-def _weights(query: Tensor, key: Tensor, bias: Tensor, scale: float) -> Tensor:
-    query, key = query.transpose(2, 3), key.transpose(2, 3)
-    with no_autocast(query):  # cosine attention has them in float32, with scales of up to 100
-        return (scale * (query @ key.transpose(-2, -1)) + bias).softmax(dim=-1)
-
-
-def _plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
-    weights = F.dropout(_weights(query, key, bias, scale), dropout).to(value.dtype)
-    return (weights @ value.transpose(2, 3)).transpose(2, 3)
-
-
-def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-    batch, count = value.shape[:2]
-    q, k, v = (t.to(query.dtype).flatten(0, 1).transpose(1, 2) for t in (query, key, value))  # (B*windows, heads, N, d)
-    mask = bias.to(q.dtype)
-    if len(mask) > 1:
-        mask = mask.expand(batch, *mask.shape).flatten(0, 1)
-    with no_autocast(q):
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).to(value.dtype).unflatten(0, (batch, count))
-
-
-class _Attention(torch.autograd.Function):
-    """Matrix products and a softmax in place; keeps query, key, value and weights for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-        batch, count, tokens, heads, _ = value.shape
-        q, k, v = (_by_head(t) for t in (query, key, value))
-        with no_autocast(value):
-            scores = q.new_empty(batch, count, heads, tokens, tokens).copy_(bias).flatten(0, 2)
-            torch.baddbmm(scores, q, k.transpose(1, 2), alpha=scale, out=scores)
-            weights = torch.softmax(scores, dim=-1, out=scores).to(v.dtype)
-            out = torch.bmm(weights, v)
-        ctx.save_for_backward(q, k, v, weights)
-        ctx.scale, ctx.shape, ctx.windows = scale, value.shape, len(bias)
-        return _by_token(out, value.shape)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights = ctx.saved_tensors
-        batch, count, tokens, heads, _ = ctx.shape
-        g = _by_head(gradient)
-        with no_autocast(g):
-            d_value = torch.bmm(weights.transpose(1, 2), g)
-            d_scores = torch.bmm(g, v.transpose(1, 2))
-            torch.ops.aten._softmax_backward_data.out(d_scores, weights, -1, weights.dtype, grad_input=d_scores)
-            d_bias = None
-            if ctx.needs_input_grad[3]:
-                groups = (batch, count) if ctx.windows > 1 else (batch * count, 1)
-                d_bias = d_scores.view(*groups, heads, tokens, tokens).sum(0, dtype=torch.float32)
-            d_scores = d_scores.to(q.dtype)
-            d_query = torch.baddbmm(q.new_empty(()), d_scores, k, beta=0, alpha=ctx.scale)
-            d_key = torch.baddbmm(q.new_empty(()), d_scores.transpose(1, 2), q, beta=0, alpha=ctx.scale)
-        return *(_by_token(d, ctx.shape) for d in (d_query, d_key, d_value)), d_bias, None
-
-
-def _by_head(x: Tensor) -> Tensor:
-    """(B, windows, N, heads, d) -> (B * windows * heads, N, d), contiguous."""
-    return x.transpose(2, 3).contiguous().flatten(0, 2)
-
-
-def _by_token(x: Tensor, shape: torch.Size) -> Tensor:
-    """(B * windows * heads, N, d) -> a view (B, windows, N, heads, d) = `shape`."""
-    batch, count, tokens, heads, width = shape
-    return x.view(batch, count, heads, tokens, width).transpose(2, 3)
+    reach = max((pretrained_window or window) - 1, 1)
+    axis = torch.arange(-(window - 1), window, dtype=torch.float32) * 8 / reach
+    axis = axis.sign() * (axis.abs() + 1).log2() / math.log2(8)
+    return torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).view(-1, 2)

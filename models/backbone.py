@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from yacs.config import CfgNode
 
-from models.attention import FORMS
 from models.layers import PatchEmbed
-from models.ops.stochastic_depth import Kept, draw_kept
+from models.ops.attend import FORMS
+from models.ops.stochastic_depth import BranchMask, draw_masks
 from utils.errors import ConfigError, did_you_mean
 from utils.preprocessing import Size, image_size
 
@@ -23,13 +23,13 @@ BlockFactory = Callable[[int, int, int, int, float], nn.Module]
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidOptions:
-    """What every Swin family can be built with; the defaults are Swin-T's.
+    """Options shared by all Swin families; the defaults are Swin-T's.
 
     `img_size` in pixels, a side or (height, width), only determines what depends on it at construction: the absolute
     position embedding, and the window of stages whose map is smaller than `window_size` tokens. `ape`: absolute
     position embedding; `patch_norm`: norm after the patch embedding; `mlp_ratio`: hidden width of an MLP over its
     input; `drop_path_rate`: stochastic depth of the last block; `init_std` of the initial weights of linear layers;
-    `attention`: its form, one of `models.attention.FORMS`.
+    `attention`: its form, one of `models.ops.attend.FORMS`.
 
     Raises: ConfigError for sizes that do not fit together.
     """
@@ -130,15 +130,15 @@ class Stage(nn.Module):
         blocks: Any = self.blocks
         return [block.drop_path if self.training else 0.0 for block in blocks for _ in range(2)]
 
-    def forward(self, x: Tensor, kept: Sequence[Kept] | None = None) -> tuple[Tensor, Tensor]:
-        """Maps (B, H, W, C) to the stage's own map (B, H, W, C) and the input of the next stage.
+    def forward(self, x: Tensor, branches: Sequence[BranchMask] | None = None) -> tuple[Tensor, Tensor]:
+        """Maps (B, H, W, C) to the map of the stage (B, H, W, C) and the input of the next stage.
 
-        Args: kept: the samples that take part in each branch, two per block; None draws them.
+        Args: branches: the samples that keep each branch, two per block; None draws them.
         """
-        branches = draw_kept(self.rates(), x.shape[0], x.device) if kept is None else kept
+        masks = draw_masks(self.rates(), x.shape[0], x.device) if branches is None else branches
         recompute = self.grad_checkpointing and self.training
         for i, block in enumerate(self.blocks):
-            own = branches[2 * i : 2 * i + 2]
+            own = masks[2 * i : 2 * i + 2]
             x = checkpoint(block, x, own, use_reentrant=False) if recompute else block(x, own)
         return x, x if self.downsample is None else self.downsample(x)
 
@@ -189,7 +189,7 @@ class SwinBackbone(nn.Module):
 
         self.norm = nn.LayerNorm(self.num_features)
         self.head: nn.Module = self._new_head(o.num_classes)
-        self.mask_token: nn.Parameter | None = None  # models/simmim.py
+        self.mask_token: nn.Parameter | None = None  # replaces masked tokens; added by models that mask some
         self.apply(partial(init_weights, std=o.init_std))
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=o.init_std)
@@ -212,12 +212,12 @@ class SwinBackbone(nn.Module):
             x = x + resize_position_embedding(self.absolute_pos_embed, self.grid, (x.shape[1], x.shape[2]))
         return self.pos_drop(x)
 
-    def _draw(self, x: Tensor) -> list[tuple[Stage, list[Kept]]]:
-        """Draws for all branches at once which samples of a batch keep them; returns it for every stage."""
+    def _draw(self, x: Tensor) -> list[tuple[Stage, list[BranchMask]]]:
+        """Draws the masks of all branches at once; returns each stage with its own."""
         rates = [stage.rates() for stage in self.stages()]
         # len(x) would be a constant of an exported model
-        kept = iter(draw_kept([rate for own in rates for rate in own], x.shape[0], x.device))
-        return [(stage, [next(kept) for _ in own]) for stage, own in zip(self.stages(), rates, strict=True)]
+        masks = iter(draw_masks([rate for own in rates for rate in own], x.shape[0], x.device))
+        return [(stage, [next(masks) for _ in own]) for stage, own in zip(self.stages(), rates, strict=True)]
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Maps images (B, C, H, W) to the last feature map after the final norm, (B, h, w, num_features).
@@ -225,8 +225,8 @@ class SwinBackbone(nn.Module):
         Args: mask: bool (B, H / patch, W / patch), true for tokens that `mask_token` replaces.
         """
         x = self._stem(images, mask)
-        for stage, kept in self._draw(x):
-            _, x = stage(x, kept)
+        for stage, masks in self._draw(x):
+            _, x = stage(x, masks)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -254,8 +254,8 @@ class SwinBackbone(nn.Module):
             raise ValueError(f"stage indices {list(indices or ())} for a model of {count} stages")
         maps: dict[int, Tensor] = {}
         x = self._stem(images)
-        for i, (stage, kept) in enumerate(self._draw(x)):
-            own, x = stage(x, kept)
+        for i, (stage, masks) in enumerate(self._draw(x)):
+            own, x = stage(x, masks)
             maps[i] = self.norm(own) if norm and i == count - 1 else own
         return self.norm(x), [maps[i].permute(0, 3, 1, 2).contiguous() for i in wanted]
 

@@ -1,12 +1,12 @@
-"""What a Swin looks at: class activation maps and attention rollout."""
+"""Explanations of predictions: class activation maps and attention rollout."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from models.attention import record_weights
 from models.backbone import Stage, SwinBackbone
+from models.ops.attend import record_weights
 from models.ops.windows import WindowGrid
 from utils.errors import ConfigError
 

@@ -8,13 +8,11 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import attend, attend_on_map
+from models.attention import TablePositionBias, WindowAttention
 from models.backbone import PyramidOptions, SwinBackbone
-from models.layers import Linear, Mlp, PatchMerging
-from models.ops.residual import add_normed_branch
-from models.ops.stochastic_depth import Kept
-from models.ops.windows import WindowGrid
-from models.position_bias import TableBias
+from models.layers import Mlp, PatchMerging
+from models.ops.layer_norm import LayerNorm
+from models.ops.stochastic_depth import BranchMask, add_branch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,40 +29,8 @@ class SwinOptions(PyramidOptions):
         return replace(self, qkv_bias=section.QKV_BIAS, qk_scale=section.QK_SCALE)
 
 
-class WindowAttention(TableBias):
-    """Multi-head self-attention within windows, with a learned bias per relative position (section 3.2)."""
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        window: int,
-        *,
-        qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        form: str = "auto",
-    ):
-        super().__init__()
-        self.scale = qk_scale if qk_scale is not None else (dim // heads) ** -0.5
-        self.attn_drop, self.form = attn_drop, form
-        self.new_bias(heads, window)
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-        self.reset_bias()
-
-    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
-        query, key, value = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).unbind(3)
-        dropout = self.attn_drop if self.training else 0.0
-        mixed = attend(query, key, value, self.bias(mask), self.scale, dropout, self.form)
-        return self.proj_drop(self.proj(mixed))
-
-    def attend_unpartitioned(self, x: Tensor, grid: WindowGrid) -> Tensor:
-        mixed = attend_on_map(self.qkv(x), self.bias(None)[0], grid, self.scale)
-        return self.proj_drop(self.proj(mixed))
+class TableWindowAttention(TablePositionBias, WindowAttention):
+    """Attention with a learned bias per relative position (section 3.2, equation 4)."""
 
 
 class SwinBlock(nn.Module):
@@ -73,27 +39,25 @@ class SwinBlock(nn.Module):
     def __init__(self, dim: int, heads: int, window: int, shift: int, drop_path: float, *, options: SwinOptions):
         super().__init__()
         self.window, self.shift, self.drop_path = window, shift, drop_path
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(
+        self.norm1 = LayerNorm(dim)
+        self.attn = TableWindowAttention(
             dim,
             heads,
             window,
+            shift,
             qkv_bias=options.qkv_bias,
             qk_scale=options.qk_scale,
             attn_drop=options.attn_drop_rate,
             proj_drop=options.drop_rate,
             form=options.attention,
         )
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
 
-    def _attention(self, x: Tensor) -> Tensor:
-        return self.attn.on_map(x, self.shift)
-
-    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        x = add_normed_branch(x, self.norm1, self._attention, kept[0])
-        return add_normed_branch(x, self.norm2, self.mlp, kept[1])
+    def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        x = add_branch(x, lambda x: self.attn(self.norm1(x)), branches[0])
+        return add_branch(x, lambda x: self.mlp(self.norm2(x)), branches[1])
 
 
 class SwinTransformer(SwinBackbone):

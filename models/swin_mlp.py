@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.backbone import PyramidOptions, SwinBackbone
 from models.layers import Mlp, PatchMerging
-from models.ops.stochastic_depth import Kept, add_branch
+from models.ops.stochastic_depth import BranchMask, add_branch
 from models.ops.windows import WindowGrid
 
 
@@ -36,8 +36,7 @@ class SwinMlpBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
 
-    def _spatial(self, x: Tensor) -> Tensor:
-        x = self.norm1(x)
+    def _mix_tokens(self, x: Tensor) -> Tensor:
         _, height, width, channels = x.shape
         # the shift pads all sides, so no window joins opposite edges and no mask is needed
         before = [self.window - self.shift if self.shift and side > self.window else 0 for side in (height, width)]
@@ -51,12 +50,10 @@ class SwinMlpBlock(nn.Module):
         mixed = mixed.view(batch * count, self.heads, tokens, -1).transpose(1, 2).reshape(windows.shape)
         return grid.merge(mixed)[:, before[0] : before[0] + height, before[1] : before[1] + width]
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp(self.norm2(x))
-
-    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        return add_branch(add_branch(x, self._spatial, kept[0]), self._mlp, kept[1])
+    def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        x = add_branch(x, lambda x: self._mix_tokens(self.norm1(x)), branches[0])
+        return add_branch(x, lambda x: self.mlp(self.norm2(x)), branches[1])
 
 
 class SwinMlp(SwinBackbone):

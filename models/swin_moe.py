@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from models.attention import ContinuousPositionBias, WindowAttention
 from models.layers import Mlp, PatchMerging
 from models.moe.mixture import MoeMlp
 from models.moe.routing import RoutingOptions
-from models.ops.residual import add_normed_branch
-from models.ops.stochastic_depth import Kept, add_branch, as_factors
-from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
-from models.swin import WindowAttention
+from models.ops.layer_norm import LayerNorm
+from models.ops.stochastic_depth import BranchMask, add_branch, as_factors
+from models.swin_v2 import ContinuousBackbone, ContinuousOptions
 from utils.errors import ConfigError
 
 NO_DECAY = (
@@ -86,8 +86,8 @@ class SwinMoeOptions(ContinuousOptions):
         )
 
 
-class ContinuousWindowAttention(ContinuousBias, WindowAttention):
-    """V1's attention with the position bias computed by a network, added as it is."""
+class ContinuousWindowAttention(ContinuousPositionBias, WindowAttention):
+    """V1's attention with V2's position bias, without its bound of 16."""
 
 
 class SwinMoeBlock(nn.Module):
@@ -107,11 +107,12 @@ class SwinMoeBlock(nn.Module):
     ):
         super().__init__()
         self.window, self.shift, self.drop_path = window, shift, drop_path
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = ContinuousWindowAttention(
             dim,
             heads,
             window,
+            shift,
             qkv_bias=options.qkv_bias,
             qk_scale=options.qk_scale,
             attn_drop=options.attn_drop_rate,
@@ -119,7 +120,7 @@ class SwinMoeBlock(nn.Module):
             form=options.attention,
         )
         self.attn.set_pretrained_window(pretrained_window)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = (nn.LayerNorm if experts else LayerNorm)(dim)  # the router scores tokens in float32
         hidden = int(dim * options.mlp_ratio)
         self.mlp: nn.Module = (
             MoeMlp(
@@ -135,17 +136,12 @@ class SwinMoeBlock(nn.Module):
             else Mlp(dim, hidden, options.drop_rate, fc2_bias=options.mlp_fc2_bias)
         )
 
-    def _attention(self, x: Tensor) -> Tensor:
-        return self.attn.on_map(x, self.shift)
-
-    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        x = add_normed_branch(x, self.norm1, self._attention, kept[0])
-        if not isinstance(self.mlp, MoeMlp):
-            return add_normed_branch(x, self.norm2, self.mlp, kept[1])
-        # experts see the whole batch: capacity and balance are those of all its tokens, on every rank the same number;
-        # and the router scores them in float32
-        return add_branch(x, lambda x: self.mlp(self.norm2(x)), as_factors(kept[1], x))
+    def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        x = add_branch(x, lambda x: self.attn(self.norm1(x)), branches[0])
+        # experts always see the whole batch: capacity and balance loss count all its tokens, as many on every rank
+        mask = as_factors(branches[1], x) if isinstance(self.mlp, MoeMlp) else branches[1]
+        return add_branch(x, lambda x: self.mlp(self.norm2(x)), mask)
 
 
 class SwinMoe(ContinuousBackbone):

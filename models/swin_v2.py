@@ -1,23 +1,76 @@
 """Swin Transformer V2: "Swin Transformer V2: Scaling Up Capacity and Resolution", arXiv 2111.09883."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.attention import attend, attend_on_map
-from models.layers import Linear, Mlp, PostNormMerging, as_autocast, no_autocast
-from models.ops.stochastic_depth import Kept, add_branch
-from models.ops.windows import WindowGrid
-from models.position_bias import ContinuousBackbone, ContinuousBias, ContinuousOptions
+from models.attention import ContinuousPositionBias, WindowAttention
+from models.backbone import PyramidOptions, SwinBackbone
+from models.layers import Mlp, PostNormMerging
+from models.ops.linear import as_autocast
+from models.ops.stochastic_depth import BranchMask, add_branch
 
 MAX_SCALE = 100.0  # of the cosine similarities: a temperature of at least 0.01 (section 3.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuousOptions(PyramidOptions):
+    """`pretrained_window_sizes`: window of each stage in pre-training, 0 for the model's own."""
+
+    pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)
+
+    def with_own_keys(self, section: CfgNode) -> Self:
+        return replace(self, pretrained_window_sizes=tuple(section.PRETRAINED_WINDOW_SIZES))
+
+
+class ContinuousBackbone(SwinBackbone):
+    """A Swin whose position biases are computed from coordinates, normalised to the window of pre-training.
+
+    Args: blocks: the family's, one per stage, with a keyword argument `pretrained_window`.
+    """
+
+    def __init__(
+        self,
+        options: ContinuousOptions,
+        blocks: Sequence[Callable[..., nn.Module]],
+        merging: Callable[[int], nn.Module],
+    ):
+        windows = [*options.pretrained_window_sizes, *[0] * len(options.depths)]
+        by_stage = [partial(block, pretrained_window=w) for block, w in zip(blocks, windows, strict=False)]
+        super().__init__(options, by_stage, merging)
+        self._configured = windows
+
+    def pretrained_windows(self) -> list[int]:
+        """Returns the window that each stage's coordinates are normalised to; no tensor in a checkpoint stores it."""
+        return [attention[0].pretrained_window for attention in self._attentions()]
+
+    def windows(self) -> list[int]:
+        """Returns the window of each stage."""
+        return [attention[0].window for attention in self._attentions()]
+
+    def adopt_pretrained_windows(self, windows: Sequence[int]) -> bool:
+        """Normalises to the windows that weights were trained with, except where the configuration sets them.
+
+        Returns: whether anything changed.
+        """
+        before = self.pretrained_windows()
+        for attentions, window, configured in zip(self._attentions(), windows, self._configured, strict=False):
+            for attention in attentions if not configured else ():
+                attention.set_pretrained_window(window)
+        return self.pretrained_windows() != before
+
+    def is_configured(self) -> bool:
+        """Returns whether the configuration sets the window of pre-training of every stage."""
+        return all(self._configured[: len(self.layers)])
+
+    def _attentions(self) -> list[list[ContinuousPositionBias]]:
+        return [[m for m in stage.modules() if isinstance(m, ContinuousPositionBias)] for stage in self.stages()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,60 +88,29 @@ class SwinV2Options(ContinuousOptions):
         return replace(own, qkv_bias=section.QKV_BIAS, extra_norm_every=section.EXTRA_NORM_EVERY)
 
 
-class CosineWindowAttention(ContinuousBias):
+class CosineWindowAttention(ContinuousPositionBias, WindowAttention):
     """Scaled cosine attention with a continuous position bias (section 3.3)."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        window: int,
-        pretrained_window: int,
-        *,
-        qkv_bias: bool,
-        attn_drop: float,
-        proj_drop: float,
-        form: str = "auto",
-    ):
-        super().__init__()
-        self.attn_drop, self.form = attn_drop, form
+    def __init__(self, dim: int, heads: int, window: int, shift: int = 0, *, qkv_bias: bool = True, **options: Any):
+        super().__init__(dim, heads, window, shift, qkv_bias=False, **options)
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
-        self.new_bias(heads, window)
-        self.qkv = Linear(dim, 3 * dim, bias=False)
         # no bias on the keys: it would shift all scores of a query equally
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
-        self.proj = Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-        self.set_pretrained_window(pretrained_window)
+
+    def project(self, x: Tensor) -> Tensor:
+        if self.q_bias is None or self.v_bias is None:
+            return self.qkv(x)
+        return self.qkv(x, torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias]))
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosines, float32 (heads,)."""
+        return self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp().flatten()
 
     def position_bias(self) -> Tensor:
         """Returns (heads, N, N) for the N tokens of a window, each between 0 and 16."""
         return 16 * super().position_bias().sigmoid()
-
-    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """Maps windows (B, windows, N, C), with mask (windows, N, N) or None, to the same shape."""
-        qkv = self.qkv(windows, self._qkv_bias()).unflatten(-1, (3, self.heads, -1))
-        # float32: half precision loses the squares of the norm, and the scale multiplies the cosines by up to 100
-        with no_autocast(windows):
-            query, key = F.normalize(qkv[:, :, :, :2].float(), dim=-1).unbind(3)
-            query = query * self._scales()[:, None]
-        dropout = self.attn_drop if self.training else 0.0
-        mixed = attend(query, key, qkv[:, :, :, 2], self.bias(mask), 1.0, dropout, self.form)
-        return self.proj_drop(self.proj(mixed))
-
-    def attend_unpartitioned(self, x: Tensor, grid: WindowGrid) -> Tensor:
-        mixed = attend_on_map(self.qkv(x, self._qkv_bias()), self.bias(None)[0], grid, self._scales())
-        return self.proj_drop(self.proj(mixed))
-
-    def _qkv_bias(self) -> Tensor | None:
-        if self.q_bias is None or self.v_bias is None:
-            return None
-        return torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-
-    def _scales(self) -> Tensor:
-        """Returns the factor of the cosines, float32 (heads,)."""
-        return self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp().flatten()
 
 
 class SwinV2Block(nn.Module):
@@ -111,26 +133,22 @@ class SwinV2Block(nn.Module):
             dim,
             heads,
             window,
-            pretrained_window,
+            shift,
             qkv_bias=options.qkv_bias,
             attn_drop=options.attn_drop_rate,
             proj_drop=options.drop_rate,
             form=options.attention,
         )
+        self.attn.set_pretrained_window(pretrained_window)
         self.norm1 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3: nn.Module = nn.Identity()  # a norm of the main branch in some blocks of large models
 
-    def _attention(self, x: Tensor) -> Tensor:
-        return self.norm1(self.attn.on_map(as_autocast(x), self.shift))
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.norm2(self.mlp(x))
-
-    def forward(self, x: Tensor, kept: Sequence[Kept] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `kept`: the samples that take part in each branch."""
-        return self.norm3(add_branch(add_branch(x, self._attention, kept[0]), self._mlp, kept[1]))
+    def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
+        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        x = add_branch(x, lambda x: self.norm1(self.attn(as_autocast(x))), branches[0])
+        return self.norm3(add_branch(x, lambda x: self.norm2(self.mlp(x)), branches[1]))
 
 
 class SwinTransformerV2(ContinuousBackbone):

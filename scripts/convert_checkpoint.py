@@ -21,12 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from configs.loading import load_config
 from models.backbone import PyramidOptions, SwinBackbone
-from models.position_bias import ContinuousBackbone
 from models.registry import build, model_options, preprocessing_of
 from models.swin import SwinOptions
 from models.swin_mlp import SwinMlpOptions
 from models.swin_moe import SwinMoeOptions
-from models.swin_v2 import SwinTransformerV2, SwinV2Options
+from models.swin_v2 import ContinuousBackbone, SwinTransformerV2, SwinV2Options
 from models.weights.checks import misfits
 from models.weights.layouts import LAYOUTS, Layout, Weights
 from models.weights.load import Found, find_weights, load_weights

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from configs.loading import dump_config
 from models.backbone import SwinBackbone
-from models.position_bias import ContinuousBackbone
 from models.registry import model_options
 from models.swin_mlp import SwinMlp
 from models.swin_moe import SwinMoe
-from models.swin_v2 import SwinTransformerV2, SwinV2Options
+from models.swin_v2 import ContinuousBackbone, SwinTransformerV2, SwinV2Options
 from models.weights.layouts import LAYOUTS
 from scripts.open_model import ModelFile, open_model
 from scripts.other_libraries import timm_arguments

@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import as_autocast
 from models.moe.routing import RoutingOptions, capacity, choose, count, new_router, places
+from models.ops.linear import as_autocast
 from utils.distributed.experts import ShardedExperts, all_to_all, group_maximum
 from utils.eval_cache import derived
 
 
 class Statistics(NamedTuple):
-    """What became of the tokens of a batch: `dropped`, the share of assignments beyond the capacity, a scalar; `load`,
-    how many tokens chose each expert, int64 (experts,)."""
+    """Routing of a batch: `dropped`, the share of assignments beyond the capacity, a scalar; `load`, the number of
+    tokens that chose each expert, int64 (experts,)."""
 
     dropped: Tensor
     load: Tensor
@@ -68,7 +68,7 @@ class MoeMlp(nn.Module):
     """Routes every token of a batch to the experts that score highest for it, and sums their weighted outputs.
 
     Tokens beyond the capacity of an expert contribute 0, in evaluation too. After a forward pass, `balance` is the
-    balance loss, unweighted and part of the graph, and `statistics` tells what became of the tokens. Parameter names
+    balance loss, unweighted and part of the graph, and `statistics` describes the routing. Parameter names
     are those of the released files.
     """
 
@@ -154,7 +154,7 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 class _MoveRows(torch.autograd.Function):
-    """index_select, whose own backward pass does not know where a row went: it fills with zeros and adds."""
+    """index_select whose backward pass is a gather too; the built-in one fills with zeros and adds."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

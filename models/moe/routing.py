@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import no_autocast
+from models.ops.linear import no_autocast
 from utils.errors import ConfigError
 
 MAX_SCALE = 100.0  # of the cosine router: a temperature of at least 0.01
@@ -21,7 +21,7 @@ EPSILON = 1e-10  # added to squared means, which are 0 if no token comes near an
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingOptions:
-    """How tokens are routed; the defaults are the released models'.
+    """Settings of the router; the defaults are the released models'.
 
     `top_k`: experts per token; `capacity_factor`: tokens an expert takes, relative to an even distribution, 0 for all;
     `cosine`, `cosine_dim`, `init_temperature`: route by cosine similarity in that many channels; `normalize_gate`:

@@ -1,4 +1,4 @@
-"""Where the project's Triton kernels (models/*_kernel.py) can run."""
+"""Conditions for running the Triton kernels (models/ops/*_kernel.py)."""
 
 import importlib.util
 import logging
@@ -13,8 +13,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def may_use_kernels(x: Tensor, dtype: torch.dtype) -> bool:
-    """Returns whether work on `x` with products of `dtype` is left to a kernel if one has it: on a GPU, in half
-    precision."""
+    """Returns whether kernels are preferred for `x` with matrix products of `dtype`: on a GPU, in half precision."""
     return x.is_cuda and dtype in HALF and runs_kernels(x)
 
 

@@ -1,7 +1,7 @@
 """Stochastic depth (arXiv 1603.09382): every sample skips each residual branch with its own probability.
 
-What is skipped is not computed: a branch runs on the samples that keep it. Which these are is drawn once per forward
-pass for all branches, on the CPU, since an accelerator would have to wait for the size of a draw of its own.
+A branch is computed only for the samples that keep it. They are drawn once per forward pass for all branches, on the
+CPU: the shapes that follow depend on the draw, and a draw on an accelerator would make the CPU wait for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 
-class Samples(NamedTuple):
-    """The samples that keep a branch, int64 (b,), b >= 1, and the factor of its result."""
+class KeptSamples(NamedTuple):
+    """The samples that keep a branch, int64 (b,), b >= 1, and the factor by which its result is scaled."""
 
-    numbers: Tensor
+    indices: Tensor
     scale: float
 
 
-# None: all samples, unscaled. A tensor (B,): the factor of every sample, the form of fixed shape for torch.compile
-Kept = Samples | Tensor | None
+# None: all samples, unscaled. A tensor (B,): a factor per sample, the form of fixed shape for torch.compile
+BranchMask = KeptSamples | Tensor | None
 
 
-def draw_kept(rates: Sequence[float], batch: int, device: torch.device) -> list[Kept]:
+def draw_masks(rates: Sequence[float], batch: int, device: torch.device) -> list[BranchMask]:
     """Draws which samples of a batch keep each branch.
 
     Args: rates: the probability of every branch to be skipped, below 1.
@@ -38,57 +38,57 @@ def draw_kept(rates: Sequence[float], batch: int, device: torch.device) -> list[
     # the parameters of a branch that no sample keeps must still take part in the backward pass, or
     # DistributedDataParallel waits for them: its first sample runs it, with factor 0
     keep[:, 0] |= ~keep.any(1)
-    samples = keep.nonzero()[:, 1]
-    samples = samples.to(device, non_blocking=device.type == "cuda")  # on MPS it reads freed memory
-    parts = samples.split(keep.sum(1).tolist())
-    return [Samples(part, scale) if rate else None for rate, part, scale in zip(rates, parts, scales, strict=True)]
+    indices = keep.nonzero()[:, 1]
+    indices = indices.to(device, non_blocking=device.type == "cuda")  # on MPS it reads freed memory
+    parts = indices.split(keep.sum(1).tolist())
+    return [KeptSamples(part, scale) if rate else None for rate, part, scale in zip(rates, parts, scales, strict=True)]
 
 
-def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Kept) -> Tensor:
-    """Returns x + branch(x) of the samples that keep the branch, scaled, and x of the others.
+def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], mask: BranchMask) -> Tensor:
+    """Returns x + branch(x), scaled, for the samples that keep the branch, and x for the others.
 
     Args: x (B, ...); branch maps (b, ...) to the same shape for any b >= 1.
     """
-    if kept is None:
+    if mask is None:
         return x + branch(x)
-    if isinstance(kept, Tensor):
-        return x + branch(x) * kept.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
-    chosen, x = _Choose.apply(x, kept.numbers)
-    return _AddTo.apply(x, branch(chosen), kept.numbers, kept.scale)
+    if isinstance(mask, Tensor):
+        return x + branch(x) * mask.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+    chosen, x = _Choose.apply(x, mask.indices)
+    return _AddTo.apply(x, branch(chosen), mask.indices, mask.scale)
 
 
-def as_factors(kept: Kept, x: Tensor) -> Tensor | None:
+def as_factors(mask: BranchMask, x: Tensor) -> Tensor | None:
     """Returns the factor of every sample of `x`, float32 (B,), for a branch that must run on the whole batch."""
-    if not isinstance(kept, Samples):
-        return kept
+    if not isinstance(mask, KeptSamples):
+        return mask
     factors = torch.zeros(x.shape[0], device=x.device)
-    return factors.index_fill_(0, kept.numbers, kept.scale)
+    return factors.index_fill_(0, mask.indices, mask.scale)
 
 
 class _Choose(torch.autograd.Function):
     """Returns the chosen samples, and all of them: so that the two gradients are added in one pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(numbers)
-        return x.index_select(0, numbers), x.view_as(x)
+    def forward(ctx: Any, x: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(indices)
+        return x.index_select(0, indices), x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, of_chosen: Tensor, of_all: Tensor) -> tuple[Tensor, None]:
-        (numbers,) = ctx.saved_tensors
-        return of_all.index_add(0, numbers, of_chosen), None
+        (indices,) = ctx.saved_tensors
+        return of_all.index_add(0, indices, of_chosen), None
 
 
 class _AddTo(torch.autograd.Function):
     """Adds `scale` times `branch` to the chosen samples of `x`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, branch: Tensor, numbers: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(numbers)
+    def forward(ctx: Any, x: Tensor, branch: Tensor, indices: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(indices)
         ctx.scale, ctx.dtype = scale, branch.dtype
-        return x.index_add(0, numbers, branch.to(x.dtype), alpha=scale)
+        return x.index_add(0, indices, branch.to(x.dtype), alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (numbers,) = ctx.saved_tensors
-        return gradient, (gradient.index_select(0, numbers) * ctx.scale).to(ctx.dtype), None, None
+        (indices,) = ctx.saved_tensors
+        return gradient, (gradient.index_select(0, indices) * ctx.scale).to(ctx.dtype), None, None

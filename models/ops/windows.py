@@ -1,4 +1,4 @@
-"""Attention within windows: the tensor code shared by the Swin families.
+"""Windows of a map: partition, shift and mask, shared by the Swin families.
 
 A map is a tensor (B, H, W, C). It is partitioned into windows of `window` x `window` tokens; every second block first
 shifts the map by half a window, so that the windows of consecutive blocks overlap (paper, section 3.2). Nothing here
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """How a map of `height` x `width` tokens is partitioned into windows.
+    """Partition of a map of `height` x `width` tokens into windows.
 
     Sides that are not a multiple of the window are padded with zeros at the bottom and on the right. A side that a
     single window covers is not shifted, as in the released models: it has no neighbours to exchange with.
@@ -80,13 +80,13 @@ class WindowGrid:
 
 
 def _of_grid(make: Callable[[WindowGrid, torch.device], T], grid: WindowGrid, device: torch.device) -> T:
-    """Returns make(grid, device), which is kept; torch.compile traces `make` itself."""
-    return make(grid, device) if torch.compiler.is_compiling() else _kept(make, grid, device)
+    """Returns make(grid, device), cached; torch.compile traces `make` itself."""
+    return make(grid, device) if torch.compiler.is_compiling() else _cached(make, grid, device)
 
 
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)  # what is created in inference mode cannot be used in training later
-def _kept(make: Callable[[WindowGrid, torch.device], T], grid: WindowGrid, device: torch.device) -> T:
+def _cached(make: Callable[[WindowGrid, torch.device], T], grid: WindowGrid, device: torch.device) -> T:
     return make(grid, device)
 
 
@@ -110,12 +110,6 @@ def _shift_mask(grid: WindowGrid, device: torch.device) -> Tensor:
     unshifted = WindowGrid(rows, cols, grid.window, 0, 0)
     windows = unshifted.split(region[None, :, :, None])[0, :, :, 0]  # (windows, tokens)
     return (windows[:, None, :] != windows[:, :, None]).float().mul(-100.0).to(device)
-
-
-def in_windows(x: Tensor, window: int, shift: int, attention: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-    """Applies `attention(windows, mask)` to a map (B, H, W, C) in (shifted) windows and merges the result."""
-    grid = WindowGrid.of(x.shape[1], x.shape[2], window, shift)
-    return grid.merge(attention(grid.split(x), grid.mask(x.device)))
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -142,7 +136,7 @@ def permute_tokens(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 class _PermuteTokens(torch.autograd.Function):
-    """index_select, whose own backward pass does not know that the rows are distinct: it fills with zeros and adds."""
+    """index_select whose backward pass is a gather too; the built-in one fills with zeros and adds."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

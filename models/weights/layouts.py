@@ -21,7 +21,7 @@ CLASSIFIERS = ("head.", "classifier.")
 
 @dataclass(frozen=True)
 class Layout:
-    """How one library stores a Swin.
+    """Storage format of a Swin in one library.
 
     `names`: pairs of templates, the original's first; {i} is a stage, {j} a block, {2i+1} an index computed from the
     stage. The first pair that matches the beginning of a name applies; other names are the same in both. `encode` and

@@ -4,24 +4,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 from torch import Tensor, nn
 
 from models.backbone import SwinBackbone
-from models.position_bias import ContinuousBackbone
 from models.registry import MODELS
+from models.swin_v2 import ContinuousBackbone
 from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits, trained_as
 from models.weights.experts import check_experts, flat_biases
 from models.weights.fitting import Head, Tables, fit_head, fit_weights
-from models.weights.layouts import CLASSIFIERS, DERIVED, Layout, Weights, recognise
+from models.weights.layouts import CLASSIFIERS, DERIVED, LAYOUTS, Layout, Weights, recognise
 from models.weights.timm import load_timm
 from utils.errors import CheckpointError, listing
 
 # keys that files wrap the weights in; EMA weights first: a file's accuracy was measured with them
 WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
 TRAINING_PREFIXES = ("module.", "_orig_mod.")
-# prefixes in files with further parts, such as the heads of detectors or the decoder of SimMIM
+# prefixes in files with further parts, such as a detector's heads
 BACKBONES = ("backbone.", "encoder.", "swin.", "swinv2.")
 HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "classifier.weight")
 # tensors that models/weights/fitting.py may reshape
@@ -29,8 +29,6 @@ FITTED = re.compile(
     r".*\.relative_position_bias_table|absolute_pos_embed|embeddings\.position_embeddings|(head|head\.fc|classifier)\..*"
     r"|(patch_embed\.proj(ection)?|embeddings\.patch_embeddings\.projection|features\.0\.0)\.weight"
 )
-# of SimMIM besides the encoder
-SIMMIM_PARTS = ("encoder.mask_token", "decoder.")
 HEAD = re.compile(r"(head|head\.fc|classifier)\.(weight|bias)")
 
 
@@ -38,14 +36,15 @@ HEAD = re.compile(r"(head|head\.fc|classifier)\.(weight|bias)")
 class Found:
     """The weights of a file, and where they were found.
 
-    `tensors`: under the file's own names, without prefixes and derived tensors; `windows`: the window that V2's
-    position coordinates are normalised to in each stage, empty if the file does not store it.
+    `tensors`: under the file's own names, without prefixes and derived tensors; `others`: those of a larger model's
+    other parts, with prefixes; `windows`: the window that V2's position coordinates are normalised to in each stage,
+    empty if the file does not store it.
     """
 
     tensors: Weights
     place: str
     layout: Layout
-    ignored: tuple[str, ...]
+    others: Weights
     windows: tuple[int, ...]
     origin: str
 
@@ -71,19 +70,41 @@ class Found:
         return 0 if head is None or not head.ndim else len(head)
 
 
-def find_weights(contents: Mapping[str, Any], origin: str) -> Found:
-    """Finds the weights in the contents of a file. Raises: CheckpointError if there are none, or one is not finite."""
+class HasEncoder(Protocol):
+    """A model that contains a Swin as `encoder`; the names of its parameters there begin with `encoder_name`."""
+
+    encoder_name: ClassVar[str]
+
+    @property
+    def encoder(self) -> SwinBackbone: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
+
+
+def has_encoder(model: nn.Module) -> TypeGuard[HasEncoder]:
+    """Returns whether a model is a `HasEncoder`; isinstance does not find submodules from Python 3.12 on."""
+    return hasattr(model, "encoder_name") and isinstance(getattr(model, "encoder", None), SwinBackbone)
+
+
+def find_weights(contents: Mapping[str, Any], origin: str, encoder_name: str = "") -> Found:
+    """Finds the weights of a Swin in the contents of a file.
+
+    Args: encoder_name: the prefix of the Swin's names if the file may be that of a `HasEncoder`.
+    Raises: CheckpointError if there are none, or one is not finite.
+    """
     place, tensors = _unwrap(contents, origin)
-    tensors, ignored = _only_backbone(tensors)
+    prefix, tensors, others = _split_backbone(tensors, encoder_name)
     tensors = {name.replace(".rpe_mlp.", ".cpb_mlp."): value for name, value in tensors.items()}
     tensors = flat_biases(tensors)
     derived = {name: value for name, value in tensors.items() if name.rsplit(".", 1)[-1] in DERIVED}
     layout = recognise(list(tensors))
-    extra = layout.extras(tensors)
-    tensors = {name: value for name, value in tensors.items() if name not in derived and name not in extra}
+    others |= {f"{prefix}{name}": tensors.pop(name) for name in layout.extras(tensors)}
+    tensors = {name: value for name, value in tensors.items() if name not in derived}
     check_finite(tensors, origin)
     windows = _stored_windows(contents, origin) or _windows_of(derived)
-    return Found(tensors, place, layout, (*ignored, *extra), windows, origin)
+    return Found(tensors, place, layout, others, windows, origin)
 
 
 def load_weights(model: SwinBackbone, found: Found, head: Head = "fit", tables: Tables = "bicubic") -> str:
@@ -95,17 +116,18 @@ def load_weights(model: SwinBackbone, found: Found, head: Head = "fit", tables: 
     Raises: CheckpointError with the first names that are missing, unexpected, or of another shape.
     """
     own = model.state_dict()
+    apart = {name: own.pop(name) for name in LAYOUTS["original"].extras(own)}  # load_composite loads them
     _check_family(model, found)
     check_experts(found.tensors, own, found.origin)
     notes = [f"{len(found.tensors)} tensors from {found.origin} ({found.layout.name} layout, {found.place})"]
-    if found.ignored:
-        notes.append(f"{len(found.ignored)} ignored ({listing(found.ignored, 3)})")
+    if found.others:
+        notes.append(f"{len(found.others)} ignored ({listing(found.others, 3)})")
     _check_layout(found, own)
     weights = dict(found.weights)
     notes += fit_weights(weights, own, model.grid, tables)
     notes.append(fit_head(weights, own, head, found.origin))
     _check_shapes(weights, own, found)
-    model.load_state_dict(weights)
+    model.load_state_dict(weights | apart)
     notes.append(_adopt_windows(model, found))
     return ", ".join(note for note in notes if note)
 
@@ -117,10 +139,11 @@ def load_contents(
     head_for: Sequence[str] | None = None,
     tables: Tables = "bicubic",
 ) -> str:
-    """Finds the weights in the contents of a file and loads them into a Swin, a SimMIM or a model of timm.
+    """Loads the weights in the contents of a file into a Swin, a model that contains one, or a model of timm.
 
-    Args: head_for: classes to train on, for which the head is re-initialised if the file's are others; None: the
-    file's head must fit; tables: how position tables are resized to another window.
+    Args: head_for: classes to train on: a head for other classes is re-initialised, and the other parts of a
+    `HasEncoder` are if the file has none; None: everything must fit; tables: how position tables are resized to
+    another window.
     Returns: a log line. Raises: CheckpointError.
     """
     names = contents.get("class_names")
@@ -129,8 +152,8 @@ def load_contents(
     try:
         if isinstance(model, SwinBackbone):
             return load_weights(model, find_weights(contents, origin), head, tables)
-        if hasattr(model, "encoder"):
-            return _load_simmim(model, contents, origin, encoder_alone=head_for is not None, tables=tables)
+        if has_encoder(model):
+            return load_composite(model, contents, origin, encoder_only=head_for is not None, tables=tables)
         return load_timm(model, *_unwrap(contents, origin), origin, head)
     except WrongModelError as error:
         own = trained_as(contents, origin)
@@ -140,25 +163,36 @@ def load_contents(
         raise WrongModelError(origin, f"they are those of {name}", f"use {cfg}") from error
 
 
-def _load_simmim(model: Any, contents: Mapping[str, Any], origin: str, *, encoder_alone: bool, tables: Tables) -> str:
-    """Loads the weights of SimMIM; with `encoder_alone`, those of any Swin for its encoder."""
-    found, (_, tensors) = find_weights(contents, origin), _unwrap(contents, origin)
-    rest = {name: value for name, value in model.state_dict().items() if name.startswith(SIMMIM_PARTS)}
-    given = {name: value for name, value in tensors.items() if name in rest}
-    if given or not encoder_alone:
-        if not given:
-            raise WrongModelError(origin, "it has no decoder", "start from an encoder with --pretrained")
-        check_names(given, rest, origin)
-        check_kinds(given, rest, origin)
+def load_composite(
+    model: HasEncoder,
+    contents: Mapping[str, Any],
+    origin: str,
+    *,
+    encoder_only: bool = False,
+    tables: Tables = "bicubic",
+) -> str:
+    """Loads a model that contains a Swin: the Swin's weights are fitted, those of its other parts must match exactly.
+
+    Args: encoder_only: accept a file with none of the other parts, such as a classifier's; they stay as initialised.
+    Returns: a log line, which names the other parts. Raises: CheckpointError.
+    """
+    prefix, encoder = model.encoder_name, model.encoder.state_dict()
+    fitted = {f"{prefix}{name}" for name in encoder.keys() - set(LAYOUTS["original"].extras(encoder))}
+    own = {name: value for name, value in model.state_dict().items() if name not in fitted}
+    parts = dict.fromkeys(name.removeprefix(prefix).split(".")[0].replace("_", " ") for name in own)
+    found = find_weights(contents, origin, prefix)
+    given = found.others if found.others.keys() & own.keys() else {}
+    if given:
+        check_names(given, own, origin)
+        check_kinds(given, own, origin)
         check_finite(given, origin)
-        wrong = misfits(given, rest)
-        if wrong:
-            raise WrongModelError(origin, f"{listing(wrong, 3)} of another shape", "use its DATA.IMG_SIZE and channels")
-    model.encoder.mask_token, token = None, model.encoder.mask_token
-    line = load_weights(model.encoder, replace(found, ignored=()), tables=tables)
-    model.encoder.mask_token = token
+        _refuse_shapes(given, own, misfits(given, own), origin)
+        found = replace(found, others={})
+    elif not encoder_only:
+        raise WrongModelError(origin, f"it has no {' and no '.join(parts)}", "start from an encoder with --pretrained")
+    line = load_weights(model.encoder, found, tables=tables)
     model.load_state_dict(given, strict=False)
-    return f"{line}, {'with its' if given else 'a new'} mask token and decoder"
+    return f"{line}, {'with its' if given else 'a new'} {' and '.join(parts)}"
 
 
 def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, Weights]:
@@ -183,19 +217,20 @@ def _check_layout(found: Found, own: Weights) -> None:
     given, wanted = ({n: v for n, v in group.items() if not n.startswith(skip)} for group in (found.tensors, wanted))
     check_names(given, wanted, found.origin)
     check_kinds(given, wanted, found.origin)
-    _refuse_shapes(found, wanted, [name for name in misfits(given, wanted) if not FITTED.fullmatch(name)])
+    wrong = [name for name in misfits(given, wanted) if not FITTED.fullmatch(name)]
+    _refuse_shapes(found.tensors, wanted, wrong, found.origin)
 
 
 def _check_shapes(weights: Weights, own: Weights, found: Found) -> None:
     """Checks the shapes after fitting."""
     wrong = found.layout.shapes_of({name: own[name] for name in misfits(weights, own)})
-    _refuse_shapes(found, wanted=wrong, names=list(wrong))
+    _refuse_shapes(found.tensors, wrong, list(wrong), found.origin)
 
 
-def _refuse_shapes(found: Found, wanted: Weights, names: list[str]) -> None:
+def _refuse_shapes(given: Weights, wanted: Weights, names: list[str], origin: str) -> None:
     if names:
-        shapes = [f"{name} {tuple(found.tensors[name].shape)} for {tuple(wanted[name].shape)}" for name in names]
-        raise WrongModelError(found.origin, f"{len(names)} of another shape: {listing(shapes, 10)}")
+        shapes = [f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}" for name in names]
+        raise WrongModelError(origin, f"{len(names)} of another shape: {listing(shapes, 10)}")
 
 
 def _stored_windows(contents: Mapping[str, Any], origin: str) -> tuple[int, ...]:
@@ -246,15 +281,16 @@ def _windows_of(derived: Mapping[str, Tensor]) -> tuple[int, ...]:
     return tuple(windows[stage] for stage in sorted(windows))
 
 
-def _only_backbone(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Strips the prefix of a larger model; returns the tensors and the names of its other parts."""
-    for prefix in BACKBONES:
-        inner = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+def _split_backbone(tensors: Weights, encoder_name: str) -> tuple[str, Weights, Weights]:
+    """Returns the prefix of the Swin in a larger model, its tensors without it, and those of the other parts."""
+    for prefix in (encoder_name, *BACKBONES):
+        inner = {name.removeprefix(prefix): v for name, v in tensors.items() if prefix and name.startswith(prefix)}
         if any(name.startswith(("patch_embed.", "embeddings.", "features.")) for name in inner):
-            heads = {name: v for name, v in tensors.items() if HEAD.fullmatch(name)}
-            rest = [name for name in tensors if not name.startswith(prefix) and name not in heads]
-            return {**inner, **heads}, tuple(rest)
-    return tensors, ()
+            others = {name: v for name, v in tensors.items() if not name.startswith(prefix)}
+            # a classifier's head has no prefix in some layouts; beside an encoder it is a part like any other
+            heads = [] if prefix == encoder_name else [name for name in others if HEAD.fullmatch(name)]
+            return prefix, inner | {name: others.pop(name) for name in heads}, others
+    return "", tensors, {}
 
 
 def _check_family(model: nn.Module, found: Found) -> None:

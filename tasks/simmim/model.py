@@ -1,6 +1,6 @@
 """Masked image modelling: "SimMIM: A Simple Framework for Masked Image Modeling", arXiv 2111.09886."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class SimMIM(nn.Module):
     """
 
     num_classes = 0
+    encoder_name: ClassVar[str] = "encoder."
 
     def __init__(self, encoder: SwinBackbone, square: int = 32):
         super().__init__()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.attention import record_weights
 from models.explain import attention_rollout, class_activation
+from models.ops.attend import record_weights
 from tests.tools.builders import randomize, small
 from utils.errors import ConfigError
 

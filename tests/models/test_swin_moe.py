@@ -4,9 +4,10 @@ import pytest
 import torch
 from timm.optim import param_groups_weight_decay
 
+from models.layers import Mlp
 from models.moe.mixture import MoeMlp
 from models.moe.routing import RoutingOptions
-from models.ops.stochastic_depth import Samples
+from models.ops.stochastic_depth import KeptSamples
 from models.registry import model_options
 from models.swin import SwinTransformer
 from models.swin_moe import SwinMoe
@@ -131,10 +132,20 @@ def test_experts_see_the_whole_batch_whatever_stochastic_depth_skips():
     block = model.stages()[1].blocks[0]
     x, factors = torch.randn(4, 8, 8, 16), torch.tensor([0.0, 2.0, 0.0, 2.0])
     block.eval()
-    attended = x + block.attn.on_map(block.norm1(x), block.shift)
+    attended = x + block.attn(block.norm1(x))
     expected = attended + factors.view(4, 1, 1, 1) * block.mlp(block.norm2(attended))
-    for kept in (factors, Samples(factors.nonzero()[:, 0], 2.0)):
-        torch.testing.assert_close(block(x, (None, kept)), expected)
+    for mask in (factors, KeptSamples(factors.nonzero()[:, 0], 2.0)):
+        torch.testing.assert_close(block(x, (None, mask)), expected)
+
+
+def test_routers_score_float32_under_autocast_and_other_mlps_get_the_type_of_products():
+    """Of a float32 map, as CUDA's autocast keeps it."""
+    x, seen = torch.randn(1, 16, 16, 8), []
+    for block in small("swin_moe").stages()[0].blocks:
+        block.mlp.register_forward_pre_hook(lambda module, inputs: seen.append((type(module), inputs[0].dtype)))
+        with torch.autocast("cpu", torch.bfloat16):
+            block(x)
+    assert seen == [(Mlp, torch.bfloat16), (MoeMlp, torch.float32)]
 
 
 def test_the_window_of_pre_training_comes_from_the_file():

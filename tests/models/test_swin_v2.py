@@ -9,7 +9,7 @@ import torch
 from torchvision.models import swin_transformer as torchvision_swin
 
 from configs.loading import load_config
-from models.position_bias import log_coordinates
+from models.attention import log_coordinates
 from models.registry import build, model_options
 from models.swin_v2 import MAX_SCALE, CosineWindowAttention, SwinTransformerV2, SwinV2Options
 from models.weights.load import find_weights, load_weights
@@ -111,16 +111,15 @@ def autocast_error(dim, heads, window, pretrained_window):
     The projections are permutations and the input is representable in bfloat16, so query, key and value are exact.
     """
     torch.manual_seed(0)
-    attention = CosineWindowAttention(
-        dim, heads, window, pretrained_window, qkv_bias=True, attn_drop=0.0, proj_drop=0.0
-    )
+    attention = CosineWindowAttention(dim, heads, window)
+    attention.set_pretrained_window(pretrained_window)
     torch.nn.init.constant_(attention.logit_scale, math.log(MAX_SCALE))
     attention.qkv.weight.data = torch.cat([torch.eye(dim)[torch.randperm(dim)] for _ in range(3)])
-    windows = torch.randn(1, 2, window**2, dim).bfloat16().float()
+    x = torch.randn(1, window, 2 * window, dim).bfloat16().float()
     with torch.no_grad():
-        exact = attention(windows, None)
+        exact = attention(x)
         with torch.autocast("cpu", torch.bfloat16):
-            mixed = attention(windows, None)
+            mixed = attention(x)
     assert mixed.dtype == torch.bfloat16
     return ((mixed.float() - exact).norm() / exact.norm()).item()
 

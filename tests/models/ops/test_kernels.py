@@ -22,8 +22,8 @@ def with_kernels(monkeypatch):
     """Switches the kernels on, wherever they may be used, for the rest of a test."""
 
     def switch():
-        for module in ("attention", "ops.residual"):
-            monkeypatch.setattr(f"models.{module}.may_use_kernels", lambda x, dtype: x.device.type != "meta")
+        for module in ("attend", "layer_norm"):
+            monkeypatch.setattr(f"models.ops.{module}.may_use_kernels", lambda x, dtype: x.device.type != "meta")
 
     return switch
 

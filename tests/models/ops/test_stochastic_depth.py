@@ -5,7 +5,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from models.ops.stochastic_depth import Samples, add_branch, as_factors, draw_kept
+from models.ops.stochastic_depth import KeptSamples, add_branch, as_factors, draw_masks
 from models.registry import build_model
 from tests.tools.builders import small
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 def test_without_stochastic_depth_a_branch_is_added():
     x = torch.randn(3, 2)
-    assert draw_kept([0.0, 0.0], 3, CPU) == [None, None]
+    assert draw_masks([0.0, 0.0], 3, CPU) == [None, None]
     assert torch.equal(add_branch(x, lambda y: 2 * y, None), 3 * x)
 
 
@@ -24,27 +24,27 @@ def test_outputs_and_gradients_equal_those_of_timm(form, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda self, p: self.copy_(keep.view(self.shape)))
     branch, peer = nn.Linear(5, 5), DropPath(rate).train()
     x = torch.randn(6, 4, 5, requires_grad=True)
-    kept = Samples(keep.nonzero().flatten(), 1 / (1 - rate)) if form == "samples" else keep / (1 - rate)
+    mask = KeptSamples(keep.nonzero().flatten(), 1 / (1 - rate)) if form == "samples" else keep / (1 - rate)
     weight = torch.randn_like(x)
     results = []
-    for y in (add_branch(x, branch, kept), x + peer(branch(x))):
+    for y in (add_branch(x, branch, mask), x + peer(branch(x))):
         results.append([y, *torch.autograd.grad((y * weight).sum(), [x, branch.weight, branch.bias])])
     torch.testing.assert_close(*results)
 
 
 def test_a_branch_sees_the_samples_that_keep_it_only():
     rows = []
-    kept = Samples(torch.tensor([1, 4]), 2.0)
-    out = add_branch(torch.ones(5, 3), lambda y: rows.append(len(y)) or y, kept)
+    mask = KeptSamples(torch.tensor([1, 4]), 2.0)
+    out = add_branch(torch.ones(5, 3), lambda y: rows.append(len(y)) or y, mask)
     assert rows == [2] and out[:, 0].tolist() == [1, 3, 1, 1, 3]
 
 
 def test_kept_samples_as_factors_give_the_same_result():
-    x, kept = torch.randn(5, 3), Samples(torch.tensor([1, 4]), 2.0)
-    assert as_factors(kept, x).tolist() == [0, 2, 0, 0, 2] and as_factors(None, x) is None
+    x, mask = torch.randn(5, 3), KeptSamples(torch.tensor([1, 4]), 2.0)
+    assert as_factors(mask, x).tolist() == [0, 2, 0, 0, 2] and as_factors(None, x) is None
     factors = torch.tensor([0.0, 1.5])
     assert as_factors(factors, x) is factors
-    assert torch.equal(add_branch(x, torch.square, kept), add_branch(x, torch.square, as_factors(kept, x)))
+    assert torch.equal(add_branch(x, torch.square, mask), add_branch(x, torch.square, as_factors(mask, x)))
 
 
 def test_samples_are_drawn_once_per_forward_pass(monkeypatch):
@@ -67,21 +67,21 @@ def test_every_branch_is_kept_at_the_rate_of_the_linear_rule():
     rates = [rate for stage in model.stages() for rate in stage.rates()]
     assert rates == pytest.approx([0.2 * (i // 2) / 11 for i in range(24)])
     count = 10_000
-    for kept, rate in zip(draw_kept(rates, count, CPU), rates, strict=True):
+    for mask, rate in zip(draw_masks(rates, count, CPU), rates, strict=True):
         if not rate:
-            assert kept is None
+            assert mask is None
             continue
         error = (rate * (1 - rate) / count) ** 0.5
-        assert abs(len(kept.numbers) / count - (1 - rate)) < 3 * error
-        assert kept.scale == pytest.approx(1 / (1 - rate))
+        assert abs(len(mask.indices) / count - (1 - rate)) < 3 * error
+        assert mask.scale == pytest.approx(1 / (1 - rate))
 
 
 def test_a_branch_that_no_sample_keeps_still_takes_part_in_the_backward_pass():
     branch, x = nn.Linear(4, 4), torch.randn(1, 4)
     torch.manual_seed(0)
-    (kept,) = draw_kept([0.999], 1, CPU)
-    assert kept.numbers.tolist() == [0] and kept.scale == 0.0
-    out = add_branch(x, branch, kept)
+    (mask,) = draw_masks([0.999], 1, CPU)
+    assert mask.indices.tolist() == [0] and mask.scale == 0.0
+    out = add_branch(x, branch, mask)
     assert torch.equal(out, x)
     out.sum().backward()
     assert branch.weight.grad is not None and torch.equal(branch.weight.grad, torch.zeros(4, 4))

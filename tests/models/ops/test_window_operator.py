@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.swin import WindowAttention
+from models.swin import TableWindowAttention
 from tests.tools.builders import small
 
 pytest.importorskip("triton")
@@ -22,12 +22,12 @@ def test_it_is_what_autograd_and_the_compiler_expect():
 
 def test_compiled_attention_computes_the_same():
     torch.manual_seed(0)
-    attention = WindowAttention(32, 2, 4, form="kernel").to(DEVICE)
+    attention = TableWindowAttention(32, 2, 4, 2, form="kernel").to(DEVICE)
     x = torch.randn(2, 8, 8, 32, device=DEVICE, requires_grad=True)
-    compiled = torch.compile(attention.on_map, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
     results = []
-    for run in (attention.on_map, compiled):
-        out = run(x, 2)
+    for run in (attention, compiled):
+        out = run(x)
         results.append([out, *torch.autograd.grad(out.square().sum(), [x, *attention.parameters()])])
     torch.testing.assert_close(*results)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.ops.windows import WindowGrid, in_windows, permute_tokens, relative_position_index
+from models.ops.windows import WindowGrid, permute_tokens, relative_position_index
 
 
 def test_unshifted_windows_are_the_blocks_of_the_map():
@@ -53,16 +53,6 @@ def test_a_mask_created_in_inference_mode_can_be_used_in_training():
     mask = grid.mask(torch.device("cpu"))
     x = torch.zeros(1, requires_grad=True)
     (x * mask).sum().backward()
-
-
-def test_attention_is_applied_to_the_windows_with_their_mask():
-    x = torch.randn(2, 6, 9, 3)
-
-    def negated(windows, mask):
-        assert windows.shape == (2, 6, 16, 3) and mask.shape == (6, 16, 16)
-        return -windows
-
-    assert torch.equal(in_windows(x, 4, 2, negated), -x)
 
 
 def test_relative_position_index_counts_offsets():

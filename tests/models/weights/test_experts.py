@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from models.attention import log_coordinates
 from models.moe.routing import RoutingOptions
-from models.position_bias import log_coordinates
 from models.weights.load import load_contents
 from tests.models.weights.conftest import filled
 from tests.tools.builders import small

@@ -1,13 +1,15 @@
 """Weights are found, recognised, checked by name and shape, and loaded; or refused in one line."""
 
+import copy
 import re
 
 import pytest
 import torch
+from torch import nn
 
 from models.registry import MODELS, build_model
 from models.weights.layouts import LAYOUTS
-from models.weights.load import find_weights, load_contents, load_weights
+from models.weights.load import find_weights, has_encoder, load_composite, load_contents, load_weights
 from tests.models.weights.conftest import filled
 from tests.tools.builders import small
 from utils.errors import CheckpointError
@@ -61,7 +63,7 @@ def test_what_transformers_stores_beside_a_classifier_is_ignored(model, weights)
     stored = LAYOUTS["transformers"].from_original(weights)
     stored |= {"swin.embeddings.mask_token": torch.zeros(1, 1, 8), "hidden_states_norms.stage1.weight": torch.ones(8)}
     line = load_contents(model, stored, "x")
-    assert "2 ignored (hidden_states_norms.stage1.weight, embeddings.mask_token)" in line
+    assert "2 ignored (hidden_states_norms.stage1.weight, swin.embeddings.mask_token)" in line
 
 
 def test_a_22k_head_without_its_bias_and_a_head_without_its_weight_are_named(model, weights):
@@ -96,7 +98,7 @@ def test_a_segmentation_checkpoint_gives_its_backbone(model, weights):
     stored = {k: v for k, v in stored.items() if "head" not in k}
     stored |= {"backbone.norm0.weight": torch.ones(8), "decode_head.conv_seg.weight": torch.zeros(3, 3, 1, 1)}
     found = find_weights({"state_dict": stored}, "x")
-    assert set(found.ignored) == {"norm0.weight", "decode_head.conv_seg.weight"} and found.classes == 0
+    assert set(found.others) == {"backbone.norm0.weight", "decode_head.conv_seg.weight"} and found.classes == 0
     line = load_weights(model, found, head="renew")
     assert "2 ignored" in line and "head re-initialised to zero for 5 classes (the file has no classes)" in line
     assert not model.head.weight.any() and not model.head.bias.any()
@@ -110,7 +112,7 @@ def test_a_simmim_encoder_loads_with_its_old_names():
     }
     stored |= {"encoder.mask_token": torch.zeros(1, 1, 8), "decoder.0.weight": torch.zeros(3)}
     found = find_weights({"model": stored}, "x")
-    assert "decoder.0.weight" in found.ignored
+    assert "decoder.0.weight" in found.others
     load_weights(target, found, head="renew")
     assert all(torch.equal(v, source.state_dict()[k]) for k, v in target.state_dict().items() if "head" not in k)
 
@@ -218,3 +220,127 @@ def test_nonsense_in_a_table_of_coordinates_ends_in_no_traceback(value):
 def test_a_file_without_weights_is_refused():
     with pytest.raises(CheckpointError, match="no weights: x.pth: it contains epoch, but no named tensors"):
         find_weights({"epoch": 1}, "x.pth")
+
+
+class Segmenter(nn.Module):
+    """A Swin below `backbone`, and a head with weights, a bias and running statistics."""
+
+    encoder_name = "backbone."
+
+    def __init__(self, family="swin", classes=3, **more):
+        super().__init__()
+        self.backbone = small(family, num_classes=0, **more)
+        self.decode_head = nn.Sequential(nn.Conv2d(16, classes, 1), nn.BatchNorm2d(classes))
+
+    @property
+    def encoder(self):
+        return self.backbone
+
+
+class Detector(nn.Module):
+    """A Swin two levels down, and a part with the name of a classifier's head."""
+
+    encoder_name = "backbone.body."
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.ModuleDict({"body": small(num_classes=0)})
+        self.head = nn.Linear(16, 4)
+
+    @property
+    def encoder(self):
+        return self.backbone["body"]
+
+
+def filled_with(model, value=0.5):
+    for tensor in model.state_dict().values():
+        tensor.fill_(value) if tensor.is_floating_point() else tensor.fill_(7)
+    return model
+
+
+def same(model, other):
+    mine, theirs = model.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
+def test_a_model_has_an_encoder_under_any_name():
+    assert has_encoder(Segmenter()) and has_encoder(Detector())
+    assert not has_encoder(small()) and not has_encoder(build_model("timm", name="resnet10t", num_classes=4))
+
+
+@pytest.mark.parametrize("encoder_only", [False, True])
+@pytest.mark.parametrize("build", [Segmenter, Detector, lambda: Segmenter("swinv2")], ids=["v1", "nested", "v2"])
+def test_a_model_with_an_encoder_loads_whole(build, encoder_only):
+    source, target = filled_with(build()), build()
+    state = {f"module.{name}": value for name, value in source.state_dict().items()}
+    line = load_composite(target, {"model": state}, "x.pth", encoder_only=encoder_only)
+    assert same(source, target) and "ignored" not in line and "dropped" not in line
+    assert line.endswith("with its decode head" if isinstance(target, Segmenter) else "with its head")
+
+
+def test_the_encoder_of_a_whole_model_is_translated_and_fitted():
+    """From mmsegmentation's layout, to another window; the window that V2's coordinates had is adopted."""
+    source, target = filled_with(Segmenter()), Segmenter(window_size=8)
+    encoder = LAYOUTS["mmdetection"].from_original(source.backbone.state_dict())
+    head = {name: value for name, value in source.state_dict().items() if name.startswith("decode_head.")}
+    line = load_contents(target, {"state_dict": encoder | head}, "x.pth")
+    assert "4 position tables resized" in line and "mmdetection layout" in line
+    assert same(source.decode_head, target.decode_head)
+    assert torch.equal(source.backbone.norm.weight, target.backbone.norm.weight)
+    source, target = Segmenter("swinv2"), Segmenter("swinv2", window_size=8)
+    line = load_contents(target, {"model": source.state_dict(), "pretrained_windows": [4, 4]}, "x.pth")
+    assert "position coordinates of window 4/4" in line and target.encoder.pretrained_windows() == [4, 4]
+
+
+@pytest.mark.parametrize("kind", ["classifier", "other model", "detector of another library"])
+def test_an_encoder_alone_loads_only_if_it_is_meant(kind):
+    swin, model = filled(), Segmenter()
+    state, head = swin.state_dict(), copy.deepcopy(model.decode_head)
+    if kind != "classifier":
+        prefix = "encoder." if kind == "other model" else "backbone."
+        state = {f"{prefix}{name}": value for name, value in state.items() if "head" not in name}
+        state["neck.0.weight"] = torch.zeros(3)
+    with pytest.raises(CheckpointError, match="it has no decode head: start from an encoder with --pretrained"):
+        load_contents(model, state, "x.pth")
+    line = load_contents(model, state, "x.pth", head_for=[])
+    assert line.endswith("a new decode head") and ("1 ignored (neck.0.weight)" in line) == (kind != "classifier")
+    assert torch.equal(model.backbone.patch_embed.proj.weight, swin.patch_embed.proj.weight)
+    assert same(model.decode_head, head)
+
+
+@pytest.mark.parametrize("head_for", [None, []])
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("decode_head.0.bias", None, r"1 missing: decode_head\.0\.bias"),
+        ("decode_head.1.running_mean", None, r"1 missing: decode_head\.1\.running_mean"),
+        ("auxiliary_head.weight", torch.zeros(2), r"1 unexpected: auxiliary_head\.weight"),
+        ("backbone.norm0.weight", torch.zeros(8), r"1 unexpected: backbone\.norm0\.weight"),
+        (
+            "decode_head.0.weight",
+            torch.zeros(5, 16, 1, 1),
+            r"decode_head\.0\.weight \(5, 16, 1, 1\) for \(3,",
+        ),
+        ("decode_head.0.bias", torch.tensor([0, float("nan"), 0]), r"not finite: decode_head\.0\.bias"),
+        ("decode_head.0.bias", torch.zeros(3, dtype=torch.int32), r"an integer weight \(int32\): decode_head\.0\.bias"),
+        ("backbone.norm.weight", None, r"1 missing: norm\.weight"),
+    ],
+)
+def test_the_other_parts_of_a_whole_model_must_match(name, value, complaint, head_for):
+    """They are never lost silently, and the model stays as it was."""
+    model = Segmenter()
+    before = copy.deepcopy(model)
+    state = {**filled_with(Segmenter()).state_dict(), name: value}
+    with pytest.raises(CheckpointError, match=complaint):
+        load_contents(model, {key: v for key, v in state.items() if v is not None}, "x.pth", head_for=head_for)
+    assert same(model, before)
+
+
+def test_a_file_of_another_family_is_refused_for_an_encoder_too():
+    with pytest.raises(CheckpointError, match=r"contains a Swin V2, the model is a Swin V1: x: .*MODEL.TYPE swinv2$"):
+        load_contents(Segmenter(), Segmenter("swinv2").state_dict(), "x")
+
+
+def test_a_classifier_names_what_it_ignores_of_a_larger_model(model):
+    line = load_contents(model, Segmenter().state_dict(), "x.pth", head_for=[])
+    assert "7 ignored (decode_head.0.weight, decode_head.0.bias, decode_head.1.weight, ...)" in line

@@ -117,14 +117,14 @@ def test_pretraining_starts_from_a_classifier_only_if_it_is_meant():
     line = load_contents(model, classifier.state_dict(), "x.pth", head_for=[])
     assert "a new mask token and decoder" in line and torch.equal(model.decoder[0].weight, before)
     assert torch.equal(model.encoder.patch_embed.proj.weight, classifier.patch_embed.proj.weight)
-    with pytest.raises(CheckpointError, match="it has no decoder: start from an encoder with --pretrained"):
+    with pytest.raises(CheckpointError, match="no mask token and no decoder: start from an encoder with --pretrained"):
         load_contents(model, classifier.state_dict(), "x.pth")
 
 
 @pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [
-        ("decoder.0.weight", torch.zeros(12, 16, 1, 1), "decoder.0.weight of another shape"),
+        ("decoder.0.weight", torch.zeros(12, 16, 1, 1), "1 of another shape: decoder.0.weight"),
         ("decoder.0.bias", torch.full((48,), float("nan")), "not finite: decoder.0.bias"),
         ("encoder.mask_token", None, "1 missing: encoder.mask_token"),
     ],

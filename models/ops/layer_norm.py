@@ -1,0 +1,23 @@
+"""LayerNorm in front of matrix products, in the form that is fastest for its device."""
+
+import torch
+from torch import Tensor, nn
+
+from models.ops.kernels import may_use_kernels
+from models.ops.linear import as_autocast, autocast_dtype
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm whose output has the type that autocast gives the operands of matrix products.
+
+    Without gradients, on a GPU in half precision, one kernel normalises and converts.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            dtype = autocast_dtype(x)
+            if may_use_kernels(x, dtype) and x.numel():
+                from models.ops.norm_kernel import layer_norm  # imported here: Triton is optional
+
+                return layer_norm(x, self, dtype)
+        return as_autocast(super().forward(x))

@@ -1,0 +1,106 @@
+"""Linear layers and MLPs in the form that is fastest for the device; the operand type under autocast."""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.eval_cache import derived
+
+CHUNK = 4096  # tokens whose hidden activation stays in the cache of a CPU
+ONEDNN_TYPES = (torch.float32, torch.bfloat16)
+
+
+class Linear(nn.Linear):
+    """nn.Linear; without gradients on the CPU, bias and GELU are applied while the product is in the cache (oneDNN)."""
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+        """Returns x @ weight^T + bias, or GELU of it. Args: bias: instead of the layer's own."""
+        weight, bias = self.weight, self.bias if bias is None else bias
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            x = as_autocast(x)
+            if x.dtype != weight.dtype:
+                if bias is not None:
+                    bias = derived(lambda: self.bias.to(x.dtype), self.bias) if bias is self.bias else bias.to(x.dtype)
+                weight = derived(lambda: self.weight.to(x.dtype), self.weight)
+            if x.device.type == "cpu" and _has_onednn(x.dtype) and x.numel():
+                # a private operator of torch (Inductor's): if a version drops it, the line below computes the same
+                return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+        return F.gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
+
+
+@cache
+def _has_onednn(dtype: torch.dtype) -> bool:
+    """Returns whether oneDNN has linear layers of a type on this processor."""
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return dtype in ONEDNN_TYPES and torch.backends.mkldnn.is_available()
+
+
+def can_fuse(*layers: nn.Module) -> bool:
+    """Returns whether `fused_mlp` may replace calls of these layers: they are plain, and nothing hooks into them."""
+    return not torch.compiler.is_compiling() and all(
+        type(layer) in (Linear, nn.GELU) and not has_hooks(layer) for layer in layers
+    )
+
+
+def fused_mlp(x: Tensor, fc1: Linear, fc2: Linear) -> Tensor:
+    """Returns fc2(gelu(fc1(x))); its backward pass recomputes the activation instead of storing it."""
+    if not torch.is_grad_enabled():
+        return fc2(fc1(x, gelu=True))
+    bias2 = x.new_zeros(len(fc2.weight)) if fc2.bias is None else fc2.bias
+    return _Mlp.apply(*(as_autocast(t) for t in (x, fc1.weight, fc1.bias, fc2.weight, bias2)))
+
+
+class _Mlp(torch.autograd.Function):
+    """Linear, GELU, linear; stores the input of GELU, and recomputes its output in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        hidden, out = rows.new_empty(len(rows), len(weight1)), rows.new_empty(len(rows), len(weight2))
+        for part in range(0, len(rows), CHUNK if x.device.type == "cpu" else len(rows)):
+            some = slice(part, part + CHUNK) if x.device.type == "cpu" else slice(None)
+            torch.addmm(bias1, rows[some], weight1.t(), out=hidden[some])
+            torch.addmm(bias2, F.gelu(hidden[some]), weight2.t(), out=out[some])
+        ctx.save_for_backward(x, hidden, weight1, weight2)
+        return out.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, weight1, weight2 = ctx.saved_tensors
+        g = gradient.flatten(0, -2)
+        activated = F.gelu(hidden)
+        d_weight2, d_bias2 = g.t() @ activated, g.sum(0) if ctx.needs_input_grad[4] else None
+        d_hidden = torch.mm(g, weight2, out=activated)  # in the memory of what is no longer needed
+        torch.ops.aten.gelu_backward.grad_input(d_hidden, hidden, grad_input=d_hidden)
+        d_weight1, d_bias1 = d_hidden.t() @ x.flatten(0, -2), d_hidden.sum(0)
+        d_x = (d_hidden @ weight1).view_as(x) if ctx.needs_input_grad[0] else None
+        return d_x, d_weight1, d_bias1, d_weight2, d_bias2
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Returns whether a module has hooks, which run only when the module itself is called."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """Returns the context without mixed precision on the device of `x`."""
+    return torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False)  # autocast has no meta device
+
+
+def as_autocast(x: Tensor) -> Tensor:
+    """Returns `x` in the type that autocast would give the operands of a matrix product."""
+    dtype = autocast_dtype(x)
+    return x if x.dtype == dtype else x.to(dtype)  # a needless .to would fix the type of an exported program
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Returns the type that autocast would give `x` as an operand of a matrix product."""
+    device = x.device.type
+    enabled = device != "meta" and torch.is_autocast_enabled(device)  # autocast has no meta device
+    return torch.get_autocast_dtype(device) if enabled else x.dtype
