@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from configs.loading import find_config, load_config
-from scripts.benchmarks.interleave import CEILING, Row, measure, table
+from scripts.benchmarks.interleave import Row, measure, table
 from scripts.benchmarks.subject import OURS, PEERS, Contender, Setting
 from utils.preprocessing import image_size
 
@@ -52,7 +52,7 @@ def _start(name: str, options: argparse.Namespace) -> dict[str, Contender]:
     size = options.size or image_size(load_config(recipe).DATA.IMG_SIZE)[0]
     setting = Setting(recipe, options.batch_size, size, options.threads, tuned=options.tuned_peers)
     contenders: dict[str, Contender] = {}
-    for each in (OURS, *options.peers, CEILING):
+    for each in (OURS, *options.peers):
         contenders[each] = Contender(each, setting)
         if each.replace(OURS, "ours") in options.compiled:
             contenders[each + COMPILED] = Contender(each, replace(setting, compiled=True))
@@ -87,7 +87,7 @@ def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> d
 
 def _has_peak(name: str) -> bool:
     """Returns whether the peak is that of a training step: a process on the CPU that compiled keeps the compiler's."""
-    return name != CEILING and (torch.cuda.is_available() or not name.endswith(COMPILED))
+    return torch.cuda.is_available() or not name.endswith(COMPILED)
 
 
 def _asking(contender: Contender, task: str, dtype: torch.dtype) -> Any:
