@@ -7,7 +7,6 @@ from typing import Any
 from configs.values import AUTO
 
 Check = Callable[[Any], str | None]
-CHOICE = "choose one of "  # begins the answer of a check that knows all values
 
 
 def at_least(low: float) -> Check:
@@ -27,7 +26,7 @@ def below_one(value: float) -> str | None:
 
 
 def one_of(*names: str) -> Check:
-    return lambda v: None if v in names else f"{CHOICE}{', '.join(names)}"
+    return lambda v: None if v in names else f"choose one of {', '.join(names)}"
 
 
 def pair(high: float) -> Check:
