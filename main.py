@@ -37,7 +37,6 @@ from utils.runs.resume import StartOptions, find_start
 from utils.runs.session import Session, SessionOptions
 from utils.runs.throughput import log_throughput
 from utils.terminal import log_lines, start_logging
-from utils.training.batch_size import fit_batch_size
 from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
 from utils.training.state import StateOptions, TrainState
@@ -109,7 +108,7 @@ def main(argv: list[str]) -> int:
         world = interrupt.join(join_world(cfg.TIMEOUT_MINUTES, cfg.DEVICE))
         world.check_equal({**shared_config(cfg), **versions()}, "use one command and the same versions everywhere")
         run = partial(log_throughput, fresh_model) if cfg.THROUGHPUT_MODE else evaluate if cfg.EVAL_MODE else train
-        run(fit_batch_size(cfg, world, fresh_model), world)
+        run(cfg, world)
         world.leave()
     except (Exception, KeyboardInterrupt) as error:
         code = world.end_together(explain_memory(error, world.device), debug="--debug" in argv)

@@ -61,10 +61,6 @@ def positives(value: list[float] | str) -> str | None:
     return None if good else "must have a number above 0 for each channel"
 
 
-def batch_size(value: int | str) -> str | None:
-    return None if isinstance(value, str) or value >= 1 else "must be at least 1"
-
-
 def worker_count(value: int | str) -> str | None:
     return None if isinstance(value, str) or value >= 0 else "must be at least 0"
 

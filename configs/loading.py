@@ -304,17 +304,12 @@ def _check_distillation(values: dict[str, Any]) -> None:
             f"a teacher has classes, TASK {values['TASK']} has none: DISTILLATION.KIND: set it to none, and distil when"
             " fine-tuning"
         )
-    if values["DATA.BATCH_SIZE"] == AUTO and not (values["EVAL_MODE"] or values["THROUGHPUT_MODE"]):
-        raise ConfigError(
-            "the memory that a teacher takes is not measured with --batch-size auto: DATA.BATCH_SIZE: set a number"
-        )
 
 
 def _check_fsdp(values: dict[str, Any]) -> None:
     for key, excluded, remedy in (
         ("TRAIN.COMPILE", True, "set it to False"),
         ("AMP_DTYPE", "float16", "set it to bfloat16"),
-        ("DATA.BATCH_SIZE", AUTO, "set a number"),
     ):
         if values[key] == excluded:
             raise ConfigError(f"TRAIN.PARALLEL fsdp does not work with {excluded}: {key}: {remedy}")

@@ -25,7 +25,7 @@ class Option(NamedTuple):
 GROUPS: dict[str, dict[str, Option]] = {
     "data": {
         "--data-path": Option("DATA.DATA_PATH", "folder with train/ and val/, each with a folder of images per class"),
-        "--batch-size": Option("DATA.BATCH_SIZE", "images per rank and micro-batch; auto: as many as fit"),
+        "--batch-size": Option("DATA.BATCH_SIZE", "images per rank and micro-batch"),
         "--zip": Option("DATA.ZIP_MODE", "read train.zip and val.zip", True),
         "--cache-mode": Option("DATA.CACHE_MODE", "read archives into memory first: part, full or no"),
     },

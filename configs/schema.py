@@ -11,7 +11,6 @@ from configs.checks import (
     Check,
     above,
     at_least,
-    batch_size,
     below_one,
     crop_fraction,
     frozen,
@@ -77,13 +76,7 @@ SCHEMA: dict[str, Any] = {
     "TASK": Key(AUTO, "new: what is trained; auto: by the keys", one_of(AUTO, "classification", "simmim")),
     "BASE": Key([""], "YAML files to inherit from, relative to this one", free=True),
     "DATA": {
-        "BATCH_SIZE": Key(
-            128,
-            "images per rank and micro-batch; auto: as many as fit into the GPU, by GLOBAL_BATCH_SIZE",
-            batch_size,
-            auto_or(INT),
-            free=True,
-        ),
+        "BATCH_SIZE": Key(128, "images per rank and micro-batch", at_least(1), free=True),
         "DATA_PATH": Key("", "folder that contains train and val", free=True, per_machine=True),
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
         "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),
