@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from data.pipeline.decoding import TIFF, decode, tiff_bands
 from data.pipeline.fork_server import worker_pool
@@ -20,6 +19,7 @@ from data.sources.folders import FolderStore, imagenet_synsets, images_below, is
 from data.sources.zip import ZipStore
 from utils.errors import DataError, ResourceError, listing
 from utils.files import atomic_path
+from utils.terminal import track
 
 SPLITS = ("train", "val")
 ORIENTATION = 0x0112  # EXIF
@@ -54,7 +54,7 @@ def pack(root: Path, target: Path, replace: bool = False) -> dict[str, int]:
 def _pack(source: Source, root: Path, folder: Path, split: str) -> None:
     lines = []
     with zipfile.ZipFile(folder / f"{split}.zip", "w", zipfile.ZIP_STORED) as archive:
-        for i in tqdm(range(len(source)), desc=f"{split}.zip", unit=" images", disable=None):
+        for i in track(range(len(source)), f"{split}.zip", len(source), "images"):
             member = Path(os.path.relpath(source.name(i), root)).as_posix()
             if len(member.split("/")) != 2 or not member.isprintable():
                 raise DataError(f"a name that an archive with a map cannot contain: {source.name(i)}: use class/image")
@@ -66,7 +66,7 @@ def _pack(source: Source, root: Path, folder: Path, split: str) -> None:
 def _compare(packed: Source, source: Source) -> None:
     """Checks that the archive reads back the same. Raises: DataError."""
     same = len(packed) == len(source)
-    for i in tqdm(range(len(source)), desc="comparing", unit=" images", disable=None):
+    for i in track(range(len(source)), "comparing", len(source), "images"):
         same = same and packed.label(i) == source.label(i) and packed.read(i) == source.read(i)
         if not same:
             raise DataError(f"differs when read back: {source.name(i)}: check the disk, and this name")
@@ -91,7 +91,7 @@ def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers
     smaller = 0
     with _written(target), worker_pool(workers) as pool:
         _claim(target, f"short side {short_side}, quality {quality}")
-        for result in tqdm(pool.map(work, files, chunksize=16), total=len(files), disable=None):
+        for result in track(pool.map(work, files, chunksize=16), "resizing", len(files), "images"):
             if isinstance(result, DataError):
                 raise result
             smaller += result
