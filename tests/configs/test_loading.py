@@ -35,10 +35,9 @@ def changed(cfg) -> dict:
     return {k: v for k, v in flat_config(cfg).items() if v != KEYS[k].default and k != "TASK"}
 
 
-def test_golden_dump_of_the_defaults_and_of_every_recipe():
-    golden = yaml.safe_load(GOLDEN.read_text())
-    assert {name: key.default for name, key in KEYS.items()} == golden["defaults"]
-    assert {str(p.relative_to(ROOT / "configs")): changed(load_config(p)) for p in RECIPES} == golden["recipes"]
+def test_golden_dump_of_the_defaults():
+    """Recipes are compared with the original's and with the published settings below."""
+    assert {name: key.default for name, key in KEYS.items()} == yaml.safe_load(GOLDEN.read_text())
 
 
 SECTIONS = {
