@@ -10,8 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from scripts.run_folder import SUMMARY_HEAD, Run, curves_figure, differences
-from utils.errors import ResourceError, run_to_exit_code
-from utils.files import atomic_path
+from utils.errors import run_to_exit_code
+from utils.files import writing
 from utils.script_parser import ScriptParser
 from utils.terminal import table_lines
 
@@ -24,17 +24,9 @@ def compare(folders: Sequence[Path], picture: Path | None) -> None:
     if rows:
         print("\n".join(["", *table_lines(["key", *(run.name for run in runs)], rows)]))
     if picture:
-        _draw(runs, picture)
-        print(f"\ncurves: {picture}")
-
-
-def _draw(runs: Sequence[Run], picture: Path) -> None:
-    try:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(picture) as temporary:
+        with writing(picture, "--picture") as temporary:
             curves_figure(runs).savefig(temporary, dpi=110, format="png")
-    except OSError as e:
-        raise ResourceError(f"cannot write the picture ({e.strerror}): {picture}: name another file") from e
+        print(f"\ncurves: {picture}")
 
 
 def main(argv: list[str]) -> int:

@@ -14,8 +14,8 @@ from models.backbone import SwinBackbone
 from models.explain import attention_rollout, class_activation
 from scripts.open_model import ModelFile
 from utils.distributed.world import World
-from utils.errors import ConfigError, ResourceError
-from utils.files import atomic_path
+from utils.errors import ConfigError
+from utils.files import write_errors, writing
 from utils.pictures import new_figure
 
 
@@ -30,10 +30,8 @@ def explain(
     if not isinstance(model, SwinBackbone):
         what = "an exported file" if opened.exported else type(model).__name__
         raise ConfigError(f"{what} cannot be explained: --explain: use a checkpoint of a Swin")
-    try:
+    with write_errors(folder, "--explain"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ResourceError(f"cannot write pictures ({e.strerror}): {folder}: --explain: name a folder") from e
     pipeline = PipelineOptions.from_config(opened.cfg, opened.channels, opened.preprocessing)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (opened.preprocessing.mean, opened.preprocessing.std))
     pairs = iter(enumerate(zip(paths, rows, strict=True)))
@@ -68,5 +66,5 @@ def _draw(target: Path, pixels: Tensor, panels: list[tuple[str, Tensor | None]],
             )
         axes.set_title(name, fontsize=9)
         axes.axis("off")
-    with atomic_path(target) as temporary:
+    with writing(target, "--explain") as temporary:
         figure.savefig(temporary, dpi=110, format="png")

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from scripts.hub_folder import Card, write_folder
 from scripts.open_model import EXPORTED, ModelFile, open_model
 from utils.errors import ConfigError, ResourceError, one_line, run_to_exit_code
+from utils.files import write_errors
 from utils.script_parser import ScriptParser
 
 
@@ -47,11 +48,9 @@ def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
 
 def write(opened: ModelFile, card: Card, folder: Path) -> None:
     """Writes the files and says so. Raises: ResourceError, CheckpointError."""
-    try:
+    with write_errors(folder, "--folder"):
         for line in write_folder(opened, folder, card):
             print(line)
-    except OSError as e:
-        raise ResourceError(f"cannot write ({e.strerror}): {folder}: name another folder") from e
 
 
 def main(argv: list[str]) -> int:

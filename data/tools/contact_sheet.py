@@ -10,8 +10,7 @@ from data.pipeline.device import Normalize, Pixels
 from data.pipeline.transforms import Prepared, TrainTransform, TrainTransformOptions
 from data.sources.folders import FolderStore
 from utils.class_words import in_words
-from utils.errors import ResourceError
-from utils.files import atomic_path
+from utils.files import writing
 from utils.pictures import restore, sheet, to_image
 from utils.preprocessing import Preprocessing
 from utils.seeding import seed_cpu
@@ -33,11 +32,8 @@ def draw_sheet(root: Path, target: Path, count: int, options: TrainTransformOpti
         tiles.append((_as_seen(prepare(data, source.name(i)), normalize, pixels), names[source.label(i)]))
     size = f"{options.size[0]}x{options.size[1]} pixels"
     title = f"{len(tiles)} of {len(source):,} training images, {size}, seed {seed}"
-    try:
-        with atomic_path(target) as temporary:
-            sheet(tiles, title, f"crop, mirror, {options.auto_augment}, erasing").save(temporary, "PNG")
-    except (OSError, ValueError) as e:
-        raise ResourceError(f"cannot write the sheet ({e}): {target}: name another file") from e
+    with writing(target, "SHEET", ValueError) as temporary:
+        sheet(tiles, title, f"crop, mirror, {options.auto_augment}, erasing").save(temporary, "PNG")
     return len(tiles)
 
 

@@ -6,8 +6,6 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -17,8 +15,8 @@ from data.pipeline.fork_server import worker_pool
 from data.sources.base import Source
 from data.sources.folders import FolderStore, imagenet_synsets, images_below, is_image, validation_labels
 from data.sources.zip import ZipStore
-from utils.errors import DataError, ResourceError, listing
-from utils.files import atomic_path
+from utils.errors import DataError, listing
+from utils.files import atomic_path, write_errors
 from utils.terminal import track
 
 SPLITS = ("train", "val")
@@ -38,7 +36,7 @@ def pack(root: Path, target: Path, replace: bool = False) -> dict[str, int]:
     store = FolderStore(root)
     names = store.class_names("train")
     sources = {split: store.open(split, names) for split in SPLITS}
-    with _written(target):
+    with write_errors(target, "TARGET"):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target) as folder:
             for split, source in sources.items():
@@ -89,7 +87,7 @@ def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers
         raise DataError(f"no images below train/ and val/: {root}: name a folder that contains them")
     work = functools.partial(_copy, root=root, target=target, short_side=short_side, quality=quality)
     smaller = 0
-    with _written(target), worker_pool(workers) as pool:
+    with write_errors(target, "TARGET"), worker_pool(workers) as pool:
         _claim(target, f"short side {short_side}, quality {quality}")
         for result in track(pool.map(work, files, chunksize=16), "resizing", len(files), "images"):
             if isinstance(result, DataError):
@@ -185,17 +183,8 @@ def sort_validation(root: Path) -> int:
             f"no validation images of ImageNet: {folder}: {listing(strange) or 'there are no images in it'}:"
             " they are named ILSVRC2012_val_00000001.JPEG and so on"
         )
-    with _written(folder):
+    with write_errors(folder, "FOLDER"):
         for name in files:
             (folder / synsets[labels[name]]).mkdir(exist_ok=True)
             shutil.move(folder / name, folder / synsets[labels[name]] / name)
     return len(files)
-
-
-@contextmanager
-def _written(target: Path) -> Iterator[None]:
-    """Turns errors of writing into a ResourceError."""
-    try:
-        yield
-    except OSError as e:
-        raise ResourceError(f"cannot write ({e.strerror}): {target}: name another folder, or free disk space") from e

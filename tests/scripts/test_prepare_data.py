@@ -213,5 +213,5 @@ def test_a_sheet_shows_as_many_images_as_asked_for(tmp_path, capsys):
     for seed, same in (("0", True), ("1", False)):
         main(["show", str(photos), str(tmp_path / "again.png"), "--count", "10", "--seed", seed])
         assert (np.asarray(Image.open(tmp_path / "again.png")) == np.asarray(first)).all() == same
-    assert main(["show", str(photos), str(tmp_path / "no/sheet.png")]) == 7
-    assert "cannot write the sheet" in capsys.readouterr().err
+    assert main(["show", str(photos), str(tmp_path / "again.png/sheet.png")]) == 7
+    assert "again.png/sheet.png: cannot be written" in capsys.readouterr().err

@@ -165,4 +165,4 @@ def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
     assert "not a repository: me/sm all" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main([str(made[0] / "model.pth"), "me/small", "--folder", str(tmp_path / "file/x")]) == 7
-    assert "cannot write (Not a directory)" in capsys.readouterr().err
+    assert "file/x: cannot be written: Not a directory (choose another --folder)" in capsys.readouterr().err
