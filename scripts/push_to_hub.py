@@ -24,9 +24,8 @@ from utils.script_parser import ScriptParser
 
 def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
     """Writes `folder` and uploads it; returns the address. Raises: ResourceError, CheckpointError."""
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError  # of whichever library it uses
 
     write(opened, card, folder)
     api = HfApi()
@@ -40,7 +39,7 @@ def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
         return str(commit)
     except LocalTokenNotFoundError as e:
         raise ResourceError(f"the hub asks for a token: {card.repository}: run hf auth login") from e
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as e:
+    except (HTTPError, OSError) as e:
         raise ResourceError(
             f"cannot upload ({one_line(e)[:200]}): {card.repository}: check name, token, network"
         ) from e
