@@ -1,6 +1,9 @@
 """Enforces the shape described in docs/architecture.md: layered imports, small files and functions, inert modules."""
 
 import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,10 @@ ENTRY_POINTS = [
 SOURCES = [*ENTRY_POINTS, *FILES]
 
 
-def imports(path: Path) -> set[str]:
+OURS = {*PACKAGES, "main", "hubconf", "scripts", "tests"}
+
+
+def all_imports(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -25,7 +31,11 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             names.add(str(node.module))
-    return {n for n in names if n.split(".")[0] in {*PACKAGES, "main", "hubconf", "scripts", "tests"}}
+    return names
+
+
+def imports(path: Path) -> set[str]:
+    return {name for name in all_imports(path) if name.split(".")[0] in OURS}
 
 
 def name(path: Path) -> str:
@@ -74,6 +84,23 @@ def test_files_and_functions_stay_small(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_every_package_that_is_imported_is_required():
+    lines = [line for name in ("requirements.txt", "requirements-optional.txt") for line in (ROOT / name).open()]
+    required = {normal(match[0]) for line in lines if (match := re.match(r"[\w.-]+", line))}
+    required.add("triton")  # comes with torch, where there are GPUs
+    distributions = packages_distributions()
+    undeclared = {}
+    for path in SOURCES:
+        for module in {each.split(".")[0] for each in all_imports(path)} - OURS - sys.stdlib_module_names:
+            if required.isdisjoint(map(normal, distributions.get(module, [module]))):
+                undeclared[module] = name(path)
+    assert not undeclared
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def test_main_reads_like_the_recipe():
