@@ -10,6 +10,7 @@ from timm.data import ImageNetInfo
 from data.pipeline.decoding import decode
 from scripts.prepare_data import main
 from tests.conftest import run_program
+from tests.data.pipeline.test_decoding import malformed_exif
 from tests.tools.builders import open_folder, write_photos
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
@@ -142,13 +143,6 @@ def test_small_images_are_copied_unchanged_and_the_orientation_is_kept(tmp_path)
     large = Image.open(folder / "large.jpg")
     assert large.size == (75, 50) and large.getexif()[0x0112] == 6
     assert Image.open(folder / "large.png").format == "PNG"
-
-
-def malformed_exif(orientation):
-    """The image's width (tag 0x100) as text: Pillow reads it, and cannot write it."""
-    tags = Image.Exif()
-    tags[0x010F], tags[0x0112] = "wide", orientation
-    return tags.tobytes().replace(b"\x0f\x01", b"\x00\x01").replace(b"\x01\x0f", b"\x01\x00")
 
 
 def test_copies_of_every_format_can_be_read_and_have_one_setting(tmp_path, capsys):

@@ -23,12 +23,10 @@ from data.pipeline.transforms import (
     crop_long_side,
     resize,
 )
-from tests.data.pipeline.test_decoding import encoded, malformed_exif, noise, tiff
+from tests.data.pipeline.test_decoding import encoded, noise, tiff
 from tests.tools.builders import AUGMENTED, CPU, PLAIN
 from utils.errors import ConfigError, DataError
 from utils.preprocessing import Preprocessing
-
-__all__ = ["malformed_exif"]  # imported from here by tests/scripts/test_prepare_data.py
 
 RECIPE = TrainTransformOptions()  # the paper's
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]

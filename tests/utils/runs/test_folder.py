@@ -19,18 +19,6 @@ from utils.runs.lock import RunLock
 
 
 @pytest.fixture(autouse=True)
-def handlers():
-    """The log files of claimed folders are closed afterwards."""
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    for handler in root.handlers:
-        if handler not in before:
-            handler.close()
-    root.handlers = before
-
-
-@pytest.fixture(autouse=True)
 def owners():
     """Folders are given back after a test."""
     yield
