@@ -143,6 +143,7 @@ def test_checkpointing_computes_the_same():
     assert pretraining("swinv2").pretrained_windows() == [4, 4]
 
 
+@pytest.mark.seconds
 def test_recipes_build_the_published_sizes():
     from models.registry import fresh_model
 

@@ -120,6 +120,7 @@ class Draws:
         return drawn
 
 
+@pytest.mark.seconds
 def test_1500_draws_equal_those_of_timms_own_pipeline(monkeypatch):
     """Crops, mirroring, operations and their magnitudes, one by one and so in distribution."""
     ramp = Image.fromarray(np.tile(np.arange(250, dtype=np.uint8)[None, :, None], (188, 1, 3)))

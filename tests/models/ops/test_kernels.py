@@ -28,6 +28,7 @@ def with_kernels(monkeypatch):
     return switch
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("family", ["swin", "swinv2", "swin_moe"])
 def test_a_model_computes_the_same_with_kernels(family, with_kernels):
     """Logits and all gradients, with stochastic depth and a map that windows do not divide."""

@@ -94,6 +94,7 @@ def test_frozen_stages_drop_nothing():
     assert not any(rates[0]) and all(rates[1])
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("family", "batch", "rate"), [("swin", 4, 0.5), ("swin", 1, 0.9), ("swinv2", 1, 0.9), ("swin_moe", 4, 0.5)]
 )

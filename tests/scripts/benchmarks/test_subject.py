@@ -23,6 +23,7 @@ def test_contenders_have_the_same_weights():
     assert not torch.equal(before, model.head.bias)
 
 
+@pytest.mark.seconds
 def test_errors_of_a_contender_arrive():
     with pytest.raises(Exception, match="nothing"):
         Contender(OURS, Setting(ROOT / "nothing.yaml", 1, 32, 1)).ask("train")
