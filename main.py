@@ -1,6 +1,6 @@
 """Train, fine-tune and evaluate Swin Transformers: torchrun main.py --cfg configs/swin_tiny.yaml --data-path FOLDER"""
 
-import sys  # PYTHON_ARGCOMPLETE_OK
+import sys
 
 from configs.options import check_command_line, parse_command_line
 from utils.distributed.signals import Interrupt

@@ -7,7 +7,6 @@ from typing import Any
 from configs.values import AUTO
 
 Check = Callable[[Any], str | None]
-CHOICE = "choose one of "  # begins the answer of a check that knows all values
 
 
 def at_least(low: float) -> Check:
@@ -27,7 +26,7 @@ def below_one(value: float) -> str | None:
 
 
 def one_of(*names: str) -> Check:
-    return lambda v: None if v in names else f"{CHOICE}{', '.join(names)}"
+    return lambda v: None if v in names else f"choose one of {', '.join(names)}"
 
 
 def pair(high: float) -> Check:
@@ -60,10 +59,6 @@ def numbers(value: list[float] | str) -> str | None:
 def positives(value: list[float] | str) -> str | None:
     good = value == AUTO or (value and all(isinstance(v, float) and v > 0 for v in value))
     return None if good else "must have a number above 0 for each channel"
-
-
-def batch_size(value: int | str) -> str | None:
-    return None if isinstance(value, str) or value >= 1 else "must be at least 1"
 
 
 def worker_count(value: int | str) -> str | None:

@@ -301,7 +301,6 @@ def _check_fsdp(values: dict[str, Any]) -> None:
     for key, excluded, remedy in (
         ("TRAIN.COMPILE", True, "set it to False"),
         ("AMP_DTYPE", "float16", "set it to bfloat16"),
-        ("DATA.BATCH_SIZE", AUTO, "set a number"),
     ):
         if values[key] == excluded:
             raise ConfigError(f"TRAIN.PARALLEL fsdp does not work with {excluded}: {key}: {remedy}")

@@ -7,7 +7,6 @@ import sys
 from itertools import zip_longest
 from typing import Any, NamedTuple, NoReturn
 
-from configs.completion import complete
 from configs.loading import dump_config, load_config
 from configs.schema import KEYS
 from configs.synonyms import SYNONYMS, meant_by
@@ -26,7 +25,7 @@ class Option(NamedTuple):
 GROUPS: dict[str, dict[str, Option]] = {
     "data": {
         "--data-path": Option("DATA.DATA_PATH", "folder with train/ and val/, each with a folder of images per class"),
-        "--batch-size": Option("DATA.BATCH_SIZE", "images per rank and micro-batch; auto: as many as fit"),
+        "--batch-size": Option("DATA.BATCH_SIZE", "images per rank and micro-batch"),
         "--zip": Option("DATA.ZIP_MODE", "read train.zip and val.zip", True),
         "--cache-mode": Option("DATA.CACHE_MODE", "read archives into memory first: part, full or no"),
     },
@@ -80,8 +79,6 @@ class _Parser(argparse.ArgumentParser):
 def parse_command_line(argv: list[str]) -> CommandLine:
     """Raises: ConfigError for an unknown option (with the nearest one) or a missing value."""
     parser = _new_parser()
-    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow
-        complete(parser)
     arguments = [_dashes(a) for a in argv]
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue="VALUE"):
         if argument.startswith("--") and argument[2:].partition("=")[0] in SYNONYMS:

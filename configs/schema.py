@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.checks import (
-    CHOICE,
     above,
     at_least,
-    batch_size,
     below_one,
     crop_fraction,
     frozen,
@@ -37,7 +35,7 @@ PER_CHANNEL = auto_or(list_of(FLOAT, "[0.5, 0.5, 0.5]"))
 
 
 def known_task(value: str) -> str | None:
-    return None if value in (AUTO, *TASKS) else f"{CHOICE}{', '.join((AUTO, *TASKS))}"
+    return None if value in (AUTO, *TASKS) else f"choose one of {', '.join((AUTO, *TASKS))}"
 
 
 def pyramid(**more: Key) -> dict[str, Any]:
@@ -64,13 +62,7 @@ SCHEMA: dict[str, Any] = {
     "TASK": Key(AUTO, "new: task to train; auto infers it from the keys that are set", known_task),
     "BASE": Key([""], "YAML files to inherit from, relative to this one", free=True),
     "DATA": {
-        "BATCH_SIZE": Key(
-            128,
-            "images per rank and micro-batch; auto: as many as fit into the GPU, by GLOBAL_BATCH_SIZE",
-            batch_size,
-            auto_or(INT),
-            free=True,
-        ),
+        "BATCH_SIZE": Key(128, "images per rank and micro-batch", at_least(1), free=True),
         "DATA_PATH": Key("", "folder that contains train and val", free=True, per_machine=True),
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
         "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),
@@ -187,6 +179,12 @@ SCHEMA: dict[str, Any] = {
             [], "stages that USE_CHECKPOINT concerns, from 0; none: all", kind=list_of(INT), free=True
         ),
         "COMPILE": Key(False, "torch.compile: slow to start; needs a C++ compiler (CPU) or Triton (CUDA)"),
+        "COMPILE_MODE": Key(
+            AUTO,
+            "new: mode of torch.compile; auto: reduce-overhead (CUDA graphs) on a single GPU without accumulation, else"
+            " default",
+            one_of(AUTO, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        ),
         "PARALLEL": Key(
             "ddp",
             "new: ddp: every rank holds the model; fsdp: a part of it, for models larger than a GPU",

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 from yacs.config import CfgNode
 
@@ -16,6 +15,7 @@ from models.swin_mlp import SwinMlp
 from models.swin_moe import SwinMoe
 from models.swin_v2 import SwinTransformerV2
 from utils.cost import check_compiler, describe_model
+from utils.distributed.world import World
 from utils.errors import ConfigError, did_you_mean
 from utils.preprocessing import Preprocessing, Size, image_size
 from utils.seeding import seed_all
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 MODELS: dict[str, type[SwinBackbone]] = {c.family: c for c in (SwinTransformer, SwinTransformerV2, SwinMlp, SwinMoe)}
 TIMM = "timm"
+CUDA_GRAPHS = "reduce-overhead"  # what torch.compile calls them
 CLASSES = {"imagenet22K": 21841}  # by data set; 1000 otherwise
 
 
@@ -107,7 +108,7 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
     return build(_family(name).Options(**arguments))
 
 
-def build_for_run(cfg: CfgNode, new_model: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+def build_for_run(cfg: CfgNode, new_model: Callable[[], nn.Module], world: World) -> nn.Module:
     """Builds the model of a run on its device, initialised from SEED and prepared as TRAIN says; logs its cost.
 
     Raises: ConfigError.
@@ -117,13 +118,34 @@ def build_for_run(cfg: CfgNode, new_model: Callable[[], nn.Module], device: torc
     model = new_model()
     training = not (cfg.EVAL_MODE or cfg.THROUGHPUT_MODE)
     if not (training and train.PARALLEL == "fsdp"):  # which moves one part at a time: the whole may not fit
-        model = model.to(device)
+        model = model.to(world.device)
     prepare(model, checkpointing=train.USE_CHECKPOINT, stages=train.CHECKPOINT_STAGES, freeze=train.FREEZE)
     log.info("model: %s", describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
     if train.COMPILE:
-        check_compiler(device)
-        model.compile()  # in place: names of parameters stay the same
+        check_compiler(world.device)
+        mode = compile_mode(cfg, world) if training else "default"
+        model.compile(mode=mode)  # in place: names of parameters stay the same
+        log.info("compiled by torch.compile, mode %s", mode)
     return model
+
+
+def compile_mode(cfg: CfgNode, world: World) -> str:
+    """Returns a mode of torch.compile. Raises: ConfigError.
+
+    The modes with CUDA graphs reuse the memory of gradients in the next forward pass, so that micro-batches cannot add
+    them up.
+    """
+    mode, micro_batches = cfg.TRAIN.COMPILE_MODE, cfg.TRAIN.ACCUMULATION_STEPS
+    if mode == "auto":
+        one_gpu = world.device.type == "cuda" and world.size == 1
+        return CUDA_GRAPHS if one_gpu and micro_batches == 1 else "default"
+    if mode in (CUDA_GRAPHS, "max-autotune") and micro_batches > 1:
+        raise ConfigError(
+            "TRAIN.COMPILE_MODE",
+            f"{mode} uses CUDA graphs, which cannot accumulate {micro_batches} micro-batches",
+            "set it to default, or TRAIN.ACCUMULATION_STEPS to 1",
+        )
+    return mode
 
 
 def prepare(model: nn.Module, *, checkpointing: bool = False, stages: Sequence[int] = (), freeze: str = "none") -> None:

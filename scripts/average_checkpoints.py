@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from models.weights.load import WRAPPERS
 from utils.checkpoints.files import list_checkpoints, read_checkpoint
-from utils.errors import CheckpointError, ConfigError, ResourceError, count, run_to_exit_code
-from utils.files import atomic_path
+from utils.errors import CheckpointError, ConfigError, count, run_to_exit_code
+from utils.files import writing
 from utils.script_parser import ScriptParser
 
 # of a checkpoint, what describes its weights
@@ -48,12 +48,8 @@ def average(paths: Sequence[Path], target: Path) -> str:
         raise CheckpointError(f"no weights: {paths[0]}: name checkpoints")
     model = {n: (v / len(paths)).float() if v.is_floating_point() else v for n, v in sums.items()}
     several = f"; they are of {len(runs)} runs with different configurations" if len(runs) > 1 else ""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            torch.save({"model": model, **{key: contents[key] for key in KEPT if key in contents}}, temporary)
-    except (OSError, RuntimeError) as e:
-        raise ResourceError(f"cannot write the checkpoint ({e}): {target}: name another file") from e
+    with writing(target, "TARGET", RuntimeError) as temporary:
+        torch.save({"model": model, **{key: contents[key] for key in KEPT if key in contents}}, temporary)
     return f"{target}: mean of {count(len(paths), 'checkpoint')}, {paths[0].name} to {paths[-1].name}{several}"
 
 

@@ -9,20 +9,7 @@ transformers, each in a process of its own;
 
 training input: images/s of this program's loader, of timm's create_loader with its prefetcher, and of torchvision's
 ImageFolder with timm's transform; the same files, augmentation, workers and device. Without --data-path the files are
-generated from scikit-learn's two photographs, at ImageNet's size and quality (500x375, 95, about 110 kB);
-
-    python scripts/benchmark.py train
-
-the whole program from end to end beside the bare training step, by one process and by two, and what an update
-consists of;
-
-    python scripts/benchmark.py scale
-
-the time of an evaluation per pixel at image sizes from 224 to 1024, and images/s by batch size and processes;
-
-    python scripts/benchmark.py save
-
-how long training waits for a checkpoint of Swin-B with AdamW, and how long the write takes in the background.
+generated from scikit-learn's two photographs, at ImageNet's size and quality (500x375, 95, about 110 kB).
 """
 
 import argparse
@@ -32,12 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from scripts.benchmarks import data, model, scale, train
+from scripts.benchmarks import data, model
 from scripts.benchmarks.interleave import surroundings
 from utils.errors import run_to_exit_code
 from utils.script_parser import ScriptParser
 
-COMMANDS = {"model": model, "data": data, "train": train, "scale": scale}
+COMMANDS = {"model": model, "data": data}
 
 
 def main(argv: list[str]) -> int:

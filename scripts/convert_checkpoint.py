@@ -33,8 +33,8 @@ from scripts.other_libraries import build_peer
 from utils.checkpoints.downloads import read_weights
 from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.safe_load import NOTES
-from utils.errors import CheckpointError, ConfigError, ResourceError, run_to_exit_code
-from utils.files import atomic_path
+from utils.errors import CheckpointError, ConfigError, run_to_exit_code
+from utils.files import writing
 from utils.preprocessing import Preprocessing, image_size
 from utils.script_parser import ScriptParser
 
@@ -66,15 +66,11 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
         "preprocessing": pixels.as_dict(),
     }
     notes = {key: value for key, value in notes.items() if value}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            dropped = _write(stored, notes, temporary, layout.name)
-            again = find_weights(read_checkpoint(temporary), "the written file")
-            _check_bits(found, again, model, _model(options, again))
-            compared = _compare(layout.name, options, stored, model)
-    except (OSError, SafetensorError) as e:
-        raise ResourceError(f"cannot write the file ({getattr(e, 'strerror', e)}): {target}: name another one") from e
+    with writing(target, "OUT", SafetensorError) as temporary:
+        dropped = _write(stored, notes, temporary, layout.name)
+        again = find_weights(read_checkpoint(temporary), "the written file")
+        _check_bits(found, again, model, _model(options, again))
+        compared = _compare(layout.name, options, stored, model)
     lines.append(f"written: {len(stored)} tensors in the layout of {layout.name}{dropped}: {target}")
     return [*lines, f"verified: bit-identical when read back; {compared}"]
 

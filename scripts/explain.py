@@ -13,8 +13,8 @@ from models.registry import backbone_of
 from scripts.open_model import ModelFile
 from tasks.classification.class_names import in_words
 from utils.batches import stacked
-from utils.errors import ConfigError, ResourceError
-from utils.files import atomic_path
+from utils.errors import ConfigError
+from utils.files import write_errors, writing
 from utils.pictures import new_figure, restore
 from utils.training.evaluate import predict
 
@@ -29,10 +29,8 @@ def explain(opened: ModelFile, paths: Sequence[Path], folder: Path) -> Iterator[
         what = "an exported file" if opened.exported else type(model).__name__
         raise ConfigError(f"{what} cannot be explained: --explain: use a checkpoint of a Swin classifier")
     swin: Any = model
-    try:
+    with write_errors(folder, "--explain"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ResourceError(f"cannot write pictures ({e.strerror}): {folder}: --explain: name a folder") from e
     loader = task.loader(FileSource(paths), opened.info, on_bad="skip_any")
     for outputs, batch in predict(model, loader, task.forward, task.world):
         images = stacked(batch)
@@ -63,5 +61,5 @@ def _draw(target: Path, pixels: Tensor, panels: list[tuple[str, Tensor | None]],
             )
         axes.set_title(name, fontsize=9)
         axes.axis("off")
-    with atomic_path(target) as temporary:
+    with writing(target, "--explain") as temporary:
         figure.savefig(temporary, dpi=110, format="png")

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from configs.loading import dump_config
 from scripts.exported_model import NOTES, open_exported
 from scripts.open_model import ModelFile, open_model
-from utils.errors import CheckpointError, ConfigError, ResourceError, run_to_exit_code
+from utils.errors import CheckpointError, ConfigError, run_to_exit_code
 from utils.eval_cache import keep_derived
-from utils.files import atomic_path
+from utils.files import writing
 from utils.script_parser import ScriptParser
 
 OPSET = 20
@@ -56,18 +56,14 @@ def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
         "config": dump_config(opened.cfg),
     }
     write = _write_onnx if target.suffix == ".onnx" else _write_pt2
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            named = temporary.with_name(f"{temporary.name}{target.suffix}")  # both libraries look at the ending
-            try:
-                form = write(opened.model, images, batch == 0, json.dumps(notes), named)
-                lines = _compare(opened, named, batch)
-                named.replace(temporary)
-            finally:
-                named.unlink(missing_ok=True)
-    except OSError as e:
-        raise ResourceError(f"cannot write the model ({e.strerror}): {target}: name another file") from e
+    with writing(target, "TARGET") as temporary:
+        named = temporary.with_name(f"{temporary.name}{target.suffix}")  # both libraries look at the ending
+        try:
+            form = write(opened.model, images, batch == 0, json.dumps(notes), named)
+            lines = _compare(opened, named, batch)
+            named.replace(temporary)
+        finally:
+            named.unlink(missing_ok=True)
     size = "x".join(map(str, opened.size))
     what = f"{form}, {batch or 'any number of'} images of {size}, {target.stat().st_size / 1e6:.1f} MB"
     return [f"written: {target}: {what}", *lines]

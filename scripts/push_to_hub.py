@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from scripts.hub_folder import Card, write_folder
 from scripts.open_model import EXPORTED, ModelFile, open_model
 from utils.errors import ConfigError, ResourceError, one_line, run_to_exit_code
+from utils.files import write_errors
 from utils.script_parser import ScriptParser
 
 
 def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
     """Writes `folder` and uploads it; returns the address. Raises: ResourceError, CheckpointError."""
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError  # of whichever library it uses
 
     write(opened, card, folder)
     api = HfApi()
@@ -39,7 +39,7 @@ def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
         return str(commit)
     except LocalTokenNotFoundError as e:
         raise ResourceError(f"the hub asks for a token: {card.repository}: run hf auth login") from e
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as e:
+    except (HTTPError, OSError) as e:
         raise ResourceError(
             f"cannot upload ({one_line(e)[:200]}): {card.repository}: check name, token, network"
         ) from e
@@ -47,11 +47,9 @@ def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
 
 def write(opened: ModelFile, card: Card, folder: Path) -> None:
     """Writes the files and says so. Raises: ResourceError, CheckpointError."""
-    try:
+    with write_errors(folder, "--folder"):
         for line in write_folder(opened, folder, card):
             print(line)
-    except OSError as e:
-        raise ResourceError(f"cannot write ({e.strerror}): {folder}: name another folder") from e
 
 
 def main(argv: list[str]) -> int:

@@ -10,8 +10,7 @@ from configs.loading import parse_config
 from configs.schema import DEFAULT_TASK
 from tasks.registry import task_class
 from utils.errors import DataError
-from utils.logs.curves import whole_intervals
-from utils.pictures import new_figure
+from utils.logs import curves
 from utils.training.objective import Best, Table
 
 UNINTERESTING = ("OUTPUT", "TAG", "BASE")
@@ -85,25 +84,5 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def curves_figure(runs: Sequence[Run]) -> Any:
-    """Returns a figure of losses and accuracies of all runs over their updates."""
-    figure = new_figure(11, 4)
-    losses, judged = figure.subplots(1, 2)
-    for number, run in enumerate(runs):
-        color = f"C{number}"
-        _plot(losses, whole_intervals(run.train), "loss", f"{run.name}, training", color, "-")
-        _plot(losses, run.epochs, "loss", f"{run.name}, validation", color, "--")
-        _plot(judged, run.epochs, "top1", run.name, color, "-")
-    for axes, title in ((losses, "loss"), (judged, "validation top-1, %")):
-        axes.set_title(title)
-        axes.set_xlabel("updates")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _plot(axes: Any, points: list[dict[str, Any]], key: str, label: str, color: str, style: str) -> None:
-    known = [(point["update"], point[key]) for point in points if point.get(key) is not None]
-    if known:
-        marker = "o" if len(known) < 2 else None
-        axes.plot(*zip(*known, strict=True), label=label, color=color, linestyle=style, linewidth=1.3, marker=marker)
+    """Returns a figure of the curves of all runs over their updates."""
+    return curves.curves_figure([(run.name, [*run.train, *run.epochs]) for run in runs])

@@ -72,7 +72,7 @@ class Task(ABC):
     best: Best | None = None  # the metric that decides which checkpoint is the best
     predicts: ClassVar[bool] = True  # scripts/predict.py has something to show
 
-    def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None):
+    def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         self.cfg, self.world, self.contents = cfg, world, contents or {}
         self.precision = Precision.from_config(cfg, world.device)
         self.options: ModelOptions = model_options(cfg)
@@ -131,7 +131,7 @@ class Task(ABC):
 
     def build_model(self, info: DataInfo | None) -> nn.Module:
         """Builds the model of a run on its device, initialised from SEED and prepared as TRAIN says."""
-        return build_for_run(self.cfg, lambda: self.new_model(info), self.world.device)
+        return build_for_run(self.cfg, lambda: self.new_model(info), self.world)
 
     def load(self, model: nn.Module, contents: Mapping[str, Any], origin: str, info: DataInfo | None = None) -> str:
         """Copies the weights of a file into a model and returns a log line.

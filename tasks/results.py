@@ -17,8 +17,8 @@ from utils.checkpoints.broadcast import read_once
 from utils.checkpoints.downloads import newest_in, read_weights
 from utils.cost import count_parameters
 from utils.distributed.world import World
-from utils.errors import ConfigError, ResourceError
-from utils.files import write_text
+from utils.errors import ConfigError
+from utils.files import writing
 from utils.preprocessing import Size, image_size
 from utils.terminal import log_lines
 from utils.training.evaluate import evaluate
@@ -82,12 +82,12 @@ def write_tables(results: Sequence[Result], results_file: str, per_class_file: s
     """
     if results_file:
         own = [_results_table(result) for result in results]
-        _write_csv(Path(results_file), Table(own[0].head, [row for table in own for row in table.rows]))
+        _write_csv(Path(results_file), Table(own[0].head, [row for table in own for row in table.rows]), "TEST.RESULTS")
     if per_class_file:
         table = results[-1].evaluation.tables.get("per_class")
         if table is None:
             raise ConfigError("TEST.PER_CLASS", "the task has no metrics per class", "leave it out")
-        _write_csv(Path(per_class_file), table)
+        _write_csv(Path(per_class_file), table, "TEST.PER_CLASS")
 
 
 def _results_table(result: Result) -> Table:
@@ -100,12 +100,9 @@ def _results_table(result: Result) -> Table:
     return Table(head, [(result.name, *row, *more) for row in own.rows])
 
 
-def _write_csv(path: Path, table: Table) -> None:
+def _write_csv(path: Path, table: Table, option: str) -> None:
     text = io.StringIO(newline="")
     rows: list[Sequence[Any]] = [table.head, *table.rows]
     csv.writer(text, lineterminator="\n").writerows(rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text.getvalue())
-    except OSError as e:
-        raise ResourceError(str(path), f"cannot write a table ({e.strerror})", "name another file") from e
+    with writing(path, option) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")

@@ -10,8 +10,7 @@ from data.pipeline.device import Normalize, prefetch_to_device
 from data.pipeline.sample import Collated
 from tasks.base import Task
 from utils.batches import Batch
-from utils.errors import ResourceError
-from utils.files import atomic_path
+from utils.files import writing
 
 
 def draw_samples(task: Task, target: Path, count: int, seed: int) -> int:
@@ -29,9 +28,6 @@ def draw_samples(task: Task, target: Path, count: int, seed: int) -> int:
         raise collated
     normalize = Normalize(pipeline.preprocessing, task.world.device, pipeline.erase_mode)
     ((images, targets, numbers),) = prefetch_to_device([collated], normalize)
-    try:
-        with atomic_path(target) as temporary:
-            task.show_batch(Batch(images, targets, numbers), data.info, limit=count).save(temporary, "PNG")
-    except (OSError, ValueError) as e:
-        raise ResourceError(str(target), f"cannot write the sheet ({e})", "name another file") from e
+    with writing(target, "SHEET") as temporary:
+        task.show_batch(Batch(images, targets, numbers), data.info, limit=count).save(temporary, "PNG")
     return len(chosen)

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import importlib
-import logging
 import re
 import shutil
 import subprocess
@@ -88,15 +87,6 @@ def workspace(tmp_path, monkeypatch, small_recipes):
 def save_weights(path, recipe, classes):
     model = build(model_options(loading.load_config(loading.find_config(recipe))), classes)
     torch.save({"model": model.state_dict()}, path)
-
-
-@pytest.fixture(autouse=True)
-def own_logging():
-    root, before = logging.getLogger(), list(logging.getLogger().handlers)
-    yield
-    for handler in [each for each in root.handlers if each not in before]:
-        handler.close()
-    root.handlers = before
 
 
 def run(words):

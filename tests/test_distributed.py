@@ -2,14 +2,13 @@
 
 import csv
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from data.pipeline.samplers import epoch_order
-from tests.conftest import ROOT, accuracy, command, environment, free_port, rank_variables, run_program
+from tests.conftest import ROOT, accuracy, run_program, start_ranks
 from tests.tools.builders import open_folder, write_photos
 from utils.seeding import derive_seed
 
@@ -105,20 +104,9 @@ def test_fault_28_bad_data_of_one_process_end_all_with_one_line_and_the_same_cod
     own = epoch_order(36, derive_seed("order", 0, 0))[:8].tensor_split(2)[bad]  # of the first update: 2 x 4 images
     file = Path(sources.train.name(int(own[0])))
     file.write_bytes(b"no image")
-    port = free_port()
-    arguments = ["--cfg", tiny_yaml, "--data-path", own_photos, "--output", tmp_path]
-    started = [
-        subprocess.Popen(
-            command(*arguments),
-            env=environment(**rank_variables(rank, 2, port)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=120) for process in started]
-    assert [process.returncode for process in started] == [3, 3], outputs
+    started = start_ranks("--cfg", tiny_yaml, "--data-path", own_photos, "--output", tmp_path, processes=2)
+    outputs = [rank.communicate(timeout=120) for rank in started]
+    assert [rank.returncode for rank in started] == [3, 3], outputs
     errors = [line for _, err in outputs for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and str(file) in errors[0] and "Traceback" not in "".join(err for _, err in outputs)
 

@@ -27,18 +27,17 @@ def trained(tiny_yaml, photos, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_the_main_job_trains_swin_tiny_on_photographs(tmp_path, processes):
+def test_the_main_job_trains_swin_tiny_on_photographs(tmp_path):
     photos = write_photos(tmp_path / "photos", classes=2, train=4, val=2, size=256)
     done = run_program(
         *("--cfg", SWIN_TINY, "--data-path", photos, "--output", tmp_path, "--batch-size", 2),
         *("--opts", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "PRINT_FREQ", 1, "DATA.NUM_WORKERS", 1),
-        processes=processes,
+        processes=2,
         fresh=True,
     )
     assert done.code == 0, done.err
     assert "SwinTransformer: 27,520,892 parameters" in done.out  # Swin-T with a head for two classes
-    assert done.out.count("] [0/1][") == 8 // (2 * processes)
+    assert done.out.count("] [0/1][") == 2
     assert accuracy(done.out)[1] == 4
 
 
@@ -252,8 +251,8 @@ def test_fault_49_fewer_samples_than_processes_are_refused(tiny_yaml, tmp_path):
 
 @pytest.mark.parametrize(
     "mixing",
-    [["AUG.CUTMIX", 0], ["AUG.MIXUP", 0], ["AUG.MIXUP_MODE", "pair"], ["AUG.CUTMIX_MINMAX", "[0.2, 0.8]"]],
-    ids=["mixup", "cutmix", "pair", "minmax"],
+    [["AUG.CUTMIX", 0, "AUG.MIXUP_MODE", "pair"], ["AUG.MIXUP", 0, "AUG.CUTMIX_MINMAX", "[0.2, 0.8]"]],
+    ids=["mixup", "cutmix"],
 )
 def test_fault_60_odd_batches_and_few_classes_train_and_evaluate(tiny_yaml, photos, tmp_path, mixing):
     done = run_program(
@@ -263,11 +262,10 @@ def test_fault_60_odd_batches_and_few_classes_train_and_evaluate(tiny_yaml, phot
     assert done.code == 0 and "Acc@3 100.000" in done.out
 
 
-@pytest.mark.parametrize("name", ["step", "multistep", "linear"])
-def test_schedules_layer_decay_sgd_and_float16_train(tiny_yaml, photos, tmp_path, name):
+def test_multistep_layer_decay_sgd_and_float16_train(tiny_yaml, photos, tmp_path):
     done = run_program(
         *("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--optim", "sgd", "--use-checkpoint"),
-        *("--opts", "TRAIN.LR_SCHEDULER.NAME", name, "TRAIN.LAYER_DECAY", 0.7, "AMP_DTYPE", "float16"),
+        *("--opts", "TRAIN.LR_SCHEDULER.NAME", "multistep", "TRAIN.LAYER_DECAY", 0.7, "AMP_DTYPE", "float16"),
         *("TRAIN.EPOCHS", 1, "MODEL.SWIN.APE", True, "TRAIN.WARMUP_EPOCHS", 0),
     )
     assert done.code == 0, done.err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -115,13 +116,31 @@ def assert_same(a, b, path=""):
         assert a == b, path
 
 
-def test_a_finished_run_started_again_has_nothing_to_do(tiny_yaml, photos, tmp_path):
-    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.EPOCHS", 1]
-    assert run_program(*args).code == 0
-    metrics = (tmp_path / "tiny/default/metrics.jsonl").read_bytes()
+def short(tiny_yaml: Path, photos: Path, output: Path) -> list:
+    """Arguments of a run of one epoch."""
+    return ["--cfg", tiny_yaml, "--data-path", photos, "--output", output, "--opts", "TRAIN.EPOCHS", 1]
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tiny_yaml, photos, tmp_path_factory) -> Path:
+    """What `short` leaves; read only."""
+    output = tmp_path_factory.mktemp("short")
+    assert run_program(*short(tiny_yaml, photos, output)).code == 0
+    return output
+
+
+@pytest.fixture
+def finished(one_epoch, tmp_path) -> Path:
+    """Puts a copy of `one_epoch` into the folder of the test."""
+    return Path(shutil.copytree(one_epoch, tmp_path, symlinks=True, dirs_exist_ok=True))
+
+
+def test_a_finished_run_started_again_has_nothing_to_do(tiny_yaml, photos, finished):
+    args = short(tiny_yaml, photos, finished)
+    metrics = (finished / "tiny/default/metrics.jsonl").read_bytes()
     again = run_program(*args)
     assert again.code == 0 and "Train:" not in again.out
-    assert (tmp_path / "tiny/default/metrics.jsonl").read_bytes() == metrics
+    assert (finished / "tiny/default/metrics.jsonl").read_bytes() == metrics
 
 
 def test_what_a_checkpoint_holds(tiny_yaml, photos, tmp_path):
@@ -179,20 +198,17 @@ def test_what_a_checkpoint_holds(tiny_yaml, photos, tmp_path):
     assert rerun.code == 0 and "the newest checkpoint in the output folder" in rerun.out
 
 
-def test_a_kill_between_a_save_and_its_links_is_mended(tiny_yaml, photos, tmp_path):
-    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.EPOCHS", 1]
-    assert run_program(*args).code == 0
-    folder = tmp_path / "tiny/default/checkpoints"
+def test_a_kill_between_a_save_and_its_links_is_mended(tiny_yaml, photos, finished):
+    folder = finished / "tiny/default/checkpoints"
     for link in ("best.pth", "last.pth"):
         (folder / link).unlink()
-    assert run_program(*args).code == 0
+    assert run_program(*short(tiny_yaml, photos, finished)).code == 0
     assert (folder / "best.pth").readlink().name == (folder / "last.pth").readlink().name == "ckpt_epoch_0.pth"
 
 
-def test_resume_from_another_folder_keeps_this_runs_settings(tiny_yaml, photos, tmp_path):
+def test_resume_from_another_folder_keeps_this_runs_settings(tiny_yaml, photos, one_epoch, tmp_path):
     args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path]
-    assert run_program(*args, "--opts", "TRAIN.EPOCHS", 1).code == 0
-    first = tmp_path / "tiny/default/checkpoints/last.pth"
+    first = one_epoch / "tiny/default/checkpoints/last.pth"
     again = [*args, "--tag", "again", "--resume", first]
     done = run_program(*again, "--opts", "TRAIN.WEIGHT_DECAY", 0.3, "TRAIN.SAVE_EVERY_UPDATES", 1)
     assert done.code == 0, done.err
@@ -251,47 +267,49 @@ def with_1000_outputs(contents: dict) -> dict:
     return {**contents, "model": model, "optimizer": {**contents["optimizer"], "state": state}}
 
 
+@pytest.fixture(scope="module")
+def two_epochs(tiny_yaml, photos, tmp_path_factory) -> Path:
+    """The checkpoints of a run of two epochs, one after each."""
+    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path_factory.mktemp("two")]
+    assert run_program(*args, "--opts", "TRAIN.KEEP_CHECKPOINTS", 0).code == 0
+    return args[-1] / "tiny/default/checkpoints"
+
+
 @pytest.mark.parametrize("way", ["--resume", "auto-resume"])
-def test_a_training_run_of_the_original_continues_bit_equal(tiny_yaml, photos, tmp_path, way):
+def test_a_training_run_of_the_original_continues_bit_equal(tiny_yaml, photos, two_epochs, tmp_path, way):
     """Stopped after epoch 0 and given the original's form, it ends like the run that was not stopped.
 
     The original has 1000 outputs for any data: those beyond the data's classes play no part.
     """
-    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.KEEP_CHECKPOINTS", 0]
-    assert run_program(*args).code == 0
-    first = torch.load(tmp_path / "tiny/default/checkpoints/ckpt_epoch_0.pth", weights_only=True)
+    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--tag", "again"]
+    first = torch.load(two_epochs / "ckpt_epoch_0.pth", weights_only=True)
     folder = tmp_path / "tiny/again"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     path = folder / "ckpt_epoch_0.pth"
     contents = as_original(first, 0)
     torch.save(contents if way == "--resume" else with_1000_outputs(contents), path)
-    resumed = run_program(*args[:6], "--tag", "again", *(["--resume", path] if way == "--resume" else []))
+    resumed = run_program(*args, *(["--resume", path] if way == "--resume" else []))
     assert resumed.code == 0, resumed.err
     assert "at epoch 1, update 9" in resumed.out and "[0/2][" not in resumed.out
-    one, other = (
-        torch.load(tmp_path / f"tiny/{tag}/checkpoints/last.pth", weights_only=True) for tag in ("default", "again")
-    )
+    one, other = (torch.load(f / "last.pth", weights_only=True) for f in (two_epochs, folder / "checkpoints"))
     assert_same(one["model"], other["model"])
     assert_same(one["optimizer"], other["optimizer"])
 
 
-def test_resume_from_weights_alone_says_what_starts_afresh(tiny_yaml, photos, tmp_path):
-    args = ["--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path, "--opts", "TRAIN.EPOCHS", 1]
-    assert run_program(*args).code == 0
-    weights = tmp_path / "weights.pth"
-    torch.save({"model": state(tmp_path)["model"]}, weights)
+def test_resume_from_weights_alone_says_what_starts_afresh(tiny_yaml, photos, one_epoch, tmp_path):
+    args, weights = short(tiny_yaml, photos, tmp_path), tmp_path / "weights.pth"
+    torch.save({"model": state(one_epoch)["model"]}, weights)
     done = run_program(*args[:6], "--tag", "weights", "--resume", weights, *args[6:])
     assert done.code == 0, done.err
     assert "(--resume); optimizer, schedule and counters start from scratch" in done.out
 
 
-def test_fault_50_changed_training_samples_are_noticed(tiny_yaml, own_photos, tmp_path):
-    args = ["--cfg", tiny_yaml, "--data-path", own_photos, "--output", tmp_path, "--opts"]
-    assert run_program(*args, "TRAIN.EPOCHS", 1).code == 0
+def test_fault_50_changed_training_samples_are_noticed(tiny_yaml, own_photos, finished):
+    args = short(tiny_yaml, own_photos, finished)
     (own_photos / "train/class_0/photo_3.jpg").unlink()
-    done = run_program(*args, "TRAIN.EPOCHS", 1)
+    done = run_program(*args)
     assert done.code == 4 and "changed since the checkpoint was saved: class class_0 had 12 files, now 11" in done.error
-    accepted = run_program(*args, "TRAIN.EPOCHS", 1, "DATA.ACCEPT_CHANGES", True)
+    accepted = run_program(*args, "DATA.ACCEPT_CHANGES", True)
     assert accepted.code == 0 and "class class_0 had 12 files, now 11" in accepted.out
 
 

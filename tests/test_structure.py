@@ -1,35 +1,48 @@
 """Enforces the shape described in docs/architecture.md: layered imports, small files and functions, inert modules."""
 
 import ast
+import re
+import sys
+from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
-
-import pytest
 
 from tests.conftest import ROOT
 
 PACKAGES = ("configs", "models", "data", "utils", "tasks")
 FILES = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]
-ENTRY_POINTS = [
-    ROOT / "main.py",
-    *(p for p in [ROOT / "hubconf.py"] if p.exists()),
-    *sorted((ROOT / "scripts").rglob("*.py")),
-]
+ENTRY_POINTS = [ROOT / "main.py", ROOT / "hubconf.py", *sorted((ROOT / "scripts").rglob("*.py"))]
 SOURCES = [*ENTRY_POINTS, *FILES]
+OURS = {*PACKAGES, "main", "hubconf", "scripts", "tests"}
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def all_imports(path: Path) -> frozenset[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             names.add(str(node.module))
-    return {n for n in names if n.split(".")[0] in {*PACKAGES, "main", "hubconf", "scripts", "tests"}}
+    return frozenset(names)
+
+
+def imports(path: Path) -> set[str]:
+    return {name for name in all_imports(path) if name.split(".")[0] in OURS}
 
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def room(module: str) -> str:
@@ -58,25 +71,38 @@ ALLOWED = {
 ALLOWED["tasks"] = {"tasks", *ALLOWED}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_imports_go_down_the_layers(path):
-    own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    used = {room(module) for module in imports(path)}
-    assert used <= ALLOWED[own], f"{own} may import {sorted(ALLOWED[own])}"
+def test_imports_go_down_the_layers():
+    for path in FILES:
+        own, used = room(module(path)), {room(each) for each in imports(path)}
+        assert used <= ALLOWED[own], f"{name(path)}: {own} may import {sorted(ALLOWED[own])}"
 
 
-@pytest.mark.parametrize("path", ENTRY_POINTS, ids=name)
-def test_entry_points_do_not_import_tests(path):
-    assert not any(module.split(".")[0] == "tests" for module in imports(path))
+def test_entry_points_do_not_import_tests():
+    for path in ENTRY_POINTS:
+        assert not any(each.split(".")[0] == "tests" for each in imports(path)), name(path)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_files_and_functions_stay_small(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 60, node.name
+def test_files_and_functions_stay_small():
+    for path in SOURCES:
+        assert len(path.read_text().splitlines()) <= 400, name(path)
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{name(path)}: {node.name}"
+
+
+def test_every_package_that_is_imported_is_required():
+    lines = [line for page in ("requirements.txt", "requirements-optional.txt") for line in (ROOT / page).open()]
+    required = {normal(match[0]) for line in lines if (match := re.match(r"[\w.-]+", line))}
+    required.add("triton")  # comes with torch, where there are GPUs
+    distributions = packages_distributions()
+    for path in SOURCES:
+        for package in {each.split(".")[0] for each in all_imports(path)} - OURS - sys.stdlib_module_names:
+            known = set(map(normal, distributions.get(package, [package])))
+            assert known & required, f"{name(path)}: {package} is in no requirements file"
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def test_main_reads_like_the_recipe():
@@ -87,27 +113,27 @@ def test_main_reads_like_the_recipe():
 ACTS_WHEN_IMPORTED = [ROOT / "data/pipeline/worker_group.py"]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_importing_does_nothing(path):
+def test_importing_does_nothing():
     """Only imports, definitions, constants and the entry point at module level.
 
     A script run by its path first makes the program's packages importable. One file exists to act when it is imported:
     a fork server offers no other way to run code before it forks.
     """
-    if path in ACTS_WHEN_IMPORTED:
-        return
-    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    for node in ast.parse(path.read_text()).body:
-        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        is_entry = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
-        is_path = path.parent.name == "scripts" and ast.unparse(node).startswith("sys.path.insert(0, ")
-        is_types = (
-            isinstance(node, ast.If)
-            and ast.unparse(node.test) == "TYPE_CHECKING"
-            and not node.orelse
-            and all(isinstance(each, ast.Import | ast.ImportFrom) for each in node.body)
-        )
-        assert isinstance(node, allowed) or is_docstring or is_entry or is_path or is_types, ast.unparse(node)[:80]
+    for path in SOURCES:
+        if path not in ACTS_WHEN_IMPORTED:
+            for node in parsed(path).body:
+                assert is_inert(node, path), f"{name(path)}: {ast.unparse(node)[:80]}"
+
+
+def is_inert(node: ast.stmt, path: Path) -> bool:
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return not node.orelse and all(isinstance(each, ast.Import | ast.ImportFrom) for each in node.body)
+    return (
+        isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign)
+        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'")
+        or (path.parent.name == "scripts" and ast.unparse(node).startswith("sys.path.insert(0, "))
+    )
 
 
 def test_nothing_outside_of_tasks_distinguishes_tasks():
@@ -126,7 +152,7 @@ def test_nothing_outside_of_tasks_distinguishes_tasks():
 
 
 def test_what_acts_when_it_is_imported_is_imported_by_nobody():
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ACTS_WHEN_IMPORTED}
+    names = {module(path) for path in ACTS_WHEN_IMPORTED}
     for path in SOURCES:
         assert not names & imports(path), name(path)
 
@@ -135,18 +161,27 @@ def test_no_module_has_a_catch_all_name():
     assert not {"utils", "helpers", "common", "misc"} & {p.stem for p in SOURCES}
 
 
-LIBRARY = [p for p in [*FILES, *sorted((ROOT / "scripts").rglob("*.py"))] if p.stem != "__init__"]
+SMALL = 60  # lines of a file that another one's test may cover
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=name)
-def test_every_library_file_has_a_test_file_of_its_name(path):
-    relative = path.relative_to(ROOT)
-    assert (ROOT / "tests" / relative.parent / f"test_{relative.name}").is_file()
+def test_every_library_file_has_a_test_file():
+    """Of its name; a small file may be imported by another test of its folder instead."""
+    for path in [*FILES, *(ROOT / "scripts").rglob("*.py")]:
+        if path.stem == "__init__":
+            continue
+        folder = ROOT / "tests" / path.relative_to(ROOT).parent
+        if not (folder / f"test_{path.name}").is_file():
+            small = len(path.read_text().splitlines()) <= SMALL
+            covered = any(module(path) in all_imports(test) for test in folder.glob("test_*.py"))
+            assert small and covered, f"{name(path)}: tests/{name(path.parent)}/test_{path.name} is missing"
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.relative_to(ROOT).parts[0] != "configs"], ids=name)
-def test_what_reads_the_configuration_returns_typed_values(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef) and any(a.arg in ("cfg", "section") for a in node.args.args):
-            returned = ast.unparse(node.returns) if node.returns else ""
-            assert returned and "Any" not in returned and not returned.startswith(("dict", "list[dict")), node.name
+def test_what_reads_the_configuration_returns_typed_values():
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] == "configs":
+            continue
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef) and any(a.arg in ("cfg", "section") for a in node.args.args):
+                returned = ast.unparse(node.returns) if node.returns else ""
+                typed = returned and "Any" not in returned and not returned.startswith(("dict", "list[dict"))
+                assert typed, f"{name(path)}: {node.name}"

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 
 from tests.conftest import ROOT, environment, free_port, only_error, rank_variables, starter
 from tests.tools import soak
-from tests.tools.builders import AUGMENTED, loading, open_folder, pipeline
+from tests.tools.builders import AUGMENTED, loading, open_folder, pipeline, write_photos
 from tests.tools.soak import compare, leftovers
 
 RECIPE = """
@@ -196,7 +197,7 @@ def test_two_launchers_without_a_common_disk_bring_a_run_back(disks, undisturbed
 @pytest.mark.slow
 def test_fault_26_a_killed_rank_is_named_and_torchrun_restarts_the_job(disks, undisturbed):
     faults = "step:4+0:kill:1,evaluation:1+1:raise:1"
-    job = torchrun(disks[0], *WORKERS, "TRAIN.SAVE_EVERY_UPDATES", 3, faults=faults, restarts=2)
+    job = torchrun(disks[0], "--opts", "TRAIN.SAVE_EVERY_UPDATES", 3, faults=faults, restarts=2)
     _, err = job.communicate(timeout=240)
     assert job.returncode == 0, err
     assert err.count("injected kill") == err.count("injected raise") == 1
@@ -378,9 +379,26 @@ def catches(number: int, status: str) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
+# a smaller model, and no loader workers: their server imports torch
+SOAK = """
+BASE: [{root}/configs/quickstart.yaml]
+DATA: {{BATCH_SIZE: 3, NUM_WORKERS: 0}}
+MODEL: {{NAME: soak, DROP_PATH_RATE: 0.2, SWIN: {{EMBED_DIM: 16, DEPTHS: [2, 2], NUM_HEADS: [2, 4]}}}}
+TRAIN:
+  EPOCHS: {epochs}
+  WARMUP_EPOCHS: {warmup}
+  GLOBAL_BATCH_SIZE: 12
+  SAVE_EVERY_UPDATES: 4
+  CLIP_GRAD: 1.0
+  EMA: {{ENABLE: true, DECAY: 0.9}}
+AUG: {{AUTO_AUGMENT: rand-m9-mstd0.5-inc1, REPROB: 0.25, MIXUP: 0.8, CUTMIX: 1.0}}
+PRINT_FREQ: 4
+"""
+
+
 @pytest.mark.slow
 def test_soak(monkeypatch, tmp_path, capsys):
-    """Five kills, one in each phase; docs/faults.md has the record of 200, each with a fresh start."""
+    """Five kills, one in each phase, of a small run; docs/faults.md has the record of 200, each with a fresh start."""
 
     def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = "") -> tuple[int, str]:
         assert processes == 1
@@ -389,6 +407,8 @@ def test_soak(monkeypatch, tmp_path, capsys):
         return job.returncode, out + err
 
     monkeypatch.setattr(soak, "run", run)
+    monkeypatch.setattr(soak, "write_digits", partial(write_photos, classes=3, train=64, val=16, size=32))
+    monkeypatch.setattr(soak, "RECIPE", SOAK)
     code = soak.main([*"--kills 5 --seed 4 --processes 1 --epochs 1 --folder".split(), str(tmp_path / "soak")])
     printed = capsys.readouterr().out
     assert code == 0 and printed.endswith("bit-equal\n") and printed.count(" kills, ") == 5, printed

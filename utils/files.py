@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from utils.errors import ResourceError
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -30,6 +32,30 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with suppress(OSError):  # what went wrong first is what to report
             _remove(temporary)
         raise
+
+
+@contextmanager
+def writing(target: Path, option: str, *failures: type[Exception]) -> Iterator[Path]:
+    """Yields a temporary path for `target` (see `atomic_path`), whose parent folders it creates.
+
+    Args: option: the option or key that names `target`; failures: what the writing library raises besides OSError.
+    Raises: ResourceError if it cannot be written.
+    """
+    with write_errors(target, option, *failures):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary:
+            yield temporary
+
+
+@contextmanager
+def write_errors(target: Path, option: str, *failures: type[Exception]) -> Iterator[None]:
+    """Raises a ResourceError for a file or folder that the block cannot write. Args: as for `writing`."""
+    kinds: tuple[type[Exception], ...] = (OSError, *failures)
+    try:
+        yield
+    except kinds as e:
+        reason = getattr(e, "strerror", None) or e
+        raise ResourceError(str(target), f"cannot be written: {reason}", f"choose another {option}") from e
 
 
 def remove_temporaries(folder: Path) -> None:

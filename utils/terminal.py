@@ -211,7 +211,7 @@ def start_logging(is_main: bool) -> None:
     root = logging.getLogger()
     # records are buffered until the log file is known
     root.handlers = [_Terminal(), MemoryHandler(10_000, logging.CRITICAL + 1)] if is_main else [logging.NullHandler()]
-    for chatty in ("matplotlib", "httpx", "PIL"):
+    for chatty in ("matplotlib", "httpx", "httpx2", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     root.setLevel(logging.INFO if is_main else logging.CRITICAL)
 

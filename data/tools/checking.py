@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size
 from data.pipeline.fork_server import worker_pool
 from data.sources.folders import imagenet_synsets, images_below, is_image, validation_labels
 from utils.errors import DataError, count, listing
+from utils.terminal import track
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 SHOWN = 3  # names listed in a finding about many files
@@ -147,7 +146,7 @@ def _check_contents(splits: dict[str, Classes], workers: int, channels: int, rep
 def _examined(files: Sequence[str], workers: int, channels: int) -> Iterator[tuple[str, bytes, str]]:
     with worker_pool(workers) as pool:
         results: Iterable[tuple[str, bytes, str]] = pool.map(partial(_examine, channels), files, chunksize=16)
-        yield from tqdm(results, total=len(files), unit=" files", disable=None)
+        yield from track(results, "checking", len(files), "files")
 
 
 def _examine(channels: int, file: str) -> tuple[str, bytes, str]:

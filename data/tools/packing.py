@@ -6,20 +6,18 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from data.pipeline.decoding import TIFF, decode, tiff_bands
 from data.pipeline.fork_server import worker_pool
 from data.sources.base import Source
 from data.sources.folders import FolderStore, imagenet_synsets, images_below, is_image, validation_labels
 from data.sources.zip import ZipStore
-from utils.errors import DataError, ResourceError, listing
-from utils.files import atomic_path
+from utils.errors import DataError, listing
+from utils.files import atomic_path, write_errors
+from utils.terminal import track
 
 SPLITS = ("train", "val")
 ORIENTATION = 0x0112  # EXIF
@@ -38,7 +36,7 @@ def pack(root: Path, target: Path, replace: bool = False) -> dict[str, int]:
     store = FolderStore(root)
     names = store.class_names("train")
     sources = {split: store.open(split, names) for split in SPLITS}
-    with _written(target):
+    with write_errors(target, "TARGET"):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target) as folder:
             for split, source in sources.items():
@@ -54,7 +52,7 @@ def pack(root: Path, target: Path, replace: bool = False) -> dict[str, int]:
 def _pack(source: Source, root: Path, folder: Path, split: str) -> None:
     lines = []
     with zipfile.ZipFile(folder / f"{split}.zip", "w", zipfile.ZIP_STORED) as archive:
-        for i in tqdm(range(len(source)), desc=f"{split}.zip", unit=" images", disable=None):
+        for i in track(range(len(source)), f"{split}.zip", len(source), "images"):
             member = Path(os.path.relpath(source.name(i), root)).as_posix()
             if len(member.split("/")) != 2 or not member.isprintable():
                 raise DataError(f"a name that an archive with a map cannot contain: {source.name(i)}: use class/image")
@@ -67,7 +65,7 @@ def _pack(source: Source, root: Path, folder: Path, split: str) -> None:
 def _compare(packed: Source, source: Source) -> None:
     """Checks that the archive reads back the same. Raises: DataError."""
     same = len(packed) == len(source)
-    for i in tqdm(range(len(source)), desc="comparing", unit=" images", disable=None):
+    for i in track(range(len(source)), "comparing", len(source), "images"):
         same = same and packed[i][:2] == source[i][:2]
         if not same:
             raise DataError(f"differs when read back: {source.name(i)}: check the disk, and this name")
@@ -90,9 +88,9 @@ def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers
         raise DataError(f"no images below train/ and val/: {root}: name a folder that contains them")
     work = functools.partial(_copy, root=root, target=target, short_side=short_side, quality=quality)
     smaller = 0
-    with _written(target), worker_pool(workers) as pool:
+    with write_errors(target, "TARGET"), worker_pool(workers) as pool:
         _claim(target, f"short side {short_side}, quality {quality}")
-        for result in tqdm(pool.map(work, files, chunksize=16), total=len(files), disable=None):
+        for result in track(pool.map(work, files, chunksize=16), "resizing", len(files), "images"):
             if isinstance(result, DataError):
                 raise result
             smaller += result
@@ -186,17 +184,8 @@ def sort_validation(root: Path) -> int:
             f"no validation images of ImageNet: {folder}: {listing(strange) or 'there are no images in it'}:"
             " they are named ILSVRC2012_val_00000001.JPEG and so on"
         )
-    with _written(folder):
+    with write_errors(folder, "FOLDER"):
         for name in files:
             (folder / synsets[labels[name]]).mkdir(exist_ok=True)
             shutil.move(folder / name, folder / synsets[labels[name]] / name)
     return len(files)
-
-
-@contextmanager
-def _written(target: Path) -> Iterator[None]:
-    """Turns errors of writing into a ResourceError."""
-    try:
-        yield
-    except OSError as e:
-        raise ResourceError(f"cannot write ({e.strerror}): {target}: name another folder, or free disk space") from e

@@ -14,8 +14,6 @@ import torch
 from utils.runs.provenance import versions
 from utils.runtime import processor_name
 
-CEILING = "matrix products alone"  # a bound, not a peer
-
 
 @dataclass(frozen=True)
 class Row:
@@ -67,7 +65,7 @@ def take_turns(
 def compare(speeds: dict[str, list[float]]) -> list[Row]:
     """Returns a row for each contender. Args: speeds by round; the first contender is ours, the others are peers."""
     ours = next(iter(speeds))  # the beginning of its name, when it is compiled as well
-    peers = [name for name in speeds if name != CEILING and not name.startswith(ours)]
+    peers = [name for name in speeds if not name.startswith(ours)]
     best = [max((speeds[peer][i] for peer in peers), default=math.nan) for i in range(len(next(iter(speeds.values()))))]
     rows = []
     for name, values in speeds.items():

@@ -47,7 +47,7 @@ class Classification(Task):
     name = "classification"
     best = Best("top1", title="validation accuracy, %", beside=("topk",))
 
-    def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None):
+    def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         super().__init__(cfg, world, contents)
         self._smoothing = cfg.MODEL.LABEL_SMOOTHING
         self._distillation = DistillationOptions.from_config(cfg)

@@ -47,7 +47,7 @@ class Reconstruction(Task):
     best = Best("loss", higher_is_better=False, title="validation loss")
     predicts = False
 
-    def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None):
+    def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         super().__init__(cfg, world, contents)
         norm = cfg.MODEL.SIMMIM.NORM_TARGET
         self._side = norm.PATCH_SIZE if norm.ENABLE else 0

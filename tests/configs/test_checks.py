@@ -29,7 +29,6 @@ from configs import checks
         (checks.hexadecimal, ["", "aF" * 32], ["aF" * 31, "g" * 64], "64 hexadecimal digits"),
         (checks.portion, [0.1, 1.0], [0.0, 1.1], "above 0 and at most 1"),
         (checks.odd, [3, 47], [1, 46], "odd, at least 3"),
-        (checks.batch_size, ["auto", 1], [0], "at least 1"),
         (checks.worker_count, ["auto", 0], [-1], "at least 0"),
         (checks.positive_list, [[2, 2]], [[], [2, 0]], "a list of numbers above 0"),
     ],

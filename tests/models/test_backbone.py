@@ -36,6 +36,7 @@ def test_logits_do_not_depend_on_the_batch_an_image_is_in(family, dtype, toleran
             torch.testing.assert_close(apart, together, atol=tolerance * together.abs().max().item(), rtol=0)
 
 
+@pytest.mark.seconds
 def test_compiled_logits_are_the_eager_ones(family):
     """With gradients and without; at two sizes, which are compiled apart, and for two batches, which are not."""
     model = randomize(small(family, drop_path_rate=0.2))

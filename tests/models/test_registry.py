@@ -11,6 +11,7 @@ from models.registry import (
     build,
     build_for_run,
     build_model,
+    compile_mode,
     default_classes,
     model_options,
     prepare,
@@ -18,8 +19,9 @@ from models.registry import (
 )
 from models.swin import SwinOptions
 from models.swin_v2 import SwinV2Options
-from tests.tools.builders import CPU, MOE, SMALL, configured, small
+from tests.tools.builders import MOE, SMALL, configured, small
 from utils.cost import check_compiler, describe_model
+from utils.distributed.world import World
 from utils.errors import ConfigError
 from utils.preprocessing import Preprocessing
 
@@ -82,7 +84,7 @@ def test_the_model_of_a_run_is_prepared_as_configured_and_depends_on_the_seed_on
     def built(**overrides):
         cfg = configured(tiny_yaml, **overrides)
         with caplog.at_level("INFO"):
-            return build_for_run(cfg, lambda: build(model_options(cfg), 3), CPU)
+            return build_for_run(cfg, lambda: build(model_options(cfg), 3), World())
 
     one = built(TRAIN__FREEZE="1", TRAIN__USE_CHECKPOINT=True)
     torch.rand(5)
@@ -166,9 +168,31 @@ def test_a_compiled_model_keeps_its_names(tiny_yaml, monkeypatch):
     """Compiled in place, after its cost was counted."""
     monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *a: pytest.fail("called") or call(*a))
     cfg = configured(tiny_yaml, TRAIN__COMPILE=True)
-    model = build_for_run(cfg, lambda: build(model_options(cfg), 4), CPU)
+    model = build_for_run(cfg, lambda: build(model_options(cfg), 4), World())
     assert model._compiled_call_impl is not None
     assert set(model.state_dict()) == set(build(model_options(cfg), 4).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "options", "mode"),
+    [
+        ("cpu", 1, {}, "default"),
+        ("cuda", 1, {}, "reduce-overhead"),
+        ("cuda", 2, {}, "default"),
+        ("cuda", 1, {"TRAIN__ACCUMULATION_STEPS": 2}, "default"),
+        ("cuda", 2, {"TRAIN__COMPILE_MODE": "reduce-overhead"}, "reduce-overhead"),
+        ("cpu", 1, {"TRAIN__COMPILE_MODE": "max-autotune"}, "max-autotune"),
+    ],
+)
+def test_a_single_gpu_gets_cuda_graphs_unless_it_accumulates(device, size, options, mode):
+    assert compile_mode(configured(**options), World(size=size, device=torch.device(device))) == mode
+
+
+def test_cuda_graphs_that_would_have_to_accumulate_are_refused():
+    cfg = configured(TRAIN__COMPILE_MODE="reduce-overhead", TRAIN__ACCUMULATION_STEPS=2)
+    with pytest.raises(ConfigError) as caught:
+        compile_mode(cfg, World(device=torch.device("cuda")))
+    assert caught.value.subject == "TRAIN.COMPILE_MODE" and "2 micro-batches" in caught.value.problem
 
 
 def test_without_a_compiler_compiling_is_refused(monkeypatch):

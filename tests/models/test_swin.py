@@ -16,10 +16,11 @@ NARROW = {"embed_dim": 12, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 4, 8)}
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize(("pixels", "window"), [(224, 7), (384, 12)])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "pixels", "window"), [("tiny", 224, 7), ("small", 224, 7), ("base", 384, 12), ("large", 224, 7)]
+)
 def test_logits_equal_timm(size, pixels, window):
-    """At the published sizes; torchvision's and transformers' are compared in tests/scripts/test_other_libraries.py."""
+    """Every published size and window once; other peers are compared in tests/scripts/test_other_libraries.py."""
     name = f"swin_{size}_patch4_window7_224"
     peer = fill(uninitialized(lambda: timm.create_model(name, img_size=pixels, window_size=window, num_classes=100)))
     options = SwinOptions(img_size=pixels, window_size=window, num_classes=100, **SIZES[size])

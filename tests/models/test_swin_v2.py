@@ -34,21 +34,14 @@ def fill_v2(model):
     ("size", "name", "pixels", "window", "pretrained"),
     [
         ("tiny", "window8_256", 256, 8, 0),
-        ("tiny", "window16_256", 256, 16, 0),
-        ("small", "window8_256", 256, 8, 0),
         ("small", "window16_256", 256, 16, 0),
-        ("base", "window8_256", 256, 8, 0),
-        ("base", "window16_256", 256, 16, 0),
-        ("base", "window12_192", 192, 12, 0),
         ("base", "window12to16_192to256", 256, 16, 12),
         ("base", "window12to24_192to384", 384, 24, 12),
         ("large", "window12_192", 192, 12, 0),
-        ("large", "window12to16_192to256", 256, 16, 12),
-        ("large", "window12to24_192to384", 384, 24, 12),
     ],
 )
 def test_logits_equal_timm(size, name, pixels, window, pretrained):
-    """At the published sizes; torchvision's and transformers' are compared in tests/scripts/test_other_libraries.py."""
+    """Every published size and window once; other peers are compared in tests/scripts/test_other_libraries.py."""
     peer = fill_v2(uninitialized(lambda: timm.create_model(f"swinv2_{size}_{name}", num_classes=100)))
     windows = (pretrained, pretrained, pretrained, pretrained // 2)
     options = SwinV2Options(

@@ -187,7 +187,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file/out.pth")
     assert main(["--cfg", cfg, str(tmp_path / "in.pth"), out, "--to", "timm"]) == 7
-    assert f"cannot write the file (File exists): {out}" in capsys.readouterr().err
+    assert f"{out}: cannot be written: File exists (choose another OUT)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("family", "title"), [("swin_mlp", "Swin-MLP"), ("swin_moe", "Swin-MoE")])

@@ -14,6 +14,7 @@ from tests.tools.builders import small
 from utils.errors import CheckpointError, ConfigError
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("ending", "batch"), [("onnx", 0), ("pt2", 0), ("onnx", 4), ("pt2", 4)])
 def test_an_exported_file_needs_nothing_else(made, photos, tmp_path, capsys, ending, batch):
     folder, expected = made
@@ -34,6 +35,7 @@ def test_an_exported_file_needs_nothing_else(made, photos, tmp_path, capsys, end
     assert "the file takes images of 32x32 only" in capsys.readouterr().err
 
 
+@pytest.mark.seconds
 def test_a_model_of_another_size(made, tmp_path):
     (line, *_) = export(open_model(str(made[0] / "model.pth"), "", [("TEST.IMG_SIZE", 48, "x")]), tmp_path / "m.pt2", 2)
     assert "2 images of 48x48" in line
@@ -41,6 +43,7 @@ def test_a_model_of_another_size(made, tmp_path):
     assert model(torch.randn(3, 3, 48, 48)).shape == (3, 3) and notes["batch"] == 2
 
 
+@pytest.mark.seconds
 def test_a_wrong_export_does_not_appear(made, tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.exported_model.Exported.forward", lambda self, images: torch.ones(len(images), 3))
     with pytest.raises(CheckpointError, match="the exported logits differ"):

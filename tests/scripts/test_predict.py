@@ -99,7 +99,7 @@ def test_features_are_those_before_the_head(made, photos, tmp_path):
         (["--model", "gone.pth"], 4, "gone.pth"),
         (["--model", "gone.onnx"], 4, "gone.onnx: name another file"),
         (["--model", "hub:swin_tny"], 4, "unknown released model 'swin_tny'"),
-        (["--explain", __file__], 7, f"cannot write pictures (File exists): {__file__}"),
+        (["--explain", __file__], 7, f"{__file__}: cannot be written: File exists (choose another --explain)"),
         (["--device", "cuda"], 5, "no GPU can be used"),
     ],
 )

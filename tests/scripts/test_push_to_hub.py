@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -165,4 +167,10 @@ def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
     assert "not a repository: me/sm all" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main([str(made[0] / "model.pth"), "me/small", "--folder", str(tmp_path / "file/x")]) == 7
-    assert "cannot write (Not a directory)" in capsys.readouterr().err
+    assert "file/x: cannot be written: Not a directory (choose another --folder)" in capsys.readouterr().err
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(made, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, "http://127.0.0.1:9", "hf_token"))
+    assert main([str(made[0] / "model.pth"), "me/small"]) == 7
+    assert "error: cannot upload (" in (err := capsys.readouterr().err) and "me/small: check name" in err

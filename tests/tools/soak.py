@@ -76,7 +76,7 @@ def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = 
     head = [sys.executable]
     if processes > 1:
         head += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    program = [str(ROOT / "scripts" / "inject.py"), faults]
+    program = [str(ROOT / "tests" / "tools" / "inject.py"), faults]
     done = subprocess.run(
         [*head, *program, *arguments(folder, recipe, output)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "SWIN_SOAK": str(folder)},
@@ -191,7 +191,9 @@ def main(argv: list[str]) -> int:
     started = time.monotonic()
     kills = draw_kills(options.kills, options.seed, options.processes)
     difference, counts = soak(options.folder.resolve(), kills, options.processes, options.epochs)
-    time.sleep(10)
+    ended = time.monotonic()
+    while leftovers(options.folder.resolve()) and time.monotonic() < ended + 10:
+        time.sleep(0.2)
     for process in (left := leftovers(options.folder.resolve())):
         os.kill(process, signal.SIGKILL)
     minutes = (time.monotonic() - started) / 60

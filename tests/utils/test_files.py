@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from utils.files import atomic_path, remove_temporaries, sha256_of, write_text
+from utils.errors import ResourceError
+from utils.files import atomic_path, remove_temporaries, sha256_of, write_text, writing
 
 
 def make_file(path):
@@ -115,3 +116,24 @@ def test_text_that_is_not_unicode_is_escaped(tmp_path):
     write_text(tmp_path / "a", "caf\udce9 é")
     assert (tmp_path / "a").read_text(encoding="utf-8") == "caf\\udce9 é"
     assert sha256_of(tmp_path / "a") == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
+
+
+def test_a_file_is_written_with_its_folders_or_the_option_is_named(tmp_path):
+    with writing(tmp_path / "new/a.txt", "--output") as temporary:
+        make_file(temporary)
+    assert (tmp_path / "new/a.txt").read_text() == "new"
+    message = f"{tmp_path}/new/a.txt/b: cannot be written: File exists (choose another --output)"
+    with pytest.raises(ResourceError) as caught, writing(tmp_path / "new/a.txt/b", "--output"):
+        pass
+    assert str(caught.value) == message
+
+
+def test_errors_of_the_library_that_writes_count_if_they_are_named(tmp_path):
+    with (
+        pytest.raises(ResourceError, match="a: cannot be written: 'odd shapes'"),
+        writing(tmp_path / "a", "A", KeyError),
+    ):
+        raise KeyError("odd shapes") from None
+    with pytest.raises(KeyError), writing(tmp_path / "a", "A"):
+        raise KeyError("odd shapes")
+    assert list(tmp_path.iterdir()) == []

@@ -2,15 +2,16 @@
 
 import hashlib
 import logging
+import socket
+import ssl
 import urllib.error
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import torch
-from tqdm import tqdm
 
 from utils.checkpoints.files import follow, list_checkpoints, read_checkpoint
 from utils.checkpoints.released import released_url
@@ -18,7 +19,6 @@ from utils.errors import CheckpointError, ResourceError
 from utils.files import atomic_path, sha256_of
 
 log = logging.getLogger(__name__)
-_CHUNK = 1 << 20
 
 
 def local_file(name: str, sha256: str = "") -> Path:
@@ -83,8 +83,7 @@ def _download(url: str, sha256: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
-            with open(temporary, "wb") as file:
-                _fetch(url, file)
+            _fetch(url, temporary)
             if sha256:
                 _verify(temporary, sha256)
     except OSError as e:
@@ -92,28 +91,20 @@ def _download(url: str, sha256: str) -> Path:
     return target
 
 
-class _StorageError(OSError):
-    """Of the disk, not of the network."""
-
-
-def _fetch(url: str, file: BinaryIO) -> None:
-    size = received = 0
+def _fetch(url: str, target: Path) -> None:
+    """Downloads to `target`. Raises: CheckpointError for the network, OSError for the disk."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(60)  # torch waits for a silent server forever
     try:
-        with urllib.request.urlopen(url, timeout=60) as response:
+        with urllib.request.urlopen(url) as response:  # torch takes a truncated file for a whole one
             size = int(response.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
-                while chunk := response.read(_CHUNK):
-                    try:
-                        file.write(chunk)
-                    except OSError as e:
-                        raise _StorageError(e.errno, e.strerror) from e
-                    received += len(chunk)
-                    bar.update(len(chunk))
-    except _StorageError:
-        raise
-    except (OSError, ValueError, HTTPException) as e:
+        torch.hub.download_url_to_file(url, str(target))
+    except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError, ValueError) as e:
         reason = getattr(e, "reason", e)
         raise CheckpointError(f"cannot download the weights ({reason}): {url}: check it, or try again later") from e
+    finally:
+        socket.setdefaulttimeout(timeout)
+    received = target.stat().st_size
     if size and received != size:
         raise CheckpointError(f"the download ended after {received:,} of {size:,} bytes: {url}: try again")
 

@@ -2,12 +2,12 @@
 
 Until training begins there is nothing to save, and a signal ends the process with one line. From then on the handler
 only takes a note: an exception raised from it inside a callback of torch would be lost. After every update the ranks
-agree on what to do, since they must all save and stop after the same one. A second SIGINT ends the process immediately.
+begin an all-reduce of what they received, and read the result after the next one: they save and stop after the same
+update, and none waits. A second SIGINT ends the process immediately.
 """
 
 import os
 import signal
-from collections import deque
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from utils.errors import TerminatedError, report_error
 
 if TYPE_CHECKING:  # this module is imported before anything slow
+    from torch import Tensor
+
     from utils.distributed.world import World
 
 T = TypeVar("T")
-AHEAD = 2  # updates between the announcement of a decision and what it decides
 _AGAIN = "run the same command again to resume"
 
 
@@ -38,9 +39,9 @@ class Interrupt:
         self._stop = 0
         self._interrupted = False  # by SIGINT
         self._save = False
-        self._sent = Decision()  # to the main rank
-        self._seen = 0  # requests that the main rank has read
-        self._announced = deque([Decision()] * AHEAD)  # by the main rank, for the updates that follow
+        self._told = False  # the other ranks' evaluations know of the stop
+        self._agreed = Decision()  # by all ranks, for the next update
+        self._pending: tuple[Any, Tensor] | None = None  # an all-reduce under way, and its values
         self.stopped_early = False  # an evaluation ended early
 
     def install(self) -> "Interrupt":
@@ -77,21 +78,19 @@ class Interrupt:
     def decide(self, update: int) -> Decision:
         """Returns what to do after `update`: the same on every rank. Every rank calls it after every update.
 
-        A rank that asks about update u knows the outcome of u - 1, but u itself may still be on its way through the
-        device: so the main rank has launched the exchange of gradients of u - 1, and done what comes before it, such as
-        asking about u - 2. There it announced what is done after u.
+        It is what the ranks knew at the previous call. Every rank has made that call: without it, the gradients of
+        `update` would not have been exchanged.
         """
+        save, self._save = self._save, False  # a signal from here on waits for the next call
         if self._world is None or self._world.size == 1:
-            save, self._save = self._save, False
             return Decision(self._stop, save)
-        store = self._world.store
-        self._send(store)
-        if not self._world.is_main:
-            return _decode(store.get(f"decision/{update}")) if store.check([f"decision/{update}"]) else Decision()
-        decision, new = self._announced.popleft(), self._collect(store)
-        self._announced.append(new)
-        if new != Decision() and not decision.stop:
-            store.set(f"decision/{update + AHEAD}", f"{new.stop},{int(new.save)}")
+        self._finish_pending()
+        decision, self._agreed = self._agreed, Decision()
+        if not decision.stop:  # nothing is under way when the run ends
+            import torch
+
+            values = torch.tensor([self._stop, int(save)])
+            self._pending = self._world.begin_maximum(values), values
         return decision
 
     def interruptible(self, items: Iterable[T]) -> "Interruptible[T]":
@@ -99,22 +98,33 @@ class Interrupt:
         return Interruptible(self, items)
 
     def stop_of_evaluation(self) -> int:
-        """Returns the signal if an evaluation was cut short on any rank, else 0. A collective operation."""
+        """Returns the signal if an evaluation was cut short on any rank, else 0. A collective operation.
+
+        Completes the exchange that the last `decide` began, so that none is under way after the last epoch.
+        """
         if self._world is None or self._world.size == 1:
             return self._stop if self.stopped_early else 0
         import torch
 
+        self._finish_pending()
         local = torch.tensor([float(self.stopped_early), float(self._stop)], device=self._world.device)
         cut, stop = self._world.gather(local).amax(0).tolist()
         return int(stop) if cut else 0
 
     def wants_stop(self) -> bool:
-        """Returns whether this rank should not begin another batch of an evaluation."""
+        """Returns whether this rank should not begin another batch of an evaluation.
+
+        The ranks' shards differ in length, so that they cannot exchange anything between batches: the rank that
+        received the signal sets a key of the store.
+        """
         if self._world is None or self._world.size == 1:
             return bool(self._stop)
-        self._send(self._world.store)
-        if not self._stop and self._world.store.check(["stop"]):
-            self._stop = int(self._world.store.get("stop"))
+        store = self._world.store
+        if self._stop and not self._told:
+            self._told = True
+            store.set("stop", str(self._stop))
+        if not self._stop and store.check(["stop"]):
+            self._stop = int(store.get("stop"))
         return bool(self._stop)
 
     def tick(self, position: str) -> None:
@@ -122,23 +132,12 @@ class Interrupt:
         if self._world is not None:
             self._world.tick(position)
 
-    def _send(self, store: Any) -> None:
-        """Passes on what this rank received since the last call."""
-        save, self._save = self._save, False  # a signal from here on waits for the next call
-        received = Decision(0 if self._sent.stop else self._stop, save)
-        if received == Decision():
-            return
-        self._sent = Decision(self._stop)
-        if received.stop:
-            store.set("stop", str(received.stop))
-        store.set(f"request/{store.add('requests', 1)}", f"{received.stop},{int(received.save)}")
-
-    def _collect(self, store: Any) -> Decision:
-        """Reads the requests of all ranks that arrived since the last call."""
-        count = store.add("requests", 0)
-        found = [_decode(store.get(f"request/{number}")) for number in range(self._seen + 1, count + 1)]
-        self._seen = count
-        return Decision(max((each.stop for each in found), default=0), any(each.save for each in found))
+    def _finish_pending(self) -> None:
+        if self._pending is not None:
+            (work, values), self._pending = self._pending, None
+            work.wait()
+            stop, save = values.tolist()
+            self._agreed = Decision(stop, bool(save))
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
@@ -171,8 +170,3 @@ class Interruptible(Generic[T]):
                 self._interrupt.stopped_early = True
                 return
             yield item
-
-
-def _decode(text: bytes) -> Decision:
-    stop, save = text.split(b",")
-    return Decision(int(stop), save == b"1")

@@ -59,6 +59,12 @@ class World:
         dist.all_gather(parts, local)
         return torch.stack(parts).cpu()
 
+    def begin_maximum(self, values: Tensor) -> dist.Work:
+        """Begins to replace CPU values by their maximum over the ranks; they must not be read before `wait`."""
+        work = dist.all_reduce(values, dist.ReduceOp.MAX, async_op=True)
+        assert work is not None
+        return work
+
     def gather_objects(self, value: T) -> list[T]:
         """Returns the `value` of every rank, in order, on every rank; it must pickle."""
         if self.size == 1:

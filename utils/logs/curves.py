@@ -1,20 +1,23 @@
-"""curves.png: losses, metrics and learning rate of a run, drawn from its metrics.jsonl."""
+"""Figures of losses, metrics and learning rate, drawn from metrics.jsonl: curves.png of a run, runs to compare."""
 
 import json
 import logging
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from utils.errors import one_line
 from utils.files import atomic_path
+from utils.logs.metrics_file import RESERVED
 from utils.pictures import new_figure
 from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
 
-_COLORS = ("tab:green", "tab:olive", "tab:cyan", "tab:purple")
+Records = list[dict[str, Any]]
+_STYLES = ("-", "--", ":", "-.")
 _FIRST = 30.0  # seconds until the first drawing
 _PAUSE = 50  # between two drawings, in units of the time that one takes: 2 % of the run
 
@@ -51,43 +54,72 @@ def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best
     Args: best: the metrics to draw, None for losses only.
     """
     try:
-        _draw(metrics, picture, updates_per_epoch, best)
+        records = [json.loads(line) for line in metrics.read_text().splitlines()]
+        names = (best.metric, *best.beside) if best else ()
+        figure = curves_figure([("", records)], names, best.title if best else "", updates_per_epoch)
+        with atomic_path(picture) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
     except Exception as e:  # of the disk, or of matplotlib: the run matters more
         log.warning("cannot draw %s (%s); training continues", picture, one_line(e))
 
 
-def _draw(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | None) -> None:
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    train = whole_intervals([line for line in lines if line["kind"] == "train"])
-    val = [line for line in lines if line["kind"] == "val"]
+def curves_figure(
+    runs: Sequence[tuple[str, Records]],
+    metrics: Sequence[str] | None = None,
+    title: str = "",
+    updates_per_epoch: int = 0,
+) -> Any:
+    """Returns a figure of losses, metrics, learning rate and gradient norm.
+
+    Args: runs: names, and the records of their metrics.jsonl; metrics: which to draw, None for all; title: of their
+    panel; updates_per_epoch: converts the axis to epochs, 0: leaves it in updates.
+    """
+    if metrics is None:
+        metrics = metric_names([record for _, records in runs for record in records])
     figure = new_figure(10, 6.4)
     (losses, judged), (rate, norm) = figure.subplots(2, 2, sharex=True)
-
-    def plot(axes: Any, points: list[dict[str, Any]], key: str, label: str, color: str) -> None:
-        values = [float("nan") if p.get(key) is None else p[key] for p in points]
-        epochs = [p["update"] / updates_per_epoch for p in points]
-        axes.plot(epochs, values, label=label, color=color, linewidth=1.3, marker="o" if len(points) < 2 else None)
-
-    plot(losses, train, "loss", "training", "tab:blue")
-    if any("loss" in point for point in val):
-        plot(losses, val, "loss", "validation", "tab:orange")
-    for name, color in zip((best.metric, *best.beside) if best and val else (), _COLORS, strict=False):
-        plot(judged, val, name, f"top{val[-1]['k']}" if name == "topk" and "k" in val[-1] else name, color)
-    plot(rate, train, "lr", "learning rate", "tab:red")
-    plot(norm, train, "grad_norm", "before clipping", "tab:brown")
-    title = (best.title or f"validation {best.metric}") if best else "no validation"
-    for axes, text in ((losses, "loss"), (judged, title), (rate, "learning rate"), (norm, "gradient norm")):
+    for number, (name, records) in enumerate(runs):
+        train = whole_intervals([record for record in records if record["kind"] == "train"])
+        val = [record for record in records if record["kind"] == "val"]
+        lines = [(losses, train, "loss", "training", 0), (losses, val, "loss", "validation", 1)]
+        lines += [(judged, val, metric, metric, place) for place, metric in enumerate(metrics)]
+        lines += [(rate, train, "lr", "", 0), (norm, train, "grad_norm", "", 0)]
+        for axes, points, key, label, place in lines:
+            # of several runs each has a colour, of one run each line
+            color, style = (number, place) if len(runs) > 1 else (place, 0)
+            look = {"color": f"C{color}", "linestyle": _STYLES[style % len(_STYLES)]}
+            _plot(axes, points, key, updates_per_epoch or 1, label=", ".join(filter(None, (name, label))), **look)
+    title = (title or f"validation {', '.join(metrics)}") if judged.lines else "no validation"
+    for axes, text in (
+        (losses, "loss"),
+        (judged, title),
+        (rate, "learning rate"),
+        (norm, "gradient norm before clipping"),
+    ):
         axes.set_title(text)
         axes.grid(alpha=0.3)
-        if len(axes.lines) and axes is not rate:
-            axes.legend(frameon=False)
+        if axes.lines and (axes in (losses, judged) or len(runs) > 1):
+            axes.legend(frameon=False, fontsize=8)
     for axes in (rate, norm):
-        axes.set_xlabel("epochs trained")
-    with atomic_path(picture) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        axes.set_xlabel("epochs trained" if updates_per_epoch else "updates")
+    return figure
 
 
-def whole_intervals(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def metric_names(records: Records) -> list[str]:
+    """Returns the metrics of an evaluation: what is neither a count nor in every record; the loss if there are none."""
+    val = [record for record in records if record["kind"] == "val"]
+    known = [name for record in val for name, value in record.items() if isinstance(value, float)]
+    return [name for name in dict.fromkeys(known) if name not in {*RESERVED, "loss"}] or ["loss"]
+
+
+def _plot(axes: Any, points: Records, key: str, unit: int, **look: str) -> None:
+    values = [float("nan") if p.get(key) is None else p[key] for p in points]
+    if any(value == value for value in values):
+        marker = "o" if len(points) < 2 else None
+        axes.plot([p["update"] / unit for p in points], values, linewidth=1.3, marker=marker, **look)
+
+
+def whole_intervals(records: Records) -> Records:
     """Leaves out the means of intervals that the end of an epoch cut short: of few updates, they would be spikes."""
     lengths = [b["update"] - a["update"] for a, b in pairwise([{"update": 0}, *records])]
     usual = max(lengths, default=0)

@@ -24,8 +24,8 @@ from utils.checkpoints.files import (
     supports_links,
 )
 from utils.distributed.world import World
-from utils.errors import ConfigError, ResourceError, count
-from utils.files import write_text
+from utils.errors import ConfigError, count
+from utils.files import write_errors, write_text
 from utils.runs.lock import RunLock
 from utils.runs.provenance import versions
 from utils.runtime import device_name
@@ -66,10 +66,8 @@ class RunFolder:
         """
         if not self.world.is_main:
             return
-        try:
+        with write_errors(self.path, "OUTPUT"):
             self._owner = self._take(config, differences)
-        except OSError as e:
-            raise ResourceError(f"cannot write the output folder ({e.strerror}): {self.path}: set OUTPUT") from e
 
     def release(self) -> None:
         """Lets other runs have the folder."""
@@ -106,10 +104,8 @@ class RunFolder:
 
     def write_config(self, config: str, state: TrainState) -> None:
         """Writes the configuration that the run goes on with, and repairs links. Raises: ResourceError."""
-        try:
+        with write_errors(self.path, "OUTPUT"):
             write_text(self.config, config)
-        except OSError as e:
-            raise ResourceError(f"cannot write the output folder ({e.strerror}): {self.path}: set OUTPUT") from e
         self._repair_links(state)
 
     def _repair_links(self, state: TrainState) -> None:

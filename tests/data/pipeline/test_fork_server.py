@@ -23,6 +23,7 @@ def test_the_server_imports_the_modules_of_this_program_only(tmp_path):
     assert not fork_server._is_ours("torch", torch)
 
 
+@pytest.mark.seconds
 def test_a_process_of_a_pool_finds_the_program_imported():
     """Each would otherwise import torch and timm for itself: seconds, at every start of an epoch or evaluation."""
     with worker_pool(0) as pool:
@@ -37,6 +38,7 @@ def test_an_exception_ends_a_pool_without_doing_what_is_waiting():
     assert sum(each.cancelled() for each in waiting) >= 40
 
 
+@pytest.mark.seconds
 def test_the_processes_of_a_pool_end_with_the_program():
     """In a process of its own, which is killed; communicate() fails if something of its session is left."""
     job = starter.start(ROOT / "tests/tools/ranks/killed_pool.py", [], ROOT, environment())

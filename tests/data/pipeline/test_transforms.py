@@ -25,12 +25,10 @@ from data.pipeline.transforms import (
     resize,
 )
 from data.sources.base import Record
-from tests.data.pipeline.test_decoding import encoded, malformed_exif, noise, tiff
+from tests.data.pipeline.test_decoding import encoded, noise, tiff
 from tests.tools.builders import AUGMENTED, CPU, PLAIN
 from utils.errors import ConfigError, DataError
 from utils.preprocessing import Preprocessing
-
-__all__ = ["malformed_exif"]  # imported from here by tests/scripts/test_prepare_data.py
 
 RECIPE = TrainTransformOptions()  # the paper's
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]
@@ -123,6 +121,7 @@ class Draws:
         return drawn
 
 
+@pytest.mark.seconds
 def test_1500_draws_equal_those_of_timms_own_pipeline(monkeypatch):
     """Crops, mirroring, operations and their magnitudes, one by one and so in distribution."""
     ramp = Image.fromarray(np.tile(np.arange(250, dtype=np.uint8)[None, :, None], (188, 1, 3)))

@@ -103,6 +103,7 @@ def test_fault_30_a_killed_worker_is_named():
     assert re.match(r"a loader worker died: process \d+: .*DATA.NUM_WORKERS", str(error)) and error.exit_code == 7
 
 
+@pytest.mark.seconds
 def test_fault_30_a_worker_that_hangs_names_its_file(own_photos):
     """Opening a pipe that nobody writes to waits forever, like a file of a dead network disk."""
     pipe = own_photos / "train/class_0/photo_5.jpg"
@@ -196,6 +197,7 @@ def growth(samples):
     raise AssertionError("fewer samples than asked for")
 
 
+@pytest.mark.seconds
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_fault_54_memory_stays_over_a_million_paths():
     assert growth(20_000) < 0.05

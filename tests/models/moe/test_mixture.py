@@ -201,6 +201,7 @@ def test_a_copy_does_not_carry_the_last_forward_pass():
         assert torch.equal(twin.eval()(x), layer.eval()(x))
 
 
+@pytest.mark.seconds
 def test_compiled_it_is_the_same_for_any_number_of_tokens():
     layer, _ = mixture(top_k=2, capacity_factor=0.5, noise=0.0)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)

@@ -20,6 +20,7 @@ def test_it_is_what_autograd_and_the_compiler_expect():
         torch.library.opcheck(window_attention, given)
 
 
+@pytest.mark.seconds
 def test_compiled_attention_computes_the_same():
     torch.manual_seed(0)
     attention = TableWindowAttention(32, 2, 4, 2, form="kernel").to(DEVICE)

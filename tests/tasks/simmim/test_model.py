@@ -145,6 +145,7 @@ def test_checkpointing_computes_the_same():
     assert pretraining("swinv2").pretrained_windows() == [4, 4]
 
 
+@pytest.mark.seconds
 def test_recipes_build_the_published_sizes():
     for stem, parameters in (
         ("simmim_pretrain__swin_base__img192_window6__800ep", 86_700_000),

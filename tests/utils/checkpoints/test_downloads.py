@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -51,7 +52,7 @@ def hub(tmp_path, monkeypatch):
 
 def serve(handler):
     server = HTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_port}"
 
 
@@ -85,7 +86,8 @@ def test_an_address_is_fetched_once_and_its_checksum_logged(site, hub, caplog, m
     path = get(f"{site}/w.pth")
     assert path.read_bytes() == b"weights" * 1000 and path.parent == hub
     assert SHA256 in caplog.text
-    assert get(f"{site}/w.pth") == path and Quiet.served == ["/w.pth"]
+    asked = len(Quiet.served)
+    assert get(f"{site}/w.pth") == path and len(Quiet.served) == asked
     monkeypatch.setattr(downloads, "released_url", lambda name: f"{site}/w.pth")
     assert get("hub:some_model") == path
     assert [p.name for p in hub.iterdir()] == [path.name]
@@ -102,12 +104,11 @@ def test_fault_57_an_altered_file_of_the_cache_is_fetched_again(site, hub):
     path = get(f"{site}/w.pth")
     path.write_bytes(b"altered")
     assert get(f"{site}/w.pth", SHA256.upper()).read_bytes() == b"weights" * 1000
-    assert Quiet.served == ["/w.pth"] * 2
 
 
 def test_fault_57_a_truncated_download_is_refused_and_not_kept(hub):
     server, address = serve(CutShort)
-    with pytest.raises(CheckpointError, match="ended after 400 of 1,000 bytes|cannot download"):
+    with pytest.raises(CheckpointError, match="ended after 400 of 1,000 bytes"):
         get(f"{address}/w.pth")
     server.shutdown()
     assert list(hub.iterdir()) == []
@@ -141,13 +142,15 @@ def test_a_cache_that_cannot_be_written_is_named(site, hub, monkeypatch, number)
     assert list(hub.iterdir()) == []
 
 
-def test_a_disk_that_is_full_is_not_taken_for_the_network(site, hub, monkeypatch):
-    def full(*_):
-        return open("/dev/full", "wb", buffering=0)
-
-    monkeypatch.setattr(downloads, "open", full, raising=False)
-    with pytest.raises(ResourceError, match=rf"No space left on device.*{hub}: set TORCH_HOME"):
-        get(f"{site}/w.pth")
+def test_a_disk_that_is_full_is_not_taken_for_the_network(site, hub):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(ResourceError, match=rf"File too large.*{hub}: set TORCH_HOME"):
+            get(f"{site}/w.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(hub.iterdir()) == []
 
 
 class Repository(BaseHTTPRequestHandler):

@@ -16,6 +16,7 @@ def test_the_table_has_42_rows():
     assert len(RELEASED) == len({row["config"] for row in RELEASED}) == 42
 
 
+@pytest.mark.seconds  # all rows together
 @pytest.mark.parametrize("row", RELEASED, ids=lambda r: r["config"])
 def test_parameters_and_flops(row):
     """Parameters to the unit, multiply-adds within 1 %; the head of the recipe states them too."""

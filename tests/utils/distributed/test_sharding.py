@@ -219,9 +219,7 @@ def test_a_rank_without_batches_takes_part_until_all_are_done(monkeypatch, stack
     assert images.shape == (3, 4, 4) and not images.any() and isinstance(seen[0].images, list) != stacked
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("TRAIN__COMPILE", True), ("AMP_DTYPE", "float16"), ("DATA__BATCH_SIZE", "auto")]
-)
+@pytest.mark.parametrize(("key", "value"), [("TRAIN__COMPILE", True), ("AMP_DTYPE", "float16")])
 def test_what_does_not_go_together_is_rejected(key, value):
     with pytest.raises(ConfigError, match=f"TRAIN.PARALLEL fsdp does not work with {value}: {key.replace('__', '.')}"):
         configured(TRAIN__PARALLEL="fsdp", **{key: value})

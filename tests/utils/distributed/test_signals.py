@@ -1,9 +1,12 @@
-"""Signals, with real ones to real processes; several ranks in one process share a store."""
+"""Signals, with real ones to real processes; several ranks in one process are connected by gloo."""
 
 import random
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -153,21 +156,33 @@ def test_the_watchdog_ends_a_job_that_does_not_train_yet_and_hears_of_progress()
 
 @dataclass(frozen=True)
 class Beside(World):
-    """A rank that gathers what the other one is said to have sent."""
+    """One of several ranks in this process; it gathers what another one is said to have sent."""
 
     theirs: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    group: Any = None
 
     def gather(self, values):
         return torch.stack([values, torch.tensor(self.theirs)])
 
+    def begin_maximum(self, values):
+        options = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.MAX
+        return self.group.allreduce([values], options)
 
-def ranks_of(store, count=2, world=Beside, **more):
-    """Ranks that train."""
+
+def ranks_of(count=2, **more):
+    """Ranks that train, connected by gloo."""
+    store = dist.HashStore()
+
+    def connect(rank):
+        return dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, count, timedelta(seconds=20))
+
     made = []
-    for rank in range(count):
-        made.append(Interrupt())
-        made[-1].join(world(rank, count, store=dist.PrefixStore("world", store), **more))
-        made[-1].defer()
+    with ThreadPoolExecutor(count) as pool:
+        for rank, group in enumerate(pool.map(connect, range(count))):
+            made.append(Interrupt())
+            made[-1].join(Beside(rank, count, store=dist.PrefixStore("world", store), group=group, **more))
+            made[-1].defer()
     return made
 
 
@@ -189,45 +204,38 @@ def decisions(ranks, sent, updates=12, seed=0):
     return found
 
 
-@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("who", [0, 1, 2])
-def test_all_ranks_decide_alike_whichever_is_asked_and_asks_first(who, seed):
+def test_all_ranks_decide_alike_whichever_is_asked_and_asks_first(who):
     sent = [(2, who, signal.SIGUSR1), (5, who, signal.SIGUSR1), (7, who, signal.SIGTERM)]
-    found = decisions(ranks_of(dist.HashStore(), 3), sent, seed=seed)
-    assert found[0] == found[1] == found[2]
-    saves = [update for update, each in enumerate(found[0], start=1) if each.save]
-    first_stop = next(update for update, each in enumerate(found[0], start=1) if each.stop)
-    assert len(saves) == 2 and 3 < saves[0] <= 5 and 6 < saves[1] <= 8  # within three updates
-    assert 8 < first_stop <= 10 and found[0][first_stop - 1] == Decision(signal.SIGTERM)
+    for seed in range(3):
+        ranks = ranks_of(3)
+        found = decisions(ranks, sent, updates=8, seed=seed)
+        assert found[0] == found[1] == found[2]
+        saved = [update for update, each in enumerate(found[0], start=1) if each.save]
+        assert saved == [3, 6] and found[0][-1] == Decision(signal.SIGTERM)  # one update later
+        assert not any(each.stop for each in found[0][:-1])
+        assert not any(rank._pending for rank in ranks)  # when they leave
+
+
+def test_one_signal_to_all_ranks_is_one_decision():
+    """A launcher signals every rank; the ranks hear of it at different times."""
+    sent = [(3, 0, signal.SIGTERM), (3, 1, signal.SIGINT), (3, 1, signal.SIGUSR1), (4, 2, signal.SIGTERM)]
+    for seed in range(3):
+        found = decisions(ranks_of(3), sent, updates=4, seed=seed)
+        assert found == [[Decision()] * 3 + [Decision(signal.SIGTERM, True)]] * 3
 
 
 @pytest.mark.parametrize("who", [0, 1])
-def test_a_rank_whose_device_is_behind_may_ask_an_update_before_the_main_rank(who):
-    """It has launched update u and knows the outcome of u - 1: the main rank has asked about u - 2."""
-    main, other = ranks_of(dist.HashStore())
-    found = [[], []]
-    for update in range(1, 11):
-        if update == 3:
-            receive((main, other)[who], signal.SIGTERM)
-        found[1].append(other.decide(update))
-        if update > 1:
-            found[0].append(main.decide(update - 1))
-    assert found[0] == found[1][:9] and sum(bool(each.stop) for each in found[0]) >= 1
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_one_signal_to_all_ranks_is_one_decision(seed):
-    """A launcher signals every rank; the ranks hear of it at different times."""
-    sent = [(3, 0, signal.SIGTERM), (3, 1, signal.SIGINT), (3, 1, signal.SIGUSR1), (4, 2, signal.SIGTERM)]
-    found = decisions(ranks_of(dist.HashStore(), 3), sent, seed=seed)
-    stops = [next(i for i, each in enumerate(one) if each.stop) for one in found]
-    assert len(set(stops)) == 1 and len({one[stops[0]] for one in found}) == 1
-    assert found[0][stops[0]].stop in (signal.SIGTERM, signal.SIGINT)
-    assert all(each == Decision() for one in found for each in one[:3])
+def test_a_signal_in_the_last_update_of_an_epoch_is_not_forgotten(who):
+    """Nothing is exchanged between the batches of an evaluation, which may have none."""
+    ranks = ranks_of()
+    assert decisions(ranks, [(3, who, signal.SIGTERM)], updates=3) == [[Decision()] * 3] * 2
+    assert [rank.stop_of_evaluation() for rank in ranks] == [0, 0] and not any(rank._pending for rank in ranks)
+    assert [rank.decide(4) for rank in ranks] == [Decision(signal.SIGTERM)] * 2
 
 
 def test_a_request_to_stop_ends_the_evaluation_of_every_rank():
-    asked, other = ranks_of(dist.HashStore())
+    asked, other = ranks_of()
     ours = iter(asked.interruptible(range(5)))
     theirs = iter(other.interruptible(range(5)))
     assert (next(ours), next(ours), next(theirs)) == (0, 1, 0)
@@ -238,8 +246,8 @@ def test_a_request_to_stop_ends_the_evaluation_of_every_rank():
 
 def test_an_evaluation_cut_short_on_one_rank_counts_on_all():
     for theirs, stop in (([0.0, 0.0], 0), ([1.0, 15.0], 15), ([0.0, 15.0], 0)):
-        one, _ = ranks_of(dist.HashStore(), theirs=theirs)
+        one, _ = ranks_of(theirs=theirs)
         assert one.stop_of_evaluation() == stop
-    _, told = ranks_of(dist.HashStore(), theirs=[0.0, 0.0])
+    _, told = ranks_of(theirs=[0.0, 0.0])
     receive(told, signal.SIGTERM)
     assert told.stop_of_evaluation() == 0  # nobody's evaluation was cut short: it ends after the next update

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tasks.classification.task import Classification
 from utils.logs import curves
-from utils.logs.curves import Curves, draw_curves, whole_intervals
+from utils.logs.curves import Curves, curves_figure, draw_curves, metric_names, whole_intervals
 from utils.training.objective import Best
 
 TRAIN = [{"kind": "train", "update": u, "loss": 3.0 / u, "lr": 0.1} for u in range(1, 9)]
@@ -33,6 +33,24 @@ def test_any_run_can_be_drawn(tmp_path, val, best):
     with Image.open(picture) as image:
         assert image.size[0] > 800 and len(image.convert("L").getcolors()) > 10
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
+
+
+def test_metrics_are_known_by_their_records():
+    val = {"kind": "val", "epoch": 0, "update": 8, "train_loss": 1.5, "loss": 1.25, "count": 360}
+    assert metric_names([*TRAIN, {**val, "top1": None}, {**val, "top1": 20.0, "iou": 0.5}]) == ["top1", "iou"]
+    assert metric_names([*TRAIN, val]) == ["loss"] == metric_names(TRAIN)
+
+
+def test_several_runs_are_told_apart_by_colour_and_their_metrics_by_style():
+    val = [{"kind": "val", "update": u, "loss": 1.0, "iou": 0.5, "recall": 0.25} for u in (4, 8)]
+    losses, judged, rate, norm = curves_figure([("a", [*TRAIN, *val]), ("b", TRAIN)]).axes
+    assert [line.get_label() for line in losses.lines] == ["a, training", "a, validation", "b, training"]
+    assert [(line.get_label(), line.get_color(), line.get_linestyle()) for line in judged.lines] == [
+        ("a, iou", "C0", "-"),
+        ("a, recall", "C0", "--"),
+    ]
+    assert judged.get_title() == "validation iou, recall" and norm.get_xlabel() == "updates"
+    assert [line.get_color() for line in rate.lines] == ["C0", "C1"] and not norm.lines
 
 
 @pytest.mark.parametrize("lines", ["", '{"kind": "train"}\n', '{"kind"', "null\n"])

@@ -35,16 +35,17 @@ def loss_of(update):
 
 @pytest.mark.slow
 def test_ten_updates_equal_a_plain_loop_around_timm():
-    """Swin-T at 224, mixed targets, AdamW, clipping, warm-up: losses of two loops with equal weights and batches."""
+    """Swin-T at 128, mixed targets, AdamW, clipping, warm-up: losses of two loops with equal weights and batches."""
     torch.manual_seed(0)
-    peer = randomize(timm.create_model("swin_tiny_patch4_window7_224", num_classes=10, drop_path_rate=0.0)).train()
-    ours = build_model("swin", num_classes=10, drop_path_rate=0.0)
+    sizes = {"img_size": (128, 128), "window_size": 4, "num_classes": 10, "drop_path_rate": 0.0}
+    peer = randomize(timm.create_model("swin_tiny_patch4_window7_224", **sizes)).train()
+    ours = build_model("swin", **sizes)
     take(ours, peer)
     start = ours.head.weight.detach().clone()
     recipe, mix = plan(warmup_epochs=1), Mixup(0.8, 1.0, num_classes=10, label_smoothing=0.1)
     np.random.seed(0)
     work = []
-    for batch in batches(10, 2, classes=10, pixels=224):
+    for batch in batches(10, 2, classes=10, pixels=128):
         images, targets = mix(batch.images.clone(), batch.targets)
         work.append(Batch(images, targets))
 

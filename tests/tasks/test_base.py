@@ -1,0 +1,47 @@
+"""What all tasks share: the data of a training run."""
+
+import pytest
+
+from tasks.base import TrainingData
+from tasks.registry import new_task
+from tests.tools.builders import configured, plan, shape, small
+from utils.distributed.world import World
+
+PLAIN = {"DATA__IMG_SIZE": 32, "DATA__BATCH_SIZE": 4, "DATA__NUM_WORKERS": 0, "AUG__MIXUP": 0.0, "AUG__CUTMIX": 0.0}
+
+
+def training(photos, splits=("train", "val")):
+    task = new_task(configured(DATA__DATA_PATH=str(photos), **PLAIN), World())
+    data = task.open_data(splits)
+    return TrainingData(task, data, plan(shape(len(data.train), 4)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small(num_classes=3)
+
+
+def test_an_epoch_may_start_within(photos):
+    data = training(photos)
+    whole, rest = ([batch.samples for batch in data.epoch(1, first)] for first in (0, 2))
+    assert rest == whole[2:] and len(rest) > 0
+    assert data.name_of(whole[0][0]).startswith(str(photos / "train"))
+
+
+def test_an_evaluation_may_be_limited(photos, model):
+    data = training(photos)
+    assert data.best is not None and data.best.metric == "top1"
+    assert data.evaluate(model).samples == 15 and data.evaluate(model, limit=2).samples == 8
+
+
+def test_without_validation_data_nothing_is_evaluated_and_nothing_is_the_best(photos, model):
+    data = training(photos, ("train",))
+    assert data.val is None and data.best is None and data.evaluate(model) is None
+
+
+def test_a_prediction_reads_in_a_way_of_its_own(photos, own_photos):
+    task = new_task(configured(DATA__DATA_PATH=str(own_photos), **PLAIN), World())
+    next((own_photos / "val").rglob("*.jpg")).write_bytes(b"")
+    data = task.open_data(("val",))
+    loader = task.loader(data.val, data.info, on_bad="skip_any")
+    assert sum(len(batch.samples) for batch in loader) == 14

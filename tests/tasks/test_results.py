@@ -1,0 +1,53 @@
+"""The tables of --eval."""
+
+import csv
+
+import pytest
+
+from tasks.results import Result, write_tables
+from utils.errors import ConfigError, ResourceError
+from utils.training.objective import Evaluation, Table
+
+
+def result(name, top1, size=(224, 224), **more):
+    return Result(name, Evaluation({"top1": top1, "loss": 0.5}, "line", samples=50, **more), 12.34, 1000, size)
+
+
+def rows(path):
+    return list(csv.reader(path.open()))
+
+
+def test_results_have_a_row_per_file_with_its_metrics_speed_and_size(tmp_path):
+    write_tables([result("a.pth", 81.25), result("b.pth", 79.0, (224, 320))], str(tmp_path / "new/r.csv"), "")
+    head, first, second = rows(tmp_path / "new/r.csv")
+    assert head == ["name", "top1", "loss", "samples", "images_per_s", "parameters", "size"]
+    assert first == ["a.pth", "81.25", "0.5", "50", "12.3", "1000", "224"] and second[-1] == "224x320"
+
+
+def test_a_task_may_have_rows_of_its_own(tmp_path):
+    own = Table(("labels", "top1"), [["own", "81.2"], ["real", "86.6"]])
+    write_tables([result("a.pth", 81.2, tables={"results": own})], str(tmp_path / "r.csv"), "")
+    assert [row[:3] for row in rows(tmp_path / "r.csv")] == [
+        ["name", "labels", "top1"],
+        ["a.pth", "own", "81.2"],
+        ["a.pth", "real", "86.6"],
+    ]
+
+
+def test_metrics_per_class_are_those_of_the_last_file(tmp_path):
+    tables = [{"per_class": Table(("class", "top1"), [["cat", value]])} for value in ("1", "2")]
+    write_tables([result("x", 0, tables=each) for each in tables], "", str(tmp_path / "c.csv"))
+    assert rows(tmp_path / "c.csv") == [["class", "top1"], ["cat", "2"]]
+
+
+def test_metrics_per_class_of_a_task_without_classes_are_refused(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        write_tables([result("x", 0)], "", str(tmp_path / "c.csv"))
+    assert caught.value.subject == "TEST.PER_CLASS" and not (tmp_path / "c.csv").exists()
+
+
+def test_a_table_that_cannot_be_written_names_the_file_and_the_key(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError) as caught:
+        write_tables([result("x", 0)], str(tmp_path / "file/r.csv"), "")
+    assert caught.value.subject == str(tmp_path / "file/r.csv") and "TEST.RESULTS" in caught.value.remedy
