@@ -23,11 +23,11 @@ def deviation(values, reference):
     return ((values.double() - reference.double()).norm() / reference.double().norm()).item()
 
 
-def run(model, images, dtype):
-    """Returns the logits, and the gradients of all parameters."""
+def run(model, images, dtype, compiled=None):
+    """Returns the logits, and the gradients of all parameters. Args: compiled: what computes the logits."""
     model.zero_grad()
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-        logits = model(images)
+        logits = (compiled or model)(images)
     logits.float().square().sum().backward()
     return [logits.detach().float(), *(p.grad.clone() for p in model.parameters())]
 
@@ -115,13 +115,38 @@ def test_it_trains_resumes_and_evaluates(tiny_yaml, photos, tmp_path, dtype):
     assert evaluated.code == 0 and accuracy(evaluated.out)[1] == 15, evaluated.err
 
 
-def test_a_compiled_model_trains(tiny_yaml, photos, tmp_path):
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_cuda_graphs_compute_the_same(family):
+    """Outputs and gradients of steps with new images each, beside the same compiled model without graphs."""
+    model = randomize(build_model(family, **SMALL, drop_path_rate=0.0)).to(GPU).train()
+    plain, graphs = torch.compile(model), torch.compile(model, mode="reduce-overhead")
+    for _ in range(4):  # the first ones compile and record
+        images = torch.randn(8, 3, 56, 56, device=GPU)
+        expected = run(model, images, torch.bfloat16, plain)
+        for ours, reference in zip(run(model, images, torch.bfloat16, graphs), expected, strict=True):
+            assert deviation(ours, reference) < 2e-2
+
+
+def test_cuda_graphs_draw_the_skipped_samples_anew():
+    model = build_model("swin", **SMALL, drop_path_rate=0.5).to(GPU).train()
+    graphs = torch.compile(model, mode="reduce-overhead")
+    images = torch.randn(8, 3, 56, 56, device=GPU)
+    logits = []
+    for seed in (0, 1, 2, 3, 4, 3, 4):
+        torch.manual_seed(seed)
+        logits.append(run(model, images, torch.bfloat16, graphs)[0])
+    assert torch.equal(logits[3], logits[5]) and torch.equal(logits[4], logits[6])
+    assert not torch.equal(logits[3], logits[4])
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_model_trains(tiny_yaml, photos, tmp_path, mode):
     done = run_program(
         *("--cfg", tiny_yaml, "--data-path", photos, "--output", tmp_path),
-        *(*KERNEL, "TRAIN.EPOCHS", 1, "TRAIN.COMPILE", True),
+        *(*KERNEL, "TRAIN.EPOCHS", 3, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.COMPILE", True, "TRAIN.COMPILE_MODE", mode),
         fresh=True,
     )
-    assert done.code == 0, done.err
+    assert done.code == 0 and f"mode {mode}" in done.out, done.err
 
 
 def test_throughput_is_measured_on_the_gpu():

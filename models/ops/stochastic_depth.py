@@ -1,7 +1,8 @@
 """Stochastic depth (arXiv 1603.09382): every sample skips each residual branch with its own probability.
 
 A branch is computed only for the samples that keep it. They are drawn once per forward pass for all branches, on the
-CPU: the shapes that follow depend on the draw, and a draw on an accelerator would make the CPU wait for it.
+CPU: the shapes that follow depend on the draw, and a draw on an accelerator would make the CPU wait for it. A compiled
+model has fixed shapes and draws on its own device, so that a CUDA graph can contain the draw.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,11 +30,10 @@ def draw_masks(rates: Sequence[float], batch: int, device: torch.device) -> list
     """
     if not any(rates) or not batch:
         return [None] * len(rates)
-    probability = torch.tensor(rates)[:, None]
-    keep = torch.rand(len(rates), batch) >= probability  # (branches, B)
     if torch.compiler.is_compiling():
-        factors = (keep / (1 - probability)).to(device)
-        return [factor if rate else None for factor, rate in zip(factors, rates, strict=True)]
+        draws = torch.rand(len(rates), batch, device=device)
+        return [(draw >= rate) / (1 - rate) if rate else None for draw, rate in zip(draws, rates, strict=True)]
+    keep = torch.rand(len(rates), batch) >= torch.tensor(rates)[:, None]  # (branches, B)
     scales = [1 / (1 - rate) if kept else 0.0 for rate, kept in zip(rates, keep.any(1).tolist(), strict=True)]
     # the parameters of a branch that no sample keeps must still take part in the backward pass, or
     # DistributedDataParallel waits for them: its first sample runs it, with factor 0

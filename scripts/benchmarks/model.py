@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from configs.loading import find_config, load_config
-from scripts.benchmarks.interleave import CEILING, Row, measure, table
+from scripts.benchmarks.interleave import Row, measure, table
 from scripts.benchmarks.subject import OURS, PEERS, Contender, Setting
 from utils.preprocessing import image_size
 
 TASKS = ("train", "evaluate")
-COMPILED = ", compiled"
+# modes of torch.compile, by what the contender is called
+COMPILED = {"default": ", compiled", "reduce-overhead": ", compiled with CUDA graphs"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # steps until the memory of a process stops growing
 WARM_UP = 6
@@ -39,9 +40,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def _contenders(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Contender]]]:
     """Yields the name of each model, and its contenders, already compiled: those of all models together."""
     models = ((name, _start(name, options)) for name in options.models)
-    if options.compiled:
+    if options.compiled or options.graphs:
         models = list(models)  # type: ignore[assignment]
-        every = [each for _, own in models for name, each in own.items() if name.endswith(COMPILED)]
+        every = [each for _, own in models for name, each in own.items() if _is_compiled(name)]
         with ThreadPoolExecutor(max(1, len(every))) as pool:
             list(pool.map(lambda each: [each.ask(t, DTYPES[d]) for t in TASKS for d in options.dtypes], every))
     yield from models
@@ -52,10 +53,11 @@ def _start(name: str, options: argparse.Namespace) -> dict[str, Contender]:
     size = options.size or image_size(load_config(recipe).DATA.IMG_SIZE)[0]
     setting = Setting(recipe, options.batch_size, size, options.threads, tuned=options.tuned_peers)
     contenders: dict[str, Contender] = {}
-    for each in (OURS, *options.peers, CEILING):
+    for each in (OURS, *options.peers):
         contenders[each] = Contender(each, setting)
-        if each.replace(OURS, "ours") in options.compiled:
-            contenders[each + COMPILED] = Contender(each, replace(setting, compiled=True))
+        for mode, chosen in (("default", options.compiled), ("reduce-overhead", options.graphs)):
+            if each.replace(OURS, "ours") in chosen:
+                contenders[each + COMPILED[mode]] = Contender(each, replace(setting, compiled=mode))
     for missing in [name for name, contender in contenders.items() if not contender.exists]:
         print(f"not installed, left out: {missing}", flush=True)
         del contenders[missing]
@@ -85,9 +87,13 @@ def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> d
     return result
 
 
+def _is_compiled(name: str) -> bool:
+    return name.endswith(tuple(COMPILED.values()))
+
+
 def _has_peak(name: str) -> bool:
     """Returns whether the peak is that of a training step: a process on the CPU that compiled keeps the compiler's."""
-    return name != CEILING and (torch.cuda.is_available() or not name.endswith(COMPILED))
+    return torch.cuda.is_available() or not _is_compiled(name)
 
 
 def _asking(contender: Contender, task: str, dtype: torch.dtype) -> Any:
@@ -114,6 +120,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="default: all")
     parser.add_argument(
         "--compiled", nargs="+", choices=("ours", *PEERS), default=[], help="measure these by torch.compile too"
+    )
+    parser.add_argument(
+        "--graphs",
+        nargs="+",
+        choices=("ours", *PEERS),
+        default=[],
+        help="and these, with CUDA graphs (reduce-overhead)",
     )
     parser.add_argument("--tuned-peers", action="store_true", help="give peers this program's process settings")
 

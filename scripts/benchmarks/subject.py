@@ -4,7 +4,6 @@ This program is measured as main.py runs it: its evaluation loop, its training l
 measured as its users write the same: the model, autocast, cross-entropy, clip_grad_norm_ and torch's AdamW.
 """
 
-import math
 import multiprocessing
 import os
 import resource
@@ -25,7 +24,6 @@ from configs.loading import load_config
 from models.backbone import PyramidOptions
 from models.registry import build, model_options
 from models.weights.layouts import LAYOUTS
-from scripts.benchmarks.interleave import CEILING
 from scripts.other_libraries import build_peer_model, logits_of
 from tasks.registry import new_task
 from utils.batches import Batch
@@ -47,14 +45,14 @@ CLASSES, CLIP = 1000, 5.0
 
 @dataclass(frozen=True)
 class Setting:
-    """`batch` images of `size` x `size` pixels; `threads` of the CPU; `compiled`: by torch.compile; `tuned`: peers
-    get this program's process settings too."""
+    """`batch` images of `size` x `size` pixels; `threads` of the CPU; `compiled`: a mode of torch.compile, "" for none;
+    `tuned`: peers get this program's process settings too."""
 
     recipe: Path
     batch: int
     size: int
     threads: int
-    compiled: bool = False
+    compiled: str = ""
     tuned: bool = False
 
 
@@ -118,7 +116,7 @@ class Contender:
 def _environment(name: str, setting: Setting) -> Iterator[None]:
     """Within the context, a process that starts has what main.py sets before torch is imported, if it is to have it."""
     before = dict(os.environ)
-    if setting.tuned or name in (OURS, CEILING):
+    if setting.tuned or name == OURS:
         wait_briefly()
     try:
         yield
@@ -131,7 +129,7 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.set_num_threads(setting.threads)
-        if setting.tuned or name in (OURS, CEILING):
+        if setting.tuned or name == OURS:
             tune_process(device)
         work = _build(name, setting, device)
         give_back_memory()  # that of the model whose weights a peer was given
@@ -140,7 +138,7 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
         while work is not None:
             task, dtype = connection.recv()
             if task == "memory":
-                connection.send(peak_memory(device) - others)
+                connection.send(_peak(device) - others)
                 continue
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()  # of this task alone
@@ -159,6 +157,14 @@ def _resident() -> int:
     return pages * resource.getpagesize() // 2**20
 
 
+def _peak(device: torch.device) -> int:
+    """Returns the MiB at the peak; of a GPU at least what CUDA graphs keep to themselves, which no tensor shows."""
+    if device.type != "cuda":
+        return peak_memory(device)
+    torch.cuda.empty_cache()
+    return max(peak_memory(device), torch.cuda.memory_reserved() // 2**20)
+
+
 def at_a_time(device: torch.device) -> int:
     """Returns how many batches one measurement evaluates or trains."""
     return 12 if device.type == "cuda" else 1  # a GPU has the next ones while the CPU looks at a result
@@ -172,8 +178,6 @@ def _build(name: str, setting: Setting, device: torch.device) -> Work | None:
     model = build(replace(options, img_size=setting.size), CLASSES)
     if name == OURS:
         return Ours(model.to(device), setting)
-    if name == CEILING:
-        return Products(model, setting, device)
     weights = {key: value.clone() for key, value in LAYOUTS[name].from_original(model.state_dict()).items()}
     peer = build_peer_model(name, model.options, weights)  # type: ignore[arg-type]
     return None if peer is None else Peer(peer.to(device), setting)
@@ -203,10 +207,6 @@ def _seconds_of_all(device: torch.device, work: Callable[[], Any]) -> float:
     return _seconds(device, lambda: [work() for _ in range(at_a_time(device))])
 
 
-def compiled(model: nn.Module) -> nn.Module:
-    return torch.compile(model)  # type: ignore[return-value]
-
-
 def _bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
@@ -222,7 +222,7 @@ class Ours:
             model, StateOptions.from_config(cfg), Precision(self._device.type, torch.float32), self._world
         )
         if setting.compiled:
-            self._state.wrapped = compiled(model)
+            self._state.wrapped = torch.compile(model, mode=setting.compiled)  # type: ignore[assignment]
         self._task = new_task(cfg, self._world)
         self._batch = Batch(*_random_batch(setting, self._device))
 
@@ -250,7 +250,7 @@ class Peer:
     def __init__(self, model: nn.Module, setting: Setting):
         self._device = next(model.parameters()).device
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
-        self._model = compiled(model) if setting.compiled else model
+        self._model: Any = torch.compile(model, mode=setting.compiled) if setting.compiled else model
         self._images, self._targets = _random_batch(setting, self._device)
 
     def weights(self) -> int:
@@ -280,51 +280,3 @@ class Peer:
             self._optimizer.zero_grad(set_to_none=True)
 
         return _seconds_of_all(self._device, work)
-
-
-class Products:
-    """The matrix products of the linear layers and of attention, in their shapes and nothing else: what no program
-    that computes every branch can exceed on this machine."""
-
-    def __init__(self, model: nn.Module, setting: Setting, device: torch.device):
-        self._device = device
-        self._made: dict[torch.dtype, Tensor] = {}
-        self._shapes: list[tuple[int, int, int, int]] = []  # products, rows, inner, columns
-        hooks = [m.register_forward_hook(self._note) for m in model.modules()]
-        with torch.no_grad():
-            model.to("meta").eval()(torch.zeros(setting.batch, 3, setting.size, setting.size, device="meta"))
-        for hook in hooks:
-            hook.remove()
-
-    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Linear):
-            self._shapes.append((1, inputs[0].numel() // module.in_features, module.in_features, module.out_features))
-        elif hasattr(module, "heads") and hasattr(module, "qkv"):
-            batch, windows, tokens, channels = inputs[0].shape
-            heads = int(module.heads)  # type: ignore[arg-type]
-            count, width = batch * windows * heads, channels // heads
-            self._shapes += [(count, tokens, width, tokens), (count, tokens, tokens, width)]
-
-    def weights(self) -> int:
-        return 0
-
-    def evaluate(self, dtype: torch.dtype) -> float:
-        return sum(self._product(dtype, n, m, k, c) for n, m, k, c in self._shapes)
-
-    def train(self, dtype: torch.dtype) -> float:
-        """Forward, and the gradients of both factors."""
-        orders = [(n, *order) for n, m, k, c in self._shapes for order in ((m, k, c), (m, c, k), (k, m, c))]
-        return sum(self._product(dtype, *order) for order in orders)
-
-    def _product(self, dtype: torch.dtype, count: int, rows: int, inner: int, columns: int) -> float:
-        a, b = self._numbers(dtype, count, rows, inner), self._numbers(dtype, count, columns, inner).transpose(1, 2)
-        out = torch.empty(count, rows, columns, dtype=dtype, device=self._device)
-        product = partial(torch.bmm, a, b, out=out) if count > 1 else partial(torch.mm, a[0], b[0], out=out[0])
-        return _seconds_of_all(self._device, product)
-
-    def _numbers(self, dtype: torch.dtype, *shape: int) -> Tensor:
-        """Returns a view of random numbers that are made once: making them takes longer than multiplying them."""
-        size = math.prod(shape)
-        if self._made.get(dtype, torch.empty(0)).numel() < size:
-            self._made[dtype] = torch.randn(size, dtype=dtype, device=self._device)
-        return self._made[dtype][:size].view(shape)
