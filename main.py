@@ -48,7 +48,7 @@ def train(cfg: CfgNode, world: World) -> None:
         if cfg.DRY_RUN:
             return dry_run(state, batches, task, plan, folder, cfg.TRAIN.KEEP_CHECKPOINTS)
         with Session.from_config(cfg, state, plan, folder, batches, start.provenance, interrupt) as session:
-            while state.epoch < plan.epochs:
+            while not state.finished(plan):
                 epoch = session.watch(batches.epoch(state.epoch, state.step))
                 train_epoch(state, epoch, task, plan, session.after_update)
                 session.end_epoch()

@@ -293,7 +293,7 @@ def _check_warmup(cfg: CfgNode) -> None:
     raise ConfigError(
         f"TRAIN.WARMUP_{unit}",
         f"{warmup} of {length} {unit.lower()} are warm-up, TRAIN.BASE_LR would never be reached",
-        f"set it below {length}, such as {length // 10}",
+        f"set it below {length}, such as {length // 10 if unit == 'EPOCHS' else max(1, length // 10)}",
     )
 
 

@@ -29,13 +29,14 @@ def keep(images: Any, targets: Any) -> tuple[Any, Any]:
 class Pipeline:
     """Everything between a source and a batch; all that the loaders know of a task.
 
-    `train`, `val`: from a record to a sample; `preprocessing`: how images are normalised on the device, where erased
-    rectangles are filled by `erase_mode` (see `Normalize`); `collate`: from samples to a batch; `on_device`: applied to
-    (images, targets) of every training micro-batch, with the global generators seeded for it: mixing, masking;
-    `sample_bytes`: about what a sample takes, to check shared memory, 0 if unknown.
+    `train`, `val`: from a record to a sample, `train` None for an evaluation; `preprocessing`: how images are
+    normalised on the device, where erased rectangles are filled by `erase_mode` (see `Normalize`); `collate`: from
+    samples to a batch; `on_device`: applied to (images, targets) of every training micro-batch, with the global
+    generators seeded for it: mixing, masking; `sample_bytes`: about what a sample takes, to check shared memory, 0 if
+    unknown.
     """
 
-    train: SampleTransform
+    train: SampleTransform | None
     val: SampleTransform
     preprocessing: Preprocessing
     collate: Collate = stack
@@ -52,9 +53,10 @@ class TrainLoader:
     """
 
     def __init__(self, source: Source, pipeline: Pipeline, options: LoaderOptions, shape: EpochShape, world: World):
+        assert pipeline.train is not None
         check_resources(options, pipeline.sample_bytes, world.local_size)
         self._shape, self._rank, self._seed = shape, world.rank, options.seed
-        self._on_device, self.source = pipeline.on_device, source
+        self._on_device = pipeline.on_device
         self._normalize = Normalize(pipeline.preprocessing, world.device, pipeline.erase_mode)
         self._sampler = TrainSampler(shape, world.rank, lambda epoch: derive_seed("order", options.seed, epoch))
         samples = TrainSamples(source, pipeline.train, seed=options.seed, on_bad=options.on_bad)
@@ -93,7 +95,7 @@ class EvalLoader:
         interruptible: Interruptible = iter,
     ):
         check_resources(options, pipeline.sample_bytes, world.local_size)
-        self.source, self.preprocessing = source, pipeline.preprocessing
+        self.source = source
         self._samples = EvalSamples(source, pipeline.val, on_bad=options.on_bad)
         self._collate, self._interruptible = Collator(pipeline.collate), interruptible
         self._normalize = Normalize(pipeline.preprocessing, world.device)
@@ -123,9 +125,13 @@ class EvalLoader:
             raise DataError(found.bad)
         return found
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Returns samples of the whole dataset as one batch on the device. Raises: DataError."""
-        collated = self._collate([self.sample(index) for index in indices])
-        assert not isinstance(collated, DataError)
+    def batch(self, indices: Sequence[int]) -> Batch | None:
+        """Returns samples of the whole dataset as one batch on the device, without those that are skipped because they
+        cannot be read; None if none is left. Raises: DataError."""
+        collated = self._collate([self._samples[0, index] for index in indices])
+        if isinstance(collated, DataError):
+            raise collated
+        if not collated.samples:
+            return None
         ((images, targets, samples),) = prefetch_to_device([collated], self._normalize)
         return Batch(images, targets, samples)

@@ -135,15 +135,16 @@ def compile_mode(cfg: CfgNode, world: World) -> str:
     The modes with CUDA graphs reuse the memory of gradients in the next forward pass, so that micro-batches cannot add
     them up.
     """
-    mode, micro_batches = cfg.TRAIN.COMPILE_MODE, cfg.TRAIN.ACCUMULATION_STEPS
+    train, mode = cfg.TRAIN, cfg.TRAIN.COMPILE_MODE
+    accumulates = train.ACCUMULATION_STEPS > 1 or cfg.DATA.BATCH_SIZE * world.size < train.GLOBAL_BATCH_SIZE
     if mode == "auto":
         one_gpu = world.device.type == "cuda" and world.size == 1
-        return CUDA_GRAPHS if one_gpu and micro_batches == 1 else "default"
-    if mode in (CUDA_GRAPHS, "max-autotune") and micro_batches > 1:
+        return CUDA_GRAPHS if one_gpu and not accumulates else "default"
+    if mode in (CUDA_GRAPHS, "max-autotune") and accumulates:
         raise ConfigError(
             "TRAIN.COMPILE_MODE",
-            f"{mode} uses CUDA graphs, which cannot accumulate {micro_batches} micro-batches",
-            "set it to default, or TRAIN.ACCUMULATION_STEPS to 1",
+            f"{mode} uses CUDA graphs, which cannot accumulate gradients over micro-batches",
+            "set it to default, or use micro-batches of the whole batch: DATA.BATCH_SIZE, TRAIN.ACCUMULATION_STEPS 1",
         )
     return mode
 

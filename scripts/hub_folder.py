@@ -144,16 +144,18 @@ def _result(top1: float, dataset: str) -> EvalResult:
 def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
     """Returns README.md: the hub's metadata, how good the model is, how to use it, how it was trained."""
     model, size, classes = opened.model, "x".join(map(str, opened.size)), len(opened.class_names)
+    own = opened.task.best
+    top1 = opened.best if own is not None and own.metric == "top1" else None
     data = ModelCardData(
         model_name=card.repository,
-        eval_results=None if opened.best is None else [_result(opened.best, card.dataset or "custom")],
+        eval_results=None if top1 is None else [_result(top1, card.dataset or "custom")],
         license=card.license or None,
         library_name="timm" if in_timm else None,
         pipeline_tag="image-classification",
         tags=["image-classification", "swin", *(["timm"] if in_timm else [])],
         datasets=[card.dataset] if card.dataset else None,
     )
-    judged = "" if opened.best is None else f", top-1 accuracy {opened.best:.2f} % on its validation images"
+    judged = "" if top1 is None else f", top-1 accuracy {top1:.2f} % on its validation images"
     words = in_words(opened.class_names)
     listed = ", ".join(words[:SHOWN]) + (f", and {classes - SHOWN:,} more" if classes > SHOWN else "")
     use_timm = f'model = timm.create_model("hf-hub:{card.repository}", pretrained=True)\n'

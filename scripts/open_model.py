@@ -97,5 +97,6 @@ def _open_exported(name: str, overrides: Overrides, world: World) -> ModelFile:
 def _best_of(contents: Mapping[str, Any]) -> float | None:
     """Returns the metric of a checkpoint that is the best of its run; others store only the best one's."""
     best, counters = contents.get("best") or {}, contents.get("counters") or {}
-    own = not counters.get("step") and best.get("epoch", -1) == counters.get("epoch", 0) - 1
+    epoch, step = counters.get("epoch", 0), counters.get("step", 0)
+    own = (best.get("epoch", -1), best.get("step", 0)) == ((epoch, step) if step else (epoch - 1, 0))
     return best.get("value") if own else None

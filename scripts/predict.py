@@ -28,7 +28,7 @@ from data.sources.files import FileSource, find_images
 from models.backbone import SwinBackbone
 from models.registry import backbone_of
 from scripts.open_model import ModelFile, open_model
-from tasks.base import Row
+from tasks.base import Row, Task
 from utils.batches import stacked
 from utils.distributed.world import join_world
 from utils.errors import ConfigError, DataError, ResourceError, count, run_to_exit_code
@@ -57,8 +57,7 @@ def predictions(opened: ModelFile, paths: list[Path], limit: int) -> list[Predic
     Raises: DataError if no image could be read; ConfigError if the task predicts nothing.
     """
     task, found = opened.task, dict[int, Row]()
-    if not task.predicts:
-        raise ConfigError("--model", f"TASK {task.name} predicts nothing", "use a model that was trained for a task")
+    _check_predicts(task)
     for outputs, batch in predict(opened.model, _batches(opened, paths), task.forward, task.world):
         found |= {row.sample: row for row in task.predictions(outputs, batch, opened.info, limit)}
     if not found:
@@ -77,8 +76,12 @@ def _record(row: Row) -> Mapping[str, Any]:
 
 
 def save_pictures(opened: ModelFile, paths: list[Path], folder: Path, limit: int) -> int:
-    """Writes what the task draws of each prediction as PNG files; returns how many. Raises: ResourceError."""
+    """Writes what the task draws of each prediction as PNG files; returns how many.
+
+    Raises: ConfigError if the task predicts nothing; ResourceError.
+    """
     task, count = opened.task, 0
+    _check_predicts(task)
     for outputs, batch in predict(opened.model, _batches(opened, paths), task.forward, task.world):
         for row in task.predictions(outputs, batch, opened.info, limit):
             if row.picture is not None:
@@ -86,6 +89,11 @@ def save_pictures(opened: ModelFile, paths: list[Path], folder: Path, limit: int
                 _write(folder / name, lambda temporary, row=row: row.picture().save(temporary, "PNG"))
                 count += 1
     return count
+
+
+def _check_predicts(task: Task) -> None:
+    if not task.predicts:
+        raise ConfigError("--model", f"TASK {task.name} predicts nothing", "use a model that was trained for a task")
 
 
 def _none_readable(paths: list[Path]) -> DataError:

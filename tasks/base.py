@@ -165,7 +165,7 @@ class TrainingData:
         self.predicts = task.predicts
         self.train = TrainLoader(data.train, pipeline, options, plan.shape, task.world)
         self.val = None if data.val is None else EvalLoader(data.val, pipeline, options, task.world, interruptible)
-        self._shown = self.val or EvalLoader(data.train, pipeline, options, task.world)
+        self._shown = self.val if self.val is not None else EvalLoader(data.train, pipeline, options, task.world)
 
     @property
     def best(self) -> Best | None:

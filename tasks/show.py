@@ -21,6 +21,7 @@ def draw_samples(task: Task, target: Path, count: int, seed: int) -> int:
     data = task.open_data(("train",))
     assert data.train is not None
     pipeline: Pipeline = task.pipeline(data.info)
+    assert pipeline.train is not None
     samples = TrainSamples(data.train, pipeline.train, seed=seed, on_bad="error")
     chosen = sorted(np.random.default_rng(seed).permutation(len(samples))[:count].tolist())
     collated = Collator(pipeline.collate)([samples[0, i] for i in chosen])

@@ -23,10 +23,6 @@ class Routing:
     dropped: float
     load: Tensor
 
-    def busiest(self) -> float:
-        """Returns the largest load of an expert over an even one, in any layer."""
-        return float((self.load / self.load.sum(1, keepdim=True).clamp(min=1)).max()) * self.load.shape[1]
-
 
 class RoutingMeter:
     """Sums up the routing of forward passes of this rank."""

@@ -85,7 +85,7 @@ class Classification(Task):
             )
         train = TrainTransformOptions.from_config(cfg, channels)
         return Pipeline(
-            train=TrainTransform(train),
+            train=None if cfg.EVAL_MODE else TrainTransform(train),
             val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
             preprocessing=self.preprocessing,
             on_device=build_mixing(len(info.class_names), MixingOptions.from_config(cfg), train.size) or keep,

@@ -22,7 +22,8 @@ def hide(pixels: Tensor, mask: Tensor) -> Tensor:
 def masked_sheet(batch: Batch, preprocessing: Preprocessing, limit: int) -> Image.Image:
     """Returns up to `limit` images of a training batch with their masks, if they are masked."""
     pixels = restore(batch.images[:limit], preprocessing)
-    pixels = pixels if batch.targets is None else hide(pixels, batch.targets[:limit])
+    masked = isinstance(batch.targets, Tensor) and batch.targets.dtype == torch.bool  # labels, before they are masked
+    pixels = pixels if not masked else hide(pixels, batch.targets[:limit])
     size = "x".join(str(side) for side in pixels.shape[2:])
     tiles = [(to_image(image), "") for image in pixels]
     return sheet(tiles, "Training images", f"as the model sees them, {size} pixels")

@@ -63,7 +63,7 @@ class Reconstruction(Task):
         cfg, channels = self.cfg, self.options.in_chans
         train = TrainTransformOptions.from_config(cfg, channels)
         return Pipeline(
-            train=TrainTransform(train),
+            train=None if cfg.EVAL_MODE else TrainTransform(train),
             val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
             preprocessing=self.preprocessing,
             on_device=self._masking,
@@ -109,6 +109,8 @@ class Reconstruction(Task):
         """Returns a sheet of images from all over the dataset: original, masked, reconstructed."""
         samples, count = len(shown.source), min(ON_SHEET, len(shown.source))
         batch = shown.batch([i * samples // count for i in range(count)])
+        if batch is None:
+            return {}
         with evaluating(model):
             predicted = self.forward(model, batch).predicted
         mean, deviation = neighbourhood(batch.images, self._side)

@@ -79,6 +79,13 @@ def test_samples_are_found_by_their_index_in_the_whole_dataset(photos):
     assert torch.equal(batch.targets, first.targets[:2]) and loaders[0].sample(3).image.shape == (3, 32, 32)
 
 
+def test_a_batch_of_chosen_samples_leaves_out_what_is_skipped(own_photos):
+    files = sorted((own_photos / "val").rglob("*.jpg"))
+    files[1].write_bytes(b"")
+    loader = eval_loader(own_photos, on_bad="skip")
+    assert loader.batch([0, 1, 2]).samples == (0, 2) and loader.batch([1]) is None
+
+
 def test_two_ranks_see_what_one_sees(photos):
     alone = list(train_loader(photos, on_device=keep, batch_size=8).epoch(0))
     ranks = [list(train_loader(photos, rank, 2, on_device=keep).epoch(0)) for rank in range(2)]

@@ -180,6 +180,8 @@ def test_a_compiled_model_keeps_its_names(tiny_yaml, monkeypatch):
         ("cuda", 1, {}, "reduce-overhead"),
         ("cuda", 2, {}, "default"),
         ("cuda", 1, {"TRAIN__ACCUMULATION_STEPS": 2}, "default"),
+        ("cuda", 1, {"TRAIN__GLOBAL_BATCH_SIZE": 1024}, "default"),
+        ("cuda", 1, {"TRAIN__GLOBAL_BATCH_SIZE": 128}, "reduce-overhead"),
         ("cuda", 2, {"TRAIN__COMPILE_MODE": "reduce-overhead"}, "reduce-overhead"),
         ("cpu", 1, {"TRAIN__COMPILE_MODE": "max-autotune"}, "max-autotune"),
     ],
@@ -192,7 +194,7 @@ def test_cuda_graphs_that_would_have_to_accumulate_are_refused():
     cfg = configured(TRAIN__COMPILE_MODE="reduce-overhead", TRAIN__ACCUMULATION_STEPS=2)
     with pytest.raises(ConfigError) as caught:
         compile_mode(cfg, World(device=torch.device("cuda")))
-    assert caught.value.subject == "TRAIN.COMPILE_MODE" and "2 micro-batches" in caught.value.problem
+    assert caught.value.subject == "TRAIN.COMPILE_MODE" and "accumulate" in caught.value.problem
 
 
 def test_without_a_compiler_compiling_is_refused(monkeypatch):

@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
     injector = Injector([Fault.parse(each) for each in filter(None, argv[0].split(","))])
     import torch
 
-    from utils.evaluation import metrics
+    from tasks.classification import metrics
     from utils.runs import resume, session
 
     injector.around(resume, "find_start", "start")

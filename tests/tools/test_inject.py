@@ -163,7 +163,7 @@ def test_the_program_is_started_as_if_by_itself_with_every_point_in_place():
     """In a child process, since the library stays patched."""
 
     def start():
-        from utils.evaluation import metrics
+        from tasks.classification import metrics
         from utils.runs import resume, session
 
         places = [

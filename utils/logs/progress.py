@@ -35,7 +35,7 @@ class Progress:
         self._rate = 0.0
         self._started = self._interval_started = time.perf_counter()
         self._waited = 0.0
-        self._updates = self._interval_updates = 0
+        self._updates = 0
         self._interval_samples = state.samples
         self._bar = self._new_bar()
 
@@ -62,7 +62,6 @@ class Progress:
         self._pending.append((update, self._plan.shape.update_size(state.step - 1)))
         self._rate = update.learning_rate
         self._updates += 1
-        self._interval_updates += 1
         self._bar.advance()
         return state.step % self._print_freq == 0 or state.step == self._plan.updates_in(state.epoch)
 
@@ -126,7 +125,7 @@ class Progress:
         self._journal.write(record, {f"train/{name}": value for name, value in scalars.items()} | speeds)
         for name in ("loss", "grad_norm", *(f"loss/{part}" for part in self._parts)):
             state.means[name].clear()
-        self._interval_started, self._waited, self._interval_updates = now, 0.0, 0
+        self._interval_started, self._waited = now, 0.0
         self._interval_samples = state.samples
 
     @contextmanager

@@ -46,7 +46,7 @@ def dry_run(state: TrainState, data: Data, objective: Objective, plan: RunPlan, 
     world = folder.world
     if state.step >= plan.updates_in(state.epoch):  # only the evaluation of that epoch is missing
         state.epoch, state.step = state.epoch + 1, 0
-    if state.epoch >= plan.epochs:
+    if state.epoch >= plan.epochs or state.finished(plan):
         log.info("dry run: all %s are done: --tag NAME starts another run", count(plan.epochs, "epoch"))
         return
     left, epochs = plan.total_updates - state.done(plan), plan.epochs - state.epoch
@@ -56,7 +56,7 @@ def dry_run(state: TrainState, data: Data, objective: Objective, plan: RunPlan, 
         first = track(_first(batches, updates), "dry run", updates * plan.shape.accumulation, "batches")
         train_epoch(state, pace.watch(first), objective, plan, pace.lap)
     update = pace.seconds
-    evaluation = _evaluation_seconds(state, data)
+    evaluation = _evaluation_seconds(state, data, world)
     epoch = plan.updates_per_epoch * update + evaluation
     evaluations = plan.evaluations_after(plan.total_updates - left)
     each, whole = state.checkpoint_bytes() / 2**20, left * update + evaluations * evaluation
@@ -72,14 +72,15 @@ def dry_run(state: TrainState, data: Data, objective: Objective, plan: RunPlan, 
     )
     log.info(f"  the run   about {duration(whole)} for {count(epochs, 'epoch')}, besides what saving takes")
     log.info(f"  memory    {peak:,} MiB at the peak of {'a rank' if world.size > 1 else 'the process'}, {_room(world)}")
-    files = (keep or epochs) + 2  # also the best, and the next one while it is written
+    kept = keep or max(epochs, evaluations)
+    files = kept + 2  # also the best, and the next one while it is written
     log.info(
         f"  disk      {count(files, 'checkpoint')} of {each:,.0f} MiB = {files * each:,.0f} MiB at most;"
         f" {free_mib(folder.checkpoints):,.0f} MiB are free"
     )
     log.info("  nothing was written to the output folder")
     if world.is_main:
-        check_space(folder.checkpoints, state.checkpoint_bytes(), keep or epochs)
+        check_space(folder.checkpoints, state.checkpoint_bytes(), kept)
 
 
 class Pace:
@@ -134,11 +135,12 @@ def _first(batches: Iterable[Batch], updates: int) -> Iterator[Batch]:
             return
 
 
-def _evaluation_seconds(state: TrainState, data: Data) -> float:
+def _evaluation_seconds(state: TrainState, data: Data, world: World) -> float:
     """Returns about how long an evaluation takes, 0 if there is none."""
-    batches = 0 if data.val is None else len(data.val)
-    if not batches:
+    if data.val is None:
         return 0.0
+    # the same on all ranks, of which some may have no sample: an evaluation is a collective operation
+    batches = max(world.gather_objects(len(data.val)))
     seconds = []
     for limit in (1, min(BATCHES, batches)):
         started = time.perf_counter()

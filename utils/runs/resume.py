@@ -102,8 +102,8 @@ class Start:
             )
         if not self.own:
             state.reset_best()  # that checkpoint is not in this run's folder
-        if state.epoch >= plan.epochs:
-            log.info("nothing left to train: %d of %d epochs are done", state.epoch, plan.epochs)
+        if state.finished(plan):
+            log.info("nothing left to train: %d of %d epochs are done", state.epoch + (state.step > 0), plan.epochs)
 
 
 def find_start(cfg: CfgNode, folder: RunFolder, provenance: Provenance, world: World) -> Start:

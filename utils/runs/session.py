@@ -203,19 +203,20 @@ class Session:
         self._saver.check()
 
     def end_epoch(self) -> None:
-        """Evaluates if due, and saves the state as it is at the start of the next epoch.
-
-        Raises: what `after_update` raises.
+        """Evaluates if due, and saves the state as it is at the start of the next epoch, or within a partial last one,
+        from where a longer run can continue. Raises: what `after_update` raises.
         """
         state, plan, options, epoch = self._state, self._plan, self._options, self._state.epoch
         last = epoch + 1 == plan.epochs
         evaluates = not plan.eval_every or self._evaluation_is_pending()
         best = self._evaluate(f"epoch {epoch}", last) if evaluates else False
-        state.epoch, state.step = epoch + 1, 0
+        whole = plan.updates_in(epoch) == plan.updates_per_epoch
+        name = checkpoint_name(epoch) if whole else checkpoint_name(epoch, state.step)
+        state.epoch, state.step = (epoch + 1, 0) if whole else (epoch, state.step)
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0
         due = evaluates if plan.eval_every else (epoch + 1) % options.save_freq == 0
         if due or last or best or by_count:
-            self._save(checkpoint_name(epoch), best)
+            self._save(name, best)
         self._draw()
 
     def _evaluation_is_pending(self) -> bool:
@@ -260,10 +261,13 @@ class Session:
     def _conclude(self) -> None:
         """Logs how the run ended, where everything is, and what to do with it."""
         state, folder = self._state, self._folder
-        if state.step or not list_checkpoints(folder.checkpoints):
+        if (state.step and not state.finished(self._plan)) or not list_checkpoints(folder.checkpoints):
             return
         best, name = folder.checkpoints / "best.pth", "last.pth"
-        trained, before = state.epoch - self._first_epoch, f" after {self._first_epoch}" if self._first_epoch else ""
+        trained, before = (
+            state.epoch + (state.step > 0) - self._first_epoch,
+            f" after {self._first_epoch}" if self._first_epoch else "",
+        )
         lines = [f"trained {count(trained, 'epoch')}{before} in {duration(time.monotonic() - self._started)}"]
         if self._best is not None and state.best_value is not None:
             name = "best.pth"
@@ -284,11 +288,8 @@ class Session:
     def _watch_clock(self) -> None:
         """Asks for a save if the last one is too long ago; the ranks agree on the update as they do after a signal."""
         now = time.monotonic()
-        if (
-            self._options.save_minutes
-            and self._world.is_main
-            and now - self._saved_at >= 60 * self._options.save_minutes
-        ):
+        due = now - self._saved_at >= 60 * self._options.save_minutes
+        if self._options.save_minutes and self._world.is_main and due:
             self._interrupt.request_save()
             self._saved_at = now  # not again before it is done
 
@@ -326,8 +327,7 @@ class Session:
             "losses": {name: finite(float(value)) for name, value in update.losses.items()},
             "samples": [self._subject.name_of(index) for index in update.samples],
         }
-        report = self._folder.path / "incidents" / f"update_{update.number}.json"
-        write_incident(report, self._world, details, own)
+        write_incident(self._folder.path / f"incidents/update_{update.number}.json", self._world, details, own)
         if state.skipped_in_row < plan.max_skipped:
             return
         self._saver.finish()
@@ -347,7 +347,7 @@ class Session:
         state, value = self._state, evaluation.metrics[self._best.metric]
         if not self._best.improves(value, state.best_value):
             return False
-        whole = state.step == self._plan.updates_in(state.epoch)
+        whole = state.step == self._plan.updates_per_epoch
         state.best_value, state.best_epoch, state.best_step = value, state.epoch, 0 if whole else state.step
         return True
 

@@ -39,8 +39,8 @@ class RunPlan:
 
     @staticmethod
     def from_config(cfg: CfgNode, world_size: int, train_size: int) -> "RunPlan":
-        """Raises: ConfigError if the global batch does not divide, there are fewer samples than ranks, or the warm-up
-        does not end."""
+        """Raises: ConfigError if the global batch does not divide, there are fewer samples than ranks, the warm-up
+        does not end, or nothing is left to train."""
         if train_size < world_size:
             raise ConfigError(
                 f"{train_size} training samples for {world_size} ranks: DATA.DATA_PATH: launch at most {train_size}"
@@ -52,9 +52,15 @@ class RunPlan:
         total = train.UPDATES or train.EPOCHS * shape.updates
         if warmup >= total and not cfg.DRY_RUN:
             raise ConfigError(
-                "TRAIN.WARMUP_UPDATES",
+                "TRAIN.WARMUP_UPDATES" if train.WARMUP_UPDATES else "TRAIN.WARMUP_EPOCHS",
                 f"{warmup} of {total} updates are warm-up, TRAIN.BASE_LR would never be reached",
-                "shorten it, or TRAIN.WARMUP_EPOCHS",
+                f"shorten it to less than {total} updates",
+            )
+        if train.START_EPOCH * shape.updates >= total:
+            raise ConfigError(
+                "TRAIN.START_EPOCH",
+                f"{train.START_EPOCH} epochs are {train.START_EPOCH * shape.updates} updates, the run has {total}",
+                "set it lower",
             )
         return RunPlan(
             shape=shape,

@@ -153,13 +153,19 @@ class TrainState:
 
     def start_at(self, epoch: int, plan: RunPlan) -> None:
         """Starts at a later epoch, as if those before had been trained."""
-        self.epoch, self.update = epoch, epoch * plan.updates_per_epoch
+        self.epoch = epoch
+        self.update = self.evaluated_at = epoch * plan.updates_per_epoch
         self.samples = epoch * plan.shape.samples
 
     def done(self, plan: RunPlan) -> int:
         """Returns how many updates of the plan are done. `update` counts those that were made, which are others where
         changed data gave epochs another length."""
         return self.epoch * plan.updates_per_epoch + min(self.step, plan.updates_per_epoch)
+
+    def finished(self, plan: RunPlan) -> bool:
+        """Returns whether the run is over: all updates of the plan are done, and the last one was evaluated."""
+        done = self.done(plan) >= plan.total_updates and self.evaluated_at == self.update
+        return done or self.epoch >= plan.epochs
 
     def reset_best(self) -> None:
         """Lets the next evaluation be the best so far."""

@@ -110,7 +110,7 @@ def test_the_time_of_an_evaluation_is_that_of_its_batches(monkeypatch, count, se
             now[0] += 0.5 + limit
 
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    assert module._evaluation_seconds(train_state(small()), Timed()) == pytest.approx(seconds)
+    assert module._evaluation_seconds(train_state(small()), Timed(), World()) == pytest.approx(seconds)
 
 
 def test_an_epoch_of_a_larger_plan(tmp_path, said):

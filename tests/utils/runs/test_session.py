@@ -132,15 +132,18 @@ def test_evaluations_and_the_length_of_a_run_can_be_stated_in_updates(tmp_path):
     subject.evaluate = lambda model: judged(next(results)).evaluate(model)
     assert [run_plan.updates_in(epoch) for epoch in range(run_plan.epochs)] == [10, 4]
     with session(tmp_path, run_state, run_plan, subject=subject) as run_session:
-        while run_state.epoch < run_plan.epochs:
+        while not run_state.finished(run_plan):
             train(run_session, run_state, run_plan, batches(run_plan.updates_in(run_state.epoch)))
             run_session.end_epoch()
+    assert (run_state.epoch, run_state.step, run_state.update) == (1, 4, 14)  # a longer run continues from here
+    longer = plan(updates=25, eval_every=4, warmup_updates=1)
+    assert not run_state.finished(longer) and run_state.done(longer) == 14
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     vals = [(line["update"], line["epoch"], line["top1"]) for line in lines if line["kind"] == "val"]
     assert vals == [(4, 0, 50.0), (8, 0, 70.0), (12, 1, 60.0), (14, 1, 40.0)] and not list(results)
     assert saved(tmp_path) == [
         *("ckpt_epoch_0_step_4.pth", "ckpt_epoch_0_step_8.pth"),
-        *("ckpt_epoch_1.pth", "ckpt_epoch_1_step_2.pth"),
+        *("ckpt_epoch_1_step_2.pth", "ckpt_epoch_1_step_4.pth"),
     ]
     assert (tmp_path / "checkpoints/best.pth").readlink().name == "ckpt_epoch_0_step_8.pth"
     assert all(line["train_loss"] > 0 for line in lines if line["kind"] == "val")

@@ -78,6 +78,7 @@ def test_another_optimizer_is_refused_and_settings_are_those_of_the_run():
 def test_starting_later_counts_what_was_left_out():
     state = train_state(small())
     state.start_at(2, plan(shape(42, batch_size=8)))
+    assert state.evaluated_at == state.update  # nothing to evaluate before the first update
     assert (state.epoch, state.update, state.samples) == (2, 12, 84)
 
 
