@@ -101,18 +101,28 @@ def run(words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "file_of"), [("README.md", "swin_tiny"), ("docs/recipes.md", "swinv2_tiny")])
-def test_the_commands_of_a_page_run(workspace, capsys, monkeypatch, page, file_of):
-    """Each in this process, whatever number of processes it asks for. Args: file_of: the recipe that FILE is of."""
+@pytest.mark.parametrize(
+    ("pages", "file_of"),
+    [
+        (["README.md"], "swin_tiny"),
+        ([f"docs/{name}.md" for name in ("train", "data", "evaluate", "deploy", "results")], "swinv2_tiny"),
+    ],
+    ids=["README", "docs"],
+)
+def test_the_commands_of_the_pages_run(workspace, capsys, monkeypatch, pages, file_of):
+    """Each in this process, whatever number of processes it asks for; later ones use what earlier ones wrote.
+
+    Args: file_of: the recipe that FILE is of.
+    """
     monkeypatch.setattr(throughput, "measure_throughput", functools.partial(throughput.measure_throughput, seconds=0.5))
     save_weights(workspace / "FILE", file_of, 1000)
-    text = (ROOT / page).read_text()
+    text = "\n".join((ROOT / page).read_text() for page in pages)
     known = dict(re.findall(r"^(\w+)=(\S+)", text, re.MULTILINE)) | {"imagenet": "photographs", "images": "photographs"}
     known |= {"imagenet22k": "22k"}
     for shell in re.findall(r"^mkdir -p .*?^done$", text, re.MULTILINE | re.DOTALL):
         subprocess.run(["bash", "-c", shell], check=True)
     seen = 0
-    for words in commands(ROOT / page):
+    for words in [words for page in pages for words in commands(ROOT / page)]:
         assert words[0] in PROGRAMS
         if any(word in ELSEWHERE for word in words):
             continue
