@@ -24,7 +24,7 @@ from utils.runs.dry_run import dry_run
 from utils.runs.folder import RunFolder
 from utils.runs.provenance import Provenance, versions
 from utils.runs.resume import find_start
-from utils.runs.session import Session
+from utils.runs.session import Session, SessionOptions
 from utils.runs.throughput import log_throughput
 from utils.terminal import log_lines, start_logging
 from utils.training.loop import train_epoch
@@ -47,7 +47,8 @@ def train(cfg: CfgNode, world: World) -> None:
         start.restore(state, plan, task.load)
         if cfg.DRY_RUN:
             return dry_run(state, batches, task, plan, folder, cfg.TRAIN.KEEP_CHECKPOINTS)
-        with Session.from_config(cfg, state, plan, folder, batches, start.provenance, interrupt) as session:
+        options = SessionOptions.from_config(cfg)
+        with Session(state, plan, folder, batches, start.provenance, interrupt, options) as session:
             while not state.finished(plan):
                 epoch = session.watch(batches.epoch(state.epoch, state.step))
                 train_epoch(state, epoch, task, plan, session.after_update)

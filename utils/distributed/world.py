@@ -265,7 +265,7 @@ def _choose_device(wanted: str, local_rank: int, size: int) -> torch.device:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     why = f"CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else "torch finds none"
     if wanted == "cuda":
-        raise DistributedError(f"no GPU can be used ({why}): --device: use cpu, or mend the driver of the GPU")
+        raise DistributedError(f"no GPU can be used ({why}): --device: use cpu, or fix the GPU driver")
     if wanted == "auto" and (hidden or Path("/dev/nvidia0").exists()):
         log.warning("no GPU can be used (%s): running on the CPU; --device cpu if that is meant", why)
     if wanted == "auto" and torch.backends.mps.is_available() and size == 1:

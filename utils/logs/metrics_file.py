@@ -48,7 +48,7 @@ class MetricsFile:
     def write(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
         """Appends `record`, which contains `update`, as one line, and gives `scalars` to the trackers at that update.
 
-        Raises: ResourceError if metrics.jsonl cannot be written; a tracker that fails is given up with a warning.
+        Raises: ResourceError if metrics.jsonl cannot be written; a tracker that fails is disabled with a warning.
         """
         if self._folder is None:
             return

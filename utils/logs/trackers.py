@@ -1,4 +1,4 @@
-"""Where a run's scalars go besides metrics.jsonl: one class per tracker. A tracker that fails is given up."""
+"""Where a run's scalars go besides metrics.jsonl: one class per tracker. A tracker that fails is disabled."""
 
 import hashlib
 import logging
@@ -147,7 +147,7 @@ class Trackers:
                 call(tracker)
             except Exception as e:  # raised by threads of their own, of any kind
                 name = type(tracker).__name__
-                log.warning("%s fails and is given up (%s); training continues", name, one_line(e))
+                log.warning("%s fails and is disabled (%s); training continues", name, one_line(e))
                 self._all.remove(tracker)
 
 

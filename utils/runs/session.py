@@ -101,7 +101,6 @@ class Session:
         plan: RunPlan,
         folder: RunFolder,
         subject: Subject,
-        *,
         provenance: Provenance,
         interrupt: Interrupt,
         options: SessionOptions,
@@ -125,19 +124,6 @@ class Session:
             folder.write_config(provenance.config, state)
         if world.watchdog is not None:
             world.watchdog.before_exit = self._saver.finish_quietly
-
-    @staticmethod
-    def from_config(
-        cfg: CfgNode,
-        state: TrainState,
-        plan: RunPlan,
-        folder: RunFolder,
-        subject: Subject,
-        provenance: Provenance,
-        interrupt: Interrupt,
-    ) -> "Session":
-        options = SessionOptions.from_config(cfg)
-        return Session(state, plan, folder, subject, provenance=provenance, interrupt=interrupt, options=options)
 
     def __enter__(self) -> "Session":
         self._interrupt.defer()

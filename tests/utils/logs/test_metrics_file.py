@@ -153,7 +153,7 @@ def test_fault_55_an_event_file_that_fails_later_is_given_up_with_one_warning(tm
     journal.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "TensorBoard fails and is given up ([Errno 28] No space left on device); training continues"
+        "TensorBoard fails and is disabled ([Errno 28] No space left on device); training continues"
     ]
 
 
@@ -165,7 +165,7 @@ def test_fault_55_an_event_file_that_fails_when_it_is_closed_is_a_warning(tmp_pa
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", refuse)
     journal.close()
-    assert "given up ([Errno 5] Input/output error)" in caplog.text
+    assert "disabled ([Errno 5] Input/output error)" in caplog.text
 
 
 def test_names_of_fields_are_refused_for_parts_and_metrics():
