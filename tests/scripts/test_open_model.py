@@ -25,3 +25,7 @@ def test_a_run_is_opened_at_its_best_checkpoint(made, tmp_path):
     assert open_model(str(folder / "ckpt_epoch_3.pth")).best is None  # the best value is another epoch's
     (folder / "best.pth").unlink()
     assert open_model(str(tmp_path / "run")).best is None
+    within = {"value": 20.0, "epoch": 3, "step": 5}
+    for counters, known in (({"epoch": 3, "step": 5}, 20.0), ({"epoch": 3, "step": 9}, None), ({"epoch": 4}, None)):
+        torch.save({**contents, "best": within, "counters": counters}, folder / "ckpt_epoch_3.pth")
+        assert open_model(str(folder / "ckpt_epoch_3.pth")).best == known

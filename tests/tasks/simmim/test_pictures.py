@@ -26,6 +26,12 @@ def test_a_training_batch_is_shown_with_its_masks():
     assert one.width <= masked.width
 
 
+def test_labels_of_a_dataset_that_has_some_are_no_masks():
+    images = torch.full((2, 3, 8, 8), 5.0)
+    unmasked, labelled = (masked_sheet(Batch(images, t), Preprocessing(), 2) for t in (None, torch.tensor([3, 1])))
+    assert unmasked.tobytes() == labelled.tobytes()
+
+
 def test_a_reconstruction_has_three_rows():
     images = torch.randn(2, 3, 8, 8)
     sheet = reconstruction_sheet(images, MASKS, images.flip(0), Preprocessing())()

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from configs.loading import dump_config
 from data.sources.open import SourceOptions
+from scripts import predict
 from tasks.base import TrainingData
 from tasks.simmim.images import open_images
 from tasks.simmim.reconstruction import masked_error
@@ -109,3 +111,25 @@ def test_the_loss_of_a_batch_has_one_name_and_uses_its_masks():
     assert set(losses) == {"loss"} and math.isfinite(losses["loss"].item())
     assert losses["loss"] != task.loss(net, Batch(pixels, ~batch.targets))["loss"]
     assert task.show_batch(batch, None).width > 2 * 176 and task.show_batch(Batch(pixels, None), None).width > 2 * 176
+
+
+def test_pictures_leave_out_what_is_skipped(own_photos):
+    task = reconstruction(DATA__ON_BAD_IMAGE="skip")
+    net, data = model(task), images(own_photos)
+    files = sorted((own_photos / "val").rglob("*.jpg"))
+    whole = task.epoch_pictures(net, task.loader(data.val, data.info))["reconstruction"]()
+    files[0].write_bytes(b"")  # the first of those that are shown
+    shown = task.epoch_pictures(net, task.loader(data.val, data.info))["reconstruction"]()
+    assert shown.width < whole.width
+    for file in files:
+        file.write_bytes(b"")
+    assert task.epoch_pictures(net, task.loader(data.val, data.info)) == {}
+
+
+def test_what_predicts_nothing_says_so(tmp_path, photos, capsys):
+    task = reconstruction()
+    torch.save({"model": model(task).state_dict(), "config": dump_config(task.cfg)}, tmp_path / "m.pth")
+    for more in ([], ["--pictures", str(tmp_path / "p")]):
+        assert predict.main([str(photos / "val"), "--model", str(tmp_path / "m.pth"), *more]) == 2
+        assert capsys.readouterr().err.startswith("error: --model: TASK simmim predicts nothing")
+    assert not (tmp_path / "p").exists()

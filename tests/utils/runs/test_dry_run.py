@@ -116,3 +116,23 @@ def test_the_time_of_an_evaluation_is_that_of_its_batches(monkeypatch, count, se
 def test_an_epoch_of_a_larger_plan(tmp_path, said):
     run(tmp_path, train_state(small()), run_plan=plan(shape(4000), epochs=300), keep=0)
     assert "1,000 updates" in said.text and "302 checkpoints" in said.text
+
+
+def test_every_rank_evaluates_as_often_even_without_a_sample(monkeypatch):
+    """An evaluation is a collective operation."""
+    monkeypatch.setattr(World, "gather_objects", lambda self, value: [3, value])
+    limits = []
+
+    class Empty:
+        val = ()
+
+        def evaluate(self, model, limit):
+            limits.append(limit)
+
+    module._evaluation_seconds(train_state(small()), Empty(), World(1, 2))
+    assert limits == [1, 3]
+
+
+def test_every_evaluation_of_a_run_in_updates_may_leave_a_checkpoint(tmp_path, said):
+    run(tmp_path, train_state(small()), run_plan=plan(eval_every=2), keep=0)
+    assert "12 checkpoints" in said.text  # 10 evaluations of 20 updates, the best, and one that is written

@@ -34,6 +34,12 @@ def test_what_cannot_be_planned_is_refused():
         plan(3, TRAIN__GLOBAL_BATCH_SIZE=1024)
     with pytest.raises(ConfigError, match="3 training samples for 4 ranks"):
         plan(4, 3)
+    with pytest.raises(ConfigError) as caught:  # 1,251 updates an epoch
+        plan(TRAIN__UPDATES=2502, TRAIN__WARMUP_EPOCHS=1, TRAIN__START_EPOCH=2)
+    assert caught.value.subject == "TRAIN.START_EPOCH" and "the run has 2502" in caught.value.problem
+    with pytest.raises(ConfigError) as caught:
+        plan(TRAIN__UPDATES=2502)
+    assert caught.value.subject == "TRAIN.WARMUP_EPOCHS" and "25020 of 2502" in caught.value.problem
 
 
 @pytest.mark.parametrize(
