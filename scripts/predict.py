@@ -78,16 +78,19 @@ def _record(row: Row) -> Mapping[str, Any]:
 def save_pictures(opened: ModelFile, paths: list[Path], folder: Path, limit: int) -> int:
     """Writes what the task draws of each prediction as PNG files; returns how many.
 
-    Raises: ConfigError if the task predicts nothing; ResourceError.
+    Raises: ConfigError if the task predicts or draws nothing; ResourceError.
     """
-    task, count = opened.task, 0
+    task, count, read = opened.task, 0, 0
     _check_predicts(task)
     for outputs, batch in predict(opened.model, _batches(opened, paths), task.forward, task.world):
         for row in task.predictions(outputs, batch, opened.info, limit):
+            read += 1
             if row.picture is not None:
                 name = f"{row.sample:0{len(str(len(paths) - 1))}}_{paths[row.sample].stem}.png"
                 _write(folder / name, lambda temporary, row=row: row.picture().save(temporary, "PNG"))
                 count += 1
+    if read and not count:
+        raise ConfigError("--pictures", f"TASK {task.name} draws no pictures of its predictions", "use --explain")
     return count
 
 
@@ -229,7 +232,9 @@ def _parser() -> ScriptParser:
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="default %(default)s")
     parser.add_argument("--features", choices=FEATURES, help="write features to --output instead of classes")
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write a picture of each prediction, if drawn")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="write a picture of each prediction (tasks that draw them)"
+    )
     parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture of what each class rests on")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

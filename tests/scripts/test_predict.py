@@ -100,6 +100,11 @@ def test_features_are_those_before_the_head(made, photos, tmp_path):
         (["--model", "gone.onnx"], 4, "gone.onnx: name another file"),
         (["--model", "hub:swin_tny"], 4, "unknown released model 'swin_tny'"),
         (["--explain", __file__], 7, f"{__file__}: cannot be written: File exists (choose another --explain)"),
+        (
+            ["--pictures", "x"],
+            2,
+            "--pictures: TASK classification draws no pictures of its predictions (use --explain)",
+        ),
         (["--device", "cuda"], 5, "no GPU can be used"),
     ],
 )

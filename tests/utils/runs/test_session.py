@@ -136,6 +136,7 @@ def test_evaluations_and_the_length_of_a_run_can_be_stated_in_updates(tmp_path):
             train(run_session, run_state, run_plan, batches(run_plan.updates_in(run_state.epoch)))
             run_session.end_epoch()
     assert (run_state.epoch, run_state.step, run_state.update) == (1, 4, 14)  # a longer run continues from here
+    assert (run_state.best_epoch, run_state.best_step) == (0, 8)
     longer = plan(updates=25, eval_every=4, warmup_updates=1)
     assert not run_state.finished(longer) and run_state.done(longer) == 14
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

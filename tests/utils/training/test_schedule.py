@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
+from tests.tools.builders import plan as fields
 from tests.utils.training.test_plan import plan
 from utils.training.schedule import learning_rate
 
@@ -82,6 +83,17 @@ def rates(name, epochs, **keys):
 
 def test_linear_falls_to_a_hundredth():
     assert rates("linear", [0, 1, 2, 6, 10]) == pytest.approx([0, 0.125, 0.25, 0.25 * (1 - 0.99 / 2), 0.0025])
+
+
+@pytest.mark.parametrize("power", [1.0, 0.9, 2.0])
+def test_poly_equals_torch(power):
+    own = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
+    theirs = torch.optim.lr_scheduler.PolynomialLR(own, total_iters=16, power=power)
+    recipe = fields(updates=20, warmup_updates=4, min_lr=0.0, scheduler="poly", power=power)
+    for update in range(4, 21):
+        assert learning_rate(update, recipe) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        own.step(), theirs.step()
+    assert learning_rate(20, replace(recipe, min_lr=1e-5)) == 1e-5  # the floor
 
 
 def test_step_decays_every_so_many_epochs():
