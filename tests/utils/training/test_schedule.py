@@ -92,7 +92,8 @@ def test_poly_equals_torch(power):
     recipe = fields(updates=20, warmup_updates=4, min_lr=0.0, scheduler="poly", power=power)
     for update in range(4, 21):
         assert learning_rate(update, recipe) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
-        own.step(), theirs.step()
+        own.step()
+        theirs.step()
     assert learning_rate(20, replace(recipe, min_lr=1e-5)) == 1e-5  # the floor
 
 
