@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -225,7 +225,16 @@ class Detection(Toy):
 
     def predictions(self, outputs, batch, info, limit):
         for index, box in zip(batch.samples, outputs.tolist(), strict=True):
-            yield Row(index, dict(zip(("left", "top", "right", "bottom"), box, strict=True)), {"boxes": [box][:limit]})
+            cells = dict(zip(("left", "top", "right", "bottom"), box, strict=True))
+            yield Row(index, cells, {"boxes": [box][:limit]}, picture=lambda box=box: outlined(box))
+
+
+def outlined(box):
+    picture = Image.new("RGB", (48, 48))
+    left, right = sorted((box[0], box[2]))
+    top, bottom = sorted((box[1], box[3]))
+    ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline="red")
+    return picture
 
 
 class Distance:
@@ -390,7 +399,7 @@ def test_its_results_are_predicted_and_reported(runs):
     rows = list(csv.DictReader(table.open()))
     names = NAMES if runs.task is Segmentation else ("left", "top", "right", "bottom")
     assert [Path(row["path"]).name for row in rows] == ["0.png", "1.png", "2.png"] and list(rows[0]) == ["path", *names]
-    assert len(list(drawn.glob("*.png"))) == (3 if runs.task is Segmentation else 0)
+    assert len(list(drawn.glob("*.png"))) == 3
     out = runs.tool("report", runs.at("whole"), "--device", "cpu")
     page, metric = (runs.at("whole") / "report.html").read_text(), runs.task.best.metric
     assert f"best {metric}" in page and runs.task.name in page and f"{runs.state('whole')['best']['value']:.2f}" in page
