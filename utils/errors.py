@@ -1,7 +1,7 @@
 """The errors of the program, one class per exit code, and how they are reported.
 
-A `RunError` is something the user can fix: it is reported as a single line without a traceback. Its message reads
-"what: file or KEY: remedy".
+A `RunError` is something the user can fix. It is reported without a traceback, as a single line:
+"error: subject: problem (remedy)".
 """
 
 import difflib
