@@ -1,13 +1,15 @@
-"""Writes docs/models.md and docs/configuration.md from the tables behind them: python -m scripts.doc_tables"""
+"""Writes the pages of docs/ that are made of tables: python -m scripts.doc_tables"""
 
 from pathlib import Path
 from typing import Any
 
 from configs.options import OPTIONS
 from configs.schema import KEYS
+from scripts.benchmarks.page import benchmarks_page
 from utils.checkpoints.released import released_models
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+SOURCES = DOCS / "benchmarks"
 MODELS = """# Models
 
 The released classifiers, under the names of their recipes (`--cfg swin_tiny_patch4_window7_224`) and of their
@@ -87,7 +89,11 @@ def _default(value: Any) -> str:
     return f"`{value:.4g}`" if isinstance(value, float) else f"`{value}`"
 
 
-PAGES = {"models.md": models_page, "configuration.md": configuration_page}
+PAGES = {
+    "models.md": models_page,
+    "configuration.md": configuration_page,
+    "benchmarks.md": lambda: benchmarks_page(SOURCES),
+}
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -99,4 +101,12 @@ def table(rows: Iterable[Row]) -> str:
 def surroundings() -> dict[str, Any]:
     """Returns what the numbers depend on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": processor_name(), "cores": os.cpu_count(), "gpu": gpu, "versions": versions()}
+    machine = {"processor": processor_name(), "cores": os.cpu_count(), "gpu": gpu}
+    return {"date": date.today().isoformat(), **machine, "versions": versions() | _version("transformers")}
+
+
+def _version(package: str) -> dict[str, str]:
+    try:
+        return {package: version(package)}
+    except PackageNotFoundError:
+        return {}

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         f"batch {options.batch_size}, {options.threads} threads, stochastic depth of the recipe, peers {peers},"
         f" n = {options.rounds} after {options.warm_up} steps of warm-up"
     )
-    return {"setting": setting_line, "tables": tables, "rows": rows}
+    return {"setting": setting_line, "batch_size": options.batch_size, "tables": tables, "rows": rows}
 
 
 def _contenders(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Contender]]]:
