@@ -177,7 +177,7 @@ SCHEMA: dict[str, Any] = {
         "COMPILE": Key(False, "torch.compile: slow to start; needs a C++ compiler (CPU) or Triton (CUDA)"),
         "COMPILE_MODE": Key(
             AUTO,
-            "new: torch.compile mode; auto: reduce-overhead (CUDA graphs) on one GPU without accumulation, else default",
+            "new: torch.compile mode; auto: reduce-overhead (CUDA graphs) on 1 GPU without accumulation, else default",
             one_of(AUTO, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
         ),
         "PARALLEL": Key(

@@ -41,27 +41,22 @@ class SwinBlock(nn.Module):
         self.window, self.shift, self.drop_path = window, shift, drop_path
         self.norm1 = LayerNorm(dim)
         self.attn = TableWindowAttention(
-            dim,
-            heads,
-            window,
-            shift,
+            *(dim, heads, window, shift),
             qkv_bias=options.qkv_bias,
             qk_scale=options.qk_scale,
-            attn_drop=options.attn_drop_rate,
-            proj_drop=options.drop_rate,
-            form=options.attention,
+            **options.attention_arguments(),
         )
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
 
     def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        """Maps (B, H, W, C) to the same shape; `branches`: samples that keep each branch."""
         x = add_branch(x, lambda x: self.attn(self.norm1(x)), branches[0])
         return add_branch(x, lambda x: self.mlp(self.norm2(x)), branches[1])
 
 
 class SwinTransformer(SwinBackbone):
-    """Swin-T/S/B/L and any other size of the first paper; parameter names are those of the released weights."""
+    """Swin-T/S/B/L and any other size of V1; parameter names match the released weights."""
 
     family, title, signature = "swin", "Swin V1", "relative_position_bias_table"
     Options = SwinOptions
