@@ -269,8 +269,9 @@ def _check_together(values: dict[str, Any]) -> None:
             raise ConfigError(name, f"{values[name]!r} is not a folder below OUTPUT", "use a plain name")
     if values["EVAL_MODE"] and not (values["MODEL.RESUME"] or values["MODEL.PRETRAINED"]).strip(" ,"):
         raise ConfigError("--eval", "no weights to evaluate", "name them with --resume FILE")
-    if values["TRAIN.PARALLEL"] == "fsdp":
-        _check_fsdp(values)
+    for key, excluded, remedy in (("TRAIN.COMPILE", True, "False"), ("AMP_DTYPE", "float16", "bfloat16")):
+        if values["TRAIN.PARALLEL"] == "fsdp" and values[key] == excluded:
+            raise ConfigError(key, f"{excluded} does not work with TRAIN.PARALLEL fsdp", f"set it to {remedy}")
     modes = [option for key, option in MODES.items() if values[key]]
     if len(modes) > 1:
         raise ConfigError(modes[0], f"cannot be combined with {' or '.join(modes[1:])}", "use one of them")
@@ -293,15 +294,6 @@ def _check_warmup(cfg: CfgNode) -> None:
         f"{warmup} of {length} {unit.lower()} are warm-up, TRAIN.BASE_LR would never be reached",
         f"set it below {length}, such as {length // 10 if unit == 'EPOCHS' else max(1, length // 10)}",
     )
-
-
-def _check_fsdp(values: dict[str, Any]) -> None:
-    for key, excluded, remedy in (
-        ("TRAIN.COMPILE", True, "set it to False"),
-        ("AMP_DTYPE", "float16", "set it to bfloat16"),
-    ):
-        if values[key] == excluded:
-            raise ConfigError(key, f"{excluded} does not work with TRAIN.PARALLEL fsdp", remedy)
 
 
 def _nest(values: dict[str, Any]) -> CfgNode:

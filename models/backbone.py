@@ -1,7 +1,7 @@
 """Backbone shared by all Swin families: patch embedding, stages, pooled head, with timm's method names."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -73,29 +73,23 @@ class PyramidOptions:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Self:
-        """Returns the options of this family from MODEL, DATA and TEST. Raises: ConfigError."""
-        own = cfg.MODEL[cls.SECTION]
+        """Returns the options of this family; a key of its section sets the field of that name. Raises: ConfigError."""
+        section = cfg.MODEL[cls.SECTION]
+        names = {field.name: field.name.upper() for field in fields(cls)}
+        given = {name: _as_tuple(section[key]) for name, key in names.items() if key in section}
         options = cls(
             img_size=image_size(cfg.DATA.IMG_SIZE),
-            patch_size=own.PATCH_SIZE,
-            in_chans=own.IN_CHANS,
             num_classes=cfg.MODEL.NUM_CLASSES,
-            embed_dim=own.EMBED_DIM,
-            depths=tuple(own.DEPTHS),
-            num_heads=tuple(own.NUM_HEADS),
-            window_size=own.WINDOW_SIZE,
-            mlp_ratio=own.MLP_RATIO,
             drop_rate=cfg.MODEL.DROP_RATE,
             drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
-            ape=own.APE,
-            patch_norm=own.PATCH_NORM,
             attention=cfg.MODEL.ATTENTION,
-        ).with_own_keys(own)
+            **given,
+        ).with_own_keys(section)
         options.check_sizes(image_size(cfg.TEST.IMG_SIZE))
         return options
 
     def with_own_keys(self, section: CfgNode) -> Self:
-        """Returns the options updated from the family-specific keys of `section`."""
+        """Returns the options updated from keys of `section` that are not named like a field."""
         return self
 
     def check_sizes(self, test_size: Size) -> None:
@@ -113,6 +107,10 @@ class PyramidOptions:
     def attention_arguments(self) -> dict[str, Any]:
         """Returns the arguments of `WindowAttention` common to all families."""
         return {"attn_drop": self.attn_drop_rate, "proj_drop": self.drop_rate, "form": self.attention}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 class Stage(nn.Module):

@@ -1,12 +1,11 @@
 """Swin Transformer V1: "Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from models.attention import TablePositionBias, WindowAttention
 from models.backbone import PyramidOptions, SwinBackbone
@@ -24,9 +23,6 @@ class SwinOptions(PyramidOptions):
 
     qkv_bias: bool = True
     qk_scale: float | None = None
-
-    def with_own_keys(self, section: CfgNode) -> Self:
-        return replace(self, qkv_bias=section.QKV_BIAS, qk_scale=section.QK_SCALE)
 
 
 class TableWindowAttention(TablePositionBias, WindowAttention):

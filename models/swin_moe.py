@@ -61,16 +61,8 @@ class SwinMoeOptions(ContinuousOptions):
 
     def with_own_keys(self, section: CfgNode) -> Self:
         return replace(
-            super().with_own_keys(section),
-            qkv_bias=section.QKV_BIAS,
-            qk_scale=section.QK_SCALE,
-            mlp_fc2_bias=section.MLP_FC2_BIAS,
-            init_std=section.INIT_STD,
-            moe_blocks=tuple(tuple(stage) for stage in section.MOE_BLOCKS),
+            self,
             num_experts=section.NUM_EXPERTS or 1,  # 0 only without experts, see configs/loading.py
-            num_local_experts=section.NUM_LOCAL_EXPERTS,
-            moe_drop=section.MOE_DROP,
-            aux_loss_weight=section.AUX_LOSS_WEIGHT,
             routing=RoutingOptions(
                 top_k=section.TOP_VALUE,
                 capacity_factor=section.CAPACITY_FACTOR,

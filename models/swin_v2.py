@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from models.attention import ContinuousPositionBias, WindowAttention
 from models.backbone import PyramidOptions, SwinBackbone
@@ -24,9 +23,6 @@ class ContinuousOptions(PyramidOptions):
     """`pretrained_window_sizes`: window of each stage in pre-training; 0: the window of the model."""
 
     pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)
-
-    def with_own_keys(self, section: CfgNode) -> Self:
-        return replace(self, pretrained_window_sizes=tuple(section.PRETRAINED_WINDOW_SIZES))
 
 
 class ContinuousBackbone(SwinBackbone):
@@ -82,10 +78,6 @@ class SwinV2Options(ContinuousOptions):
 
     qkv_bias: bool = True
     extra_norm_every: int = 0
-
-    def with_own_keys(self, section: CfgNode) -> Self:
-        own = super().with_own_keys(section)
-        return replace(own, qkv_bias=section.QKV_BIAS, extra_norm_every=section.EXTRA_NORM_EVERY)
 
 
 class CosineWindowAttention(ContinuousPositionBias, WindowAttention):

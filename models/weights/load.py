@@ -28,7 +28,7 @@ from utils.errors import CheckpointError, listing
 
 # keys that wrap the weights; EMA first: published accuracies were measured with it
 WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
-TRAINING_PREFIXES = ("module.", "_orig_mod.")
+TRAINING_PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")
 # prefixes of the backbone in larger models, such as detectors
 BACKBONES = ("backbone.", "encoder.", "swin.", "swinv2.")
 HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "classifier.weight")
@@ -133,7 +133,8 @@ def load_weights(model: SwinBackbone, found: Found, head: Head = "fit", tables: 
     weights = dict(found.weights)
     notes += fit_weights(weights, own, model.grid, tables)
     notes.append(fit_head(weights, own, head, found.origin))
-    _check_shapes(weights, own, found)
+    wrong = found.layout.shapes_of({name: own[name] for name in misfits(weights, own)})
+    check_shapes(found.tensors, wrong, list(wrong), found.origin)
     model.load_state_dict(weights | apart)
     notes.append(_adopt_windows(model, found))
     return ", ".join(note for note in notes if note)
@@ -204,14 +205,12 @@ def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, Weights]:
     """Returns the location of the weights in a file, and the weights without wrapper prefixes."""
     for place in (*WRAPPERS, ""):
         group = contents.get(place) if place else contents
-        tensors = _tensors(group) if isinstance(group, Mapping) else {}
+        items = group.items() if isinstance(group, Mapping) else ()
+        named = [(name, v) for name, v in items if isinstance(v, Tensor) and isinstance(name, str)]
+        tensors = {TRAINING_PREFIXES.sub("", name): v for name, v in named}
         if tensors:
             return place or "top level", tensors
     raise CheckpointError(origin, f"has no weights, only {listing(contents, 3) or 'nothing'}", "name another file")
-
-
-def _tensors(group: Mapping[str, Any]) -> Weights:
-    return {_bare(name): v for name, v in group.items() if isinstance(v, Tensor) and isinstance(name, str)}
 
 
 def _check_layout(found: Found, own: Weights) -> None:
@@ -224,12 +223,6 @@ def _check_layout(found: Found, own: Weights) -> None:
     check_kinds(given, wanted, found.origin)
     wrong = [name for name in misfits(given, wanted) if not FITTED.fullmatch(name)]
     check_shapes(found.tensors, wanted, wrong, found.origin)
-
-
-def _check_shapes(weights: Weights, own: Weights, found: Found) -> None:
-    """Checks the shapes after fitting."""
-    wrong = found.layout.shapes_of({name: own[name] for name in misfits(weights, own)})
-    check_shapes(found.tensors, wrong, list(wrong), found.origin)
 
 
 def _stored_windows(contents: Mapping[str, Any], origin: str) -> tuple[int, ...]:
@@ -296,10 +289,3 @@ def _check_family(model: nn.Module, found: Found) -> None:
     if family and found.family and family != found.family:
         problem = f"contains a {MODELS[found.family].title}, but the model is a {MODELS[family].title}"
         raise CheckpointError(found.origin, problem, f"use a configuration with MODEL.TYPE {found.family}")
-
-
-def _bare(name: str) -> str:
-    while name.startswith(TRAINING_PREFIXES):
-        for prefix in TRAINING_PREFIXES:
-            name = name.removeprefix(prefix)
-    return name

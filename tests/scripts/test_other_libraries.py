@@ -62,9 +62,9 @@ def test_missing_and_unexpected_weights_are_refused(layout):
     o = options("swin")
     weights = stored(build(o), layout)
     head = next(name for name in weights if name.endswith(("head.weight", "head.fc.weight", "classifier.weight")))
-    with pytest.raises(RuntimeError, match=rf"{layout} misses \['{head}'\] and does not know \[\]"):
+    with pytest.raises(RuntimeError, match=rf"{layout} misses \['{head}'\] and does not expect \[\]"):
         build_peer(layout, o, {name: value for name, value in weights.items() if name != head})
-    with pytest.raises(RuntimeError, match=rf"{layout} misses \[\] and does not know \['odd'\]"):
+    with pytest.raises(RuntimeError, match=rf"{layout} misses \[\] and does not expect \['odd'\]"):
         build_peer(layout, o, {**weights, "odd": torch.zeros(1)})
 
 

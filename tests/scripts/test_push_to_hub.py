@@ -136,7 +136,8 @@ def test_what_is_said_of_the_model_is_its_own(made, tmp_path, capsys):
         assert stated == yaml.safe_load(dump_config(open_model(str(file)).cfg))
         assert stated["TRAIN"]["WARMUP_EPOCHS"] == yaml.safe_load(contents["config"])["TRAIN"]["WARMUP_EPOCHS"]
     capsys.readouterr()
-    assert main(["model.onnx", "me/small"]) == 2 and "cannot be published" in capsys.readouterr().err
+    assert main(["model.onnx", "me/small"]) == 2
+    assert capsys.readouterr().err.startswith("error: model.onnx: ")
 
 
 @pytest.mark.parametrize(
@@ -162,15 +163,15 @@ def test_what_timm_computes_differently_is_published_without_its_config(
 
 def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
     assert main([str(made[0] / "model.pth"), "small"]) == 2
-    assert "not a repository: small: name it OWNER/NAME" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("error: small: ")
     assert main([str(made[0] / "model.pth"), "me/sm all"]) == 2
-    assert "not a repository: me/sm all" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("error: me/sm all: ")
     (tmp_path / "file").touch()
     assert main([str(made[0] / "model.pth"), "me/small", "--folder", str(tmp_path / "file/x")]) == 7
-    assert "file/x: cannot be written: Not a directory (choose another --folder)" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file/x'}: ")
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(made, capsys, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, "http://127.0.0.1:9", "hf_token"))
     assert main([str(made[0] / "model.pth"), "me/small"]) == 7
-    assert "error: cannot upload (" in (err := capsys.readouterr().err) and "me/small: check name" in err
+    assert "error: me/small: " in capsys.readouterr().err

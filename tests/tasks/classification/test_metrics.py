@@ -84,7 +84,7 @@ def test_real_labels_allow_several_answers_and_skip_images_without_any():
     predictions = Predictions(*map(torch.tensor, ([0, 1, 2, 4], [0, 0, 1, 3], [0, 3, 1, 0], [0.5] * 4)))
     real = {file_name(0).split("/")[-1]: [1, 0], file_name(1).split("/")[-1]: [], file_name(2).split("/")[-1]: [2]}
     assert real_line(predictions, file_name, real) == "ReaL Acc@1 50.000 (1 of 2)"
-    assert "none of the files" in real_line(predictions, lambda i: "photo.jpg", real)
+    assert "no file is" in real_line(predictions, lambda i: "photo.jpg", real)
 
 
 def test_real_labels_follow_the_class_names_of_the_head():
