@@ -82,7 +82,7 @@ def evaluate(cfg, weights, data, results, *overrides):
 
 @pytest.mark.seconds
 def test_a_22k_file_is_evaluated_and_fine_tuned_with_the_mapped_head(imagenet, tmp_path, caplog):
-    """With learning rate 0, the evaluation after an epoch is that of the head mapped by hand."""
+    """With learning rate 0, the evaluation after an epoch equals the head mapped by hand."""
     sizes = (("DATA.IMG_SIZE", 56), NARROW)
     source = random_weights(tmp_path / "22k.pth", FINETUNE, 21841, *sizes)
     head = torch.nn.Linear(source.num_features, 1000)
@@ -115,7 +115,7 @@ def test_a_22k_file_is_evaluated_and_fine_tuned_with_the_mapped_head(imagenet, t
     assert (val["correct1"], val["count"]) == (correct, 15) and val["loss"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_a_released_v2_file_is_evaluated_as_the_readme_says(imagenet, tmp_path):
+def test_a_released_v2_file_is_evaluated_as_in_the_readme(imagenet, tmp_path):
     cfg, narrow = ROOT / "configs/swinv2_tiny.yaml", ("MODEL.SWINV2.EMBED_DIM", 24)
     model = random_weights(tmp_path / "v2.pth", cfg, 1000, narrow)
     correct, _ = by_hand(model, imagenet, 256)
@@ -174,7 +174,7 @@ def test_a_bad_file_after_a_good_one_loses_no_results(imagenet, small_recipe, tm
     assert [row["name"] for row in csv.DictReader((tmp_path / "r.csv").open())] == [str(weights)]
 
 
-def test_a_file_of_another_family_and_an_unknown_released_name_are_refused(imagenet, small_recipe, tmp_path):
+def test_a_file_of_another_family_and_an_unknown_released_name_are_rejected(imagenet, small_recipe, tmp_path):
     cfg, _, _ = small_recipe
     torch.save(small("swinv2", num_classes=1000).state_dict(), tmp_path / "v2.pth")
     with raises(CheckpointError, tmp_path / "v2.pth", "a Swin V2", "a Swin V1", "MODEL.TYPE swinv2"):
@@ -215,7 +215,7 @@ def test_weights_behind_a_url_are_downloaded_by_one_process(imagenet, small_reci
 
 
 def test_a_safetensors_file_of_timm_with_some_classes(imagenet, tmp_path, caplog):
-    """Only the classes that val/ contains may win: the best of them by hand."""
+    """Predictions are restricted to the classes in val/: the best of them by hand."""
     torch.manual_seed(0)
     peer = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=NARROW[1]).eval()
     save_file(peer.state_dict(), tmp_path / "timm.safetensors")

@@ -256,7 +256,7 @@ def test_fault_04_missing_base_prints_the_chain(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a: !!python/object/apply:os.mkdir [{canary}]", "TAG: !!python/name:os.system ''"])
-def test_fault_05_python_tags_are_refused(tmp_path, text):
+def test_fault_05_python_tags_are_rejected(tmp_path, text):
     canary = tmp_path / "canary"
     path = write(tmp_path, text.format(canary=canary))
     with raises(ConfigError, f"{path}:1", "python/"):

@@ -56,7 +56,7 @@ def test_values_are_converted(kind, given, value):
         *((SIZE, given) for given in ("[224]", [1, 2, 3], 224.5, "x", True)),
     ],
 )
-def test_other_values_are_refused(kind, given):
+def test_other_values_are_rejected(kind, given):
     with pytest.raises(REFUSED):
         kind.convert(given)
 

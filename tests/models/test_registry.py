@@ -143,7 +143,7 @@ def test_a_timm_model_without_stochastic_depth_is_named():
         assert build_model("timm", name="vgg11", num_classes=2).num_classes == 2
 
 
-def test_images_that_a_timm_model_cannot_take_are_refused():
+def test_images_that_a_timm_model_cannot_take_are_rejected():
     model = build_model("timm", name="convnext_atto", num_classes=2)
     with pytest.raises(ConfigError, match=r"(?=.*\b1x1\b)(?=.*TEST\.IMG_SIZE)"):
         describe_model(model, (1, 1))
@@ -191,13 +191,13 @@ def test_a_single_gpu_gets_cuda_graphs_unless_it_accumulates(device, size, optio
     assert compile_mode(configured(**options), World(size=size, device=torch.device(device))) == mode
 
 
-def test_cuda_graphs_that_would_have_to_accumulate_are_refused():
+def test_cuda_graphs_that_would_have_to_accumulate_are_rejected():
     cfg = configured(TRAIN__COMPILE_MODE="reduce-overhead", TRAIN__ACCUMULATION_STEPS=2)
     with raises(ConfigError, "TRAIN.COMPILE_MODE", "accumulate"):
         compile_mode(cfg, World(device=torch.device("cuda")))
 
 
-def test_without_a_compiler_compiling_is_refused(monkeypatch):
+def test_without_a_compiler_compiling_is_rejected(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ConfigError, match=r"(?=.*TRAIN\.COMPILE)(?=.*g\+\+)"):
         check_compiler(torch.device("cpu"))

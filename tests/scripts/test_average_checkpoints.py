@@ -32,7 +32,7 @@ def test_averaged_weights_are_preferred_as_in_evaluation(tmp_path):
     assert torch.load(tmp_path / "mean.pth", weights_only=True)["model"]["a"].item() == 5.0
 
 
-def test_a_forgotten_target_costs_no_checkpoint(tmp_path, capsys):
+def test_a_forgotten_target_overwrites_no_checkpoint(tmp_path, capsys):
     files = [write(tmp_path / f"{i}.pth", float(i), config=f"SEED: {i}") for i in (1, 2, 3)]
     assert main(files) == 2
     err = capsys.readouterr().err
@@ -44,7 +44,7 @@ def test_a_forgotten_target_costs_no_checkpoint(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: {files[0]}: ")
 
 
-def test_a_folder_stands_for_its_epochs(tmp_path):
+def test_a_folder_means_its_epochs(tmp_path):
     for name in ("ckpt_epoch_9.pth", "ckpt_epoch_10.pth", "ckpt_epoch_11.pth", "ckpt_epoch_12_step_3.pth"):
         write(tmp_path / "run/checkpoints" / name, 1.0)
     names = [path.name for path in checkpoints_of([tmp_path / "run"], 0)]
@@ -54,7 +54,7 @@ def test_a_folder_stands_for_its_epochs(tmp_path):
         checkpoints_of([tmp_path], 0)
 
 
-def test_other_models_and_other_files_are_refused(tmp_path, capsys):
+def test_other_models_and_other_files_are_rejected(tmp_path, capsys):
     one = write(tmp_path / "a.pth", 1.0)
     torch.save({"model": small().state_dict()}, tmp_path / "b.pth")
     assert main([one, str(tmp_path / "b.pth"), str(tmp_path / "mean.pth")]) == 4

@@ -41,7 +41,7 @@ def write(folder, family, *changes):
     return str(cfg), model.state_dict()
 
 
-OPEN = ("[3, 2]", "[0, 0]")  # windows of pre-training: those of the file
+OPEN = ("[3, 2]", "[0, 0]")  # windows of pre-training: as in the file
 
 
 def mm_of(family):
@@ -91,7 +91,7 @@ def test_the_window_of_pre_training_is_stored(tmp_path, layout, ending):
 @pytest.mark.parametrize("out", ["out.safetensors", "out.pth"])
 @pytest.mark.parametrize("layout", ["original", "timm", "mmpretrain"])
 def test_known_windows_class_names_and_preprocessing_are_stored(tmp_path, layout, out):
-    """Also windows that are the model's own: another model may load the file."""
+    """Also windows equal to the model's: another model may load the file."""
     cfg, weights = write(tmp_path, "swinv2", OPEN, ("IMG_SIZE: 64", "IMG_SIZE: 64, MEAN: [0.1, 0.2, 0.3]"))
     names = list("abcdefg")
     torch.save({"model": weights, "pretrained_windows": [4, 4], "class_names": names}, tmp_path / "in.pth")
@@ -107,7 +107,7 @@ def test_known_windows_class_names_and_preprocessing_are_stored(tmp_path, layout
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "transformers"])
-def test_a_pth_file_of_tensors_alone_says_that_it_loses_the_class_names(tmp_path, layout):
+def test_a_pth_file_of_tensors_alone_reports_the_loss_of_class_names(tmp_path, layout):
     cfg, weights = write(tmp_path, "swin")
     torch.save({"model": weights, "class_names": list("abcdefg")}, tmp_path / "in.pth")
     lines = convert(cfg, str(tmp_path / "in.pth"), tmp_path / "out.pth", layout)
@@ -119,7 +119,7 @@ def test_a_pth_file_of_tensors_alone_says_that_it_loses_the_class_names(tmp_path
     ("change", "layout"),
     [(("IMG_SIZE: 64", "IMG_SIZE: 8"), "torchvision"), (("WINDOW_SIZE", "PATCH_NORM: false, WINDOW_SIZE"), "timm")],
 )
-def test_a_model_that_a_library_cannot_build_is_refused(tmp_path, change, layout):
+def test_a_model_that_a_library_cannot_build_is_rejected(tmp_path, change, layout):
     """torchvision keeps its window where the last map is smaller; timm always norms its patches."""
     cfg, _ = write(tmp_path, "swin", change)
     with raises(CheckpointError, "--to", layout):
@@ -143,7 +143,7 @@ def test_a_model_that_a_layout_cannot_represent_is_rejected(tmp_path, family, ch
     assert not (tmp_path / "out.pth").exists()
 
 
-def test_a_recipe_of_a_timm_model_is_refused(tmp_path):
+def test_a_recipe_of_a_timm_model_is_rejected(tmp_path):
     write(tmp_path, "swin")
     (tmp_path / "timm.yaml").write_text("MODEL: {TYPE: timm, TIMM: {NAME: resnet10t}}")
     with raises(ConfigError, "--cfg", tmp_path / "timm.yaml", "Swin"):
@@ -161,7 +161,7 @@ def test_torchvision_loads_the_file_strictly(tmp_path, family):
     peer.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True))
 
 
-def test_half_precision_is_preserved_and_other_sizes_are_refused(tmp_path):
+def test_half_precision_is_preserved_and_other_sizes_are_rejected(tmp_path):
     cfg, weights = write(tmp_path, "swin")
     torch.save({"model": {k: v.half() for k, v in weights.items()}}, tmp_path / "in.pth")
     convert(cfg, str(tmp_path / "in.pth"), tmp_path / "out.safetensors", "transformers")
@@ -176,7 +176,7 @@ def test_half_precision_is_preserved_and_other_sizes_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["folder.pth", "a.onnx", "a"])
-def test_a_bad_name_for_the_output_is_refused_at_once(tmp_path, capsys, out):
+def test_a_bad_name_for_the_output_is_rejected_at_once(tmp_path, capsys, out):
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(SystemExit) as caught:
         main(["--cfg", "c.yaml", "in.pth", str(tmp_path / out), "--to", "timm"])

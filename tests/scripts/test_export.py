@@ -59,7 +59,7 @@ def test_the_ending_decides(capsys):
     assert "must end in .onnx or .pt2" in capsys.readouterr().err
 
 
-def test_a_mixture_of_experts_is_refused_in_one_line(tmp_path):
+def test_a_mixture_of_experts_is_rejected_in_one_line(tmp_path):
     opened = SimpleNamespace(model=small("swin_moe"))
     with raises(ConfigError, "MODEL.TYPE", "mixture of experts"):
         export(opened, tmp_path / "x.onnx", 0)

@@ -28,7 +28,7 @@ def test_other_files_are_rejected(tmp_path, ending):
         open_exported(path)
 
 
-def test_a_file_without_notes_is_refused(tmp_path):
+def test_a_file_without_notes_is_rejected(tmp_path):
     program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
     torch.export.save(program, tmp_path / "bare.pt2")
     with raises(CheckpointError, tmp_path / "bare.pt2", "class names", "scripts/export.py"):

@@ -1,4 +1,4 @@
-"""What stands in a repository of the hub, and that both programs read it."""
+"""Contents of a hub repository, read by both programs."""
 
 import json
 

@@ -58,7 +58,7 @@ def test_peers_exist_for_three_layouts_if_their_library_is_installed(monkeypatch
 
 
 @pytest.mark.parametrize("layout", PEERS)
-def test_missing_and_unexpected_weights_are_refused(layout):
+def test_missing_and_unexpected_weights_are_rejected(layout):
     o = options("swin")
     weights = stored(build(o), layout)
     head = next(name for name in weights if name.endswith(("head.weight", "head.fc.weight", "classifier.weight")))

@@ -29,7 +29,7 @@ def test_a_clean_folder_has_no_findings(photos, capsys):
 
 
 def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
-    """Each in a line of its own, and no other."""
+    """Each on a separate line, and no other."""
     train, val = own_photos / "train", own_photos / "val"
     planted = {
         "truncated": train / "class_0/photo_0.jpg",
@@ -165,7 +165,7 @@ def test_copies_of_every_format_can_be_read_and_have_one_setting(tmp_path, capsy
     assert main([*call, "0"]) == 3 and "short side 0" in capsys.readouterr().err
 
 
-def test_nested_images_are_refused_when_packing(tmp_path, capsys):
+def test_nested_images_are_rejected_when_packing(tmp_path, capsys):
     photos = write_photos(tmp_path / "photos", classes=2, train=2, val=1)
     (photos / "train/class_0/deeper").mkdir()
     (photos / "train/class_0/photo_0.jpg").rename(photos / "train/class_0/deeper/photo_0.jpg")

@@ -1,4 +1,4 @@
-"""Publishing, to a server that stands for the hub."""
+"""Publishing to a mock server of the hub."""
 
 import base64
 import json
@@ -96,7 +96,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.mark.slow
 def test_what_is_published_loads_back_here_and_in_timm(made, tmp_path):
-    """In a process of its own: the package reads its address when it is imported."""
+    """In a separate process, since the package reads its address when imported."""
     server, address = serve(Hub)
     own = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""The page about runs: what stands on it, and how a browser shows it."""
+"""The page about runs: its contents, and its rendering in a browser."""
 
 import json
 import re

@@ -39,7 +39,7 @@ def test_metrics_per_class_are_those_of_the_last_file(tmp_path):
     assert rows(tmp_path / "c.csv") == [["class", "top1"], ["cat", "2"]]
 
 
-def test_metrics_per_class_of_a_task_without_classes_are_refused(tmp_path):
+def test_metrics_per_class_of_a_task_without_classes_are_rejected(tmp_path):
     with raises(ConfigError, "TEST.PER_CLASS"):
         write_tables([result("x", 0)], "", str(tmp_path / "c.csv"))
     assert not (tmp_path / "c.csv").exists()

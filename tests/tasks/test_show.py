@@ -60,7 +60,7 @@ def test_count_and_seed_decide_what_is_shown(photos, tmp_path):
         assert sheet.size == (GAP + COLUMNS * (TILE + GAP), 64 + 2 * (TILE + CAPTION + GAP) + GAP)
 
 
-def test_a_sheet_that_cannot_be_written_is_refused(colours, tmp_path):
+def test_a_sheet_that_cannot_be_written_is_rejected(colours, tmp_path):
     (tmp_path / "file").touch()
     with raises(ResourceError, tmp_path / "file/sheet.png", "SHEET"):
         draw(colours, tmp_path / "file/sheet.png", 1)

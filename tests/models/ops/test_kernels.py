@@ -91,7 +91,7 @@ def test_options_unsupported_by_the_kernel_are_rejected(change):
         model.train()(torch.randn(1, 3, 64, 64, device="cpu"))
 
 
-def test_an_unknown_form_is_refused():
+def test_an_unknown_form_is_rejected():
     with raises(ConfigError, "MODEL.ATTENTION", "'kernal'", "did you mean kernel"):
         small("swin", attention="kernal")
 

@@ -54,6 +54,6 @@ def test_real_labels_are_in_the_label_order_of_the_model():
     assert own[cradle_or_teddy] == [0] and own[soup_bowl] == [1] and own["ILSVRC2012_val_00000001.JPEG"] == []
 
 
-def test_real_labels_of_other_classes_are_refused():
+def test_real_labels_of_other_classes_are_rejected():
     with raises(ConfigError, "TEST.REAL", "cat, dog"):
         real_labels([*SYNSETS[:3], "cat", "dog"])

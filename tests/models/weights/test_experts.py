@@ -49,7 +49,7 @@ def test_files_of_every_rank_load_into_one_model(tmp_path, cosine):
     assert torch.equal(source(images), target(images))
 
 
-def test_another_number_of_experts_is_refused_with_both_and_the_key():
+def test_another_number_of_experts_is_rejected_with_both_and_the_key():
     for experts in (2, 8):
         with raises(
             CheckpointError, "x.pth", f"4 experts per layer, the model {experts}", "MODEL.SWIN_MOE.NUM_EXPERTS 4"
@@ -57,7 +57,7 @@ def test_another_number_of_experts_is_refused_with_both_and_the_key():
             load_contents(small("swin_moe", num_experts=experts), filled("swin_moe").state_dict(), "x.pth")
 
 
-def test_another_router_is_refused_with_the_key():
+def test_another_router_is_rejected_with_the_key():
     cosine = filled("swin_moe", routing=RoutingOptions(cosine=True)).state_dict()
     with raises(CheckpointError, "x", "cosine", "linear", "MODEL.SWIN_MOE.COSINE_ROUTER True"):
         load_contents(small("swin_moe"), cosine, "x")
@@ -74,7 +74,7 @@ def test_dense_and_sparse_models_do_not_take_each_others_files():
 
 @pytest.mark.parametrize(("family", "title"), [("swin", "Swin V1"), ("swinv2", "Swin V2")])
 @pytest.mark.parametrize("pretraining", [False, True])
-def test_a_dense_swin_and_a_simmim_encoder_are_refused(family, title, pretraining):
+def test_a_dense_swin_and_a_simmim_encoder_are_rejected(family, title, pretraining):
     state = filled(family).state_dict()
     if pretraining:
         state = {f"encoder.{name}": value for name, value in state.items() if "head" not in name}

@@ -120,7 +120,7 @@ def test_a_simmim_encoder_loads_with_its_old_names():
 
 
 @pytest.mark.parametrize(("family", "other"), [("swin", "swinv2"), ("swinv2", "swin_mlp"), ("swin_mlp", "swin")])
-def test_a_file_of_another_family_is_refused_with_its_type(family, other):
+def test_a_file_of_another_family_is_rejected_with_its_type(family, other):
     titles = {"swin": "Swin V1", "swinv2": "Swin V2", "swin_mlp": "Swin-MLP"}
     names = f"contains a {titles[other]}", f"is a {titles[family]}", f"MODEL.TYPE {other})"
     with raises(CheckpointError, "x", *names):
@@ -204,7 +204,7 @@ def test_keys_that_are_not_strings_are_ignored(model, weights):
 
 
 @pytest.mark.parametrize("windows", [[-5, -5], [8], [8, 8, 8], ["8", "8"], [10**30, 8], 8])
-def test_impossible_windows_of_pre_training_are_refused(windows):
+def test_impossible_windows_of_pre_training_are_rejected(windows):
     model = small("swinv2")
     with raises(CheckpointError, "x", "windows"):
         load_contents(model, {"model": model.state_dict(), "pretrained_windows": windows}, "x")
@@ -219,7 +219,7 @@ def test_nonsense_in_a_table_of_coordinates_is_rejected(value):
         load_contents(model, state, "x")
 
 
-def test_a_file_without_weights_is_refused():
+def test_a_file_without_weights_is_rejected():
     with raises(CheckpointError, "x.pth", "no weights", "epoch"):
         find_weights({"epoch": 1}, "x.pth")
 
@@ -334,7 +334,7 @@ def test_the_other_parts_of_a_whole_model_must_match(name, value, kind, problem,
     assert same(model, before)
 
 
-def test_a_file_of_another_family_is_refused_for_an_encoder_too():
+def test_a_file_of_another_family_is_rejected_for_an_encoder_too():
     with raises(CheckpointError, "x", "contains a Swin V2", "is a Swin V1", "MODEL.TYPE swinv2"):
         load_contents(Segmenter(), Segmenter("swinv2").state_dict(), "x")
 

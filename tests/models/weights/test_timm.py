@@ -77,7 +77,7 @@ def test_a_transformer_of_another_image_size_keeps_its_position_embedding():
 
 
 def test_the_published_names_of_an_architecture_are_translated_by_timm():
-    """ConvNeXt's own files: another name for the blocks and the norm before the head."""
+    """ConvNeXt's published files: other names of the blocks and the norm before the head."""
     source, target = timm_model("convnext_atto"), timm_model("convnext_atto", seed=1)
     published = {}
     for name, value in source.state_dict().items():

@@ -1,4 +1,4 @@
-"""Opening a labelled dataset: the same samples from every storage, one class map for both splits, every refusal."""
+"""Opening a labelled dataset: the same samples from every storage, one class map for both splits, every error."""
 
 import logging
 import multiprocessing
@@ -94,7 +94,7 @@ def test_fault_48_spawned_processes_share_storages_opened_before(photos, used):
 
 
 def options_of(*arguments):
-    """What the command line of the original selects."""
+    """As selected by the command line of the original."""
     parsed = parse_command_line(["--cfg", str(ROOT / "configs/swin_tiny.yaml"), *map(str, arguments)])
     return SourceOptions.from_config(load_config(parsed.cfg, parsed.overrides))
 

@@ -35,7 +35,7 @@ def test_sums_do_not_depend_on_how_samples_are_batched():
     assert whole.dtype == torch.float64
 
 
-def test_no_samples_are_refused():
+def test_no_samples_are_rejected():
     with raises(DataError, "DATA.DATA_PATH"):
         accuracy_of(torch.zeros(4), 5)
 

@@ -22,7 +22,7 @@ def test_nothing_to_mix_is_none():
 
 
 @pytest.mark.parametrize("minmax", [(0.5, 0.5), (1.0, 1.0), (0.5, 0.6)])
-def test_a_range_of_boxes_without_a_pixel_is_refused(minmax):
+def test_a_range_of_boxes_without_a_pixel_is_rejected(minmax):
     with raises(ConfigError, "AUG.CUTMIX_MINMAX", f"{minmax[0]:g} and {minmax[1]:g}", "8x8"):
         mixing(minmax=minmax)
 

@@ -1,4 +1,4 @@
-"""Keys of SimMIM: what they imply, and what is refused."""
+"""Keys of SimMIM: implied defaults, and rejected keys."""
 
 import pytest
 

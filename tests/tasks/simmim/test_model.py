@@ -1,4 +1,4 @@
-"""SimMIM: the network, beside that of transformers and a plain computation."""
+"""The SimMIM network against transformers and a plain computation."""
 
 import pytest
 import torch

@@ -127,7 +127,7 @@ def test_pictures_leave_out_what_is_skipped(own_photos):
     assert task.epoch_pictures(net, task.loader(data.val, data.info)) == {}
 
 
-def test_what_predicts_nothing_says_so(tmp_path, photos, capsys):
+def test_a_task_without_predictions_is_reported(tmp_path, photos, capsys):
     task = reconstruction()
     torch.save({"model": model(task).state_dict(), "config": dump_config(task.cfg)}, tmp_path / "m.pth")
     for more in ([], ["--pictures", str(tmp_path / "p")]):
