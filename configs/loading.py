@@ -258,9 +258,7 @@ def _resolve_experts(values: dict[str, Any]) -> None:
 def _check_together(values: dict[str, Any]) -> None:
     """Checks keys against each other. Raises: ConfigError."""
     if values["TRAIN.GLOBAL_BATCH_SIZE"] and values["TRAIN.ACCUMULATION_STEPS"] > 1:
-        raise ConfigError(
-            "TRAIN.ACCUMULATION_STEPS", "conflicts with TRAIN.GLOBAL_BATCH_SIZE, which determines it", "set it to 1"
-        )
+        raise ConfigError("TRAIN.ACCUMULATION_STEPS", "conflicts with TRAIN.GLOBAL_BATCH_SIZE", "set it to 1")
     if values["TRAIN.START_EPOCH"] >= values["TRAIN.EPOCHS"] and not values["TRAIN.UPDATES"]:
         raise ConfigError("TRAIN.START_EPOCH", "nothing is left to train", "set it below TRAIN.EPOCHS")
     for name in ("MODEL.NAME", "TAG"):

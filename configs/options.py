@@ -39,7 +39,7 @@ GROUPS: dict[str, dict[str, Option]] = {
         "--optim": Option("TRAIN.OPTIMIZER.NAME", "adamw, sgd, fused_adam or fused_lamb"),
         "--accumulation-steps": Option("TRAIN.ACCUMULATION_STEPS", "micro-batches per update"),
         "--use-checkpoint": Option(
-            "TRAIN.USE_CHECKPOINT", "activation checkpointing: less memory, a third more time", True
+            "TRAIN.USE_CHECKPOINT", "activation checkpointing: less memory, 1/3 more time", True
         ),
         "--enable-amp": Option("AMP_ENABLE", "mixed precision, the default", True),
         "--disable-amp": Option("AMP_ENABLE", "no mixed precision", False),
@@ -51,9 +51,7 @@ GROUPS: dict[str, dict[str, Option]] = {
     },
     "instead of training": {
         "--eval": Option("EVAL_MODE", "evaluate --resume FILE", True),
-        "--dry-run": Option(
-            "DRY_RUN", "train a few updates, write nothing, estimate time, memory and disk space", True
-        ),
+        "--dry-run": Option("DRY_RUN", "train a few updates, write nothing, estimate time, memory, disk space", True),
         "--throughput": Option("THROUGHPUT_MODE", "measure images/s", True),
         "--profile": Option("PROFILE", "train, and profile a few updates to trace.json and the log", True),
     },

@@ -62,9 +62,7 @@ SCHEMA: dict[str, Any] = {
         "DATA_PATH": Key("", "folder that contains train and val", free=True, per_machine=True),
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
         "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),
-        "INTERPOLATION": Key(
-            "bicubic", "resizing filter", one_of("bicubic", "bilinear", "lanczos", "hamming", "random")
-        ),
+        "INTERPOLATION": Key("bicubic", "resize filter", one_of("bicubic", "bilinear", "lanczos", "hamming", "random")),
         "MEAN": Key(AUTO, "new: mean per channel; auto: the model's, for Swin ImageNet's", numbers, PER_CHANNEL),
         "STD": Key(AUTO, "new: std per channel; auto: the model's, for Swin ImageNet's", positives, PER_CHANNEL),
         "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders", free=True, per_machine=True),
@@ -85,28 +83,18 @@ SCHEMA: dict[str, Any] = {
             free=True,
             per_machine=True,
         ),
-        "EXIF": Key(
-            "ignore", "new: EXIF orientation: ignore, as for the published numbers; apply", one_of("ignore", "apply")
-        ),
-        "ON_BAD_IMAGE": Key(
-            "error", "new: unreadable images end the run (error) or are skipped", one_of("error", "skip"), free=True
-        ),
-        "DECODER": Key(
-            "auto", "new: decoder of training images; pillow: slower, timm's exact pixels", one_of("auto", "pillow")
-        ),
+        "EXIF": Key("ignore", "new: EXIF orientation: ignore (as published) or apply", one_of("ignore", "apply")),
+        "ON_BAD_IMAGE": Key("error", "new: unreadable images: error or skip", one_of("error", "skip"), free=True),
+        "DECODER": Key("auto", "new: training decoder; pillow: slower, timm's pixels", one_of("auto", "pillow")),
         "TIMEOUT": Key(300.0, "new: seconds without a batch that end the run; 0: never", at_least(0), free=True),
     },
     "MODEL": {
         "TYPE": Key("swin", "model family"),
         "NAME": Key("swin_tiny_patch4_window7_224", "name of the output folder"),
         "PRETRAINED": Key("", "weights to start from"),
-        "RESUME": Key(
-            "", "checkpoint to resume, or to evaluate; in evaluation several, separated by commas", free=True
-        ),
+        "RESUME": Key("", "checkpoint to resume, or to evaluate (then also several, comma-separated)", free=True),
         "SHA256": Key("", "new: expected digest of the file of PRETRAINED or RESUME", hexadecimal, free=True),
-        "NUM_CLASSES": Key(
-            0, "0: the number in the data, or of the evaluated weights (original: 1000)", at_least(0), free=True
-        ),
+        "NUM_CLASSES": Key(0, "0: as in the data, or the evaluated weights (original: 1000)", at_least(0), free=True),
         "DROP_RATE": Key(0.0, "dropout", below_one),
         "DROP_PATH_RATE": Key(0.1, "stochastic depth rate of the last block", below_one),
         "ATTENTION": Key(
@@ -131,12 +119,10 @@ SCHEMA: dict[str, Any] = {
             MOE_BLOCKS=Key([[-1], [-1], [-1], [-1]], "blocks with experts, per stage; -1: none"),
             NUM_EXPERTS=Key(0, "new: experts per layer; 0: from NUM_LOCAL_EXPERTS and the world size", at_least(0)),
             NUM_LOCAL_EXPERTS=Key(
-                1, "experts per rank; negative: ranks per expert", lambda v: None if v else "must not be 0"
+                1, "experts per rank; below 0: ranks per expert", lambda v: None if v else "must not be 0"
             ),
             TOP_VALUE=Key(1, "experts per token", at_least(1)),
-            CAPACITY_FACTOR=Key(
-                1.25, "capacity of an expert, relative to an even distribution; 0: unlimited", at_least(0)
-            ),
+            CAPACITY_FACTOR=Key(1.25, "capacity of an expert, relative to an even load; 0: unlimited", at_least(0)),
             COSINE_ROUTER=Key(False, "route by cosine similarity"),
             NORMALIZE_GATE=Key(False, "normalise the gates to sum to 1"),
             USE_BPR=Key(True, "batch prioritised routing: when capacity is short, the highest scores come first"),
@@ -171,9 +157,7 @@ SCHEMA: dict[str, Any] = {
         "AUTO_RESUME": Key(True, "resume from the newest checkpoint in the output folder", free=True),
         "ACCUMULATION_STEPS": Key(1, "micro-batches per update", at_least(1), free=True),
         "USE_CHECKPOINT": Key(False, "activation checkpointing: less memory, a third more time", free=True),
-        "CHECKPOINT_STAGES": Key(
-            [], "stages that USE_CHECKPOINT applies to, from 0; empty: all", kind=list_of(INT), free=True
-        ),
+        "CHECKPOINT_STAGES": Key([], "stages for USE_CHECKPOINT, from 0; empty: all", kind=list_of(INT), free=True),
         "COMPILE": Key(False, "torch.compile: slow to start; needs a C++ compiler (CPU) or Triton (CUDA)"),
         "COMPILE_MODE": Key(
             AUTO,
@@ -214,9 +198,7 @@ SCHEMA: dict[str, Any] = {
         },
         "MOE": {"SAVE_MASTER": Key(False, "no longer used", deprecated=True)},
         # new here
-        "GLOBAL_BATCH_SIZE": Key(
-            0, "images per update over all ranks; sets the accumulation; 0: off", at_least(0), free=True
-        ),
+        "GLOBAL_BATCH_SIZE": Key(0, "images per update, sets the accumulation; 0: off", at_least(0), free=True),
         "SAVE_EVERY_UPDATES": Key(0, "also save within an epoch, every N updates; 0: off", at_least(0), free=True),
         "SAVE_EVERY_MINUTES": Key(15.0, "also save within an epoch, every N minutes; 0: off", at_least(0), free=True),
         "KEEP_CHECKPOINTS": Key(3, "newest checkpoints to keep, besides the best; 0: all", at_least(0), free=True),
@@ -268,9 +250,7 @@ SCHEMA: dict[str, Any] = {
     "SAVE_FREQ": Key(1, "epochs between checkpoints", at_least(1), free=True),
     "PRINT_FREQ": Key(10, "updates between log lines", at_least(1), free=True),
     "SEED": Key(0, "seed from which all randomness is derived", at_least(0)),
-    "TIMEOUT_MINUTES": Key(
-        30.0, "new: minutes without progress that end a multi-rank job; 0: never", at_least(0), free=True
-    ),
+    "TIMEOUT_MINUTES": Key(30.0, "new: minutes without progress that end a job; 0: never", at_least(0), free=True),
     "EVAL_MODE": Key(False, "evaluate and exit", free=True),
     "DRY_RUN": Key(False, "new: train a few updates, write nothing, estimate time, memory and disk space", free=True),
     "PROFILE": Key(False, "profile a few updates: trace.json, and the slowest operations", free=True),

@@ -274,9 +274,7 @@ class SwinBackbone(nn.Module):
         last = len(self.layers) - 1
         wrong = [i for i in stages or () if not 0 <= i <= last]
         if wrong:
-            raise ConfigError(
-                "TRAIN.CHECKPOINT_STAGES", f"the model has no stage {wrong[0]}", f"choose from 0 to {last}"
-            )
+            raise ConfigError("TRAIN.CHECKPOINT_STAGES", f"there is no stage {wrong[0]}", f"choose from 0 to {last}")
         for i, stage in enumerate(self.stages()):
             stage.grad_checkpointing = enable and (stages is None or i in stages)
 

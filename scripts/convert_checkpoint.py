@@ -52,9 +52,7 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     found = find_weights(contents, source)
     options = model_options(cfg)
     if not isinstance(options, PyramidOptions):
-        raise ConfigError(
-            "--cfg", f"{cfg_path} is not a Swin, and only Swin models can be converted", "name a Swin recipe"
-        )
+        raise ConfigError("--cfg", f"only Swin models can be converted, not {cfg_path}", "name a Swin recipe")
     options = replace(options, num_classes=found.classes)
     model = _model(options, found)
     lines = [f"read: {load_weights(model, found)}"]

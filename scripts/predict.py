@@ -218,9 +218,7 @@ def _parser() -> ScriptParser:
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="default %(default)s")
     parser.add_argument("--features", choices=FEATURES, help="write features to --output instead of classes")
-    parser.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="write a picture of each prediction, if the task draws them"
-    )
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw each prediction, if the task can")
     parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture that explains each prediction")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

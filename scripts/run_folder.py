@@ -71,9 +71,8 @@ def summary_table(runs: Sequence[Run]) -> Table:
     """Returns a row per run: length, best metric and loss."""
     metrics = {run.best.metric for run in runs if run.best is not None}
     best = f"best {metrics.pop()}" if len(metrics) == 1 else "best"
-    return Table(
-        ("run", "epochs", best, "of epoch", "min val loss", "last train loss"), [run.summary() for run in runs]
-    )
+    head = ("run", "epochs", best, "of epoch", "min val loss", "last train loss")
+    return Table(head, [run.summary() for run in runs])
 
 
 def differences(runs: Sequence[Run]) -> list[list[str]]:

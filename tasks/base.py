@@ -5,7 +5,7 @@ subclass of `Task`. Nothing outside of tasks/ distinguishes tasks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from data.loaders import EvalLoader, Interruptible, Pipeline, TrainLoader
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
 from data.pipeline.workers import LoaderOptions
 from data.sources.base import Source
 from models.registry import ModelOptions, build_for_run, model_options, preprocessing_of
@@ -113,6 +114,19 @@ class Task(ABC):
     def after_update(self, model: nn.Module, done: int, planned: int) -> None:
         """See `utils.training.objective.Objective.after_update`; nothing by default."""
         return
+
+    def image_pipeline(self, on_device: Callable[[Any, Any], tuple[Any, Any]]) -> Pipeline:
+        """Returns the pipeline of the configured image transforms. Args: on_device: transform of whole batches."""
+        cfg, channels = self.cfg, self.options.in_chans
+        train = TrainTransformOptions.from_config(cfg, channels)
+        return Pipeline(
+            train=None if cfg.EVAL_MODE else TrainTransform(train),
+            val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
+            preprocessing=self.preprocessing,
+            on_device=on_device,
+            erase_mode=train.re_mode,
+            sample_bytes=channels * train.size[0] * train.size[1],
+        )
 
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
         """Returns functions that draw pictures for trackers after every evaluation. Called on every rank.

@@ -163,9 +163,7 @@ def _to_mmdetection(weights: Weights) -> Weights:
 
 def _from_mmdetection(weights: Weights) -> Weights:
     last = _last_stage(weights)
-    weights = {
-        name.replace(f"norm{last}.", "norm.") if name.startswith("norm") else name: v for name, v in weights.items()
-    }
+    weights = {re.sub(rf"^norm{last}\.", "norm.", name): value for name, value in weights.items()}
     return _reorder_merging(weights, lambda w: w.view(*w.shape[:-1], -1, 4).transpose(-1, -2)[..., [0, 2, 1, 3], :])
 
 

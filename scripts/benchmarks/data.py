@@ -84,27 +84,13 @@ def _peers(root: Path, recipe: CfgNode, device: torch.device) -> dict[str, Itera
         "re_mode": recipe.AUG.REMODE,
         "re_count": recipe.AUG.RECOUNT,
     }
+    loading = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device.type == "cuda"}
+    images = ImageDataset(str(root / "train"))
     timm_loader = create_loader(
-        ImageDataset(str(root / "train")),
-        (3, size, size),
-        batch,
-        is_training=True,
-        num_workers=workers,
-        device=device,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        **augmentation,
+        images, (3, size, size), batch, is_training=True, device=device, **loading, **augmentation
     )
     transform = create_transform(size, is_training=True, **augmentation)
-    folder = DataLoader(
-        ImageFolder(str(root / "train"), transform),
-        batch,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-    )
+    folder = DataLoader(ImageFolder(str(root / "train"), transform), batch, shuffle=True, drop_last=True, **loading)
     return {"timm": timm_loader, "torchvision": folder}
 
 
@@ -130,7 +116,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data-path", type=Path, metavar="FOLDER", help="contains train/ and val/ (default: generated files)"
+        "--data-path", type=Path, metavar="FOLDER", help="with train/ and val/ (default: generated files)"
     )
     parser.add_argument("--images", type=int, default=1024, help="files to generate (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="default %(default)s")

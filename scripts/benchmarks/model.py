@@ -107,7 +107,7 @@ def _memory(values: dict[str, float]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--models", nargs="+", default=["swin_tiny"], metavar="NAME", help="recipes in configs/ (default: swin_tiny)"
+        "--models", nargs="+", default=["swin_tiny"], metavar="NAME", help="recipes (default: swin_tiny)"
     )
     parser.add_argument("--quick", action=Quick, help="batch size 8, 2 + 3 rounds: under 3 minutes on two cores")
     parser.add_argument("--batch-size", type=int, default=16, help="default %(default)s")
@@ -118,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help="unmeasured rounds (default %(default)s)")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="default: all")
     parser.add_argument(
-        "--compiled", nargs="+", choices=("ours", *PEERS), default=[], help="also measure these with torch.compile"
+        "--compiled", nargs="+", choices=("ours", *PEERS), default=[], help="also measure these compiled"
     )
     parser.add_argument(
         "--graphs",

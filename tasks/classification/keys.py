@@ -45,9 +45,7 @@ def _check(values: Mapping[str, Any]) -> None:
         if named:
             raise ConfigError(named[0], "is set, but nothing is distilled", "set DISTILLATION.KIND to soft or hard")
     elif "DISTILLATION.WEIGHTS" not in named:
-        raise ConfigError(
-            "DISTILLATION.WEIGHTS", "the teacher has no weights", "name a file, the folder of a run, a URL or hub:NAME"
-        )
+        raise ConfigError("DISTILLATION.WEIGHTS", "the teacher has no weights", "name a file, a run, a URL or hub:NAME")
 
 
 TASK_KEYS = TaskKeys(_KEYS, check=_check)

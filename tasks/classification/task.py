@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from data.loaders import EvalLoader, Pipeline, keep
-from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
 from data.sources.open import SourceOptions
 from models.registry import build, default_classes, preprocessing_of
 from models.weights.class_maps import known_classes, real_labels
@@ -29,6 +28,7 @@ from utils.batches import Batch
 from utils.distributed.world import World
 from utils.errors import CheckpointError
 from utils.pictures import Pictures
+from utils.preprocessing import image_size
 from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
@@ -73,20 +73,13 @@ class Classification(Task):
         return ClassInfo(class_names=class_names_of(self.contents, classes or len(stored) or default_classes(self.cfg)))
 
     def pipeline(self, info: ClassInfo) -> Pipeline:  # type: ignore[override]
-        cfg, channels = self.cfg, self.options.in_chans
+        cfg = self.cfg
         expected = preprocessing_of(self.options).interpolation
         if expected not in ("", cfg.DATA.INTERPOLATION):
             given = cfg.DATA.INTERPOLATION
             log.warning("the published weights expect %s resizing, but DATA.INTERPOLATION is %s", expected, given)
-        train = TrainTransformOptions.from_config(cfg, channels)
-        return Pipeline(
-            train=None if cfg.EVAL_MODE else TrainTransform(train),
-            val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
-            preprocessing=self.preprocessing,
-            on_device=build_mixing(len(info.class_names), MixingOptions.from_config(cfg), train.size) or keep,
-            erase_mode=train.re_mode,
-            sample_bytes=channels * train.size[0] * train.size[1],
-        )
+        mixing = build_mixing(len(info.class_names), MixingOptions.from_config(cfg), image_size(cfg.DATA.IMG_SIZE))
+        return self.image_pipeline(mixing or keep)
 
     def new_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
         return build(self.options, default_classes(self.cfg) if info is None else len(info.class_names))

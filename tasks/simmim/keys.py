@@ -50,7 +50,7 @@ def _check(values: Mapping[str, Any]) -> None:
             raise ConfigError(key, f"{values[key]} does not apply to SimMIM pre-training", f"set it to {allowed[0]!r}")
     if values["MODEL.TYPE"] not in ("swin", "swinv2"):
         raise ConfigError(
-            "MODEL.TYPE", f"SimMIM pre-trains Swin V1 and V2, not {values['MODEL.TYPE']}", "set it to swin or swinv2"
+            "MODEL.TYPE", f"SimMIM pre-trains V1 and V2, not {values['MODEL.TYPE']}", "set it to swin or swinv2"
         )
 
 

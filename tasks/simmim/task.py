@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from data.loaders import EvalLoader, Pipeline
-from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
 from data.sources.open import SourceOptions
 from models.backbone import SwinBackbone
 from models.registry import build
@@ -60,16 +59,7 @@ class Reconstruction(Task):
         return ImageInfo()
 
     def pipeline(self, info: DataInfo) -> Pipeline:
-        cfg, channels = self.cfg, self.options.in_chans
-        train = TrainTransformOptions.from_config(cfg, channels)
-        return Pipeline(
-            train=None if cfg.EVAL_MODE else TrainTransform(train),
-            val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
-            preprocessing=self.preprocessing,
-            on_device=self._masking,
-            erase_mode=train.re_mode,
-            sample_bytes=channels * train.size[0] * train.size[1],
-        )
+        return self.image_pipeline(self._masking)
 
     def new_model(self, info: ImageInfo | None) -> nn.Module:  # type: ignore[override]
         encoder = build(self.options, info.classes if info else 0)
