@@ -116,7 +116,7 @@ def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: st
         return "head dropped" if dropped[0] is not None else ""
     classes = len(own["head.weight"])
     for name in (name for name in names if name in weights and weights[name].ndim != own[name].ndim):
-        raise CheckpointError(origin, f"{name} of {tuple(weights[name].shape)} is not a head", "name another file")
+        raise CheckpointError(origin, f"{name} cannot have shape {tuple(weights[name].shape)}", "name another file")
     rows = len(weights["head.weight"]) if "head.weight" in weights else 0
     if head != "replace":
         if rows == classes:

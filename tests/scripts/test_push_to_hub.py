@@ -156,7 +156,7 @@ def test_what_timm_computes_differently_is_published_without_its_config(
     (tmp_path / "to/config.json").write_text("{}")  # of an earlier model
     assert main([str(tmp_path / "model.pth"), "me/small", "--folder", str(tmp_path / "to")]) == 0
     out = capsys.readouterr().out
-    assert re.search(f"not for timm: .*{reason}", out) and "verified: this program read it" in out
+    assert re.search(f"not for timm: .*{reason}", out) and "verified: same logits in this program" in out
     assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["README.md", "model.safetensors"]
     assert "timm" not in (tmp_path / "to/README.md").read_text().split("## Training")[0]
 
