@@ -1,12 +1,12 @@
-"""torch.hub's entry points: every released model by its name, and predictions from the file of a model.
+"""torch.hub entry points: every released model by name, and a predictor for any model file.
 
     model = torch.hub.load(REPOSITORY, "swin_tiny_patch4_window7_224", pretrained=True)
 
     predict = torch.hub.load(REPOSITORY, "predictor", "hub:swin_tiny_patch4_window7_224")
 
 REPOSITORY is this repository on GitHub ("owner/name"), or the path of a checkout with `source="local"`. torch.hub puts
-the repository on the import path while it builds the model, so this works from any working directory, unless the
-program has already imported other packages called configs, models, data or utils.
+the repository on the import path while it builds the model, so this works from any working directory, unless other
+packages called configs, models, data or utils are already imported.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _entry_point(recipe: str) -> Callable[..., nn.Module]:
     entry_point.__doc__ = f"""Builds {recipe} in evaluation mode.
 
     Args: pretrained: True for the released weights, or a file, a URL, "hf:<repository>"; options: fields of the
-    family's options, such as num_classes (the head is then zero), img_size, drop_path_rate.
+    family's options, such as num_classes (zero-initialises the head), img_size, drop_path_rate.
     Raises: ConfigError, CheckpointError.
     """
     return entry_point
@@ -48,7 +48,7 @@ def _build(config: Path, recipe: str, pretrained: bool | str, options: dict[str,
     known = [field.name for field in fields(MODELS[cfg.MODEL.TYPE].Options)]
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r}: {recipe}: {did_you_mean(unknown[0], known)}")
+        raise ConfigError(unknown[0], f"unknown option of {recipe}", did_you_mean(unknown[0], known))
     arguments = {name: getattr(own, name) for name in known} | {"num_classes": row["classes"]}
     if not pretrained:
         return build(type(own)(**arguments | options)).eval()
@@ -62,8 +62,8 @@ def _build(config: Path, recipe: str, pretrained: bool | str, options: dict[str,
 
 
 def predictor(name: str, recipe: str = "", device: str = "cpu") -> Any:
-    """Returns a function from an image to class names with probabilities; see scripts/predictor.py."""
-    from scripts.predictor import Predictor  # it needs what the models do not
+    """Returns a function that maps an image to class names with probabilities; see scripts/predictor.py."""
+    from scripts.predictor import Predictor  # has more dependencies than the models
 
     return Predictor(name, recipe, device)
 

@@ -34,11 +34,11 @@ from utils.training.state import StateOptions, TrainState
 
 def train(cfg: CfgNode, world: World) -> None:
     """Trains from the newest checkpoint, or from the start, to the end of the plan."""
-    task = new_task(cfg, world)  # TASK: its data, model, loss and metrics
+    task = new_task(cfg, world)  # data, model, loss and metrics of TASK
     data = task.open_data()
     plan = RunPlan.from_config(cfg, world.size, data.train_size)
     with RunFolder.open(cfg, world) as folder:  # first: fails before anything slow
-        batches = TrainingData(task, data, plan, interrupt.interruptible)  # its workers start while the model is built
+        batches = TrainingData(task, data, plan, interrupt.interruptible)  # workers start while the model is built
         model = task.build_model(data.info)
         start = find_start(cfg, folder, Provenance.of(cfg, plan, task.preprocessing, data.info), world)
         start.load_weights(model, task.load)  # before sharding replaces the parameters

@@ -1,4 +1,4 @@
-"""Which values of a key make sense: checks that return None for a valid value, else what the value must be."""
+"""Value checks of configuration keys; each returns None for a valid value, else what the value must be."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def below_one(value: float) -> str | None:
 
 
 def one_of(*names: str) -> Check:
-    return lambda v: None if v in names else f"choose one of {', '.join(names)}"
+    return lambda v: None if v in names else f"must be one of {', '.join(names)}"
 
 
 def pair(high: float) -> Check:
@@ -42,7 +42,7 @@ def two_below_one(value: list[float]) -> str | None:
 
 
 def sides(low: int) -> Check:
-    """Args: low: of a single side; of two sides each must be at least 1."""
+    """Args: low: minimum of a single side; each of two sides must be at least 1."""
 
     def check(value: int | list[int]) -> str | None:
         least = low if isinstance(value, int) else 1
@@ -61,12 +61,8 @@ def positives(value: list[float] | str) -> str | None:
     return None if good else "must have a number above 0 for each channel"
 
 
-def worker_count(value: int | str) -> str | None:
-    return None if isinstance(value, str) or value >= 0 else "must be at least 0"
-
-
-def crop_fraction(value: float | str) -> str | None:
-    return None if isinstance(value, str) or 0 < value <= 1 else "must be above 0 and at most 1"
+def unless_auto(check: Check) -> Check:
+    return lambda v: None if v == AUTO else check(v)
 
 
 def portion(value: float) -> str | None:
@@ -79,7 +75,7 @@ def odd(value: int) -> str | None:
 
 def policy(value: str) -> str | None:
     good = re.fullmatch(r"(none)?|(rand|augmix|original|originalr|v0|v0r|3a)(-[a-z]+\d+(\.\d+)?)*", value)
-    return None if good else "must be a policy of timm, such as rand-m9-mstd0.5-inc1, or none"
+    return None if good else "must be a timm policy, such as rand-m9-mstd0.5-inc1, or none"
 
 
 def frozen(value: str) -> str | None:

@@ -1,7 +1,7 @@
 """Merges a YAML file and the command line into one frozen, checked configuration.
 
-Precedence for every key: option > --opts > YAML > the files in its BASE > schema. Every mistake in a key, a name or a
-type ends the program here, before anything is built.
+Precedence: option > --opts > YAML > its BASE files > schema. Unknown keys and invalid values are rejected here, before
+anything is built.
 """
 
 import logging
@@ -19,7 +19,7 @@ from configs.values import AUTO, TaskKeys, kind_of
 from utils.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
-# keys of what is done instead of training
+# keys of the modes that replace training
 MODES = {"EVAL_MODE": "--eval", "THROUGHPUT_MODE": "--throughput", "DRY_RUN": "--dry-run"}
 CONFIGS = Path(__file__).parent
 
@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not a name", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not a string", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"duplicate key {key}", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -52,10 +52,7 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, Any, str]] = ()
 
 
 def load_stored_config(text: str, origin: str, overrides: Iterable[tuple[str, Any, str]] = ()) -> CfgNode:
-    """Returns the configuration that a checkpoint stores as `text`, with `overrides`, for the use of its model.
-
-    Raises: ConfigError.
-    """
+    """Returns the configuration stored as text in a checkpoint, with `overrides` applied. Raises: ConfigError."""
     return _merged([(Path(origin), parse_config(text, origin))], list(overrides))
 
 
@@ -66,23 +63,23 @@ def config_of_weights(
     overrides: Iterable[tuple[str, Any, str]] = (),
     option: str = "--cfg",
 ) -> CfgNode:
-    """Returns the configuration of a file of weights: of `recipe`, else of the released model, else the stored one.
+    """Returns the configuration of a weights file: `recipe`, else the released model's, else the stored one.
 
-    Args: contents of the file `name`; option: names the recipe, for messages.
+    Args: contents of the file `name`; option: the option or key that sets the recipe, for messages.
     Raises: ConfigError if there is none.
     """
     kind, _, released = name.partition(":")
     if recipe or kind == "hub":
         return load_config(find_config(recipe or released, option), overrides)
     if not isinstance(contents.get("config"), str):
-        raise ConfigError(f"the file does not say which model it is of: {name}: name its recipe with {option}")
+        raise ConfigError(name, "the file does not store its model configuration", f"name its recipe with {option}")
     return load_stored_config(contents["config"], name, overrides)
 
 
 def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[str, Any, str]]) -> CfgNode:
     values: dict[str, Any] = {name: key.default for name, key in KEYS.items()}
     origins: dict[str, str] = {}
-    chosen: list[str] = []  # keys set on purpose; a dump of a whole configuration says nothing about that
+    chosen: list[str] = []  # keys set explicitly; a dump of a whole configuration does not count
     for file, given in files:
         _merge(values, origins, [(name, value, str(file)) for name, value in given.items()])
         chosen += given if len(given) < len(KEYS) // 2 else []
@@ -101,19 +98,19 @@ def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[
 def _merge(values: dict[str, Any], origins: dict[str, str], given: list[tuple[str, Any, str]]) -> None:
     for name, value, origin in given:
         values[name], origins[name] = _coerce(name, value, origin), origin
-    # the original's way to turn mixed precision off; AMP_ENABLE on the same level wins only if it comes later
+    # O0 is how the original disables mixed precision; at the same level, only a later AMP_ENABLE overrides it
     last = next((name for name, _, _ in reversed(given) if name in ("AMP_ENABLE", "AMP_OPT_LEVEL")), None)
     if last == "AMP_OPT_LEVEL" and values["AMP_OPT_LEVEL"] == "O0":
         values["AMP_ENABLE"] = False
 
 
 def dump_config(cfg: CfgNode) -> str:
-    """Returns the configuration as YAML text, which `load_config` reads back to the same values."""
+    """Returns the configuration as YAML text; `load_config` restores the same values."""
     return yaml.safe_dump(_plain(cfg), sort_keys=False, allow_unicode=True)
 
 
 def parse_config(text: str, origin: str) -> dict[str, Any]:
-    """Returns flat {KEY: value} of a text that `dump_config` wrote. Raises: ConfigError."""
+    """Parses text written by `dump_config` into flat {KEY: value}. Raises: ConfigError."""
     return {name: _coerce(name, value, origin) for name, value in _parse(text, origin).items()}
 
 
@@ -123,12 +120,12 @@ def flat_config(cfg: CfgNode) -> dict[str, Any]:
 
 
 def shared_config(cfg: CfgNode) -> dict[str, Any]:
-    """Returns flat {KEY: value} of what must be the same on every rank."""
+    """Returns flat {KEY: value} of the keys that must agree on all ranks."""
     return {name: value for name, value in flat_config(cfg).items() if not KEYS[name].per_machine}
 
 
 def config_differences(cfg: CfgNode, text: str) -> list[str]:
-    """Returns lines "KEY was A, now B" for the keys that make `text`, an earlier configuration, another run."""
+    """Returns "KEY was A, now B" for each key that affects the result and differs from `text`, an earlier dump."""
     then = {"TASK": DEFAULT_TASK, **parse_config(text, "config.yaml of the output folder")}
     now = flat_config(cfg)
     before = {name: then.get(name, key.default) for name, key in KEYS.items() if not key.free}
@@ -136,10 +133,10 @@ def config_differences(cfg: CfgNode, text: str) -> list[str]:
 
 
 def find_config(name: str | Path, option: str = "--cfg") -> Path:
-    """Returns the file that `name` means: a path, also from the folder of the program, or the name of a file anywhere
-    in configs/, such as "swin_tiny" or that of a released model.
+    """Resolves a path, absolute or relative to the working directory or the repository, or the name of a file anywhere
+    in configs/, such as "swin_tiny".
 
-    Args: option: it was given to, for messages. Raises: ConfigError if there is none.
+    Args: option: the option or key that `name` was given to, for messages. Raises: ConfigError if there is none.
     """
     path = Path(name)
     if path.exists() and not path.is_dir():
@@ -149,22 +146,22 @@ def find_config(name: str | Path, option: str = "--cfg") -> Path:
     known = {file.stem: file for file in sorted(CONFIGS.rglob("*.yaml"), reverse=True)}
     if path.parent == Path() and path.suffix in ("", ".yaml") and path.stem in known:
         return known[path.stem]
-    near = did_you_mean(path.stem, known, "configs/ has the recipes") if path.suffix in ("", ".yaml") else "name a file"
-    raise ConfigError(f"no such configuration: {name}: {option}: {near}")
+    raise ConfigError(option, f"no configuration {str(name)!r}", did_you_mean(path.stem, known, "see configs/"))
 
 
 def _read_chain(path: Path, chain: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
-    """Returns the files that `path` builds on, lowest precedence first, then itself."""
+    """Returns the BASE files of `path`, lowest precedence first, then `path` itself."""
     links = " -> ".join(str(p) for p in (*chain, path))
     if path.resolve() in [p.resolve() for p in chain]:
-        raise ConfigError(f"BASE is circular: {links}: remove one of them")
+        raise ConfigError(str(path), f"circular BASE: {links}", "remove one of them")
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"not a YAML file: {path}: --cfg and BASE take files that end in .yaml or .yml")
+        raise ConfigError(str(path), "not a YAML file", "name a file that ends in .yaml or .yml")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
-        raise ConfigError(f"cannot read the configuration ({reason}): {links}: name an existing file") from e
+        inherited = f", inherited through {links}" if chain else ""
+        raise ConfigError(str(path), f"cannot be read ({reason}){inherited}", "name an existing file") from e
     given = _parse(text, str(path))
     bases = _coerce("BASE", given.pop("BASE", [""]), str(path))
     files: list[tuple[Path, dict[str, Any]]] = []
@@ -179,42 +176,42 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
     except yaml.YAMLError as e:
         mark, problem = getattr(e, "problem_mark", None), getattr(e, "problem", None) or str(e)
         where = f"{origin}:{mark.line + 1}" if mark else origin
-        raise ConfigError(f"not plain YAML: {where}: {' '.join(problem.split())}") from e
+        raise ConfigError(where, f"invalid YAML: {' '.join(problem.split())}", "correct the file") from e
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"no KEY: value pairs: {origin}: see configs/swin_tiny.yaml for the form")
+        raise ConfigError(origin, "contains no KEY: value pairs", "see configs/swin_tiny.yaml for the format")
     try:
         return flatten(tree)
     except RecursionError as e:
-        raise ConfigError(f"an anchor contains itself: {origin}: write the keys out") from e
+        raise ConfigError(origin, "a YAML anchor contains itself", "write the keys out") from e
 
 
 def _coerce(name: str, value: Any, origin: str) -> Any:
     """Converts a value to the type of its key. Raises: ConfigError."""
     if name not in KEYS:
         if any(k.startswith(name + ".") for k in KEYS):
-            raise ConfigError(f"{name} is a group of keys: {origin}: set one of its keys, as {name}.KEY")
-        raise ConfigError(f"no such key: {name} in {origin}: {_nearest(name)}")
+            raise ConfigError(name, f"a group of keys, set in {origin}", f"set one of its keys, {name}.KEY")
+        raise ConfigError(name, f"unknown key in {origin}", _nearest(name))
     key = KEYS[name]
     kind = key.kind or kind_of(key.default)
     try:
         result = kind.convert(value)
     except (TypeError, ValueError, SyntaxError, OverflowError) as e:
-        raise ConfigError(f"{name} is {value!r}: {origin}: must be {kind.wanted}") from e
+        raise ConfigError(name, f"must be {kind.wanted}, got {value!r}", f"change it in {origin}") from e
     complaint = key.check(result) if key.check and result is not None else None
     if complaint:
-        raise ConfigError(f"{name} is {result!r}: {origin}: {complaint}")
+        raise ConfigError(name, f"{complaint}, got {result!r}", f"change it in {origin}")
     return result
 
 
 def _nearest(name: str) -> str:
-    meant = meant_by(name, [])
-    return f"did you mean {meant}?" if meant else did_you_mean(name, KEYS, "docs/configuration.md lists all keys")
+    meant = meant_by(name)
+    return f"did you mean {meant}?" if meant else did_you_mean(name, KEYS, "see docs/configuration.md")
 
 
 def _drop_deprecated(values: dict[str, Any], origins: dict[str, str]) -> None:
-    """Resets deprecated keys, with one warning for each that was set."""
+    """Resets deprecated keys, warning once for each that was set."""
     for name, origin in origins.items():
         if KEYS[name].deprecated and values[name] != KEYS[name].default:
             log.warning("%s (%s) is deprecated and ignored", name, origin)
@@ -224,7 +221,7 @@ def _drop_deprecated(values: dict[str, Any], origins: dict[str, str]) -> None:
 
 
 def _resolve_task(values: dict[str, Any], chosen: list[str], origins: Mapping[str, str]) -> None:
-    """Derives TASK from the keys that were set, if it is "auto", and fills in what it decides and nobody set."""
+    """Infers TASK from the keys that were set if it is "auto", and applies its defaults to keys that were not."""
     if values["TASK"] == AUTO:
         values["TASK"] = next((name for name, own in TASKS.items() if _selects(own, values, chosen)), DEFAULT_TASK)
     names = [own for name, own in NAME_DEFAULTS.items() if values["MODEL.NAME"].startswith(name)]
@@ -233,13 +230,13 @@ def _resolve_task(values: dict[str, Any], chosen: list[str], origins: Mapping[st
 
 
 def _selects(own: TaskKeys, values: Mapping[str, Any], chosen: Iterable[str]) -> bool:
-    """Returns whether TASK auto means the task with these keys."""
+    """Returns whether TASK auto selects the task that adds these keys."""
     by_name = bool(own.name_prefix) and values["MODEL.NAME"].startswith(own.name_prefix)
     return by_name or (own.selects and not flatten(own.keys).keys().isdisjoint(chosen))
 
 
 def _resolve_experts(values: dict[str, Any]) -> None:
-    """Fills in the number of experts as the original has it: experts per rank, or minus the ranks per expert.
+    """Derives NUM_EXPERTS from the original's NUM_LOCAL_EXPERTS: experts per rank or, if negative, ranks per expert.
 
     Raises: ConfigError if the ranks cannot be divided that way.
     """
@@ -251,36 +248,36 @@ def _resolve_experts(values: dict[str, Any]) -> None:
     size = int(text) if text.isdigit() else 1
     if not local or (local < 0 and size % local):
         raise ConfigError(
-            f"MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS {local} gives no number of experts on {size} ranks:"
-            " MODEL.SWIN_MOE.NUM_EXPERTS: set it, such as the number of the released model"
+            "MODEL.SWIN_MOE.NUM_EXPERTS",
+            f"cannot be derived from MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS {local} on {size} ranks",
+            "set it, for a released model to its number of experts",
         )
     values["MODEL.SWIN_MOE.NUM_EXPERTS"] = local * size if local > 0 else size // -local
 
 
 def _check_together(values: dict[str, Any]) -> None:
-    """Checks what depends on several keys. Raises: ConfigError."""
+    """Checks keys against each other. Raises: ConfigError."""
     if values["TRAIN.GLOBAL_BATCH_SIZE"] and values["TRAIN.ACCUMULATION_STEPS"] > 1:
-        raise ConfigError(
-            "TRAIN.GLOBAL_BATCH_SIZE determines the accumulation: TRAIN.ACCUMULATION_STEPS: leave it at 1"
-        )
+        raise ConfigError("TRAIN.ACCUMULATION_STEPS", "conflicts with TRAIN.GLOBAL_BATCH_SIZE", "set it to 1")
     if values["TRAIN.START_EPOCH"] >= values["TRAIN.EPOCHS"] and not values["TRAIN.UPDATES"]:
-        raise ConfigError("TRAIN.START_EPOCH is not below TRAIN.EPOCHS: nothing is left to train")
+        raise ConfigError("TRAIN.START_EPOCH", "nothing is left to train", "set it below TRAIN.EPOCHS")
     for name in ("MODEL.NAME", "TAG"):
         path = PurePath(values[name])
         if not values[name].strip() or path.is_absolute() or ".." in path.parts:
-            raise ConfigError(f"{name} is {values[name]!r}: it names a folder below OUTPUT: use a plain name")
+            raise ConfigError(name, f"{values[name]!r} is not a folder below OUTPUT", "use a plain name")
     if values["EVAL_MODE"] and not (values["MODEL.RESUME"] or values["MODEL.PRETRAINED"]).strip(" ,"):
-        raise ConfigError("nothing to evaluate: --eval: name the weights with --resume FILE")
-    if values["TRAIN.PARALLEL"] == "fsdp":
-        _check_fsdp(values)
+        raise ConfigError("--eval", "no weights to evaluate", "name them with --resume FILE")
+    for key, excluded, remedy in (("TRAIN.COMPILE", True, "False"), ("AMP_DTYPE", "float16", "bfloat16")):
+        if values["TRAIN.PARALLEL"] == "fsdp" and values[key] == excluded:
+            raise ConfigError(key, f"{excluded} does not work with TRAIN.PARALLEL fsdp", f"set it to {remedy}")
     modes = [option for key, option in MODES.items() if values[key]]
     if len(modes) > 1:
-        raise ConfigError(f"{' and '.join(modes)} together: use one of them")
+        raise ConfigError(modes[0], f"cannot be combined with {' or '.join(modes[1:])}", "use one of them")
     TASKS[values["TASK"]].check(values)
 
 
 def _check_warmup(cfg: CfgNode) -> None:
-    """Checks that a training run leaves its warm-up. Raises: ConfigError."""
+    """Checks that a training run outlasts its warm-up. Raises: ConfigError."""
     train = cfg.TRAIN
     if cfg.EVAL_MODE or cfg.THROUGHPUT_MODE:
         return
@@ -295,15 +292,6 @@ def _check_warmup(cfg: CfgNode) -> None:
         f"{warmup} of {length} {unit.lower()} are warm-up, TRAIN.BASE_LR would never be reached",
         f"set it below {length}, such as {length // 10 if unit == 'EPOCHS' else max(1, length // 10)}",
     )
-
-
-def _check_fsdp(values: dict[str, Any]) -> None:
-    for key, excluded, remedy in (
-        ("TRAIN.COMPILE", True, "set it to False"),
-        ("AMP_DTYPE", "float16", "set it to bfloat16"),
-    ):
-        if values[key] == excluded:
-            raise ConfigError(f"TRAIN.PARALLEL fsdp does not work with {excluded}: {key}: {remedy}")
 
 
 def _nest(values: dict[str, Any]) -> CfgNode:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 from itertools import zip_longest
 from typing import Any, NamedTuple, NoReturn
@@ -14,7 +15,7 @@ from utils.errors import EXIT_CODES, ConfigError, did_you_mean, report_error
 
 
 class Option(NamedTuple):
-    """An option of the command line that sets `key`: to `value` if it is a switch, else to what follows it."""
+    """A command-line option that sets `key`: to `value` if it is a switch, else to its argument."""
 
     key: str
     about: str
@@ -38,7 +39,7 @@ GROUPS: dict[str, dict[str, Option]] = {
         "--optim": Option("TRAIN.OPTIMIZER.NAME", "adamw, sgd, fused_adam or fused_lamb"),
         "--accumulation-steps": Option("TRAIN.ACCUMULATION_STEPS", "micro-batches per update"),
         "--use-checkpoint": Option(
-            "TRAIN.USE_CHECKPOINT", "activation checkpointing: less memory, a third more time", True
+            "TRAIN.USE_CHECKPOINT", "activation checkpointing: less memory, 1/3 more time", True
         ),
         "--enable-amp": Option("AMP_ENABLE", "mixed precision, the default", True),
         "--disable-amp": Option("AMP_ENABLE", "no mixed precision", False),
@@ -50,12 +51,12 @@ GROUPS: dict[str, dict[str, Option]] = {
     },
     "instead of training": {
         "--eval": Option("EVAL_MODE", "evaluate --resume FILE", True),
-        "--dry-run": Option("DRY_RUN", "train a few updates, write nothing, and say what the run would take", True),
+        "--dry-run": Option("DRY_RUN", "train a few updates, write nothing, estimate time, memory, disk space", True),
         "--throughput": Option("THROUGHPUT_MODE", "measure images/s", True),
-        "--profile": Option("PROFILE", "train, and profile a few updates into trace.json and the log", True),
+        "--profile": Option("PROFILE", "train, and profile a few updates to trace.json and the log", True),
     },
     "accepted for scripts of the original": {
-        "--amp-opt-level": Option("AMP_OPT_LEVEL", "O0: as --disable-amp"),
+        "--amp-opt-level": Option("AMP_OPT_LEVEL", "O0: same as --disable-amp"),
         "--fused-window-process": Option("FUSED_WINDOW_PROCESS", "", True),
         "--fused-layernorm": Option("FUSED_LAYERNORM", "", True),
         "--local-rank": Option("LOCAL_RANK", ""),
@@ -73,25 +74,27 @@ class CommandLine(NamedTuple):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: command line: main.py --help lists the options")
+        option = re.search(r"--?[a-z][\w-]*", message)
+        subject = option[0] if option else "command line"
+        raise ConfigError(subject, message.removeprefix(f"argument {subject}: "), "see main.py --help")
 
 
 def parse_command_line(argv: list[str]) -> CommandLine:
-    """Raises: ConfigError for an unknown option (with the nearest one) or a missing value."""
+    """Parses the command line. Raises: ConfigError for an unknown option (with the nearest one) or a missing value."""
     parser = _new_parser()
     arguments = [_dashes(a) for a in argv]
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue="VALUE"):
         if argument.startswith("--") and argument[2:].partition("=")[0] in SYNONYMS:
-            _check_meaning(argument, following)  # before it is taken for an abbreviation
+            _check_meaning(argument, following)  # before argparse takes it for an abbreviation
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         _check_meaning(*unknown[:2])
-        near = did_you_mean(unknown[0], ["--cfg", "--opts", "--debug", "--help", *OPTIONS], "main.py --help lists them")
-        raise ConfigError(f"unknown option {unknown[0]}: {near}")
+        near = did_you_mean(unknown[0], ["--cfg", "--opts", "--debug", "--help", *OPTIONS], "see main.py --help")
+        raise ConfigError(unknown[0], "unknown option", near)
     if len(known.opts) % 2:
         key, _, value = known.opts[-1].partition("=")
         remedy = f"write {key} {value}" if value else "add it"
-        raise ConfigError(f"--opts takes pairs of KEY VALUE: {known.opts[-1]} has no value: {remedy}")
+        raise ConfigError("--opts", f"takes KEY VALUE pairs, but {known.opts[-1]} has no value", remedy)
     given = [(key, value, "--opts") for key, value in zip(known.opts[::2], known.opts[1::2], strict=True)]
     for name, option in OPTIONS.items():
         value = getattr(known, name[2:].replace("-", "_"))
@@ -119,7 +122,7 @@ def _new_parser() -> argparse.ArgumentParser:
         metavar="KEY VALUE",
         help="set any key of the configuration (docs/configuration.md)",
     )
-    first.add_argument("--print-config", action="store_true", help="print the whole configuration and end")
+    first.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     first.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for title, options in GROUPS.items():
         group = parser.add_argument_group(title)
@@ -133,9 +136,9 @@ def _new_parser() -> argparse.ArgumentParser:
 
 
 def _check_meaning(option: str, value: str = "VALUE") -> None:
-    """Raises: ConfigError with the option or key that somebody means by an option of another program."""
+    """Rejects an option of another program. Raises: ConfigError with the equivalent option or key."""
     name, equals, own_value = option.partition("=")
-    meant = meant_by(name, list(KEYS)) if name.startswith("-") else None
+    meant = meant_by(name, KEYS) if name.startswith("-") else None
     if meant is None:
         return
     own = {known.key: each for each, known in OPTIONS.items() if known.key != "AMP_ENABLE"}
@@ -143,12 +146,12 @@ def _check_meaning(option: str, value: str = "VALUE") -> None:
     if meant.startswith(name):  # an abbreviation
         return
     value = own_value if equals else "VALUE" if value.startswith("--") else value
-    raise ConfigError(f"unknown option {name}: use {meant if meant[0] == '-' else f'--opts {meant} {value}'}")
+    raise ConfigError(name, "unknown option", f"use {meant if meant[0] == '-' else f'--opts {meant} {value}'}")
 
 
 def check_command_line(argv: list[str]) -> None:
-    """Ends the program for --help, --print-config and mistakes, which need nothing slow to be imported."""
-    logging.disable(logging.WARNING)  # what is deprecated is said later
+    """Handles --help, --print-config and mistakes before anything slow is imported; exits for each of them."""
+    logging.disable(logging.WARNING)  # main() warns about deprecated keys
     try:
         cfg = load_config(*parse_command_line(argv))
         if "--print-config" in [_dashes(a) for a in argv]:
@@ -163,7 +166,7 @@ def check_command_line(argv: list[str]) -> None:
 
 
 def _dashes(argument: str) -> str:
-    """Makes --data_path and --data-path the same option."""
+    """Returns the argument with dashes in its option name: --data_path is --data-path."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")

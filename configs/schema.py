@@ -1,7 +1,7 @@
-"""Every key of the configuration: default, meaning, unit, allowed values.
+"""All configuration keys: defaults, meanings, units, allowed values.
 
-Names, defaults and meanings are those of the original Swin repository, so that its YAML files load unchanged; keys that
-are new here say so. `configs/loading.py` checks files and options against this table.
+Names, defaults and meanings match the original Swin repository, so its YAML files load unchanged; additional keys are
+marked "new". `configs/loading.py` checks files and options against this table.
 """
 
 from collections.abc import Mapping
@@ -13,33 +13,29 @@ from configs.checks import (
     above,
     at_least,
     below_one,
-    crop_fraction,
     frozen,
     hexadecimal,
     numbers,
     one_of,
     pair,
     policy,
+    portion,
     positive_list,
     positives,
     sides,
     two_below_one,
+    unless_auto,
     within,
-    worker_count,
 )
 from configs.values import AUTO, FLOAT, INT, NUMBER, SIZE, Key, TaskKeys, auto_or, list_of, optional
 
-DEFAULT_TASK = "classification"  # of TASK auto, and of configurations from before there was TASK
+DEFAULT_TASK = "classification"  # for TASK auto, and for configurations that predate TASK
 TASKS: dict[str, TaskKeys] = {}
 PER_CHANNEL = auto_or(list_of(FLOAT, "[0.5, 0.5, 0.5]"))
 
 
-def known_task(value: str) -> str | None:
-    return None if value in (AUTO, *TASKS) else f"choose one of {', '.join((AUTO, *TASKS))}"
-
-
 def pyramid(**more: Key) -> dict[str, Any]:
-    """Returns the keys of every Swin family (defaults: Swin-T)."""
+    """Returns the keys shared by all Swin families (defaults: Swin-T)."""
     keys = {
         "PATCH_SIZE": Key(4, "side of a patch, pixels", at_least(1)),
         "IN_CHANS": Key(3, "channels of an image", at_least(1)),
@@ -56,21 +52,19 @@ def pyramid(**more: Key) -> dict[str, Any]:
 
 QKV_BIAS = Key(True, "bias on query, key and value")
 QK_SCALE = Key(None, "factor on the attention scores; null: 1 / sqrt(channels per head)", above(0), optional(FLOAT))
-PRETRAINED_WINDOWS = Key([0, 0, 0, 0], "windows of pre-training, per stage; 0: as the file says")
+PRETRAINED_WINDOWS = Key([0, 0, 0, 0], "window of pre-training per stage; 0: as stored in the file")
 
 SCHEMA: dict[str, Any] = {
-    "TASK": Key(AUTO, "new: task to train; auto infers it from the keys that are set", known_task),
+    "TASK": Key(AUTO, "new: task to train; auto infers it from the keys set", lambda v: one_of(AUTO, *TASKS)(v)),
     "BASE": Key([""], "YAML files to inherit from, relative to this one", free=True),
     "DATA": {
         "BATCH_SIZE": Key(128, "images per rank and micro-batch", at_least(1), free=True),
         "DATA_PATH": Key("", "folder that contains train and val", free=True, per_machine=True),
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
         "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),
-        "INTERPOLATION": Key(
-            "bicubic", "resizing filter", one_of("bicubic", "bilinear", "lanczos", "hamming", "random")
-        ),
-        "MEAN": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", numbers, PER_CHANNEL),
-        "STD": Key(AUTO, "new: of each channel; auto: the model's, ImageNet's", positives, PER_CHANNEL),
+        "INTERPOLATION": Key("bicubic", "resize filter", one_of("bicubic", "bilinear", "lanczos", "hamming", "random")),
+        "MEAN": Key(AUTO, "new: mean per channel; auto: the model's, for Swin ImageNet's", numbers, PER_CHANNEL),
+        "STD": Key(AUTO, "new: std per channel; auto: the model's, for Swin ImageNet's", positives, PER_CHANNEL),
         "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders", free=True, per_machine=True),
         "CACHE_MODE": Key(
             "part",
@@ -83,34 +77,24 @@ SCHEMA: dict[str, Any] = {
         "PIN_MEMORY": Key(True, "page-locked batches, for faster copies to a GPU", free=True, per_machine=True),
         "NUM_WORKERS": Key(
             AUTO,
-            "loader workers per rank; 0: none; auto: one per core of the rank's share, at most 8 (the original's)",
-            worker_count,
+            "loader workers per rank; 0: none; auto: cores per rank, at most 8 (as in the original)",
+            unless_auto(at_least(0)),
             auto_or(INT),
             free=True,
             per_machine=True,
         ),
-        "EXIF": Key(
-            "ignore", "new: orientation: ignore, as for the published numbers; apply", one_of("ignore", "apply")
-        ),
-        "ON_BAD_IMAGE": Key(
-            "error", "new: unreadable images end the run (error) or are skipped", one_of("error", "skip"), free=True
-        ),
-        "DECODER": Key(
-            "auto", "new: of training images; pillow: slower, timm's exact pixels", one_of("auto", "pillow")
-        ),
+        "EXIF": Key("ignore", "new: EXIF orientation: ignore (as published) or apply", one_of("ignore", "apply")),
+        "ON_BAD_IMAGE": Key("error", "new: unreadable images: error or skip", one_of("error", "skip"), free=True),
+        "DECODER": Key("auto", "new: training decoder; pillow: slower, timm's pixels", one_of("auto", "pillow")),
         "TIMEOUT": Key(300.0, "new: seconds without a batch that end the run; 0: never", at_least(0), free=True),
     },
     "MODEL": {
         "TYPE": Key("swin", "model family"),
         "NAME": Key("swin_tiny_patch4_window7_224", "name of the output folder"),
         "PRETRAINED": Key("", "weights to start from"),
-        "RESUME": Key(
-            "", "checkpoint to resume, or to evaluate; in evaluation several, separated by commas", free=True
-        ),
+        "RESUME": Key("", "checkpoint to resume, or to evaluate (then also several, comma-separated)", free=True),
         "SHA256": Key("", "new: expected digest of the file of PRETRAINED or RESUME", hexadecimal, free=True),
-        "NUM_CLASSES": Key(
-            0, "0: those of the data, or of the evaluated weights (original: 1000)", at_least(0), free=True
-        ),
+        "NUM_CLASSES": Key(0, "0: as in the data, or the evaluated weights (original: 1000)", at_least(0), free=True),
         "DROP_RATE": Key(0.0, "dropout", below_one),
         "DROP_PATH_RATE": Key(0.1, "stochastic depth rate of the last block", below_one),
         "ATTENTION": Key(
@@ -133,19 +117,17 @@ SCHEMA: dict[str, Any] = {
             INIT_STD=Key(0.02, "standard deviation of initial weights", above(0)),
             PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS,
             MOE_BLOCKS=Key([[-1], [-1], [-1], [-1]], "blocks with experts, per stage; -1: none"),
-            NUM_EXPERTS=Key(0, "new: experts of a layer; 0: by NUM_LOCAL_EXPERTS and the number of ranks", at_least(0)),
+            NUM_EXPERTS=Key(0, "new: experts per layer; 0: from NUM_LOCAL_EXPERTS and the world size", at_least(0)),
             NUM_LOCAL_EXPERTS=Key(
-                1, "experts per rank; negative: ranks per expert", lambda v: None if v else "must not be 0"
+                1, "experts per rank; below 0: ranks per expert", lambda v: None if v else "must not be 0"
             ),
             TOP_VALUE=Key(1, "experts per token", at_least(1)),
-            CAPACITY_FACTOR=Key(
-                1.25, "capacity of an expert, relative to an even distribution; 0: unlimited", at_least(0)
-            ),
+            CAPACITY_FACTOR=Key(1.25, "capacity of an expert, relative to an even load; 0: unlimited", at_least(0)),
             COSINE_ROUTER=Key(False, "route by cosine similarity"),
             NORMALIZE_GATE=Key(False, "normalise the gates to sum to 1"),
             USE_BPR=Key(True, "batch prioritised routing: when capacity is short, the highest scores come first"),
             IS_GSHARD_LOSS=Key(False, "GShard's balance loss instead of the load-importance loss"),
-            GATE_NOISE=Key(1.0, "deviation of the noise on the logits in training, times the experts", at_least(0)),
+            GATE_NOISE=Key(1.0, "std of the noise on the training logits, times the number of experts", at_least(0)),
             COSINE_ROUTER_DIM=Key(256, "channels of the cosine router", at_least(1)),
             COSINE_ROUTER_INIT_T=Key(0.5, "initial temperature of the cosine router", above(0)),
             MOE_DROP=Key(0.0, "dropout of the experts", below_one),
@@ -154,7 +136,7 @@ SCHEMA: dict[str, Any] = {
         "TIMM": {"NAME": Key("", "new: with TYPE timm: name of the model in timm")},
         "TABLE_INTERPOLATION": Key(
             "bicubic",
-            "new: of position tables for another window; geometric in the recipes simmim_finetune",
+            "new: resampling of position tables to another window size; geometric in the simmim_finetune recipes",
             one_of("bicubic", "geometric"),
         ),
     },
@@ -167,47 +149,43 @@ SCHEMA: dict[str, Any] = {
         "EVAL_EVERY_UPDATES": Key(
             0, "new: evaluate and save every N updates and at the end, not after every epoch; 0: off", at_least(0)
         ),
-        "WEIGHT_DECAY": Key(0.05, "of matrices; never of norms, biases, position tables", at_least(0)),
+        "WEIGHT_DECAY": Key(0.05, "weight decay of matrices; norms, biases and position tables have none", at_least(0)),
         "BASE_LR": Key(5e-4, "peak learning rate per 512 images of global batch", at_least(0)),
         "WARMUP_LR": Key(5e-7, "learning rate at the start of the warm-up, per 512 images", at_least(0)),
         "MIN_LR": Key(5e-6, "learning rate at the end of the cosine, per 512 images", at_least(0)),
-        "CLIP_GRAD": Key(5.0, "largest gradient norm; 0: no clipping", at_least(0)),
+        "CLIP_GRAD": Key(5.0, "maximum gradient norm; 0: no clipping", at_least(0)),
         "AUTO_RESUME": Key(True, "resume from the newest checkpoint in the output folder", free=True),
         "ACCUMULATION_STEPS": Key(1, "micro-batches per update", at_least(1), free=True),
         "USE_CHECKPOINT": Key(False, "activation checkpointing: less memory, a third more time", free=True),
-        "CHECKPOINT_STAGES": Key(
-            [], "stages that USE_CHECKPOINT concerns, from 0; none: all", kind=list_of(INT), free=True
-        ),
+        "CHECKPOINT_STAGES": Key([], "stages for USE_CHECKPOINT, from 0; empty: all", kind=list_of(INT), free=True),
         "COMPILE": Key(False, "torch.compile: slow to start; needs a C++ compiler (CPU) or Triton (CUDA)"),
         "COMPILE_MODE": Key(
             AUTO,
-            "new: mode of torch.compile; auto: reduce-overhead (CUDA graphs) on a single GPU without accumulation, else"
-            " default",
+            "new: torch.compile mode; auto: reduce-overhead (CUDA graphs) on 1 GPU without accumulation, else default",
             one_of(AUTO, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
         ),
         "PARALLEL": Key(
             "ddp",
-            "new: ddp: every rank holds the model; fsdp: a part of it, for models larger than a GPU",
+            "new: ddp: every rank holds the model; fsdp: a shard of it, for models larger than a GPU",
             one_of("ddp", "fsdp"),
             free=True,
         ),
         "FSDP_DTYPE": Key(
             "float32",
-            "new: type in which fsdp sends parameters; bfloat16: half the traffic and memory, less exact",
+            "new: dtype of fsdp's all-gathers; bfloat16: half the traffic and memory, less exact",
             one_of("float32", "bfloat16"),
         ),
         "LAYER_DECAY": Key(1.0, "learning-rate factor per layer below the head", within(0, 1)),
         "LAYER_DECAY_RULE": Key(
             "timm",
-            "new: what LAYER_DECAY scales and how layers count: timm: the whole schedule; simmim: its peak, as in the"
-            " recipes simmim_finetune",
+            "new: timm: LAYER_DECAY scales the whole schedule; simmim: its peak, as in simmim_finetune recipes",
             one_of("timm", "simmim"),
         ),
         "LR_SCHEDULER": {
             "NAME": Key("cosine", "decay after the warm-up", one_of("cosine", "linear", "poly", "step", "multistep")),
             "DECAY_EPOCHS": Key(30, "step: epochs between decays", at_least(1)),
             "DECAY_RATE": Key(0.1, "step: decay factor", above(0)),
-            "WARMUP_PREFIX": Key(True, "cosine, poly: starts after the warm-up, not underneath it"),
+            "WARMUP_PREFIX": Key(True, "cosine, poly: start the decay after the warm-up, not at the same time"),
             "POWER": Key(1.0, "new: poly: exponent", above(0)),
             "GAMMA": Key(0.1, "multistep: decay factor", above(0)),
             "MULTISTEPS": Key([], "multistep: epochs of the decays", kind=list_of(INT)),
@@ -220,16 +198,12 @@ SCHEMA: dict[str, Any] = {
         },
         "MOE": {"SAVE_MASTER": Key(False, "no longer used", deprecated=True)},
         # new here
-        "GLOBAL_BATCH_SIZE": Key(
-            0, "images per update over all ranks; sets the accumulation; 0: off", at_least(0), free=True
-        ),
+        "GLOBAL_BATCH_SIZE": Key(0, "images per update, sets the accumulation; 0: off", at_least(0), free=True),
         "SAVE_EVERY_UPDATES": Key(0, "also save within an epoch, every N updates; 0: off", at_least(0), free=True),
         "SAVE_EVERY_MINUTES": Key(15.0, "also save within an epoch, every N minutes; 0: off", at_least(0), free=True),
         "KEEP_CHECKPOINTS": Key(3, "newest checkpoints to keep, besides the best; 0: all", at_least(0), free=True),
-        "MAX_SKIPPED_UPDATES": Key(
-            50, "consecutive updates without a finite gradient that end the run", at_least(1), free=True
-        ),
-        "FREEZE": Key("none", "frozen: none, N (patch embedding and first N stages), all (all but the head)", frozen),
+        "MAX_SKIPPED_UPDATES": Key(50, "consecutive non-finite gradients that end the run", at_least(1), free=True),
+        "FREEZE": Key("none", "freeze none, N (patch embedding and first N stages) or all (all but the head)", frozen),
         "EMA": {
             "ENABLE": Key(False, "train and evaluate an exponential moving average of the weights"),
             "DECAY": Key(0.9999, "weight of the old average in an update", below_one),
@@ -237,12 +211,12 @@ SCHEMA: dict[str, Any] = {
         },
     },
     "AUG": {
-        "COLOR_JITTER": Key(0.4, "strength; only without AUTO_AUGMENT", at_least(0)),
-        "AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm's policy string; none: off", policy),
+        "COLOR_JITTER": Key(0.4, "strength of colour jitter; only without AUTO_AUGMENT", at_least(0)),
+        "AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "timm policy string; none: off", policy),
         "REPROB": Key(0.25, "probability of random erasing", within(0, 1)),
         "REMODE": Key(
             "pixel",
-            "content of erased rectangles: normal noise, one colour, the mean",
+            "content of erased rectangles: normal noise, a random colour, the mean",
             one_of("pixel", "rand", "const"),
         ),
         "RECOUNT": Key(1, "maximum number of erased rectangles", at_least(1)),
@@ -254,8 +228,13 @@ SCHEMA: dict[str, Any] = {
     "TEST": {
         "CROP": Key(True, "resize the short side and crop the centre; false: squash the image"),
         # new here
-        "IMG_SIZE": Key(0, "size of the input in evaluation; 0: DATA.IMG_SIZE", sides(0), SIZE),
-        "CROP_PCT": Key(AUTO, "centre crop over resized side; auto: the model's, 0.875", crop_fraction, auto_or(FLOAT)),
+        "IMG_SIZE": Key(0, "input size in evaluation; 0: DATA.IMG_SIZE", sides(0), SIZE),
+        "CROP_PCT": Key(
+            AUTO,
+            "centre crop / resized side; auto: the model's, 0.875",
+            unless_auto(portion),
+            auto_or(FLOAT),
+        ),
         "VALIDATE": Key(True, "evaluate after every epoch; false: train without validation data"),
         "PER_CLASS": Key("", "CSV file to write: metrics per class", free=True),
         "RESULTS": Key("", "CSV file to write: one row per evaluated file", free=True),
@@ -263,20 +242,18 @@ SCHEMA: dict[str, Any] = {
         "SHUFFLE": Key(False, "no longer used", deprecated=True),
     },
     "DEVICE": Key("auto", "new: auto: a GPU if there is one; cuda; cpu", one_of(AUTO, "cuda", "cpu"), free=True),
-    "LOG": {"WANDB": Key("", "new: project of Weights & Biases to log to as well", free=True)},
+    "LOG": {"WANDB": Key("", "new: Weights & Biases project to log to as well", free=True)},
     "AMP_ENABLE": Key(True, "mixed precision"),
-    "AMP_DTYPE": Key("auto", "new: its type", one_of("auto", "bfloat16", "float16")),
+    "AMP_DTYPE": Key("auto", "new: mixed-precision dtype", one_of("auto", "bfloat16", "float16")),
     "OUTPUT": Key("output", "folder of all runs; a run writes to OUTPUT/MODEL.NAME/TAG", free=True, per_machine=True),
     "TAG": Key("default", "name of the run"),
     "SAVE_FREQ": Key(1, "epochs between checkpoints", at_least(1), free=True),
     "PRINT_FREQ": Key(10, "updates between log lines", at_least(1), free=True),
     "SEED": Key(0, "seed from which all randomness is derived", at_least(0)),
-    "TIMEOUT_MINUTES": Key(
-        30.0, "new: minutes without progress that end a job of several ranks; 0: never", at_least(0), free=True
-    ),
+    "TIMEOUT_MINUTES": Key(30.0, "new: minutes without progress that end a job; 0: never", at_least(0), free=True),
     "EVAL_MODE": Key(False, "evaluate and exit", free=True),
-    "DRY_RUN": Key(False, "new: train a few updates, write nothing, and say what the run would take", free=True),
-    "PROFILE": Key(False, "profile a few updates: trace.json, and the operations that took longest", free=True),
+    "DRY_RUN": Key(False, "new: train a few updates, write nothing, estimate time, memory and disk space", free=True),
+    "PROFILE": Key(False, "profile a few updates: trace.json, and the slowest operations", free=True),
     "THROUGHPUT_MODE": Key(False, "measure images/s and exit", free=True),
     "AMP_OPT_LEVEL": Key("", "no longer used; O0 turns AMP_ENABLE off", deprecated=True),
     "ENABLE_AMP": Key(False, "no longer used", deprecated=True),
@@ -286,7 +263,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-# what the original's scripts for fine-tuning a SimMIM do without a key, by MODEL.NAME; files and options override it
+# hard-coded in the original's SimMIM fine-tuning scripts, by MODEL.NAME prefix; files and options override it
 NAME_DEFAULTS: dict[str, dict[str, Any]] = {
     "simmim_finetune": {"MODEL.TABLE_INTERPOLATION": "geometric", "TRAIN.LAYER_DECAY_RULE": "simmim"},
 }
@@ -304,7 +281,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Adds the keys of one tree to another, in place."""
+    """Merges the keys of one tree into another, in place."""
     for name, value in more.items():
         if isinstance(value, Mapping):
             _merge(tree.setdefault(name, {}), value)
@@ -313,14 +290,14 @@ def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def add_task(name: str, own: TaskKeys) -> None:
-    """Adds a task and its keys."""
+    """Registers a task and its keys."""
     TASKS[name] = own
     _merge(SCHEMA, own.keys)
     KEYS.update(flatten(SCHEMA))
 
 
 def _with_tasks() -> dict[str, Key]:
-    """Adds the tasks of tasks/, whose keys.py is plain data: --help must not import torch. Returns all keys."""
+    """Registers all tasks/*/keys.py, plain data so that --help does not import torch. Returns all keys."""
     for file in sorted((Path(__file__).resolve().parent.parent / "tasks").glob("*/keys.py")):
         own = import_module(f"tasks.{file.parent.name}.keys").TASK_KEYS
         TASKS[file.parent.name] = own

@@ -1,6 +1,8 @@
-"""What other programs, timm's train.py above all, call the keys of this one: for messages and docs/from_timm.md."""
+"""Option names of other programs, mainly timm's train.py, mapped to keys: for messages and docs/from_timm.md."""
 
-# word -> key, or option of this program
+from collections.abc import Iterable
+
+# foreign name -> key or option
 SYNONYMS = {
     "aa": "AUG.AUTO_AUGMENT",
     "accum-iter": "TRAIN.ACCUMULATION_STEPS",
@@ -85,10 +87,10 @@ SYNONYMS = {
 }
 
 
-def meant_by(name: str, known: list[str]) -> str | None:
-    """Returns the key or option that somebody means by `name`: an option of another program, or a key that is not here.
+def meant_by(name: str, known: Iterable[str] = ()) -> str | None:
+    """Returns the key or option equivalent to `name`, an option of another program or a misplaced key; None if unknown.
 
-    Args: known: all keys; a word that is the last part of a single one of them means it.
+    Args: known: keys; a name that is the last part of exactly one of them matches it.
     """
     word = name.lstrip("-").rsplit(".", 1)[-1].lower().replace("_", "-")
     if word in SYNONYMS:

@@ -12,8 +12,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of values. `convert` raises TypeError, ValueError, SyntaxError or OverflowError for anything that is not
-    `wanted`."""
+    """A value type. `convert` raises TypeError, ValueError, SyntaxError or OverflowError unless given `wanted`."""
 
     convert: Callable[[Any], Any]
     wanted: str
@@ -58,15 +57,15 @@ def _to_number(value: Any) -> int | float:
     return int(number) if number == int(number) else number
 
 
-INT = Kind(_to_int, "a whole number")
+INT = Kind(_to_int, "an integer")
 FLOAT = Kind(_to_float, "a number")
-NUMBER = Kind(_to_number, "a number")  # an integer if it is whole
+NUMBER = Kind(_to_number, "a number")  # integral floats become int
 BOOL = Kind(_to_bool, "true or false")
-TEXT = Kind(_to_text, "a text")
+TEXT = Kind(_to_text, "a string")
 
 
 def list_of(item: Kind, example: str = "[2, 2, 6, 2]") -> Kind:
-    """Returns the kind of lists of `item`, also written as text; messages show the example."""
+    """Returns a list of `item`, also given as a string; messages show the example."""
 
     def convert(value: Any) -> list[Any]:
         if isinstance(value, str):
@@ -75,16 +74,16 @@ def list_of(item: Kind, example: str = "[2, 2, 6, 2]") -> Kind:
             raise TypeError
         return [item.convert(v) for v in value]
 
-    return Kind(convert, f"a list, as {example}")
+    return Kind(convert, f"a list such as {example}")
 
 
 def optional(kind: Kind) -> Kind:
-    """Returns `kind` with null as a further value."""
+    """Returns `kind`, also accepting null."""
     return Kind(lambda value: None if value in (None, "", "None", "null") else kind.convert(value), kind.wanted)
 
 
 def auto_or(kind: Kind) -> Kind:
-    """Returns `kind` with "auto" as a further value."""
+    """Returns `kind`, also accepting "auto"."""
     return Kind(lambda value: AUTO if value == AUTO else kind.convert(value), f"auto or {kind.wanted}")
 
 
@@ -99,7 +98,7 @@ def _to_size(value: Any) -> int | list[int]:
     return sides[0] if sides[0] == sides[1] else sides
 
 
-SIZE = Kind(_to_size, "a whole number, or height and width as [224, 288]")
+SIZE = Kind(_to_size, "an integer, or height and width such as [224, 288]")
 
 
 def kind_of(default: Any) -> Kind:
@@ -111,11 +110,11 @@ def kind_of(default: Any) -> Kind:
 
 @dataclass(frozen=True)
 class Key:
-    """One key.
+    """A configuration key.
 
-    `check`: returns None for a valid value, else what is required; `kind`: the type of the values, that of the default
-    if None. `free`: may change between two starts of a run, since it does not affect the result. `per_machine`: may
-    differ between the machines of a job. `deprecated`: accepted and ignored.
+    `check`: returns None for a valid value, else what is required; `kind`: the value type, inferred from the default if
+    None. `free`: may change when a run is resumed, since it does not affect the result. `per_machine`: may differ
+    between the machines of a job. `deprecated`: accepted and ignored.
     """
 
     default: Any
@@ -127,21 +126,16 @@ class Key:
     deprecated: bool = False
 
 
-def _accept(values: Mapping[str, Any]) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class TaskKeys:
     """The keys that a task adds, as a tree like `configs.schema.SCHEMA`.
 
-    `defaults`: values of shared keys that files and options override. TASK auto selects the task for a MODEL.NAME that
-    begins with `name_prefix` or, with `selects`, if one of its keys is set. `check`: checks what depends on several
-    keys; raises ConfigError.
+    `defaults`: values of shared keys; files and options override them. TASK auto selects the task if MODEL.NAME begins
+    with `name_prefix` or, with `selects`, if one of its keys is set. `check`: checks keys jointly; raises ConfigError.
     """
 
     keys: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     name_prefix: str = ""
     selects: bool = False
-    check: Callable[[Mapping[str, Any]], None] = _accept
+    check: Callable[[Mapping[str, Any]], None] = lambda values: None

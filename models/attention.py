@@ -1,4 +1,4 @@
-"""Self-attention within the windows of a map, and the position biases of its scores.
+"""Window self-attention with additive position biases.
 
 V1 learns a table of biases (arXiv 2103.14030, section 3.2); V2 and Swin-MoE compute them from log-spaced coordinates,
 which fit any window (arXiv 2111.09883, section 3.3).
@@ -18,7 +18,7 @@ from utils.eval_cache import derived
 class WindowAttention(nn.Module):
     """Multi-head self-attention within (shifted) windows: softmax(scale * query @ key^T + bias) @ value.
 
-    A mixin in front of it, `TablePositionBias` or `ContinuousPositionBias`, supplies the bias of each pair of tokens.
+    A mixin placed before it, `TablePositionBias` or `ContinuousPositionBias`, supplies the bias of each pair of tokens.
 
     Args: window, shift in tokens; qk_scale: None for 1 / sqrt(channels per head); attn_drop: dropout of the attention
     weights; form: one of `models.ops.attend.FORMS`.
@@ -71,7 +71,7 @@ class WindowAttention(nn.Module):
         return self.qk_scale
 
     def bias(self, mask: Tensor | None = None) -> Tensor:
-        """Returns what is added to the scores, (windows or 1, heads, N, N). Args: mask (windows, N, N)."""
+        """Returns the bias of the scores, (windows or 1, heads, N, N). Args: mask (windows, N, N), added to it."""
         sources = [*self.bias_sources(), *([] if mask is None else [mask])]
         return derived(lambda: self._masked_bias(mask), *sources)
 
@@ -80,11 +80,11 @@ class WindowAttention(nn.Module):
         return bias if mask is None else bias + mask[:, None]
 
     def add_position_bias(self) -> None:
-        """Adds the parameters behind the bias, which precede those of the layers."""
+        """Registers the parameters of the bias, before the layers do."""
         raise NotImplementedError
 
     def reset_position_bias(self) -> None:
-        """Initialises the parameters behind the bias, unless layers initialise them."""
+        """Initialises the parameters of the bias, unless layers initialise them."""
 
     def position_bias(self) -> Tensor:
         """Returns (heads, N, N) for the N tokens of a window."""
@@ -131,7 +131,7 @@ class ContinuousPositionBias(nn.Module):
         self.set_pretrained_window(0)
 
     def set_pretrained_window(self, window: int) -> None:
-        """Normalises the coordinates to the window the weights were trained with; 0 for the model's own."""
+        """Normalises the coordinates to the window the weights were trained with; 0: the window of the model."""
         self.pretrained_window = window or self.window
         self.relative_coords_table.copy_(log_coordinates(self.window, self.pretrained_window))
 

@@ -1,7 +1,7 @@
-"""The pyramid that all Swin families share: patch embedding, stages, pooled head, with timm's method names."""
+"""Backbone shared by all Swin families: patch embedding, stages, pooled head, with timm's method names."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -25,16 +25,16 @@ BlockFactory = Callable[[int, int, int, int, float], nn.Module]
 class PyramidOptions:
     """Options shared by all Swin families; the defaults are Swin-T's.
 
-    `img_size` in pixels, a side or (height, width), only determines what depends on it at construction: the absolute
-    position embedding, and the window of stages whose map is smaller than `window_size` tokens. `ape`: absolute
-    position embedding; `patch_norm`: norm after the patch embedding; `mlp_ratio`: hidden width of an MLP over its
-    input; `drop_path_rate`: stochastic depth of the last block; `init_std` of the initial weights of linear layers;
-    `attention`: its form, one of `models.ops.attend.FORMS`.
+    `img_size` in pixels, a side or (height, width), only sizes the absolute position embedding and the windows of
+    stages whose map is smaller than `window_size` tokens. `ape`: absolute position embedding; `patch_norm`: norm after
+    the patch embedding; `mlp_ratio`: hidden width of an MLP relative to its input; `drop_path_rate`: stochastic depth
+    rate of the last block; `init_std`: std of the initial weights of linear layers; `attention`: one of
+    `models.ops.attend.FORMS`.
 
     Raises: ConfigError for sizes that do not fit together.
     """
 
-    SECTION: ClassVar[str] = ""  # of MODEL in the configuration
+    SECTION: ClassVar[str] = ""  # key below MODEL in the configuration
 
     img_size: int | Size = 224
     patch_size: int = 4
@@ -54,70 +54,67 @@ class PyramidOptions:
     attention: str = "auto"
 
     def __post_init__(self) -> None:
-        if len(self.depths) != len(self.num_heads):
-            raise ConfigError(
-                f"DEPTHS {list(self.depths)} and NUM_HEADS {list(self.num_heads)} differ in length:"
-                f" MODEL.{self.SECTION}: set one number per stage"
-            )
-        for i, heads in enumerate(self.num_heads):
-            if (self.embed_dim * 2**i) % heads:
-                raise ConfigError(
-                    f"stage {i} has {self.embed_dim * 2**i} channels: MODEL.{self.SECTION}.NUM_HEADS:"
-                    f" {heads} heads do not divide them"
-                )
+        key, depths, num_heads = f"MODEL.{self.SECTION}.NUM_HEADS", list(self.depths), list(self.num_heads)
+        if len(depths) != len(num_heads):
+            raise ConfigError(key, f"{num_heads} differs in length from DEPTHS {depths}", "set one number per stage")
+        for i, heads in enumerate(num_heads):
+            dim = self.embed_dim * 2**i
+            if dim % heads:
+                raise ConfigError(key, f"{heads} heads do not divide the {dim} channels of stage {i}", "set a divisor")
         if self.attention not in FORMS:
-            raise ConfigError(
-                f"unknown form {self.attention!r}: MODEL.ATTENTION: {did_you_mean(self.attention, FORMS)}"
-            )
-        if min(image_size(self.img_size)) < self.patch_size:
-            raise ConfigError(
-                f"DATA.IMG_SIZE is smaller than a patch: MODEL.{self.SECTION}.PATCH_SIZE {self.patch_size}:"
-                " increase the image size"
-            )
+            near = did_you_mean(self.attention, FORMS)
+            raise ConfigError("MODEL.ATTENTION", f"unknown form {self.attention!r}", near)
+        self._check_patch("DATA.IMG_SIZE", image_size(self.img_size))
+
+    def _check_patch(self, key: str, size: Size) -> None:
+        if min(size) < self.patch_size:
+            patch = f"MODEL.{self.SECTION}.PATCH_SIZE {self.patch_size}"
+            raise ConfigError(key, f"{min(size)} is smaller than a patch", f"set at least {patch}")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Self:
-        """Returns the options of this family, with `num_classes` of MODEL.NUM_CLASSES. Raises: ConfigError."""
-        own = cfg.MODEL[cls.SECTION]
+        """Returns the options of this family; a key of its section sets the field of that name. Raises: ConfigError."""
+        section = cfg.MODEL[cls.SECTION]
+        names = {field.name: field.name.upper() for field in fields(cls)}
+        given = {name: _as_tuple(section[key]) for name, key in names.items() if key in section}
         options = cls(
             img_size=image_size(cfg.DATA.IMG_SIZE),
-            patch_size=own.PATCH_SIZE,
-            in_chans=own.IN_CHANS,
             num_classes=cfg.MODEL.NUM_CLASSES,
-            embed_dim=own.EMBED_DIM,
-            depths=tuple(own.DEPTHS),
-            num_heads=tuple(own.NUM_HEADS),
-            window_size=own.WINDOW_SIZE,
-            mlp_ratio=own.MLP_RATIO,
             drop_rate=cfg.MODEL.DROP_RATE,
             drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
-            ape=own.APE,
-            patch_norm=own.PATCH_NORM,
             attention=cfg.MODEL.ATTENTION,
-        ).with_own_keys(own)
+            **given,
+        ).with_own_keys(section)
         options.check_sizes(image_size(cfg.TEST.IMG_SIZE))
         return options
 
     def with_own_keys(self, section: CfgNode) -> Self:
-        """Returns the options with the keys of `section` that only this family has."""
+        """Returns the options updated from keys of `section` that are not named like a field."""
         return self
 
     def check_sizes(self, test_size: Size) -> None:
-        """Raises: ConfigError if the images of evaluation (0 for those of training) or the window do not fit."""
-        if 0 < min(test_size) < self.patch_size:
-            raise ConfigError(
-                f"TEST.IMG_SIZE is smaller than a patch: MODEL.{self.SECTION}.PATCH_SIZE {self.patch_size}"
-            )
+        """Checks the evaluation size (0: as in training) and the window. Raises: ConfigError if they do not fit."""
+        if min(test_size):
+            self._check_patch("TEST.IMG_SIZE", test_size)
         height, width = (side // self.patch_size for side in image_size(self.img_size))
         if self.window_size > min(height, width):  # later stages may be smaller: their window is their map
             raise ConfigError(
-                f"a window of {self.window_size} does not fit: MODEL.{self.SECTION}.WINDOW_SIZE: the first stage has"
-                f" {height}x{width} tokens, set at most {min(height, width)} or increase DATA.IMG_SIZE"
+                f"MODEL.{self.SECTION}.WINDOW_SIZE",
+                f"a window of {self.window_size} does not fit the {height}x{width} tokens of the first stage",
+                f"set at most {min(height, width)}, or increase DATA.IMG_SIZE",
             )
+
+    def attention_arguments(self) -> dict[str, Any]:
+        """Returns the arguments of `WindowAttention` common to all families."""
+        return {"attn_drop": self.attn_drop_rate, "proj_drop": self.drop_rate, "form": self.attention}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, followed by the downsampling to the next one."""
+    """Blocks at one resolution, followed by downsampling to the next one."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None):
         super().__init__()
@@ -126,14 +123,14 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def rates(self) -> list[float]:
-        """Returns the probability of each branch, two per block, to be skipped: 0 in evaluation."""
+        """Returns the drop probability of each branch, two per block; 0 in evaluation."""
         blocks: Any = self.blocks
         return [block.drop_path if self.training else 0.0 for block in blocks for _ in range(2)]
 
     def forward(self, x: Tensor, branches: Sequence[BranchMask] | None = None) -> tuple[Tensor, Tensor]:
-        """Maps (B, H, W, C) to the map of the stage (B, H, W, C) and the input of the next stage.
+        """Maps (B, H, W, C) to the output of the stage (B, H, W, C) and the input of the next stage.
 
-        Args: branches: the samples that keep each branch, two per block; None draws them.
+        Args: branches: samples that keep each branch, two per block; None draws them.
         """
         masks = draw_masks(self.rates(), x.shape[0], x.device) if branches is None else branches
         recompute = self.grad_checkpointing and self.training
@@ -148,13 +145,13 @@ class SwinBackbone(nn.Module):
 
     Any input size and aspect ratio works.
 
-    Args: options: sizes and rates; block: the family's, one for all stages or one per stage; merging: maps dim to the
-    module between two stages.
+    Args: options: sizes and rates; block: factory of the family's blocks, one for all stages or one per stage; merging:
+    factory of the downsampling between two stages, given dim.
     """
 
     family: ClassVar[str]  # MODEL.TYPE
     title: ClassVar[str]
-    signature: ClassVar[str]  # part of a parameter name that only this family has
+    signature: ClassVar[str]  # substring of parameter names, unique to this family
     Options: ClassVar[type[PyramidOptions]]
 
     def __init__(
@@ -189,7 +186,7 @@ class SwinBackbone(nn.Module):
 
         self.norm = nn.LayerNorm(self.num_features)
         self.head: nn.Module = self._new_head(o.num_classes)
-        self.mask_token: nn.Parameter | None = None  # replaces masked tokens; added by models that mask some
+        self.mask_token: nn.Parameter | None = None  # replaces masked tokens; set by masked image models
         self.apply(partial(init_weights, std=o.init_std))
         if self.absolute_pos_embed is not None:
             nn.init.trunc_normal_(self.absolute_pos_embed, std=o.init_std)
@@ -202,7 +199,7 @@ class SwinBackbone(nn.Module):
         return [stage for stage in self.layers if isinstance(stage, Stage)]
 
     def _stem(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        if torch.compiler.is_compiling():  # compiled for each size: windows depend on it; for any batch
+        if torch.compiler.is_compiling():  # windows depend on the size, so each is compiled; the batch stays dynamic
             for side in (2, 3):
                 torch._dynamo.mark_static(images, side)
         x = self.patch_embed(images)
@@ -213,9 +210,9 @@ class SwinBackbone(nn.Module):
         return self.pos_drop(x)
 
     def _draw(self, x: Tensor) -> list[tuple[Stage, list[BranchMask]]]:
-        """Draws the masks of all branches at once; returns each stage with its own."""
+        """Draws the masks of all branches at once; returns each stage with its masks."""
         rates = [stage.rates() for stage in self.stages()]
-        # len(x) would be a constant of an exported model
+        # len(x) would be a constant in an exported model
         masks = iter(draw_masks([rate for own in rates for rate in own], x.shape[0], x.device))
         return [(stage, [next(masks) for _ in own]) for stage, own in zip(self.stages(), rates, strict=True)]
 
@@ -274,11 +271,11 @@ class SwinBackbone(nn.Module):
 
         Args: stages: which, from 0; None for all. Raises: ConfigError if the model has fewer stages.
         """
-        own = self.stages()
-        wrong = [i for i in stages or () if not 0 <= i < len(own)]
+        last = len(self.layers) - 1
+        wrong = [i for i in stages or () if not 0 <= i <= last]
         if wrong:
-            raise ConfigError(f"there is no stage {wrong[0]}: TRAIN.CHECKPOINT_STAGES: choose from 0 to {len(own) - 1}")
-        for i, stage in enumerate(own):
+            raise ConfigError("TRAIN.CHECKPOINT_STAGES", f"there is no stage {wrong[0]}", f"choose from 0 to {last}")
+        for i, stage in enumerate(self.stages()):
             stage.grad_checkpointing = enable and (stages is None or i in stages)
 
     def freeze(self, stages: int | None) -> None:
@@ -288,14 +285,9 @@ class SwinBackbone(nn.Module):
         Raises: ConfigError if the model has fewer stages.
         """
         if stages is not None and stages > len(self.layers):
-            raise ConfigError(f"the model has {len(self.layers)} stages, not {stages}: TRAIN.FREEZE: freeze fewer")
+            raise ConfigError("TRAIN.FREEZE", f"the model has {len(self.layers)} stages, not {stages}", "freeze fewer")
         last = len(self.layers) if stages is None else stages
-        self._frozen = [
-            self.patch_embed,
-            self.pos_drop,
-            *self.stages()[:last],
-            *([self.norm] if stages is None else []),
-        ]
+        self._frozen = [self.patch_embed, self.pos_drop, *self.layers[:last], *([self.norm] if stages is None else [])]
         for module in self._frozen:
             module.requires_grad_(False)
         if self.absolute_pos_embed is not None:
@@ -309,14 +301,14 @@ class SwinBackbone(nn.Module):
         return self
 
     def no_weight_decay(self) -> set[str]:
-        """Returns the names of the position tables: matrices by shape, biases by meaning."""
+        """Returns the names of the position tables: 2-D, but biases in meaning."""
         return {name for name, _ in self.named_parameters() if "position_bias_table" in name or "pos_embed" in name}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Returns timm's groups for layer-wise learning-rate decay: stem, one per block (or stage), norm with head."""
+        """Returns timm's parameter groups for layer-wise learning-rate decay: stem, one per block (or stage), head."""
         blocks: Any = r"^layers\.(\d+)"
         if not coarse:
-            # a merging ends its stage, so it counts with the last block of the stage
+            # the merging is grouped with the last block of its stage
             merging = [(rf"^layers\.{i}\.downsample", (i, len(s.blocks) - 1)) for i, s in enumerate(self.stages())]
             blocks = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), *merging]
         return {"stem": r"^patch_embed|^absolute_pos_embed", "blocks": blocks}
@@ -331,7 +323,7 @@ def init_weights(module: nn.Module, std: float = 0.02) -> None:
 
 
 def resize_position_embedding(embedding: Tensor, grid: Size, size: Size) -> Tensor:
-    """Resizes (1, h * w, C), of `grid` (h, w), to (1, *size, C); bicubic if the sizes differ."""
+    """Resizes (1, h * w, C) from `grid` (h, w) to (1, *size, C); bicubic if the sizes differ."""
     table = embedding.view(1, *grid, -1)
     if grid == size:
         return table

@@ -27,7 +27,7 @@ class PatchEmbed(nn.Module):
 def gather_patches(x: Tensor) -> Tensor:
     """Concatenates 2x2 neighbours: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 4 * C).
 
-    In the order of the released models: down the first column, then the second.
+    In the order of the released models: the first column top to bottom, then the second.
     """
     batch, height, width, channels = x.shape
     if height % 2 or width % 2:
@@ -49,7 +49,7 @@ class PatchMerging(nn.Module):
 
 
 class PostNormMerging(nn.Module):
-    """PatchMerging of V2: the norm comes after the reduction (arXiv 2111.09883, section 3.2)."""
+    """V2's PatchMerging, with the norm after the reduction (arXiv 2111.09883, section 3.2)."""
 
     def __init__(self, dim: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The model families by the name that MODEL.TYPE has for them, and how a model is built from the configuration."""
+"""Registry of model families by MODEL.TYPE, and construction of models from the configuration."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 
 MODELS: dict[str, type[SwinBackbone]] = {c.family: c for c in (SwinTransformer, SwinTransformerV2, SwinMlp, SwinMoe)}
 TIMM = "timm"
-CUDA_GRAPHS = "reduce-overhead"  # what torch.compile calls them
-CLASSES = {"imagenet22K": 21841}  # by data set; 1000 otherwise
+CUDA_GRAPHS = "reduce-overhead"  # their name in torch.compile
+CLASSES = {"imagenet22K": 21841}  # by dataset; 1000 otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimmOptions:
-    """Any classifier of timm, so that peers can be trained and evaluated in the same way.
+    """Options of a timm classifier, so that other architectures train and evaluate in the same way.
 
-    `img_size`: (height, width) in pixels, for models that are built for one size.
+    `img_size`: (height, width) in pixels, for models built for a fixed size.
     """
 
     name: str
@@ -44,14 +44,14 @@ class TimmOptions:
 
     @staticmethod
     def from_config(cfg: CfgNode) -> "TimmOptions":
-        """Raises: ConfigError for a name that timm does not know."""
+        """Returns the options from MODEL.TIMM. Raises: ConfigError for a name unknown to timm."""
         name, train = cfg.MODEL.TIMM.NAME, image_size(cfg.DATA.IMG_SIZE)
         if not timm.is_model(name):
-            raise ConfigError(f"timm has no model {name!r}: MODEL.TIMM.NAME: {did_you_mean(name, timm.list_models())}")
+            raise ConfigError("MODEL.TIMM.NAME", f"timm has no model {name!r}", did_you_mean(name, timm.list_models()))
         own = timm.get_pretrained_cfg(name)
         test = image_size(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
         if own is not None and own.fixed_input_size and not cfg.EVAL_MODE and test != train:
-            raise ConfigError(f"{name} takes images of a single size: TEST.IMG_SIZE: set it to 0 for training")
+            raise ConfigError("TEST.IMG_SIZE", f"{name} takes images of a fixed size", "set it to 0 for training")
         return TimmOptions(
             name=name,
             img_size=test if cfg.EVAL_MODE else train,
@@ -65,7 +65,7 @@ ModelOptions = PyramidOptions | TimmOptions
 
 
 def model_options(cfg: CfgNode) -> ModelOptions:
-    """Returns what MODEL describes. Raises: ConfigError for an unknown type or sizes that do not fit together."""
+    """Returns the options set by MODEL. Raises: ConfigError for an unknown type or incompatible sizes."""
     name = cfg.MODEL.TYPE
     if name == TIMM:
         return TimmOptions.from_config(cfg)
@@ -73,7 +73,7 @@ def model_options(cfg: CfgNode) -> ModelOptions:
 
 
 def backbone_of(model: nn.Module) -> SwinBackbone | None:
-    """Returns the Swin that a model is or contains, None if there is none."""
+    """Returns the Swin that a model is or contains, or None."""
     own = getattr(model, "encoder", model)
     return own if isinstance(own, SwinBackbone) else None
 
@@ -84,10 +84,7 @@ def default_classes(cfg: CfgNode) -> int:
 
 
 def build(options: ModelOptions, num_classes: int | None = None) -> nn.Module:
-    """Builds a newly initialised model. Args: num_classes: instead of the options'.
-
-    Raises: ConfigError if timm cannot build it.
-    """
+    """Builds a newly initialised model; `num_classes` overrides the options. Raises: ConfigError if timm cannot."""
     if num_classes is not None:
         options = replace(options, num_classes=num_classes)
     if isinstance(options, TimmOptions):
@@ -97,10 +94,10 @@ def build(options: ModelOptions, num_classes: int | None = None) -> nn.Module:
 
 
 def build_model(name: str, /, **arguments: Any) -> nn.Module:
-    """Builds a newly initialised model of a family: `build_model("swin", num_classes=10)`.
+    """Builds a newly initialised model by family: `build_model("swin", num_classes=10)`.
 
     Args: name: a MODEL.TYPE; arguments: fields of the family's options, or of `TimmOptions` for "timm".
-    Raises: ConfigError for an unknown name, or arguments that do not fit together.
+    Raises: ConfigError for an unknown name or incompatible arguments.
     """
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     if name == TIMM:
@@ -109,7 +106,7 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
 
 
 def build_for_run(cfg: CfgNode, new_model: Callable[[], nn.Module], world: World) -> nn.Module:
-    """Builds the model of a run on its device, initialised from SEED and prepared as TRAIN says; logs its cost.
+    """Builds the model of a run on its device, initialised from SEED and configured by TRAIN; logs its cost.
 
     Raises: ConfigError.
     """
@@ -117,23 +114,22 @@ def build_for_run(cfg: CfgNode, new_model: Callable[[], nn.Module], world: World
     seed_all("model", cfg.SEED)
     model = new_model()
     training = not (cfg.EVAL_MODE or cfg.THROUGHPUT_MODE)
-    if not (training and train.PARALLEL == "fsdp"):  # which moves one part at a time: the whole may not fit
+    if not (training and train.PARALLEL == "fsdp"):  # fsdp moves one shard at a time: the whole may not fit
         model = model.to(world.device)
     prepare(model, checkpointing=train.USE_CHECKPOINT, stages=train.CHECKPOINT_STAGES, freeze=train.FREEZE)
     log.info("model: %s", describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
     if train.COMPILE:
         check_compiler(world.device)
         mode = compile_mode(cfg, world) if training else "default"
-        model.compile(mode=mode)  # in place: names of parameters stay the same
+        model.compile(mode=mode)  # in place: parameter names stay the same
         log.info("compiled by torch.compile, mode %s", mode)
     return model
 
 
 def compile_mode(cfg: CfgNode, world: World) -> str:
-    """Returns a mode of torch.compile. Raises: ConfigError.
+    """Returns the torch.compile mode. Raises: ConfigError.
 
-    The modes with CUDA graphs reuse the memory of gradients in the next forward pass, so that micro-batches cannot add
-    them up.
+    Modes with CUDA graphs reuse the memory of gradients in the next forward pass, so gradients cannot be accumulated.
     """
     train, mode = cfg.TRAIN, cfg.TRAIN.COMPILE_MODE
     accumulates = train.ACCUMULATION_STEPS > 1 or cfg.DATA.BATCH_SIZE * world.size < train.GLOBAL_BATCH_SIZE
@@ -152,25 +148,24 @@ def compile_mode(cfg: CfgNode, world: World) -> str:
 def prepare(model: nn.Module, *, checkpointing: bool = False, stages: Sequence[int] = (), freeze: str = "none") -> None:
     """Enables activation checkpointing, and freezes "none", a number of stages, or "all" but the head.
 
-    Args: stages: those to checkpoint; none for all.
+    Args: stages to checkpoint; empty for all.
     Raises: ConfigError for a model that cannot be frozen, or has no such stage.
     """
     if checkpointing and not stages:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     elif checkpointing:
         if not hasattr(model, "stages"):
-            raise ConfigError("only Swin models have stages: TRAIN.CHECKPOINT_STAGES: set it to []")
+            raise ConfigError("TRAIN.CHECKPOINT_STAGES", "only Swin models have stages", "set it to []")
         model.set_grad_checkpointing(True, stages)  # type: ignore[operator]
     if freeze == "none":
         return
     if not isinstance(model, SwinBackbone):
-        raise ConfigError("only Swin models can be frozen: TRAIN.FREEZE: set it to none")
+        raise ConfigError("TRAIN.FREEZE", "only Swin models can be frozen", "set it to none")
     model.freeze(None if freeze == "all" else int(freeze))
 
 
 def preprocessing_of(options: ModelOptions) -> Preprocessing:
-    """Returns how images are prepared for a model's published weights: the paper's for Swin, timm's data
-    configuration for a model of timm."""
+    """Returns the preprocessing of a model's published weights: the paper's for Swin, timm's for a timm model."""
     if not isinstance(options, TimmOptions):
         return Preprocessing(interpolation="bicubic")
     own = timm.get_pretrained_cfg(options.name)
@@ -181,7 +176,7 @@ def preprocessing_of(options: ModelOptions) -> Preprocessing:
 
 def _family(name: str) -> type[SwinBackbone]:
     if name not in MODELS:
-        raise ConfigError(f"unknown model family {name!r}: MODEL.TYPE: {did_you_mean(name, [*MODELS, TIMM])}")
+        raise ConfigError("MODEL.TYPE", f"unknown model family {name!r}", did_you_mean(name, [*MODELS, TIMM]))
     return MODELS[name]
 
 
@@ -197,4 +192,4 @@ def _build_timm(options: TimmOptions) -> nn.Module:
     except TypeError as e:
         if "drop_path_rate" not in str(e):
             raise
-        raise ConfigError(f"{options.name} has no stochastic depth: MODEL.DROP_PATH_RATE: set it to 0") from e
+        raise ConfigError("MODEL.DROP_PATH_RATE", f"{options.name} has no stochastic depth", "set it to 0") from e

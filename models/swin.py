@@ -1,12 +1,11 @@
 """Swin Transformer V1: "Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from models.attention import TablePositionBias, WindowAttention
 from models.backbone import PyramidOptions, SwinBackbone
@@ -25,9 +24,6 @@ class SwinOptions(PyramidOptions):
     qkv_bias: bool = True
     qk_scale: float | None = None
 
-    def with_own_keys(self, section: CfgNode) -> Self:
-        return replace(self, qkv_bias=section.QKV_BIAS, qk_scale=section.QK_SCALE)
-
 
 class TableWindowAttention(TablePositionBias, WindowAttention):
     """Attention with a learned bias per relative position (section 3.2, equation 4)."""
@@ -41,27 +37,22 @@ class SwinBlock(nn.Module):
         self.window, self.shift, self.drop_path = window, shift, drop_path
         self.norm1 = LayerNorm(dim)
         self.attn = TableWindowAttention(
-            dim,
-            heads,
-            window,
-            shift,
+            *(dim, heads, window, shift),
             qkv_bias=options.qkv_bias,
             qk_scale=options.qk_scale,
-            attn_drop=options.attn_drop_rate,
-            proj_drop=options.drop_rate,
-            form=options.attention,
+            **options.attention_arguments(),
         )
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * options.mlp_ratio), options.drop_rate)
 
     def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        """Maps (B, H, W, C) to the same shape; `branches`: samples that keep each branch."""
         x = add_branch(x, lambda x: self.attn(self.norm1(x)), branches[0])
         return add_branch(x, lambda x: self.mlp(self.norm2(x)), branches[1])
 
 
 class SwinTransformer(SwinBackbone):
-    """Swin-T/S/B/L and any other size of the first paper; parameter names are those of the released weights."""
+    """Swin-T/S/B/L and any other size of V1; parameter names match the released weights."""
 
     family, title, signature = "swin", "Swin V1", "relative_position_bias_table"
     Options = SwinOptions

@@ -1,4 +1,4 @@
-"""Swin-MLP: the windows of the first paper, mixed by one learned matrix per head instead of attention.
+"""Swin-MLP: V1's windows, mixed by one learned matrix per head instead of attention.
 
 Source: the released Swin-MLP models (arXiv 2103.14030, version 2, appendix).
 """
@@ -19,7 +19,7 @@ from models.ops.windows import WindowGrid
 
 @dataclass(frozen=True, kw_only=True)
 class SwinMlpOptions(PyramidOptions):
-    """A family without options of its own."""
+    """Options of Swin-MLP, which adds none."""
 
     SECTION: ClassVar[str] = "SWIN_MLP"
 
@@ -51,13 +51,13 @@ class SwinMlpBlock(nn.Module):
         return grid.merge(mixed)[:, before[0] : before[0] + height, before[1] : before[1] + width]
 
     def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        """Maps (B, H, W, C) to the same shape; `branches`: samples that keep each branch."""
         x = add_branch(x, lambda x: self._mix_tokens(self.norm1(x)), branches[0])
         return add_branch(x, lambda x: self.mlp(self.norm2(x)), branches[1])
 
 
 class SwinMlp(SwinBackbone):
-    """Swin-MLP; parameter names are those of the released weights."""
+    """Swin-MLP; parameter names match the released weights."""
 
     family, title, signature = "swin_mlp", "Swin-MLP", "spatial_mlp"
     Options = SwinMlpOptions

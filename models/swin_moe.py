@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import ClassVar, Self
 
 import torch
@@ -16,7 +15,7 @@ from models.moe.routing import RoutingOptions
 from models.ops.layer_norm import LayerNorm
 from models.ops.stochastic_depth import BranchMask, add_branch, as_factors
 from models.swin_v2 import ContinuousBackbone, ContinuousOptions
-from utils.errors import ConfigError
+from utils.errors import ConfigError, count
 
 NO_DECAY = (
     *("cpb_mlp", "relative_position_bias_table", "absolute_pos_embed"),
@@ -27,8 +26,8 @@ NO_DECAY = (
 @dataclass(frozen=True, kw_only=True)
 class SwinMoeOptions(ContinuousOptions):
     """`qkv_bias`, `qk_scale`: as in V1; `mlp_fc2_bias`: a bias on the second layer of every MLP; `moe_blocks`: blocks
-    with experts, for each stage, none or -1 for no block; `num_experts` of each; `num_local_experts`: how they are
-    placed on ranks (see `Placement.of`); `moe_drop`: dropout within experts; `aux_loss_weight` of the balance loss."""
+    with experts per stage, empty or -1: none; `num_experts`: experts of each; `num_local_experts`: placement on ranks
+    (see `Placement.of`); `moe_drop`: dropout of the experts; `aux_loss_weight`: weight of the balance loss."""
 
     SECTION: ClassVar[str] = "SWIN_MOE"
 
@@ -49,29 +48,21 @@ class SwinMoeOptions(ContinuousOptions):
             wrong = [j for j in blocks if not -1 <= j < depth]
             if wrong:
                 raise ConfigError(
-                    f"stage {i} has {depth} blocks, there is no block {wrong[0]}: MODEL.SWIN_MOE.MOE_BLOCKS: count"
-                    " blocks from 0, -1 for none"
+                    "MODEL.SWIN_MOE.MOE_BLOCKS",
+                    f"block {wrong[0]} is out of range for stage {i} ({count(depth, 'block')})",
+                    "count blocks from 0; -1 means none",
                 )
         if any(self.blocks_with_experts(i) for i in range(len(self.depths))):
             self.routing.check(self.num_experts)
 
     def blocks_with_experts(self, stage: int) -> set[int]:
-        """Returns the numbers of the blocks of a stage whose MLP is a mixture of experts."""
+        """Returns the indices of the blocks of a stage whose MLP is a mixture of experts."""
         return set(self.moe_blocks[stage]) - {-1} if stage < len(self.moe_blocks) else set()
 
     def with_own_keys(self, section: CfgNode) -> Self:
-        blocks = tuple(tuple(stage) for stage in section.MOE_BLOCKS)
         return replace(
-            super().with_own_keys(section),
-            qkv_bias=section.QKV_BIAS,
-            qk_scale=section.QK_SCALE,
-            mlp_fc2_bias=section.MLP_FC2_BIAS,
-            init_std=section.INIT_STD,
-            moe_blocks=blocks,
-            num_experts=section.NUM_EXPERTS or 1,  # configs/loading.py resolves it where there are experts
-            num_local_experts=section.NUM_LOCAL_EXPERTS,
-            moe_drop=section.MOE_DROP,
-            aux_loss_weight=section.AUX_LOSS_WEIGHT,
+            self,
+            num_experts=section.NUM_EXPERTS or 1,  # 0 only without experts, see configs/loading.py
             routing=RoutingOptions(
                 top_k=section.TOP_VALUE,
                 capacity_factor=section.CAPACITY_FACTOR,
@@ -109,15 +100,10 @@ class SwinMoeBlock(nn.Module):
         self.window, self.shift, self.drop_path = window, shift, drop_path
         self.norm1 = LayerNorm(dim)
         self.attn = ContinuousWindowAttention(
-            dim,
-            heads,
-            window,
-            shift,
+            *(dim, heads, window, shift),
             qkv_bias=options.qkv_bias,
             qk_scale=options.qk_scale,
-            attn_drop=options.attn_drop_rate,
-            proj_drop=options.drop_rate,
-            form=options.attention,
+            **options.attention_arguments(),
         )
         self.attn.set_pretrained_window(pretrained_window)
         self.norm2 = (nn.LayerNorm if experts else LayerNorm)(dim)  # the router scores tokens in float32
@@ -137,17 +123,17 @@ class SwinMoeBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        """Maps (B, H, W, C) to the same shape; `branches`: samples that keep each branch."""
         x = add_branch(x, lambda x: self.attn(self.norm1(x)), branches[0])
-        # experts always see the whole batch: capacity and balance loss count all its tokens, as many on every rank
+        # experts process the whole batch: capacity and balance loss count all its tokens, equally many on every rank
         mask = as_factors(branches[1], x) if isinstance(self.mlp, MoeMlp) else branches[1]
         return add_branch(x, lambda x: self.mlp(self.norm2(x)), mask)
 
 
 class SwinMoe(ContinuousBackbone):
-    """Swin-MoE-S/B and their dense baselines; parameter names are those of the released weights."""
+    """Swin-MoE-S/B and their dense baselines; parameter names match the released weights."""
 
-    # V2, which also has it, is recognised first
+    # V2 shares the signature but is tested first
     family, title, signature = "swin_moe", "Swin-MoE", "cpb_mlp"
     Options = SwinMoeOptions
 
@@ -166,10 +152,10 @@ class SwinMoe(ContinuousBackbone):
         return self.aux_loss_weight * torch.stack(losses).sum() if losses else self.norm.weight.new_zeros(())
 
     def routing_statistics(self) -> dict[str, Tensor]:
-        """Returns what became of the tokens of the last forward pass; nothing for a model without experts.
+        """Returns routing statistics of the last forward pass; empty without experts.
 
-        Returns: "dropped": the share of assignments beyond the capacity, a scalar; "load": how many tokens chose each
-        expert, int64 (layers, experts).
+        Returns: "dropped": fraction of assignments beyond the capacity, a scalar; "load": tokens per expert, int64
+        (layers, experts).
         """
         found = [layer.statistics for layer in self.expert_layers() if layer.statistics is not None]
         if not found:
@@ -179,16 +165,16 @@ class SwinMoe(ContinuousBackbone):
         return {"dropped": (dropped * load.sum(1)).sum() / load.sum(), "load": load}
 
     def no_weight_decay(self) -> set[str]:
-        """Returns the names of position biases and embeddings, of biases of experts, and of the cosine router."""
+        """Returns the names of position biases and embeddings, expert biases and parameters of the cosine router."""
         return {name for name, _ in self.named_parameters() if any(word in name for word in NO_DECAY)}
 
 
 def _blocks(options: SwinMoeOptions, stage: int) -> Callable[..., nn.Module]:
-    """Returns what builds the blocks of a stage, first to last."""
-    numbers, with_experts = count(), options.blocks_with_experts(stage)
+    """Returns the factory of the blocks of a stage, called first to last."""
+    with_experts = iter([j in options.blocks_with_experts(stage) for j in range(options.depths[stage])])
 
     def block(*sizes: int | float, pretrained_window: int) -> nn.Module:
-        experts = next(numbers) in with_experts
+        experts = next(with_experts)
         return SwinMoeBlock(*sizes, pretrained_window=pretrained_window, experts=experts, options=options)  # type: ignore
 
     return block

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from models.attention import ContinuousPositionBias, WindowAttention
 from models.backbone import PyramidOptions, SwinBackbone
@@ -21,18 +20,15 @@ MAX_SCALE = 100.0  # of the cosine similarities: a temperature of at least 0.01 
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuousOptions(PyramidOptions):
-    """`pretrained_window_sizes`: window of each stage in pre-training, 0 for the model's own."""
+    """`pretrained_window_sizes`: window of each stage in pre-training; 0: the window of the model."""
 
     pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)
 
-    def with_own_keys(self, section: CfgNode) -> Self:
-        return replace(self, pretrained_window_sizes=tuple(section.PRETRAINED_WINDOW_SIZES))
-
 
 class ContinuousBackbone(SwinBackbone):
-    """A Swin whose position biases are computed from coordinates, normalised to the window of pre-training.
+    """Base of Swins that compute position biases from coordinates, normalised to the window of pre-training.
 
-    Args: blocks: the family's, one per stage, with a keyword argument `pretrained_window`.
+    Args: blocks: one block factory per stage, with a keyword argument `pretrained_window`.
     """
 
     def __init__(
@@ -47,7 +43,7 @@ class ContinuousBackbone(SwinBackbone):
         self._configured = windows
 
     def pretrained_windows(self) -> list[int]:
-        """Returns the window that each stage's coordinates are normalised to; no tensor in a checkpoint stores it."""
+        """Returns the window that each stage's coordinates are normalised to; it is not stored in any tensor."""
         return [attention[0].pretrained_window for attention in self._attentions()]
 
     def windows(self) -> list[int]:
@@ -55,7 +51,7 @@ class ContinuousBackbone(SwinBackbone):
         return [attention[0].window for attention in self._attentions()]
 
     def adopt_pretrained_windows(self, windows: Sequence[int]) -> bool:
-        """Normalises to the windows that weights were trained with, except where the configuration sets them.
+        """Normalises to the windows the weights were trained with, unless the configuration sets them.
 
         Returns: whether anything changed.
         """
@@ -76,16 +72,12 @@ class ContinuousBackbone(SwinBackbone):
 @dataclass(frozen=True, kw_only=True)
 class SwinV2Options(ContinuousOptions):
     """`qkv_bias`: a bias on query and value; `extra_norm_every`: blocks of a stage between further norms on the main
-    branch, 0 for none: 6 in SwinV2-H and G, whose activations grow too large otherwise (section 3.2)."""
+    branch, 0 for none; 6 in SwinV2-H and G, whose activations would otherwise grow too large (section 3.2)."""
 
     SECTION: ClassVar[str] = "SWINV2"
 
     qkv_bias: bool = True
     extra_norm_every: int = 0
-
-    def with_own_keys(self, section: CfgNode) -> Self:
-        own = super().with_own_keys(section)
-        return replace(own, qkv_bias=section.QKV_BIAS, extra_norm_every=section.EXTRA_NORM_EVERY)
 
 
 class CosineWindowAttention(ContinuousPositionBias, WindowAttention):
@@ -94,7 +86,7 @@ class CosineWindowAttention(ContinuousPositionBias, WindowAttention):
     def __init__(self, dim: int, heads: int, window: int, shift: int = 0, *, qkv_bias: bool = True, **options: Any):
         super().__init__(dim, heads, window, shift, qkv_bias=False, **options)
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
-        # no bias on the keys: it would shift all scores of a query equally
+        # a bias on the keys would shift all scores of a query equally
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
 
@@ -114,7 +106,7 @@ class CosineWindowAttention(ContinuousPositionBias, WindowAttention):
 
 
 class SwinV2Block(nn.Module):
-    """Like V1's block, but each branch is normalised at its end: residual post-norm (section 3.2)."""
+    """V1's block with residual post-norm: each branch is normalised at its end (section 3.2)."""
 
     def __init__(
         self,
@@ -130,14 +122,7 @@ class SwinV2Block(nn.Module):
         super().__init__()
         self.window, self.shift, self.drop_path = window, shift, drop_path
         self.attn = CosineWindowAttention(
-            dim,
-            heads,
-            window,
-            shift,
-            qkv_bias=options.qkv_bias,
-            attn_drop=options.attn_drop_rate,
-            proj_drop=options.drop_rate,
-            form=options.attention,
+            dim, heads, window, shift, qkv_bias=options.qkv_bias, **options.attention_arguments()
         )
         self.attn.set_pretrained_window(pretrained_window)
         self.norm1 = nn.LayerNorm(dim)
@@ -146,13 +131,13 @@ class SwinV2Block(nn.Module):
         self.norm3: nn.Module = nn.Identity()  # a norm of the main branch in some blocks of large models
 
     def forward(self, x: Tensor, branches: Sequence[BranchMask] = (None, None)) -> Tensor:
-        """Maps (B, H, W, C) to the same shape; `branches`: the samples that keep each."""
+        """Maps (B, H, W, C) to the same shape; `branches`: samples that keep each branch."""
         x = add_branch(x, lambda x: self.norm1(self.attn(as_autocast(x))), branches[0])
         return self.norm3(add_branch(x, lambda x: self.norm2(self.mlp(x)), branches[1]))
 
 
 class SwinTransformerV2(ContinuousBackbone):
-    """SwinV2-T/S/B/L/H/G; parameter names are those of the released weights."""
+    """SwinV2-T/S/B/L/H/G; parameter names match the released weights."""
 
     family, title, signature = "swinv2", "Swin V2", "logit_scale"
     Options = SwinV2Options
@@ -164,12 +149,12 @@ class SwinTransformerV2(ContinuousBackbone):
             every = options.extra_norm_every
             for block in stage.blocks[every - 1 :: every] if every else ():
                 block.norm3 = nn.LayerNorm(block.attn.qkv.in_features)  # type: ignore[union-attr]
-            # branches start at zero, like those of the released models
+            # branches start at zero, as in the released models
             for name, p in stage.blocks.named_parameters():
                 if name.endswith(("norm1.weight", "norm2.weight")):
                     nn.init.zeros_(p)
 
     def no_weight_decay(self) -> set[str]:
-        """Returns the names of the parameters behind position biases and score scales, and the position embedding."""
+        """Returns the names of the position embedding and of the parameters of position biases and score scales."""
         words = ("cpb_mlp", "logit_scale", "pos_embed")
         return {name for name, _ in self.named_parameters() if any(word in name for word in words)}

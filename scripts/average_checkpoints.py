@@ -1,10 +1,10 @@
-"""Averages the weights of several checkpoints of a run, which often evaluates better than the last of them.
+"""Averages the weights of several checkpoints of a run, which often evaluate better than the last one.
 
     python scripts/average_checkpoints.py output/swin_tiny/default averaged.pth
     python scripts/average_checkpoints.py a.pth b.pth c.pth averaged.pth
 
-A folder stands for all its checkpoints at the end of an epoch. The result evaluates, predicts and fine-tunes like any
-checkpoint; training cannot be resumed from it.
+A folder means all its checkpoints at the end of an epoch. The result can be evaluated and fine-tuned, and predicts like
+any checkpoint, but training cannot be resumed from it.
 """
 
 import sys
@@ -22,14 +22,14 @@ from utils.errors import CheckpointError, ConfigError, count, run_to_exit_code
 from utils.files import writing
 from utils.script_parser import ScriptParser
 
-# of a checkpoint, what describes its weights
+# metadata of the weights in a checkpoint
 KEPT = ("class_names", "preprocessing", "config", "pretrained_windows", "versions")
 
 
 def average(paths: Sequence[Path], target: Path) -> str:
-    """Writes the mean of the weights in float64, the EMA's where there is one; other tensors are those of the last.
+    """Writes the mean of the weights, of EMA weights if present, computed in float64; other tensors are the last ones.
 
-    Returns: a line that says what was written. Raises: CheckpointError, ResourceError.
+    Returns: a log line. Raises: CheckpointError, ResourceError.
     """
     sums: dict[str, Any] = {}
     contents: dict[str, Any] = {}
@@ -40,21 +40,21 @@ def average(paths: Sequence[Path], target: Path) -> str:
         weights = next((contents[name] for name in WRAPPERS if isinstance(contents.get(name), dict)), contents)
         tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
         if sums and {n: v.shape for n, v in tensors.items()} != {n: v.shape for n, v in sums.items()}:
-            raise CheckpointError(f"weights of another model than in {paths[0]}: {path}: average those of one run")
+            raise CheckpointError(str(path), f"not the same model as {paths[0]}", "average checkpoints of one run")
         for name, value in tensors.items():
             mean = value.is_floating_point()
             sums[name] = sums[name] + value.double() if mean and name in sums else value.double() if mean else value
     if not sums:
-        raise CheckpointError(f"no weights: {paths[0]}: name checkpoints")
+        raise CheckpointError(str(paths[0]), "has no weights", "name checkpoints")
     model = {n: (v / len(paths)).float() if v.is_floating_point() else v for n, v in sums.items()}
-    several = f"; they are of {len(runs)} runs with different configurations" if len(runs) > 1 else ""
+    several = f"; from {len(runs)} runs with different configurations" if len(runs) > 1 else ""
     with writing(target, "TARGET", RuntimeError) as temporary:
         torch.save({"model": model, **{key: contents[key] for key in KEPT if key in contents}}, temporary)
     return f"{target}: mean of {count(len(paths), 'checkpoint')}, {paths[0].name} to {paths[-1].name}{several}"
 
 
 def checkpoints_of(names: Sequence[Path], last: int) -> list[Path]:
-    """Returns files, and for folders of runs their checkpoints at the end of an epoch; at most the `last` ones, 0: all.
+    """Returns the `last` (0: all) of the files and, for folders of runs, their checkpoints at the end of an epoch.
 
     Raises: CheckpointError for a folder without any.
     """
@@ -66,7 +66,7 @@ def checkpoints_of(names: Sequence[Path], last: int) -> list[Path]:
         folder = name / "checkpoints" if (name / "checkpoints").is_dir() else name
         own = [path for path in reversed(list_checkpoints(folder)) if "_step_" not in path.name]
         if not own:
-            raise CheckpointError(f"no checkpoints of whole epochs: {name}: name the folder of a run, or files")
+            raise CheckpointError(str(name), "has no end-of-epoch checkpoints", "name the folder of a run, or files")
         found += own
     return found[-last:]
 
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="checkpoints, or the folder of a run")
     parser.add_argument("target", type=Path, help="file to write, ends in .pth")
     parser.add_argument("--last", type=int, default=0, metavar="N", help="only the last N (default: all)")
-    parser.add_argument("--force", action="store_true", help="replace the target if it is there")
+    parser.add_argument("--force", action="store_true", help="overwrite the target")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     if options.target.suffix != ".pth" or options.last < 0:
@@ -84,10 +84,11 @@ def main(argv: list[str]) -> int:
 
     def run() -> None:
         if options.target.exists() and not options.force:
-            raise ConfigError(f"{options.target} is there: the last argument is the file to write: --force replaces it")
+            problem = "already exists; the last argument is the file to write"
+            raise ConfigError(str(options.target), problem, "use --force to replace it")
         paths = checkpoints_of(options.sources, options.last)
         if len(paths) < 2:
-            raise ConfigError(f"a single checkpoint has no mean: {paths[0]}: name several, or the folder of a run")
+            raise ConfigError(str(paths[0]), "need at least two checkpoints", "name more, or the folder of a run")
         print(average(paths, options.target))
 
     return run_to_exit_code(run, options.debug)

@@ -1,15 +1,15 @@
-"""Measures speed side by side with peers, in turn in one run; prints tables and writes JSON.
+"""Measures speed and memory compared with peers, interleaved in one run; prints tables and writes JSON.
 
     python scripts/benchmark.py model --quick
 
-evaluation, training step and peak memory of this program's models and of the same ones of timm, torchvision and
-transformers, each in a process of its own;
+evaluation, training step and peak memory of this program's models and the same models of timm, torchvision and
+transformers, each in a separate process;
 
     python scripts/benchmark.py data
 
-training input: images/s of this program's loader, of timm's create_loader with its prefetcher, and of torchvision's
-ImageFolder with timm's transform; the same files, augmentation, workers and device. Without --data-path the files are
-generated from scikit-learn's two photographs, at ImageNet's size and quality (500x375, 95, about 110 kB).
+training input: images/s of this program's loader, timm's create_loader with its prefetcher, and torchvision's
+ImageFolder with timm's transform, on the same files, augmentation, workers and device. Without --data-path, files of
+ImageNet's size and quality (500x375, 95, about 110 kB) are generated from scikit-learn's two photographs.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from scripts.benchmarks import data, model
-from scripts.benchmarks.interleave import surroundings
+from scripts.benchmarks.interleave import environment
 from utils.errors import run_to_exit_code
 from utils.script_parser import ScriptParser
 
@@ -33,17 +33,17 @@ def main(argv: list[str]) -> int:
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
         module.add_arguments(command)
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+        command.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     options = parser.parse_args(argv)
     if options.rounds < 1 or (options.command == "data" and options.images < options.batch_size):
-        parser.error("give at least one round, and images for a batch")
+        parser.error("--rounds must be at least 1, --images at least --batch-size")
     return run_to_exit_code(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
     if options.json:
-        options.json.touch()  # before anything is measured
-    result = {**COMMANDS[options.command].run(options), **surroundings()}
+        options.json.touch()  # fails before anything is measured
+    result = {**COMMANDS[options.command].run(options), **environment()}
     print(f"\n{result['setting']}\n{result['processor']}, {result['cores']} cores, {result['versions']}")
     for title, text in result["tables"].items():
         print(f"\n{title}\n\n{text}")

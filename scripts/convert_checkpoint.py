@@ -1,9 +1,9 @@
-"""Converts Swin weights between the layouts of the libraries that use them, and verifies the result.
+"""Converts Swin weights between the layouts of different libraries, and verifies the result.
 
     python scripts/convert_checkpoint.py --cfg configs/swin_tiny.yaml IN.pth OUT.safetensors --to timm
 
-IN may be in any layout (original, timm, torchvision, transformers, mmdetection and relatives), and be a path, a URL,
-hub:<released model> or hf:<repository>. OUT is written in the layout --to, as .pth or .safetensors.
+IN is a path, a URL, hub:<released model> or hf:<repository>, in any layout (original, timm, torchvision, transformers,
+mmdetection and relatives). OUT is written in the layout --to, as .pth or .safetensors.
 """
 
 import argparse
@@ -33,16 +33,18 @@ from scripts.other_libraries import build_peer
 from utils.checkpoints.downloads import read_weights
 from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.safe_load import NOTES
-from utils.errors import CheckpointError, ConfigError, run_to_exit_code
+from utils.errors import CheckpointError, ConfigError, one_line, run_to_exit_code
 from utils.files import writing
 from utils.preprocessing import Preprocessing, image_size
 from utils.script_parser import ScriptParser
 
+OTHER_LAYOUT = "choose another layout"
+
 
 def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
-    """Converts a file; returns log lines: what was read, written and verified.
+    """Converts a file; returns log lines on reading, writing and verification.
 
-    Names and layout change, values and dtypes do not: nothing is resized. The file appears once it has been verified.
+    Names and layout change, but no values, dtypes or sizes. The file appears once it has been verified.
     Args: to: a layout, or a library that shares one. Raises: ConfigError, CheckpointError, ResourceError.
     """
     cfg = load_config(cfg_path)
@@ -50,22 +52,19 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     found = find_weights(contents, source)
     options = model_options(cfg)
     if not isinstance(options, PyramidOptions):
-        raise ConfigError(f"a model of timm: {cfg_path}: only Swin models can be converted")
+        raise ConfigError("--cfg", f"only Swin models can be converted, not {cfg_path}", "name a Swin recipe")
     options = replace(options, num_classes=found.classes)
     model = _model(options, found)
     lines = [f"read: {load_weights(model, found)}"]
-    layout = LAYOUTS[_layout_of(to, model.family)]
+    if to == "mmsegmentation" or (to == "mmpretrain" and model.family != "swinv2"):
+        to = "mmdetection"  # same layout
+    layout = LAYOUTS[to]
     _check_layout(options, layout.name)
     _check_windows(model, layout, target)
     stored = _stored(found.weights, model, layout)
     pixels = (Preprocessing.stored(contents) or preprocessing_of(options)).configured(cfg, options.in_chans)
-    windows = _known_windows(model, found)
-    notes = {
-        "class_names": contents.get("class_names"),
-        "pretrained_windows": windows,
-        "preprocessing": pixels.as_dict(),
-    }
-    notes = {key: value for key, value in notes.items() if value}
+    notes = {"class_names": contents.get("class_names"), "pretrained_windows": _known_windows(model, found)}
+    notes = {key: value for key, value in notes.items() if value} | {"preprocessing": pixels.as_dict()}
     with writing(target, "OUT", SafetensorError) as temporary:
         dropped = _write(stored, notes, temporary, layout.name)
         again = find_weights(read_checkpoint(temporary), "the written file")
@@ -76,59 +75,51 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
 
 
 def _known_windows(model: SwinBackbone, found: Found) -> list[int]:
-    """Returns the windows of pre-training, if the file or the configuration states them."""
-    known = isinstance(model, ContinuousBackbone) and (found.windows or model.is_configured())
-    return model.pretrained_windows() if isinstance(model, ContinuousBackbone) and known else []
+    """Returns the windows of pre-training if the file or the configuration contains them."""
+    if isinstance(model, ContinuousBackbone) and (found.windows or model.is_configured()):
+        return model.pretrained_windows()
+    return []
 
 
 def _model(options: PyramidOptions, found: Found) -> SwinBackbone:
-    """Builds the model of the configuration. Raises: CheckpointError if the file is of another size."""
+    """Builds the configured model. Raises: CheckpointError if the file has another size."""
     model = build(options).eval()
     assert isinstance(model, SwinBackbone)
     wrong = misfits(found.weights, model.state_dict())
     if wrong and found.family == model.family:
         shapes = f"{tuple(found.weights[wrong[0]].shape)} for {tuple(model.state_dict()[wrong[0]].shape)}"
-        raise CheckpointError(
-            f"the file is of another size than the configuration: {found.origin}: {wrong[0]} {shapes}:"
-            " conversion resizes nothing, use the --cfg the weights were trained with"
-        )
+        problem = f"another size than configured, {wrong[0]} {shapes}, and conversion resizes nothing"
+        raise CheckpointError(found.origin, problem, "use the --cfg it was trained with")
     return model
 
 
-def _layout_of(to: str, family: str) -> str:
-    """Returns the layout of a library; mmpretrain stores V1 like mmdetection."""
-    shared = {"mmsegmentation": "mmdetection", "mmpretrain": "mmpretrain" if family == "swinv2" else "mmdetection"}
-    return shared.get(to, to)
-
-
 def _check_layout(options: PyramidOptions, layout: str) -> None:
-    """Raises: CheckpointError if the layout cannot represent the model."""
+    """Checks that the layout can represent the model. Raises: CheckpointError."""
     for family, title in ((SwinMlpOptions, "Swin-MLP"), (SwinMoeOptions, "Swin-MoE")):
         if isinstance(options, family) and layout != "original":
-            raise CheckpointError(f"{layout} has no {title}: --to: only original can represent it")
+            raise CheckpointError("--to", f"{layout} has no {title}", "choose original")
     if isinstance(options, SwinV2Options) and layout == "mmdetection":
-        raise CheckpointError("mmdetection and mmsegmentation have no Swin V2: --to: choose mmpretrain")
+        raise CheckpointError("--to", "mmdetection and mmsegmentation have no Swin V2", "choose mmpretrain")
     if options.ape and layout in ("timm", "torchvision"):
-        raise CheckpointError(f"{layout} has no absolute position embedding: --to: choose another layout")
+        raise CheckpointError("--to", f"{layout} has no absolute position embedding", OTHER_LAYOUT)
     scaled = isinstance(options, SwinOptions) and options.qk_scale
     if scaled and layout in ("timm", "torchvision", "transformers"):
-        raise CheckpointError(f"{layout} has no QK_SCALE: --to: choose another layout")
+        raise CheckpointError("--to", f"{layout} has no QK_SCALE", OTHER_LAYOUT)
 
 
 def _check_windows(model: SwinBackbone, layout: Layout, target: Path) -> None:
-    """Raises: CheckpointError if a V2 was pre-trained in another window and the file could not say so."""
+    """Checks that the file can store the window of a V2 pre-trained in another one. Raises: CheckpointError."""
     if not isinstance(model, SwinTransformerV2) or model.pretrained_windows() == model.windows():
         return
     if layout.name == "torchvision":
-        raise CheckpointError("torchvision has no window of pre-training: --to: choose another layout")
+        raise CheckpointError("--to", "torchvision has no window of pre-training", OTHER_LAYOUT)
     if layout.name == "transformers" and target.suffix == ".pth":
-        raise CheckpointError(
-            f"a .pth file of transformers cannot store the window of pre-training: {target}: name a .safetensors file"
-        )
+        problem = "a .pth file of transformers cannot store the window of pre-training"
+        raise CheckpointError(str(target), problem, "name a .safetensors file")
 
 
 def _stored(weights: Weights, model: SwinBackbone, layout: Layout) -> Weights:
-    """Returns the contents of the file: the weights, and the buffers that files of this layout contain."""
+    """Returns the weights and the buffers stored in files of this layout."""
     buffers = {name: value for name, value in model.named_buffers() if name.endswith(layout.stores or ("-",))}
     for name, value in buffers.items():
         if name.endswith("relative_coords_table"):
@@ -138,7 +129,7 @@ def _stored(weights: Weights, model: SwinBackbone, layout: Layout) -> Weights:
 
 
 def _write(weights: Weights, notes: dict[str, Any], target: Path, layout: str) -> str:
-    """Writes weights and, if the format allows, notes; returns what was left out.
+    """Writes weights and, if the format allows, notes; returns a remark on omitted notes.
 
     The original and the mm libraries wrap their weights; timm reads both forms, the others do not.
     """
@@ -150,13 +141,13 @@ def _write(weights: Weights, notes: dict[str, Any], target: Path, layout: str) -
     wrapper = "model" if layout == "original" else "state_dict"
     try:
         torch.save(weights if flat else {wrapper: weights, **notes}, target)
-    except RuntimeError as e:  # how torch reports that it cannot write
+    except RuntimeError as e:  # raised by torch on write errors
         raise OSError(None, str(e).splitlines()[0]) from e
     return " (it cannot store the class names)" if flat and "class_names" in notes else ""
 
 
 def _check_bits(found: Found, again: Found, model: SwinBackbone, reloaded: SwinBackbone) -> None:
-    """Checks that the written file gives the same weights and, in the same configuration, the same model."""
+    """Checks that the written file yields the same weights and, with the same configuration, the same model."""
     load_weights(reloaded, again)
     same = found.weights.keys() == again.weights.keys() and all(
         torch.equal(value, again.weights[name]) and value.dtype == again.weights[name].dtype
@@ -164,38 +155,37 @@ def _check_bits(found: Found, again: Found, model: SwinBackbone, reloaded: SwinB
     )
     buffers = zip(model.buffers(), reloaded.buffers(), strict=True)
     if not same or not all(torch.equal(one, other) for one, other in buffers):
-        raise CheckpointError(f"the written file differs when read back: {found.origin}: this is a bug, report it")
+        raise CheckpointError(found.origin, "the written file differs when read back", "report this bug")
 
 
 @torch.no_grad()
 def _compare(layout: str, options: PyramidOptions, stored: Weights, model: SwinBackbone) -> str:
-    """Compares outputs with the library the file is for, if it is installed."""
+    """Compares outputs with the target library, if it is installed."""
     if layout == "original":
-        return "the layout is this program's own"
+        return "the layout is this program's"
     if isinstance(model, SwinTransformerV2) and isinstance(options, SwinV2Options):
         options = replace(options, pretrained_window_sizes=tuple(model.pretrained_windows()))
     try:
         peer = build_peer(layout, options, {k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
     except (RuntimeError, ValueError, AssertionError) as e:
-        reason = " ".join(str(e).split())[:200]
         if not options.num_classes:
             return f"outputs not compared, {layout} has no model without a head"
-        raise CheckpointError(f"{layout} cannot build this model ({reason}): --to: choose another layout") from e
+        raise CheckpointError("--to", f"{layout} cannot build this model ({one_line(e)[:200]})", OTHER_LAYOUT) from e
     if peer is None:
         return f"outputs not compared, {layout} is not installed"
     images = torch.randn(1, options.in_chans, *image_size(options.img_size))
     difference = (peer(images) - model(images)).abs().max().item()
     if not difference < 1e-3:
-        raise CheckpointError(f"outputs differ by {difference:.2g} from {layout}'s: --to {layout}: do not use the file")
+        raise CheckpointError("--to", f"outputs differ by {difference:.2g} from {layout}'s", "report this bug")
     return f"outputs equal {layout}'s to {difference:.2g}"
 
 
 def _output_file(name: str) -> Path:
     path = Path(name)
     if path.suffix not in (".pth", ".safetensors"):
-        raise argparse.ArgumentTypeError(f"{name}: a file name ending in .pth or .safetensors")
+        raise argparse.ArgumentTypeError(f"{name}: the file name must end in .pth or .safetensors")
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{name}: this is a folder, name a file")
+        raise argparse.ArgumentTypeError(f"{name} is a folder, name a file")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a Swin's predictions rest on, for scripts/predict.py --explain."""
+"""Pictures that explain a Swin's predictions, for scripts/predict.py --explain."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def explain(opened: ModelFile, paths: Sequence[Path], folder: Path) -> Iterator[
     model, task, names = opened.model, opened.task, in_words(opened.class_names)
     if backbone_of(model) is not model or not names:
         what = "an exported file" if opened.exported else type(model).__name__
-        raise ConfigError(f"{what} cannot be explained: --explain: use a checkpoint of a Swin classifier")
+        raise ConfigError("--explain", f"cannot explain {what}", "use a checkpoint of a Swin classifier")
     swin: Any = model
     with write_errors(folder, "--explain"):
         folder.mkdir(parents=True, exist_ok=True)

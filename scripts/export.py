@@ -3,8 +3,8 @@
     python scripts/export.py output/swin_tiny/default/checkpoints/best.pth model.onnx
     python scripts/export.py hub:swin_tiny_patch4_window7_224 model.pt2 --batch 8
 
-Class names, preprocessing and configuration go into the file, so that scripts/predict.py --model model.onnx works with
-it alone. The logits of the file are compared with those of the model before it appears.
+The file stores class names, preprocessing and configuration, so scripts/predict.py --model model.onnx needs no other
+file. Its logits are compared with the model's before it appears.
 """
 
 import json
@@ -31,22 +31,20 @@ from utils.files import writing
 from utils.script_parser import ScriptParser
 
 OPSET = 20
-TOLERANCE = 1e-4  # of logits, relative to the largest
-ANY = 2  # images of the example from which a dynamic batch is exported
+TOLERANCE = 1e-4  # difference of logits, relative to the largest
+ANY = 2  # batch size of the example input for a dynamic batch
 
 
 def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
-    """Writes the file and checks it; returns lines that say what it is, how exact and how fast.
+    """Writes and verifies the file; returns log lines on its contents, exactness and speed.
 
-    Args: batch: images per call, 0 for any number. Raises: ConfigError, CheckpointError, ResourceError.
+    Args: batch: images per call, 0: any number. Raises: ConfigError, CheckpointError, ResourceError.
     """
     if getattr(opened.model, "expert_layers", list)():
-        raise ConfigError(
-            "a mixture of experts cannot be exported, its routing depends on values: MODEL.TYPE swin_moe: predict with"
-            " its checkpoint"
-        )
+        problem = "a mixture of experts cannot be exported, since its routing depends on values"
+        raise ConfigError("MODEL.TYPE", problem, "predict with its checkpoint")
     if not opened.class_names:
-        raise ConfigError(str(target), f"a model of TASK {opened.task.name} cannot be exported", "only classifiers can")
+        raise ConfigError("TASK", f"a model of {opened.task.name} cannot be exported", "use a classifier")
     images = torch.randn(batch or ANY, opened.channels, *opened.size)
     notes = {
         "class_names": list(opened.class_names),
@@ -57,10 +55,10 @@ def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
     }
     write = _write_onnx if target.suffix == ".onnx" else _write_pt2
     with writing(target, "TARGET") as temporary:
-        named = temporary.with_name(f"{temporary.name}{target.suffix}")  # both libraries look at the ending
+        named = temporary.with_name(f"{temporary.name}{target.suffix}")  # both libraries check the suffix
         try:
             form = write(opened.model, images, batch == 0, json.dumps(notes), named)
-            lines = _compare(opened, named, batch)
+            lines = _compare(opened, named, batch, target)
             named.replace(temporary)
         finally:
             named.unlink(missing_ok=True)
@@ -74,10 +72,10 @@ def _write_onnx(model: nn.Module, images: Tensor, dynamic: bool, notes: str, tar
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as e:
-        raise ConfigError(f"ONNX needs the packages onnx and onnxscript: {e.name}: pip install onnx onnxscript") from e
+        raise ConfigError("TARGET", f"ONNX requires the package {e.name}", "pip install onnx onnxscript") from e
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}} if dynamic else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about versions of operators
+        warnings.simplefilter("ignore")  # on operator versions
         program: Any = torch.onnx.export(
             model,
             (images,),
@@ -101,11 +99,8 @@ def _write_pt2(model: nn.Module, images: Tensor, dynamic: bool, notes: str, targ
 
 
 @torch.no_grad()
-def _compare(opened: ModelFile, path: Path, batch: int) -> list[str]:
-    """Compares the logits with the model's for one image and for eight, and their speed.
-
-    Raises: CheckpointError if they differ.
-    """
+def _compare(opened: ModelFile, path: Path, batch: int, target: Path) -> list[str]:
+    """Compares logits with the model's for 1 and 8 images, and speed. Raises: CheckpointError if logits differ."""
     exported, _ = open_exported(path)
     worst = 0.0
     for count in (1, 8):
@@ -113,13 +108,14 @@ def _compare(opened: ModelFile, path: Path, batch: int) -> list[str]:
         expected = opened.model(images)
         worst = max(worst, ((exported(images) - expected).abs().max() / expected.abs().max()).item())
     if not worst < TOLERANCE:
-        raise CheckpointError(f"the exported logits differ by {worst:.2g} of the largest: {path.name}: this is a bug")
+        problem = f"the exported logits differ by {worst:.2g} of the largest"
+        raise CheckpointError(str(target), problem, "report this bug")
     images = torch.randn(batch or 8, opened.channels, *opened.size)
     with keep_derived():
         speeds = [_speed(run, images) for run in (exported, opened.model)]
     return [
         f"verified: logits differ by at most {worst:.1g} of the largest, for 1 and for 8 images",
-        f"speed: {speeds[0]:.1f} images/s in batches of {len(images)}, the model itself {speeds[1]:.1f}",
+        f"speed: {speeds[0]:.1f} images/s in batches of {len(images)}, {speeds[1]:.1f} before export",
     ]
 
 
@@ -136,7 +132,7 @@ def main(argv: list[str]) -> int:
     parser = ScriptParser(__doc__)
     parser.add_argument("model", help="checkpoint, hub:NAME, hf:OWNER/NAME or URL")
     parser.add_argument("target", type=Path, help="ends in .onnx or .pt2")
-    parser.add_argument("--cfg", default="", metavar="FILE", help="recipe of weights that do not store their own")
+    parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store one")
     parser.add_argument("--batch", type=int, default=0, help="images per call (default: any number)")
     parser.add_argument("--size", type=int, default=0, help="side of the images (default: as trained)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

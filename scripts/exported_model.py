@@ -1,4 +1,4 @@
-"""Exported models: ONNX and torch.export files with what is needed to predict, and how they are opened again."""
+"""Exported models: ONNX and torch.export files with everything needed to predict."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, one_line
 
-NOTES = "swin"  # name of the entry that holds class names, preprocessing and configuration as JSON
+NOTES = "swin"  # entry with class names, preprocessing and configuration as JSON
 
 
 class Exported(nn.Module):
     """A function from images (B, C, H, W) to logits (B, classes), on the CPU, as a module.
 
-    Args: batch: fixed B, 0 for any.
+    Args: batch: fixed B, 0: any.
     """
 
     def __init__(self, run: Any, batch: int):
@@ -23,7 +23,7 @@ class Exported(nn.Module):
         self._run, self._batch = run, batch
 
     def forward(self, images: Tensor) -> Tensor:
-        """A smaller batch than the fixed one is filled up with zeros."""
+        """Returns logits; batches are padded with zeros to the fixed size."""
         images = images.cpu()
         if not self._batch or len(images) == self._batch:
             return self._run(images)
@@ -35,10 +35,10 @@ class Exported(nn.Module):
 def open_exported(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Opens a .onnx or .pt2 file; returns its model and notes. Raises: CheckpointError, ConfigError."""
     if not path.is_file():
-        raise CheckpointError(f"cannot read a model (No such file): {path}: name another file")
+        raise CheckpointError(str(path), "No such file", "name another file")
     model, text = _open_onnx(path) if path.suffix == ".onnx" else _open_pt2(path)
     if not text:
-        raise CheckpointError(f"the file has no class names and preprocessing: {path}: write it by scripts/export.py")
+        raise CheckpointError(str(path), "stores no class names and preprocessing", "export it by scripts/export.py")
     notes = json.loads(text)
     return Exported(model, notes["batch"]).eval(), notes
 
@@ -47,15 +47,15 @@ def _open_onnx(path: Path) -> tuple[Any, str]:
     try:
         import onnxruntime
     except ImportError as e:
-        raise ConfigError(f"an ONNX model needs the package onnxruntime: {path}: pip install onnxruntime") from e
+        raise ConfigError(str(path), "ONNX models require onnxruntime", "pip install onnxruntime") from e
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors
     settings.intra_op_num_threads = torch.get_num_threads()
     try:
         providers = onnxruntime.get_available_providers()
         session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
-    except Exception as e:  # onnxruntime's errors have no base of their own
-        raise CheckpointError(f"not an ONNX model ({' '.join(str(e).split())[:100]}): {path}: name another file") from e
+    except Exception as e:  # onnxruntime's errors have no common base class
+        raise CheckpointError(str(path), f"not an ONNX model ({one_line(e)[:100]})", "name another file") from e
     name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def _open_pt2(path: Path) -> tuple[Any, str]:
     extra = {NOTES: ""}
     try:
         program = torch.export.load(path, extra_files=extra)
-    except Exception as e:  # what torch.export raises for a foreign file is not documented
-        raise CheckpointError(f"not an exported program ({' '.join(str(e).split())[:100]}): {path}") from e
+    except Exception as e:  # undocumented for invalid files
+        raise CheckpointError(str(path), f"not an exported program ({one_line(e)[:100]})", "name another file") from e
     module = program.module()
-    return lambda images: module(images), extra[NOTES]  # it cannot be switched to evaluation, and is in it
+    return lambda images: module(images), extra[NOTES]  # always in evaluation mode

@@ -1,4 +1,4 @@
-"""The folder of a model on the Hugging Face hub: weights, config.json in timm's form, model card."""
+"""Folder of a model for the Hugging Face hub: weights, timm's config.json, model card."""
 
 import json
 from dataclasses import dataclass
@@ -28,18 +28,18 @@ from utils.errors import CheckpointError, one_line
 from utils.files import write_text
 
 WEIGHTS = "model.safetensors"
-SHOWN = 100  # classes that the card lists
-TOLERANCE = 1e-4  # of logits
-# timm's name for a model whose arguments are all stored
+SHOWN = 100  # maximum classes listed in the card
+TOLERANCE = 1e-4  # difference of logits
+# timm's architecture, since all its arguments are stored
 ARCHITECTURES = {"swin": "swin_tiny_patch4_window7_224", "swinv2": "swinv2_tiny_window8_256"}
 
-# entries of timm's configuration that describe its own pre-trained weights
+# entries of timm's configuration that describe timm's pre-trained weights
 ORIGIN = ("license", "tag", "url", "hf_hub_id", "origin_url", "paper_name", "paper_ids", "custom_load")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the model card says besides what the model itself knows."""
+    """Metadata of the model card that the model does not contain."""
 
     repository: str
     license: str = ""
@@ -47,7 +47,7 @@ class Card:
 
 
 def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
-    """Writes everything that belongs on the hub, reads it back and compares the logits with the model's.
+    """Writes the folder, reads it back and compares the logits with the model's.
 
     Returns: log lines. Raises: CheckpointError if the logits differ; OSError.
     """
@@ -78,7 +78,7 @@ def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
 
 
 def _timm_model(opened: ModelFile) -> tuple[nn.Module | None, str]:
-    """Returns the same model in timm, with its weights; or None, and why there is none."""
+    """Returns the same model in timm, with its weights; or None and the reason."""
     if opened.cfg.MODEL.TYPE == "timm":
         return opened.model, ""
     options: Any = model_options(opened.cfg)
@@ -89,7 +89,7 @@ def _timm_model(opened: ModelFile) -> tuple[nn.Module | None, str]:
     try:
         peer = _in_timm(opened, options)
         difference = _difference(peer, opened.model, torch.randn(2, opened.channels, *opened.size))
-    except (RuntimeError, AssertionError, ValueError) as e:  # other windows, or a size that it refuses
+    except (RuntimeError, AssertionError, ValueError) as e:  # other windows, or an unsupported size
         return None, f"its model differs at {opened.size} ({one_line(e)[:120]})"
     if not difference < TOLERANCE:  # it shifts a map before padding it to whole windows
         return None, f"its logits differ by {difference:.2g} at {opened.size}"
@@ -111,7 +111,7 @@ def _in_timm(opened: ModelFile, options: Any) -> nn.Module:
 
 @torch.no_grad()
 def _difference(model: nn.Module, expected: nn.Module, images: Tensor) -> float:
-    """Returns the largest difference of the logits, to their size if that is above 1."""
+    """Returns the largest difference of the logits, relative to their magnitude if above 1."""
     logits = expected(images)
     return float((model(images) - logits).abs().max() / logits.abs().max().clamp(min=1))
 
@@ -125,8 +125,8 @@ def _verify(opened: ModelFile, folder: Path) -> str:
     for name, model in readers.items():
         difference = _difference(model, opened.model, images)
         if not difference < TOLERANCE:
-            raise CheckpointError(f"read back by {name}, logits differ by {difference:.2g}: {folder}: do not use it")
-    return f"verified: {' and '.join(readers)} read it to the same logits"
+            raise CheckpointError(str(folder), f"logits differ by {difference:.2g} in {name}", "do not use it")
+    return f"verified: same logits in {' and '.join(readers)}"
 
 
 def _result(top1: float, dataset: str) -> EvalResult:
@@ -142,7 +142,7 @@ def _result(top1: float, dataset: str) -> EvalResult:
 
 
 def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
-    """Returns README.md: the hub's metadata, how good the model is, how to use it, how it was trained."""
+    """Returns README.md: hub metadata, accuracy, usage and training configuration."""
     model, size, classes = opened.model, "x".join(map(str, opened.size)), len(opened.class_names)
     own = opened.task.best
     top1 = opened.best if own is not None and own.metric == "top1" else None
@@ -155,7 +155,7 @@ def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
         tags=["image-classification", "swin", *(["timm"] if in_timm else [])],
         datasets=[card.dataset] if card.dataset else None,
     )
-    judged = "" if top1 is None else f", top-1 accuracy {top1:.2f} % on its validation images"
+    judged = "" if top1 is None else f", top-1 accuracy {top1:.2f} % on its validation split"
     words = in_words(opened.class_names)
     listed = ", ".join(words[:SHOWN]) + (f", and {classes - SHOWN:,} more" if classes > SHOWN else "")
     use_timm = f'model = timm.create_model("hf-hub:{card.repository}", pretrained=True)\n'

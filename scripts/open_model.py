@@ -1,4 +1,4 @@
-"""Opens a model from its file alone: weights with the configuration they store, or an exported model."""
+"""Models opened from a single file: weights with their stored configuration, or an exported model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +23,9 @@ Overrides = Sequence[tuple[str, Any, str]]
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model in evaluation mode with its task, and `info` on the data it is for.
+    """A model in evaluation mode with its task, and `info` on its data.
 
-    `versions` of the libraries that wrote it, and `best`, its metric on the validation data, if the file stores them.
+    `versions` of the libraries that wrote it, and `best`, its metric on the validation split, if stored in the file.
     """
 
     model: nn.Module
@@ -49,20 +49,21 @@ class ModelFile:
 
     @property
     def size(self) -> Size:
-        """Of its images, in pixels."""
+        """Image size in pixels."""
         return image_size(self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In label order; none if it does not predict classes."""
+        """Class names in label order; empty if it does not predict classes."""
         return getattr(self.info, "class_names", ())
 
 
 def open_model(name: str, cfg: str = "", overrides: Overrides = (), world: World | None = None) -> ModelFile:
-    """Opens a model that was trained, released or exported, on the device of `world`.
+    """Opens a trained, released or exported model on the device of `world`.
 
-    Args: name: a checkpoint, the folder of a run for its best one, a URL, "hub:<released model>", "hf:<repository>",
-    an exported .onnx or .pt2 file; cfg: the recipe, for weights that do not store one; overrides: further keys.
+    Args: name: a checkpoint, the folder of a run (its best checkpoint), a URL, "hub:<released model>",
+    "hf:<repository>", an exported .onnx or .pt2 file; cfg: the recipe, for weights that do not store one; overrides:
+    further keys.
     Raises: CheckpointError, ConfigError.
     """
     world = world or World()
@@ -70,7 +71,7 @@ def open_model(name: str, cfg: str = "", overrides: Overrides = (), world: World
         return _open_exported(name, overrides, world)
     name = best_in(name)
     contents = read_weights(name)
-    # the form of attention is a matter of the machine
+    # the form of attention depends on the machine
     own = config_of_weights(contents, name, cfg, [("MODEL.ATTENTION", "auto", name), *overrides])
     task = new_task(own, world, contents)
     info = task.stored_info(name)
@@ -90,12 +91,12 @@ def _open_exported(name: str, overrides: Overrides, world: World) -> ModelFile:
     fixed = image_size(stored.TEST.IMG_SIZE or stored.DATA.IMG_SIZE)
     if opened.size != fixed:
         taken = "x".join(map(str, fixed))
-        raise ConfigError(f"the file takes images of {taken} only: {name}: use that size, or export another file")
+        raise ConfigError(name, f"takes images of {taken} only", "use that size, or export another file")
     return opened
 
 
 def _best_of(contents: Mapping[str, Any]) -> float | None:
-    """Returns the metric of a checkpoint that is the best of its run; others store only the best one's."""
+    """Returns the metric of a checkpoint if it is the best of its run; others store only that of the best one."""
     best, counters = contents.get("best") or {}, contents.get("counters") or {}
     epoch, step = counters.get("epoch", 0), counters.get("step", 0)
     own = (best.get("epoch", -1), best.get("step", 0)) == ((epoch, step) if step else (epoch - 1, 0))

@@ -1,4 +1,4 @@
-"""The same Swin in other libraries: built from our own model's options, to compare outputs with."""
+"""The same Swin in other libraries, built from the options of our model, to compare outputs."""
 
 import importlib
 import importlib.util
@@ -18,21 +18,21 @@ Loaded = tuple[nn.Module, list[str], list[str]]  # model, missing and unexpected
 
 
 def build_peer_model(layout: str, options: PyramidOptions, weights: dict[str, Tensor]) -> nn.Module | None:
-    """Returns a peer's model with `weights` in its own layout; None if its library is not installed.
+    """Returns a peer's model with `weights` in its layout; None if its library is not installed.
 
-    Args: options: of our model. Raises: RuntimeError if the peer does not take exactly these weights.
+    Args: options of our model. Raises: RuntimeError if weights are missing or unexpected.
     """
     if layout not in _PEERS or importlib.util.find_spec(layout) is None:
         return None
     model, missing, unexpected = _PEERS[layout](options, weights)
     missing = [name for name in missing if not name.endswith(DERIVED)]
     if missing or unexpected:
-        raise RuntimeError(f"{layout} misses {missing[:3]} and does not know {list(unexpected)[:3]}")
+        raise RuntimeError(f"{layout} misses {missing[:3]} and does not expect {list(unexpected)[:3]}")
     return model
 
 
 def build_peer(layout: str, options: PyramidOptions, weights: dict[str, Tensor]) -> Forward | None:
-    """Returns the forward pass of `build_peer_model` in evaluation, without gradients."""
+    """Returns the forward pass of `build_peer_model` in evaluation mode, without gradients."""
     model = build_peer_model(layout, options, weights)
     if model is None:
         return None
@@ -41,12 +41,12 @@ def build_peer(layout: str, options: PyramidOptions, weights: dict[str, Tensor])
 
 
 def logits_of(output: Any) -> Tensor:
-    """Returns the logits of what a peer's model returns."""
+    """Returns the logits from the output of a peer's model."""
     return output if isinstance(output, Tensor) else output.logits
 
 
 def timm_arguments(o: PyramidOptions) -> dict[str, Any]:
-    """Returns what timm's constructors of V1 and V2 call the options of a model."""
+    """Returns the options of a model as arguments of timm's V1 and V2 constructors."""
     same = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depths", "num_heads", "window_size")
     arguments = {name: getattr(o, name) for name in (*same, "mlp_ratio", "qkv_bias")}
     if isinstance(o, SwinV2Options):
@@ -99,7 +99,7 @@ def _transformers(o: PyramidOptions, weights: dict[str, Tensor]) -> Loaded:
         kind, peer_config = transformers.Swinv2ForImageClassification, transformers.Swinv2Config(**config, **windows)
     else:
         kind, peer_config = transformers.SwinForImageClassification, transformers.SwinConfig(**config)
-    # as a file is loaded: names of files and of modules differ there
+    # loaded like a file, since names in files and modules differ
     model, info = kind.from_pretrained(None, config=peer_config, state_dict=weights, output_loading_info=True)
     return model, list(info["missing_keys"]), list(info["unexpected_keys"])
 

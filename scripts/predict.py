@@ -1,10 +1,10 @@
-"""Predicts images with any trained model, from its file alone.
+"""Predicts images with any trained model, given only its file.
 
     python scripts/predict.py photo.jpg --model output/swin_tiny/default/checkpoints/best.pth
     python scripts/predict.py photos/ 'more/*.png' list.txt --model hub:swin_tiny_patch4_window7_224 --output out.csv
 
-Prints a table, or writes one: .csv, .jsonl or .parquet by its ending. The model may be a checkpoint, which stores its
-classes and preprocessing, a released model, weights in any layout with --cfg, or an exported .onnx or .pt2 file.
+Prints a table, or writes a .csv, .jsonl or .parquet file. The model is a checkpoint, which stores classes and
+preprocessing, a released model, weights in any layout with --cfg, or an exported .onnx or .pt2 file.
 """
 
 import argparse
@@ -31,20 +31,20 @@ from scripts.open_model import ModelFile, open_model
 from tasks.base import Row, Task
 from utils.batches import stacked
 from utils.distributed.world import join_world
-from utils.errors import ConfigError, DataError, ResourceError, count, run_to_exit_code
-from utils.files import atomic_path
+from utils.errors import ConfigError, DataError, count, run_to_exit_code
+from utils.files import writing
 from utils.script_parser import ScriptParser
 from utils.terminal import start_logging, table_lines, track
 from utils.training.evaluate import predict
 
-SHOWN = 40  # rows of the table on the terminal
+SHOWN = 40  # rows printed to the terminal
 ENDINGS = (".csv", ".jsonl", ".parquet")
 FEATURES = ("pooled", "pyramid")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for an image: cells of a table, and the same for JSON; nothing if it could not be read."""
+    """The prediction for an image: cells of a table, and the same for JSON; empty if it could not be read."""
 
     path: str
     cells: Mapping[str, Any]
@@ -76,7 +76,7 @@ def _record(row: Row) -> Mapping[str, Any]:
 
 
 def save_pictures(opened: ModelFile, paths: list[Path], folder: Path, limit: int) -> int:
-    """Writes what the task draws of each prediction as PNG files; returns how many.
+    """Writes the task's picture of each prediction as a PNG file; returns the number of files.
 
     Raises: ConfigError if the task predicts or draws nothing; ResourceError.
     """
@@ -87,7 +87,8 @@ def save_pictures(opened: ModelFile, paths: list[Path], folder: Path, limit: int
             read += 1
             if row.picture is not None:
                 name = f"{row.sample:0{len(str(len(paths) - 1))}}_{paths[row.sample].stem}.png"
-                _write(folder / name, lambda temporary, row=row: row.picture().save(temporary, "PNG"))
+                with writing(folder / name, "--pictures") as temporary:
+                    row.picture().save(temporary, "PNG")
                 count += 1
     if read and not count:
         raise ConfigError("--pictures", f"TASK {task.name} draws no pictures of its predictions", "use --explain")
@@ -96,11 +97,11 @@ def save_pictures(opened: ModelFile, paths: list[Path], folder: Path, limit: int
 
 def _check_predicts(task: Task) -> None:
     if not task.predicts:
-        raise ConfigError("--model", f"TASK {task.name} predicts nothing", "use a model that was trained for a task")
+        raise ConfigError("--model", f"TASK {task.name} predicts nothing", "use a model for a task with predictions")
 
 
 def _none_readable(paths: list[Path]) -> DataError:
-    return DataError(f"no image could be read: {paths[0]}: name images, folders, patterns or a list in a .txt file")
+    return DataError(str(paths[0]), "no image could be read", "name images, folders, patterns or a .txt file of paths")
 
 
 def _batches(opened: ModelFile, paths: list[Path]) -> EvalLoader:
@@ -111,14 +112,13 @@ def _batches(opened: ModelFile, paths: list[Path]) -> EvalLoader:
 def save_features(opened: ModelFile, paths: list[Path], target: Path, kind: str) -> str:
     """Writes features of all images: "pooled": (images, C), or "pyramid": (images, C, H, W) for every stage.
 
-    Those of an image that could not be read are NaN.
-    Returns: a line that says what was written. Raises: ConfigError for an exported model; DataError if no image could
-    be read; ResourceError.
+    Features of unreadable images are NaN.
+    Returns: a log line. Raises: ConfigError for an exported model; DataError if no image could be read; ResourceError.
     """
     backbone = backbone_of(opened.model)
     if backbone is None:
         what = "an exported file" if opened.exported else type(opened.model).__name__
-        raise ConfigError(f"{what} has no feature maps: --features: use a checkpoint of a Swin")
+        raise ConfigError("--features", f"{what} has no feature maps", "use a checkpoint of a Swin")
     arrays: dict[str, np.ndarray] = {}
     loader = _batches(opened, paths)
     for batch in track(loader, "computing", len(loader), "batches"):
@@ -131,12 +131,9 @@ def save_features(opened: ModelFile, paths: list[Path], target: Path, kind: str)
     if not arrays:
         raise _none_readable(paths)
     everything: dict[str, Any] = {"paths": np.array([str(path) for path in paths]), **arrays}
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a name, numpy would append its own ending
-            np.savez(file, **everything)
-
-    _write(target, write)
+    # given a name, numpy would append its suffix
+    with writing(target, "--output") as temporary, temporary.open("wb") as file:
+        np.savez(file, **everything)
     return f"{target}: " + ", ".join(f"{name} {'x'.join(map(str, a.shape))}" for name, a in arrays.items())
 
 
@@ -148,19 +145,17 @@ def _features(model: SwinBackbone, images: Tensor, kind: str) -> dict[str, Tenso
 
 
 def write_predictions(target: Path, rows: list[Prediction]) -> None:
-    """Writes a table; its format follows from its ending. Raises: ResourceError."""
-    if target.suffix == ".jsonl":
-        text = "".join(json.dumps({"path": r.path, **r.record}, ensure_ascii=False) + "\n" for r in rows)
-        _write(target, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))
-        return
+    """Writes a table in the format of the suffix. Raises: ConfigError, ResourceError."""
     head, table = _table(rows)
+    if target.suffix == ".parquet":
+        return _write_parquet(target, head, table)
+    text = io.StringIO(newline="")
     if target.suffix == ".csv":
-        buffer = io.StringIO(newline="")
-        csv.writer(buffer, lineterminator="\n").writerows([head, *table])
-        content = buffer.getvalue()
-        _write(target, lambda temporary: temporary.write_text(content, encoding="utf-8", errors="surrogateescape"))
+        csv.writer(text, lineterminator="\n").writerows([head, *table])
     else:
-        _write_parquet(target, head, table)
+        text.writelines(json.dumps({"path": r.path, **r.record}, ensure_ascii=False) + "\n" for r in rows)
+    with writing(target, "--output") as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 
 def _table(rows: list[Prediction]) -> tuple[list[str], list[list[Any]]]:
@@ -173,30 +168,21 @@ def _write_parquet(target: Path, head: list[str], rows: list[list[Any]]) -> None
         import pyarrow as arrow
         from pyarrow import parquet
     except ImportError as e:
-        raise ConfigError(f".parquet needs the package pyarrow: --output {target}: install it, or write .csv") from e
+        raise ConfigError("--output", f"{target} requires pyarrow", "pip install pyarrow, or write .csv") from e
     cells = [[None if cell == "" else cell for cell in row] for row in rows]
     columns = dict(zip(head, map(list, zip(*cells, strict=True)), strict=True))
-    _write(target, lambda temporary: parquet.write_table(arrow.table(columns), temporary))
-
-
-def _write(target: Path, write: Any) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            write(temporary)
-    except OSError as e:
-        raise ResourceError(f"cannot write the result ({e.strerror}): {target}: name another file") from e
+    with writing(target, "--output") as temporary:
+        parquet.write_table(arrow.table(columns), temporary)
 
 
 def _run(options: argparse.Namespace) -> None:
     world = join_world(device_type=options.device)
-    given = {
-        "DATA.BATCH_SIZE": options.batch_size,
-        "DATA.NUM_WORKERS": options.workers,
-        **({"TEST.IMG_SIZE": options.size} if options.size else {}),
-    }
-    given_keys = [(key, value, "command line") for key, value in given.items()]
-    opened = open_model(options.model, options.cfg, given_keys, world)
+    given = [
+        ("DATA.BATCH_SIZE", options.batch_size, "--batch-size"),
+        ("DATA.NUM_WORKERS", options.workers, "--workers"),
+    ]
+    given += [("TEST.IMG_SIZE", options.size, "--size")] if options.size else []
+    opened = open_model(options.model, options.cfg, given, world)
     paths = find_images(options.images)
     if options.features:
         print(save_features(opened, paths, options.output or Path("features.npz"), options.features))
@@ -217,25 +203,23 @@ def _run(options: argparse.Namespace) -> None:
     head, table = _table(rows[:SHOWN])
     print("\n".join(table_lines(["image", *head[1:]], table)))
     if len(rows) > SHOWN:
-        print(f"... {len(rows) - SHOWN:,} more: --output FILE.csv writes all")
+        print(f"... {len(rows) - SHOWN:,} more; --output FILE.csv writes all")
 
 
 def _parser() -> ScriptParser:
     parser = ScriptParser(__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, folder, 'pattern', or .txt file of paths")
     parser.add_argument("--model", required=True, help="checkpoint, hub:NAME, hf:OWNER/NAME, URL, .onnx or .pt2 file")
-    parser.add_argument("--cfg", default="", metavar="FILE", help="recipe of weights that do not store their own")
+    parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store one")
     parser.add_argument("--topk", type=int, default=3, metavar="K", help="entries per image (default %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help=f"in {', '.join(ENDINGS)}; features: .npz")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=f"{', '.join(ENDINGS)}; features: .npz")
     parser.add_argument("--size", type=int, default=0, help="side of the model's input (default: as trained)")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="default %(default)s")
     parser.add_argument("--features", choices=FEATURES, help="write features to --output instead of classes")
-    parser.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="write a picture of each prediction (tasks that draw them)"
-    )
-    parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture of what each class rests on")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw each prediction, if the task can")
+    parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture that explains each prediction")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -1,4 +1,4 @@
-"""A model for notebooks: from images to class names."""
+"""Predictor for notebooks: from images to class names."""
 
 import io
 from pathlib import Path
@@ -18,10 +18,10 @@ from utils.eval_cache import keep_derived
 
 
 class Predictor:
-    """Predicts the classes of single images, as scripts/predict.py does with many.
+    """Predicts the classes of single images, like scripts/predict.py for many.
 
     Args: name: a checkpoint, the folder of a run, a URL, "hub:<released model>", "hf:<repository>", an exported file;
-    recipe: for weights that do not store one; device: of the model.
+    recipe: for weights that do not store one; device of the model.
     Attributes: model; class_names in label order; transform: see `Predictor.transform`.
     Raises: CheckpointError, ConfigError.
     """
@@ -41,7 +41,7 @@ class Predictor:
         """Returns the input of the model for an image or its path: float32 (1, C, H, W). Raises: DataError, OSError."""
         if isinstance(image, Image.Image):
             buffer, turn = io.BytesIO(), image.getexif()
-            usual = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # what a PNG can hold
+            usual = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # supported by PNG
             (image if usual else image.convert("RGB")).save(buffer, "png", exif=turn)
             record = Record(buffer.getvalue(), None, "the image")
         else:

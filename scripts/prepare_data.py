@@ -1,4 +1,4 @@
-"""Prepares a data set before a run: checks it, packs it, shows it.
+"""Checks, packs, resizes, sorts or shows a dataset before a run.
 
 python scripts/prepare_data.py check FOLDER            decode every file; counts, classes, duplicates
 python scripts/prepare_data.py zip FOLDER TARGET       write train.zip and val.zip with their maps, for --zip
@@ -25,7 +25,7 @@ FOUND = 3  # exit code of a check with findings
 
 
 def check(options: argparse.Namespace) -> int:
-    """Prints facts and findings; returns 3 if there are findings."""
+    """Prints facts and findings; returns 3 if there are any findings."""
     report = check_folder(options.folder, options.workers, options.channels)
     print(*report.facts, sep="\n")
     print(*(f"found: {finding}" for finding in report.findings), sep="\n" if report.findings else "")
@@ -48,13 +48,13 @@ def resize(options: argparse.Namespace) -> int:
 
 def val_folders(options: argparse.Namespace) -> int:
     moved = sort_validation(options.folder)
-    done = f"{moved:,} images moved into folders of their classes" if moved else "is sorted already, nothing to do"
+    done = f"{moved:,} images moved into folders of their classes" if moved else "already sorted, nothing to do"
     print(f"{options.folder / 'val'}: {done}")
     return 0
 
 
 def show(options: argparse.Namespace) -> int:
-    # torch and timm take seconds to import, and the other commands do without
+    # torch and timm take seconds to import and are not needed by the other commands
     from configs.loading import load_config
     from tasks.registry import new_task
     from tasks.show import draw_samples
@@ -87,12 +87,12 @@ def main(argv: list[str]) -> int:
         if name == "check":
             command.add_argument("--channels", type=int, default=3, help="IN_CHANS of the model (default %(default)s)")
         if name == "zip":
-            command.add_argument("--force", action="store_true", help="replace archives that are there")
+            command.add_argument("--force", action="store_true", help="replace existing archives")
         if name == "resize":
-            command.add_argument("--short-side", type=int, default=320, help="at most, pixels (default %(default)s)")
-            command.add_argument("--quality", type=int, default=90, help="of the JPEGs (default %(default)s)")
+            command.add_argument("--short-side", type=int, default=320, help="maximum, pixels (default %(default)s)")
+            command.add_argument("--quality", type=int, default=90, help="JPEG quality (default %(default)s)")
         if name == "show":
-            command.add_argument("--cfg", type=Path, default=RECIPE, help="whose augmentation (default: swin_tiny)")
+            command.add_argument("--cfg", type=Path, default=RECIPE, help="recipe to augment with (default: swin_tiny)")
             command.add_argument("--count", type=int, default=32, help="images (default %(default)s)")
             command.add_argument("--seed", type=int, default=0, help="default %(default)s")
     options = parser.parse_args(argv)

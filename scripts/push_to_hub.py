@@ -1,17 +1,17 @@
-"""Publishes a model on the Hugging Face hub, for this program and, where timm knows the architecture, for timm.
+"""Publishes a model on the Hugging Face hub, for this program and, if timm supports the architecture, for timm.
 
     python scripts/push_to_hub.py output/swin_tiny/mine OWNER/NAME --license mit
     python scripts/push_to_hub.py output/swin_tiny/mine OWNER/NAME --folder published      # writes it, uploads nothing
 
-A repository holds model.safetensors, a model card and, if timm computes the same, config.json in timm's form. Both
-programs must read the same logits from it before anything is uploaded. `hf auth login` stores the token that the hub
-asks for.
+A repository contains model.safetensors, a model card and, if timm computes the same, config.json in timm's format. Both
+programs must reproduce the logits before anything is uploaded. `hf auth login` stores the token required by the hub.
 """
 
 import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
@@ -25,28 +25,25 @@ from utils.script_parser import ScriptParser
 def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
     """Writes `folder` and uploads it; returns the address. Raises: ResourceError, CheckpointError."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError  # of whichever library it uses
+    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError  # of the HTTP library it uses
 
     write(opened, card, folder)
     api = HfApi()
     try:
         api.create_repo(card.repository, private=private, exist_ok=True)
         message = f"Add {opened.cfg.MODEL.NAME}"
-        stale = None if (folder / "config.json").exists() else "config.json"  # of an earlier model
-        commit = api.upload_folder(
-            repo_id=card.repository, folder_path=folder, commit_message=message, delete_patterns=stale
-        )
-        return str(commit)
+        stale = None if (folder / "config.json").exists() else "config.json"  # from an earlier model
+        more: dict[str, Any] = {"commit_message": message, "delete_patterns": stale}
+        return str(api.upload_folder(repo_id=card.repository, folder_path=folder, **more))
     except LocalTokenNotFoundError as e:
-        raise ResourceError(f"the hub asks for a token: {card.repository}: run hf auth login") from e
+        raise ResourceError(card.repository, "the hub requires a token", "run hf auth login") from e
     except (HTTPError, OSError) as e:
-        raise ResourceError(
-            f"cannot upload ({one_line(e)[:200]}): {card.repository}: check name, token, network"
-        ) from e
+        reason = one_line(e)[:200]
+        raise ResourceError(card.repository, f"cannot be uploaded ({reason})", "check name, token and network") from e
 
 
 def write(opened: ModelFile, card: Card, folder: Path) -> None:
-    """Writes the files and says so. Raises: ResourceError, CheckpointError."""
+    """Writes the files and prints log lines. Raises: ResourceError, CheckpointError."""
     with write_errors(folder, "--folder"):
         for line in write_folder(opened, folder, card):
             print(line)
@@ -56,20 +53,20 @@ def main(argv: list[str]) -> int:
     parser = ScriptParser(__doc__)
     parser.add_argument("model", help="a run's folder, a file, hub:NAME")
     parser.add_argument("repository", metavar="OWNER/NAME")
-    parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store theirs")
-    parser.add_argument("--license", default="", metavar="NAME", help="of the weights, as the hub names it: mit")
-    parser.add_argument("--dataset", default="", metavar="NAME", help="the training images, as the hub names them")
-    parser.add_argument("--private", action="store_true", help="visible to its owner only")
-    parser.add_argument("--folder", type=Path, help="write the files there, and upload nothing")
+    parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store one")
+    parser.add_argument("--license", default="", metavar="NAME", help="license of the weights, as on the hub: mit")
+    parser.add_argument("--dataset", default="", metavar="NAME", help="training dataset, as on the hub")
+    parser.add_argument("--private", action="store_true", help="visible only to its owner")
+    parser.add_argument("--folder", type=Path, help="write the files there and upload nothing")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     card = Card(options.repository, options.license, options.dataset)
 
     def run() -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", options.repository):
-            raise ConfigError(f"not a repository: {options.repository}: name it OWNER/NAME")
+            raise ConfigError(options.repository, "not a repository", "name it OWNER/NAME")
         if options.model.endswith(EXPORTED):
-            raise ConfigError(f"an exported file cannot be published: {options.model}: name its run or checkpoint")
+            raise ConfigError(options.model, "an exported file cannot be published", "name its run or checkpoint")
         opened = open_model(options.model, options.cfg)
         if options.folder:
             write(opened, card, options.folder)

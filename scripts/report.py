@@ -1,12 +1,12 @@
-"""Writes one HTML page about a run, or about several side by side, that needs neither a server nor a network.
+"""Writes a self-contained HTML page about one run, or several side by side.
 
     python scripts/report.py output/quickstart/default
     python scripts/report.py output/swin_tiny/default output/swin_tiny/longer --output comparison.html
     python scripts/report.py output/swin_tiny/default output/swin_tiny/longer --text
 
-The page has the results, the differences of the configurations, the curves, and the tables and pictures of an
-evaluation of every run's best checkpoint: for a classifier the accuracy per class, the confusion matrix and the most
-confident mistakes. With --text results and differences are printed instead.
+The page contains results, differences of the configurations, curves, and tables and pictures from evaluating the best
+checkpoint of every run: for a classifier the accuracy per class, the confusion matrix and the most confident mistakes.
+With --text, results and differences are printed instead.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from scripts.open_model import open_model
 from scripts.run_folder import Run, curves_figure, differences, summary_table
 from utils.checkpoints.files import follow
 from utils.distributed.world import World, join_world
-from utils.errors import CheckpointError, DataError, ResourceError, one_line, run_to_exit_code
-from utils.files import write_text
+from utils.errors import CheckpointError, DataError, one_line, run_to_exit_code
+from utils.files import writing
 from utils.script_parser import ScriptParser
 from utils.terminal import start_logging, table_lines
 from utils.training.evaluate import evaluate
@@ -38,22 +38,15 @@ from utils.training.objective import Table
 TEMPLATE = Path(__file__).with_name("report.html")
 ROWS = 1000  # of a table
 START = (
-    "data:",
-    "machine:",
-    "model:",
-    "optimizer:",
-    "precision:",
-    "global batch",
-    "learning rate",
-    "plan:",
-    "weights:",
+    *("data:", "machine:", "model:", "optimizer:", "precision:"),
+    *("global batch", "learning rate", "plan:", "weights:"),
 )
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """The page's part about one run. `problem`: why its checkpoint could not be evaluated; `tables` and `pictures` of
-    the evaluation, by title; `saved`: pictures that the run wrote at its end."""
+    """Section about one run. `problem`: why its checkpoint could not be evaluated; `tables` and `pictures` of the
+    evaluation, by title; `saved`: pictures written by the run."""
 
     run: Run
     environment: list[str]
@@ -65,7 +58,7 @@ class RunReport:
 
 
 def report_on(run: Run, options: argparse.Namespace, world: World) -> RunReport:
-    """Evaluates the best checkpoint of a run, else its last one. Raises: ConfigError."""
+    """Evaluates the best checkpoint of a run, else the last one. Raises: ConfigError."""
     environment, saved = _environment(run.folder), _saved_pictures(run.folder)
     if options.no_evaluation:
         return RunReport(run, environment, problem="not evaluated: --no-evaluation", saved=saved)
@@ -82,10 +75,9 @@ def report_on(run: Run, options: argparse.Namespace, world: World) -> RunReport:
         opened = open_model(str(checkpoint), "", given_keys, world)
         environment += [", ".join(f"{name} {version}" for name, version in opened.versions.items())]
         data = opened.task.open_data(("val",))
-    except CheckpointError as e:
-        return RunReport(run, environment, problem=f"not evaluated: {one_line(e)}", saved=saved)
-    except DataError as e:
-        problem = f"not evaluated: {one_line(e)} (--data-path names another folder)"
+    except (CheckpointError, DataError) as e:
+        remedy = "name another folder with --data-path" if isinstance(e, DataError) else e.remedy
+        problem = f"not evaluated: {one_line(type(e)(e.subject, e.problem, remedy))}"
         return RunReport(run, environment, problem=problem, saved=saved)
     assert data.val is not None
     task, loader = opened.task, opened.task.loader(data.val, data.info)
@@ -100,13 +92,13 @@ def _title(name: str) -> str:
 
 
 def _saved_pictures(folder: Path) -> dict[str, str]:
-    """Returns the pictures of the last evaluation of the run, such as reconstructions and the load of experts."""
+    """Returns the pictures of the run's last evaluation, such as reconstructions and expert load."""
     found = sorted((folder / "pictures").glob("val_*.png"))
     return {_title(path.stem.removeprefix("val_")): _embedded(Image.open(path)) for path in found}
 
 
 def _environment(folder: Path) -> list[str]:
-    """Returns the lines of the log that say with what the run last started."""
+    """Returns the log lines that describe the last start of the run."""
     log = folder / "log.txt"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     messages = [re.sub(r"^\[[^\]]*\] ", "", line) for line in lines]
@@ -115,7 +107,7 @@ def _environment(folder: Path) -> list[str]:
 
 
 def _embedded(picture: Any) -> str:
-    """Returns an image, or a Matplotlib figure, as the address of an image that contains it."""
+    """Encodes an image or a Matplotlib figure as a data URL."""
     buffer = io.BytesIO()
     if isinstance(picture, Image.Image):
         picture.save(buffer, "PNG")
@@ -127,7 +119,7 @@ def _embedded(picture: Any) -> str:
 
 
 def write_page(reports: Sequence[RunReport], target: Path) -> None:
-    """Fills the template. Raises: ResourceError."""
+    """Renders the template. Raises: ResourceError."""
     from jinja2 import Environment, StrictUndefined
 
     runs = [each.run for each in reports]
@@ -143,11 +135,8 @@ def write_page(reports: Sequence[RunReport], target: Path) -> None:
         reports=reports,
         limit=ROWS,
     )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, page)
-    except OSError as e:
-        raise ResourceError(f"cannot write the page ({e.strerror}): {target}: name another file") from e
+    with writing(target, "--output") as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -170,7 +159,7 @@ def main(argv: list[str]) -> int:
     parser = ScriptParser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders output/<MODEL.NAME>/<TAG>")
     parser.add_argument("--output", type=Path, metavar="FILE", help="page to write (default: report.html in the run)")
-    parser.add_argument("--text", action="store_true", help="print results and differences of the runs, write no page")
+    parser.add_argument("--text", action="store_true", help="print results and differences instead of writing a page")
     parser.add_argument("--data-path", default="", metavar="FOLDER", help="data to evaluate on (default: the run's)")
     parser.add_argument("--no-evaluation", action="store_true", help="results, configurations and curves only")
     parser.add_argument("--batch-size", type=int, default=0, help="default: the run's")

@@ -1,4 +1,4 @@
-"""Runs read from their folders, to compare and to report."""
+"""Runs read from their folders, for comparisons and reports."""
 
 import json
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ UNINTERESTING = ("OUTPUT", "TAG", "BASE")
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run: flat configuration, and the records of metrics.jsonl: of training intervals, and of epochs,
-    with or without an evaluation."""
+    """The folder of a run: flat configuration, and records of metrics.jsonl by training interval and by epoch, with or
+    without an evaluation."""
 
     folder: Path
     config: dict[str, Any]
@@ -28,13 +28,13 @@ class Run:
 
     @staticmethod
     def read(folder: Path) -> "Run":
-        """Raises: DataError if the folder is not that of a run."""
+        """Reads a run. Raises: DataError if the folder does not contain one."""
         try:
             config = parse_config((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
             lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", e)
-            raise DataError(f"not the folder of a run ({reason}): {folder}: name output/<MODEL.NAME>/<TAG>") from e
+            raise DataError(str(folder), f"not the folder of a run ({reason})", "name output/<MODEL.NAME>/<TAG>") from e
         train, epochs = ([line for line in lines if line["kind"] in kinds] for kinds in (("train",), ("val", "epoch")))
         return Run(folder, config, train, epochs)
 
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def best(self) -> Best | None:
-        """The metric that decides which checkpoint is the best."""
+        """The metric that selects the best checkpoint."""
         return task_class(self.config.get("TASK", DEFAULT_TASK)).best
 
     def summary(self) -> list[Any]:
@@ -54,7 +54,7 @@ class Run:
         sign = 1 if own is not None and own.higher_is_better else -1
         best = max(known, key=lambda line: (sign * line[own.metric], -line["epoch"]), default=None)  # type: ignore[union-attr]
         losses = [line["loss"] for line in self.epochs if line.get("loss") is not None]
-        # that of the last epoch, as in the log; its last interval may be short
+        # of the last epoch, as in the log; the last interval may be short
         trained = [line["train_loss"] for line in self.epochs if line.get("train_loss") is not None]
         trained = trained or [line["loss"] for line in self.train if line.get("loss") is not None]
         return [
@@ -71,13 +71,12 @@ def summary_table(runs: Sequence[Run]) -> Table:
     """Returns a row per run: length, best metric and loss."""
     metrics = {run.best.metric for run in runs if run.best is not None}
     best = f"best {metrics.pop()}" if len(metrics) == 1 else "best"
-    return Table(
-        ("run", "epochs", best, "of epoch", "min val loss", "last train loss"), [run.summary() for run in runs]
-    )
+    head = ("run", "epochs", best, "of epoch", "min val loss", "last train loss")
+    return Table(head, [run.summary() for run in runs])
 
 
 def differences(runs: Sequence[Run]) -> list[list[str]]:
-    """Returns a row per key that is not the same in all runs: its name, and its value in each."""
+    """Returns a row per key that differs between runs: its name, and its value in each."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in UNINTERESTING)
     rows = [[key, *(str(run.config.get(key, "")) for run in runs)] for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]

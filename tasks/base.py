@@ -1,11 +1,11 @@
-"""The interface of a task: what is read, what a batch is, which model, which loss, how it is judged, what is shown.
+"""The interface of a task: data, batches, model, loss, metrics and pictures.
 
 A task is a folder of tasks/ with `keys.py`, its configuration keys without torch, and `task.py`, whose `TASK` is a
 subclass of `Task`. Nothing outside of tasks/ distinguishes tasks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from data.loaders import EvalLoader, Interruptible, Pipeline, TrainLoader
+from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
 from data.pipeline.workers import LoaderOptions
 from data.sources.base import Source
 from models.registry import ModelOptions, build_for_run, model_options, preprocessing_of
@@ -29,12 +30,12 @@ from utils.training.evaluate import Evaluator, evaluate
 from utils.training.objective import Best, Evaluation
 from utils.training.plan import RunPlan
 
-SHOWN = 32  # samples of a training batch that are drawn
+SHOWN = 32  # samples of a training batch to draw
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """The opened splits of a dataset, None for those that were not asked for or are missing, and its identity."""
+    """The opened splits of a dataset, None if not requested or missing, and its identity."""
 
     train: Source | None
     val: Source | None
@@ -42,7 +43,6 @@ class TaskData:
 
     @property
     def train_size(self) -> int:
-        """Training samples."""
         return 0 if self.train is None else len(self.train)
 
 
@@ -50,7 +50,7 @@ class TaskData:
 class Row:
     """The prediction for one sample.
 
-    `sample`: its index; `cells`: columns of a table, by name; `record`: the same for JSON, `cells` if None; `picture`
+    `sample`: index; `cells`: columns of a table, by name; `record`: the same for JSON, `cells` if None; `picture`
     draws it.
     """
 
@@ -61,16 +61,16 @@ class Row:
 
 
 class Task(ABC):
-    """A task of a run, configured.
+    """A configured task.
 
-    Args: cfg: the frozen configuration; contents: of the file of weights that is evaluated or used, or the notes of an
-    exported model, whose preprocessing and data then take precedence over those of the configuration.
+    Args: cfg: the frozen configuration; contents: of the weights file to evaluate or use, or the notes of an exported
+    model; their preprocessing and data take precedence over the configuration.
     Raises: ConfigError.
     """
 
     name: ClassVar[str]
-    best: Best | None = None  # the metric that decides which checkpoint is the best
-    predicts: ClassVar[bool] = True  # scripts/predict.py has something to show
+    best: Best | None = None  # the metric that selects the best checkpoint
+    predicts: ClassVar[bool] = True  # whether scripts/predict.py supports it
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         self.cfg, self.world, self.contents = cfg, world, contents or {}
@@ -85,15 +85,15 @@ class Task(ABC):
 
     @abstractmethod
     def stored_info(self, origin: str) -> DataInfo:
-        """Returns what the contents of the file `origin` say of the data its model is for. Raises: CheckpointError."""
+        """Returns the data identity stored in the contents of the file `origin`. Raises: CheckpointError."""
 
     @abstractmethod
     def pipeline(self, info: DataInfo) -> Pipeline:
-        """Returns everything between a source and a batch. Raises: ConfigError."""
+        """Returns the pipeline from sources to batches. Raises: ConfigError."""
 
     @abstractmethod
     def new_model(self, info: DataInfo | None) -> nn.Module:
-        """Builds a newly initialised model. Args: info: None for a model without data, to measure its speed."""
+        """Builds a newly initialised model. Args: info: None without data, to measure throughput."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ class Task(ABC):
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """Runs the model for an evaluation or a prediction; without gradients."""
+        """Runs the model for evaluation or prediction, without gradients."""
 
     @abstractmethod
     def evaluator(self, val: EvalLoader, info: DataInfo) -> Evaluator:
@@ -115,46 +115,56 @@ class Task(ABC):
         """See `utils.training.objective.Objective.after_update`; nothing by default."""
         return
 
+    def image_pipeline(self, on_device: Callable[[Any, Any], tuple[Any, Any]]) -> Pipeline:
+        """Returns the pipeline of the configured image transforms. Args: on_device: transform of whole batches."""
+        cfg, channels = self.cfg, self.options.in_chans
+        train = TrainTransformOptions.from_config(cfg, channels)
+        return Pipeline(
+            train=None if cfg.EVAL_MODE else TrainTransform(train),
+            val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
+            preprocessing=self.preprocessing,
+            on_device=on_device,
+            erase_mode=train.re_mode,
+            sample_bytes=channels * train.size[0] * train.size[1],
+        )
+
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
-        """Returns functions that draw what trackers show after every evaluation. Called by every rank.
+        """Returns functions that draw pictures for trackers after every evaluation. Called on every rank.
 
         Args: shown: validation samples, or training samples without validation data.
         """
         return {}
 
     def predictions(self, outputs: Any, batch: Batch, info: DataInfo, limit: int) -> Iterator[Row]:
-        """Yields a row per sample of a batch. Args: outputs: of `forward`; limit: entries per sample, such as classes.
-
-        Raises: ConfigError if the task predicts nothing.
-        """
+        """Yields a row per sample of a batch. Args: outputs of `forward`; limit of entries per sample."""
         raise NotImplementedError
 
     def build_model(self, info: DataInfo | None) -> nn.Module:
-        """Builds the model of a run on its device, initialised from SEED and prepared as TRAIN says."""
+        """Builds the model of a run on its device, initialised from SEED and configured by TRAIN."""
         return build_for_run(self.cfg, lambda: self.new_model(info), self.world)
 
     def load(self, model: nn.Module, contents: Mapping[str, Any], origin: str, info: DataInfo | None = None) -> str:
         """Copies the weights of a file into a model and returns a log line.
 
-        Args: info: of the data to fine-tune on: parts that belong to other data are re-initialised; None: all must fit.
+        Args: info: of the data to fine-tune on: parts for other data are re-initialised; None: everything must fit.
         Raises: CheckpointError.
         """
         return load_contents(model, contents, origin, tables=self.cfg.MODEL.TABLE_INTERPOLATION)
 
     def loader(self, source: Source, info: DataInfo, **more: Any) -> EvalLoader:
-        """Returns this rank's shard of an evaluation or a prediction. Args: more: fields of `LoaderOptions`."""
+        """Returns the evaluation loader of this rank's shard. Args: more: fields of `LoaderOptions`."""
         options = replace(LoaderOptions.from_config(self.cfg), **more)
         return EvalLoader(source, self.pipeline(info), options, self.world)
 
     def describe(self) -> str:
-        """Returns a log line on how images are prepared."""
+        """Returns a log line about the preprocessing."""
         return str(self.preprocessing)
 
 
 class TrainingData:
-    """The loaders of a training run, and the evaluation of its validation data.
+    """The loaders of a training run, and evaluation on its validation split.
 
-    Creating one starts the server of the loader workers, which takes seconds: best done before the model is built.
+    The constructor starts the server of the loader workers, which takes seconds: create it before the model.
     Args: interruptible: see `EvalLoader`. Raises: ConfigError, ResourceError.
     """
 
@@ -169,17 +179,17 @@ class TrainingData:
 
     @property
     def best(self) -> Best | None:
-        """The metric that decides which checkpoint is the best; None without validation data."""
+        """The metric that selects the best checkpoint; None without validation data."""
         return self.task.best if self.val is not None else None
 
     def epoch(self, epoch: int, first_update: int = 0) -> Iterator[Batch]:
-        """Yields the training batches of an epoch from an update on; see `TrainLoader.epoch`."""
+        """Yields the training batches of an epoch, starting at an update; see `TrainLoader.epoch`."""
         return self.train.epoch(epoch, first_update, self._plan.updates_in(epoch))
 
     def evaluate(self, model: nn.Module, limit: int | None = None) -> Evaluation | None:
-        """Evaluates on all ranks; None if there is nothing to evaluate. Does not affect training.
+        """Evaluates on all ranks without affecting training; None if there is nothing to evaluate.
 
-        Args: limit: of the batches of every rank, to see how long they take.
+        Args: limit: maximum batches per rank, to estimate the duration.
         """
         task, pictures = self.task, self.task.epoch_pictures(model, self._shown)
         if self.val is None:

@@ -1,4 +1,4 @@
-"""--eval: evaluates files of weights, and writes the tables that were asked for."""
+"""--eval: evaluation of weights files, and tables of the results."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ from utils.training.objective import Evaluation, Table
 
 @dataclass(frozen=True)
 class Result:
-    """The evaluation of one file: its name, images/s, parameters, image size in pixels."""
+    """The evaluation of one file; `size` in pixels."""
 
     name: str
     evaluation: Evaluation
@@ -41,9 +41,9 @@ class Result:
 
 
 def evaluate_files(cfg: CfgNode, world: World) -> None:
-    """Evaluates the files that --resume or --pretrained names, one after the other.
+    """Evaluates the files of --resume or --pretrained in turn.
 
-    The tables are written after each, so that an error in a later file loses nothing.
+    Tables are written after each file, so an error in a later one loses no results.
     Raises: CheckpointError, ConfigError, DataError, ResourceError.
     """
     results: list[Result] = []
@@ -76,7 +76,7 @@ def _evaluate(task: Task, data: TaskData, model: nn.Module, name: str, size: Siz
 
 
 def write_tables(results: Sequence[Result], results_file: str, per_class_file: str) -> None:
-    """Writes CSV files: a row for each evaluated file, and the metrics per class of the last one; "" for neither.
+    """Writes CSV files: a row per evaluated file, and the metrics per class of the last one; "" writes none.
 
     Raises: ConfigError if the task has no classes; ResourceError if a file cannot be written.
     """
@@ -86,7 +86,7 @@ def write_tables(results: Sequence[Result], results_file: str, per_class_file: s
     if per_class_file:
         table = results[-1].evaluation.tables.get("per_class")
         if table is None:
-            raise ConfigError("TEST.PER_CLASS", "the task has no metrics per class", "leave it out")
+            raise ConfigError("TEST.PER_CLASS", "the task has no metrics per class", "set it to ''")
         _write_csv(Path(per_class_file), table, "TEST.PER_CLASS")
 
 

@@ -1,4 +1,4 @@
-"""Draws augmented training samples of any task, for scripts/prepare_data.py."""
+"""Sheets of augmented training samples of any task, for scripts/prepare_data.py."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from utils.files import writing
 
 
 def draw_samples(task: Task, target: Path, count: int, seed: int) -> int:
-    """Writes a PNG with `count` random training samples as an epoch augments them; returns how many there are.
+    """Writes a PNG of `count` random augmented training samples; returns the number drawn.
 
-    Args: seed: of the choice and of the augmentation. Raises: DataError; ResourceError if the file cannot be written.
+    Args: seed of the choice and the augmentation. Raises: DataError; ResourceError if the file cannot be written.
     """
     data = task.open_data(("train",))
     assert data.train is not None

@@ -50,7 +50,7 @@ def test_models_by_their_released_names(tmp_path):
     assert int(count) == len(RELEASED) == 42 and shape == "(1, 3)"
     assert int(parameters) == 28_288_354 - 997 * 769  # Swin-T with a head for three classes
     assert second == f"0.0 False {peer.layers[0].blocks[0].attn.qkv.weight.sum().item()}"
-    assert third.startswith("ConfigError") and "did you mean num_classes?" in third
+    assert third.startswith("ConfigError num_clases: ") and "did you mean num_classes?" in third
 
 
 def test_the_notebook_runs_from_any_folder(tmp_path, photos):

@@ -1,4 +1,4 @@
-"""A sparse mixture of experts in place of the MLP of a block (arXiv 2206.03382)."""
+"""Sparse mixture of experts that replaces the MLP of a block (arXiv 2206.03382)."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from utils.eval_cache import derived
 
 
 class Statistics(NamedTuple):
-    """Routing of a batch: `dropped`, the share of assignments beyond the capacity, a scalar; `load`, the number of
+    """Routing of a batch: `dropped`, the fraction of assignments beyond the capacity, a scalar; `load`, the number of
     tokens that chose each expert, int64 (experts,)."""
 
     dropped: Tensor
@@ -29,17 +29,17 @@ class Experts(ShardedExperts):
         self.batched_fc1_w = nn.Parameter(torch.empty(experts, hidden, dim))
         self.batched_fc2_w = nn.Parameter(torch.empty(experts, hidden, dim))
         self.batched_fc1_bias = nn.Parameter(torch.zeros(experts, hidden))
-        # without a bias it stays 0, but files have it
+        # zero if `fc2_bias` is off, but stored in files
         self.batched_fc2_bias = nn.Parameter(torch.zeros(experts, dim), requires_grad=fc2_bias)
         for weight in (self.batched_fc1_w, self.batched_fc2_w):
             nn.init.trunc_normal_(weight, std=init_std)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Maps the tokens of every expert (experts, n, C) to the same shape, wherever the experts are."""
+        """Maps the tokens of every expert (experts, n, C) to the same shape, on whichever ranks the experts are."""
         return self._send(tokens) if self.is_remote else self._mlp(tokens)
 
     def _send(self, tokens: Tensor) -> Tensor:
-        """Lets the ranks that hold the experts compute. Every rank of the group must give the same n."""
+        """Computes on the ranks that hold the experts; n must be equal on all ranks of the group."""
         placement, (_, n, dim) = self.placement, tokens.shape
         ranks, local = placement.group_size, placement.local_units
         units = tokens.repeat_interleave(placement.slices, 0) if placement.slices > 1 else tokens
@@ -49,10 +49,10 @@ class Experts(ShardedExperts):
         return returned.view(placement.experts, -1, n, dim).sum(1) if placement.slices > 1 else returned
 
     def _mlp(self, tokens: Tensor) -> Tensor:
-        """Applies the units that are here: (units, n, C) -> (units, n, C)."""
+        """Applies the local units: (units, n, C) -> (units, n, C)."""
         weights = {name: self._cast(weight, tokens.dtype) for name, weight in self.named_parameters(recurse=False)}
         fc1_bias, fc2_bias = weights["batched_fc1_bias"], weights["batched_fc2_bias"]
-        if self.is_remote and self.placement.slices > 1:  # the first slice adds it for all
+        if self.is_remote and self.placement.slices > 1:  # only the first slice adds the bias
             units = torch.arange(len(fc2_bias), device=fc2_bias.device) + self.placement.first_unit
             fc2_bias = fc2_bias * (units % self.placement.slices == 0)[:, None]
         hidden = torch.baddbmm(fc1_bias[:, None], tokens, weights["batched_fc1_w"].transpose(1, 2))
@@ -68,8 +68,8 @@ class MoeMlp(nn.Module):
     """Routes every token of a batch to the experts that score highest for it, and sums their weighted outputs.
 
     Tokens beyond the capacity of an expert contribute 0, in evaluation too. After a forward pass, `balance` is the
-    balance loss, unweighted and part of the graph, and `statistics` describes the routing. Parameter names
-    are those of the released files.
+    unweighted balance loss, part of the graph, and `statistics` describes the routing. Parameter names match the
+    released files.
     """
 
     balance: Tensor | None
@@ -95,7 +95,7 @@ class MoeMlp(nn.Module):
         self._moe_layer = nn.ModuleDict({"experts": mlps, "gates": gates})
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has no forward pass behind it; tensors of a graph cannot be copied."""
+        """Drops the results of the last forward pass: tensors of a graph cannot be copied."""
         return {**self.__dict__, "balance": None, "statistics": None}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class MoeMlp(nn.Module):
             self.statistics = Statistics(1 - kept.float().mean(), load)
 
         mlps = layer["experts"]
-        # of the buffer, for each expert; the ranks exchange equal parts, but the last batches may differ in size
+        # buffer rows per expert; ranks exchange equal parts, but their last batches may differ in size
         rows = max(1, group_maximum(limit, mlps.placement) if mlps.is_remote else limit)
         slots = torch.where(kept, choice.experts.T * rows + place, self.experts * rows).flatten()  # (k * T,)
         sources = _inverse(slots, self.experts * rows)
@@ -124,37 +124,36 @@ class MoeMlp(nn.Module):
 
 
 def _is_recomputing() -> bool:
-    """Returns whether this is the second forward pass of activation checkpointing, during the backward pass: what it
-    left behind would keep its activations alive."""
+    """Returns whether activation checkpointing is recomputing: results kept then would keep activations alive."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _inverse(slots: Tensor, size: int) -> Tensor:
-    """Returns which assignment fills each row of a buffer: int64 (size,), the number of assignments for none.
+    """Returns the assignment in each row of a buffer: int64 (size,), the number of assignments for an empty row.
 
-    Args: slots int64 (assignments,), the row of each, distinct; `size` for none.
+    Args: slots int64 (assignments,), the distinct row of each; `size` for none.
     """
     rows = slots.new_full((size + 1,), len(slots))
     return rows.scatter(0, slots, torch.arange(len(slots), device=slots.device))[:-1]
 
 
 def _move_rows(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-    """Returns x[index] of a matrix, 0 where the index is the number of rows.
+    """Gathers rows: `_rows` with a backward pass that is a gather too.
 
-    Args: x (n, C); index int64 (m,); inverse int64 (k * n,), where copy j of row i goes to is inverse[j * n + i], m if
-    nowhere.
+    Args: x (n, C); index int64 (m,); inverse int64 (k * n,), the row of copy j of row i is inverse[j * n + i], m if
+    dropped.
     """
     return _rows(x, index) if torch.compiler.is_compiling() else _MoveRows.apply(x, index, inverse)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """Returns x[index] of a matrix, 0 where the index is the number of rows."""
+    """Returns x[index], with zeros where the index is the number of rows."""
     last = len(x) - 1
     return x.index_select(0, index.clamp(max=last)).masked_fill((index > last)[:, None], 0)
 
 
 class _MoveRows(torch.autograd.Function):
-    """index_select whose backward pass is a gather too; the built-in one fills with zeros and adds."""
+    """index_select with a gather as backward pass; the built-in one zero-fills and adds."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

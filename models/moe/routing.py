@@ -1,4 +1,4 @@
-"""Routing of a sparse mixture of experts: which experts a token goes to, with which weight, and how even the load is.
+"""Routing of a sparse mixture of experts: expert choice, gates, balance losses, capacity.
 
 Sources: GShard (arXiv 2006.16668), V-MoE with batch prioritised routing (arXiv 2106.05974), the cosine router of
 arXiv 2204.09179, and the settings of the released Swin-MoE (arXiv 2206.03382).
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from models.ops.linear import no_autocast
 from utils.errors import ConfigError
 
-MAX_SCALE = 100.0  # of the cosine router: a temperature of at least 0.01
-EPSILON = 1e-10  # added to squared means, which are 0 if no token comes near an expert
+MAX_SCALE = 100.0  # bounds the cosine router's temperature by 0.01
+EPSILON = 1e-10  # added to squared means, which may be 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingOptions:
     """Settings of the router; the defaults are the released models'.
 
-    `top_k`: experts per token; `capacity_factor`: tokens an expert takes, relative to an even distribution, 0 for all;
+    `top_k`: experts per token; `capacity_factor`: capacity of an expert relative to an even distribution, 0: unlimited;
     `cosine`, `cosine_dim`, `init_temperature`: route by cosine similarity in that many channels; `normalize_gate`:
-    gates of a token sum to 1; `prioritized`: tokens with the highest score come first, not those first in the batch;
+    gates of a token sum to 1; `prioritized`: highest scores first instead of batch order;
     `gshard_loss`: GShard's balance loss instead of load and importance; `noise`: standard deviation of the noise on the
-    logits in training, times the number of experts.
+    training logits, times the number of experts.
     """
 
     top_k: int = 1
@@ -43,9 +43,8 @@ class RoutingOptions:
     def check(self, experts: int) -> None:
         """Raises: ConfigError if there are fewer experts than a token chooses."""
         if experts < self.top_k:
-            raise ConfigError(
-                f"a token chooses {self.top_k} of {experts} experts: MODEL.SWIN_MOE.TOP_VALUE: set at most {experts}"
-            )
+            problem = f"a token cannot choose {self.top_k} of {experts} experts"
+            raise ConfigError("MODEL.SWIN_MOE.TOP_VALUE", problem, f"set at most {experts}")
 
 
 class Choice(NamedTuple):
@@ -90,7 +89,7 @@ class CosineRouter(nn.Module):
 
 
 def new_router(dim: int, experts: int, options: RoutingOptions) -> nn.Module:
-    """Builds the router that the options describe."""
+    """Builds a cosine or linear router."""
     if options.cosine:
         return CosineRouter(dim, experts, options.cosine_dim, options.init_temperature)
     return LinearRouter(dim, experts)
@@ -124,9 +123,9 @@ def gshard_loss(scores: Tensor, first: Tensor) -> Tensor:
 def load_importance_loss(scores: Tensor, threshold: Tensor, deviation: float) -> Tensor:
     """Returns half the sum of two squared coefficients of variation over the experts (arXiv 2106.05974, appendix A).
 
-    Importance is the sum of the scores of an expert; its load is the expected number of tokens that would choose it if
-    the noise were drawn anew. As released, softmax scores are compared with a logit there. Without noise the load is a
-    step function without a gradient: the loss is then that of the importance alone.
+    Importance is the sum of the scores of an expert; load is the expected number of tokens that would choose it if the
+    noise were redrawn. As in the released code, softmax scores are compared with a logit. Without noise the load is a
+    step function without a gradient, so the loss is the importance alone.
     Args: scores (T, experts) without noise; threshold (T, 1), the noisy logit of the last choice; deviation of the
     noise.
     """
@@ -144,15 +143,15 @@ def _variation(totals: Tensor) -> Tensor:
 
 def count(chosen: Tensor, experts: int) -> Tensor:
     """Counts how often each expert occurs: int64 of any shape -> int64 (experts,)."""
-    chosen = chosen.flatten()  # bincount would wait for a GPU
+    chosen = chosen.flatten()  # bincount would synchronise with the GPU
     return chosen.new_zeros(experts).scatter_add(0, chosen, torch.ones_like(chosen))
 
 
 def places(choice: Choice, load: Tensor, prioritized: bool) -> Tensor:
-    """Numbers the tokens of each expert in the order in which it takes them.
+    """Ranks the tokens of each expert by precedence.
 
-    All first choices precede the second ones; within them the order is that of the batch, or `prioritized`, of falling
-    best score. Args: load (experts,), the number of tokens that chose each expert.
+    All first choices precede the second ones; ties follow the batch order or, if `prioritized`, the descending best
+    score. Args: load (experts,), the number of tokens that chose each expert.
     Returns: int64 (k, T), from 0.
     """
     order = choice.scores.argsort(descending=True, stable=True) if prioritized else None
@@ -165,14 +164,14 @@ def places(choice: Choice, load: Tensor, prioritized: bool) -> Tensor:
 
 
 def capacity(tokens: int, load: Tensor, options: RoutingOptions) -> int:
-    """Returns how many tokens each expert takes.
+    """Returns the capacity of each expert, in tokens.
 
-    Args: tokens of this rank; load (experts,), how many chose each expert.
+    Args: tokens of this rank; load (experts,), the number that chose each expert.
     """
     experts = len(load)
     if options.capacity_factor:
         return options.top_k * int(options.capacity_factor * (-(-tokens // experts)))
-    if load.is_meta:  # when FLOPs are counted: an even distribution
+    if load.is_meta:  # FLOP counting: assume an even distribution
         return -(-options.top_k * tokens // experts)
     if torch.compiler.is_compiling():  # shapes must not depend on values; no expert is chosen twice by a token
         return tokens

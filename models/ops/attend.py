@@ -1,4 +1,4 @@
-"""Attention with an additive bias, in the form that is fastest for its device.
+"""Attention with an additive bias, in the fastest form for the device.
 
 MODEL.ATTENTION sets the form; "auto" is the fastest one measured (docs/benchmarks.md):
 
@@ -32,8 +32,8 @@ _recorded: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None
 def takes_kernel(form: str, x: Tensor, tokens: int, width: int, dropout: float) -> bool:
     """Returns whether to use `attend_on_map` in place of `attend`.
 
-    Args: form: one of `FORMS`; x: the map, in the type of the products; tokens of a window; width: channels per head;
-    dropout: probability for the weights.
+    Args: form: one of `FORMS`; x: the map, in the dtype of the products; tokens per window; width: channels per head;
+    dropout: of the weights.
     Raises: ConfigError if the form is "kernel" and it cannot be used.
     """
     if form not in ("auto", "kernel") or _recording() is not None or x.device.type == "meta":
@@ -43,9 +43,10 @@ def takes_kernel(form: str, x: Tensor, tokens: int, width: int, dropout: float) 
     fits = tokens <= MAX_TOKENS and width in WIDTHS and not dropout
     if form == "kernel" and not (fits and runs_kernels(x)):
         raise ConfigError(
-            f"the kernel takes windows of up to {MAX_TOKENS} tokens with {' or '.join(map(str, WIDTHS))} channels per"
-            " head, without dropout, on an NVIDIA GPU of compute capability 8.0 or higher, with Triton:"
-            " MODEL.ATTENTION: set it to auto"
+            "MODEL.ATTENTION",
+            f"the kernel requires at most {MAX_TOKENS} tokens per window, {' or '.join(map(str, WIDTHS))} channels per"
+            " head, no dropout, and Triton on an NVIDIA GPU of compute capability 8.0 or higher",
+            "set it to auto",
         )
     return fits
 
@@ -73,9 +74,9 @@ def attend(qkv: Tensor, bias: Tensor, scale: float | Tensor, dropout: float = 0.
 
     Args: qkv (B, windows, N, 3 * heads * d); bias float32 (windows or 1, heads, N, N); scale: a tensor, float32
     (heads,), multiplies the cosines between query and key in place of their products (arXiv 2111.09883, section 3.3);
-    dropout: probability for the weights; form: one of `FORMS`. With dropout, and within torch.compile unless the form
-    is "fused", plain operations compute it.
-    Returns: (B, windows, N, heads * d), of the type of `qkv`.
+    dropout: of the weights; form: one of `FORMS`. With dropout, and within torch.compile unless the form is "fused",
+    plain operations are used.
+    Returns: (B, windows, N, heads * d), of the dtype of `qkv`.
     """
     qkv = qkv.unflatten(-1, (3, bias.shape[1], -1))
     if isinstance(scale, Tensor):
@@ -111,7 +112,7 @@ def record_weights(into: list[Tensor]) -> Iterator[None]:
 
 
 def _recording() -> list[Tensor] | None:
-    # torch 2.11 compiles no function that reads a context variable
+    # torch 2.11 cannot compile a function that reads a context variable
     return None if torch.compiler.is_compiling() else _recorded.get()
 
 

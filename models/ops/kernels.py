@@ -19,7 +19,7 @@ def may_use_kernels(x: Tensor, dtype: torch.dtype) -> bool:
 
 def runs_kernels(x: Tensor) -> bool:
     """Returns whether kernels run on the device of `x`: NVIDIA GPUs of compute capability 8.0 or higher, or a CPU with
-    Triton's interpreter. In a model that is being exported they do not."""
+    Triton's interpreter. Never while exporting a model."""
     if is_exporting():
         return False
     return _works_on(x.device.index or 0) if x.is_cuda else _interpreted()
@@ -29,7 +29,7 @@ def runs_kernels(x: Tensor) -> bool:
 def is_exporting() -> bool:
     """Returns whether torch.export is tracing.
 
-    torch.compile of torch 2.11 takes torch's own function to be always true; as a constant it is evaluated.
+    torch.compile 2.11 assumes that torch's function is always true; as a constant result, it is evaluated.
     """
     return torch.compiler.is_exporting()
 
@@ -46,7 +46,7 @@ def _works_on(gpu: int) -> bool:
 
 @cache
 def _tried_on(gpu: int) -> bool:
-    """Returns whether Triton starts on a GPU; it needs a C compiler and Python's headers for that."""
+    """Returns whether Triton starts on a GPU, which requires a C compiler and Python's headers."""
     old = torch.version.hip is not None or torch.cuda.get_device_capability(gpu) < (8, 0)
     if old or importlib.util.find_spec("triton") is None:
         return False
@@ -54,8 +54,8 @@ def _tried_on(gpu: int) -> bool:
         import triton
 
         triton.runtime.driver.active.get_current_target()
-    except Exception as error:  # whatever is missing, training works without
+    except Exception as error:  # whatever is missing, training works without it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.warning("Triton does not start (%s): a C compiler and Python's headers would make this faster", reason)
+        log.warning("Triton does not start (%s): install a C compiler and Python's headers for faster training", reason)
         return False
     return True

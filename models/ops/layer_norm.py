@@ -1,4 +1,4 @@
-"""LayerNorm in front of matrix products, in the form that is fastest for its device."""
+"""LayerNorm before matrix products, in the fastest form for the device."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from models.ops.linear import as_autocast, autocast_dtype
 
 
 class LayerNorm(nn.LayerNorm):
-    """nn.LayerNorm whose output has the type that autocast gives the operands of matrix products.
+    """nn.LayerNorm whose output has the dtype of matrix products under autocast.
 
     Without gradients, on a GPU in half precision, one kernel normalises and converts.
     """

@@ -1,4 +1,4 @@
-"""Linear layers and MLPs in the form that is fastest for the device; the operand type under autocast."""
+"""Linear layers and MLPs in the fastest form for the device, and dtypes under autocast."""
 
 from functools import cache
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from utils.eval_cache import derived
 
-CHUNK = 4096  # tokens whose hidden activation stays in the cache of a CPU
+CHUNK = 4096  # tokens whose hidden activation fits into the CPU cache
 ONEDNN_TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -17,7 +17,7 @@ class Linear(nn.Linear):
     """nn.Linear; without gradients on the CPU, bias and GELU are applied while the product is in the cache (oneDNN)."""
 
     def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-        """Returns x @ weight^T + bias, or GELU of it. Args: bias: instead of the layer's own."""
+        """Returns x @ weight^T + bias, or GELU of it. Args: bias: replaces the layer's."""
         weight, bias = self.weight, self.bias if bias is None else bias
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             x = as_autocast(x)
@@ -26,21 +26,21 @@ class Linear(nn.Linear):
                     bias = derived(lambda: self.bias.to(x.dtype), self.bias) if bias is self.bias else bias.to(x.dtype)
                 weight = derived(lambda: self.weight.to(x.dtype), self.weight)
             if x.device.type == "cpu" and _has_onednn(x.dtype) and x.numel():
-                # a private operator of torch (Inductor's): if a version drops it, the line below computes the same
+                # a private torch operator (Inductor's); should a version drop it, the line below is equivalent
                 return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
         return F.gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
 
 
 @cache
 def _has_onednn(dtype: torch.dtype) -> bool:
-    """Returns whether oneDNN has linear layers of a type on this processor."""
+    """Returns whether oneDNN supports linear layers of this dtype on this CPU."""
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     return dtype in ONEDNN_TYPES and torch.backends.mkldnn.is_available()
 
 
 def can_fuse(*layers: nn.Module) -> bool:
-    """Returns whether `fused_mlp` may replace calls of these layers: they are plain, and nothing hooks into them."""
+    """Returns whether `fused_mlp` may replace calls of these layers: plain types without hooks."""
     return not torch.compiler.is_compiling() and all(
         type(layer) in (Linear, nn.GELU) and not has_hooks(layer) for layer in layers
     )
@@ -55,7 +55,7 @@ def fused_mlp(x: Tensor, fc1: Linear, fc2: Linear) -> Tensor:
 
 
 class _Mlp(torch.autograd.Function):
-    """Linear, GELU, linear; stores the input of GELU, and recomputes its output in the backward pass."""
+    """Linear, GELU, linear; stores the input of GELU and recomputes its output in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class _Mlp(torch.autograd.Function):
         g = gradient.flatten(0, -2)
         activated = F.gelu(hidden)
         d_weight2, d_bias2 = g.t() @ activated, g.sum(0) if ctx.needs_input_grad[4] else None
-        d_hidden = torch.mm(g, weight2, out=activated)  # in the memory of what is no longer needed
+        d_hidden = torch.mm(g, weight2, out=activated)  # reuses its memory
         torch.ops.aten.gelu_backward.grad_input(d_hidden, hidden, grad_input=d_hidden)
         d_weight1, d_bias1 = d_hidden.t() @ x.flatten(0, -2), d_hidden.sum(0)
         d_x = (d_hidden @ weight1).view_as(x) if ctx.needs_input_grad[0] else None
@@ -83,24 +83,24 @@ class _Mlp(torch.autograd.Function):
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Returns whether a module has hooks, which run only when the module itself is called."""
+    """Returns whether a module has hooks, which run only if the module is called."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind) for kind in kinds)
 
 
 def no_autocast(x: Tensor) -> torch.autocast:
-    """Returns the context without mixed precision on the device of `x`."""
+    """Returns a context that disables mixed precision on the device of `x`."""
     return torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False)  # autocast has no meta device
 
 
 def as_autocast(x: Tensor) -> Tensor:
-    """Returns `x` in the type that autocast would give the operands of a matrix product."""
+    """Casts `x` to the dtype that autocast would use for a matrix product."""
     dtype = autocast_dtype(x)
-    return x if x.dtype == dtype else x.to(dtype)  # a needless .to would fix the type of an exported program
+    return x if x.dtype == dtype else x.to(dtype)  # a redundant .to would fix the dtype of an exported program
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """Returns the type that autocast would give `x` as an operand of a matrix product."""
+    """Returns the dtype that autocast would use for `x` in a matrix product."""
     device = x.device.type
     enabled = device != "meta" and torch.is_autocast_enabled(device)  # autocast has no meta device
     return torch.get_autocast_dtype(device) if enabled else x.dtype

@@ -1,6 +1,6 @@
-"""LayerNorm whose result has the type of matrix products, as one Triton kernel; without gradients.
+"""LayerNorm and the cast to the dtype of matrix products as one Triton kernel, without gradients.
 
-Autocast normalises in float32 and converts for the next product: two passes over the map where one does.
+Autocast normalises in float32 and casts for the next product: two passes over the map instead of one.
 """
 
 import torch
@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-ELEMENTS = 4096  # of the tile that a program holds
+ELEMENTS = 4096  # per program
 
 
-# the batch size varies: specialising on it would compile the kernel again
+# the batch size varies: specialising on it would recompile the kernel
 @triton.jit(do_not_specialize=["rows"])
 def _norm(x, weight, bias, out, rows, channels, eps, ROWS: tl.constexpr, COLS: tl.constexpr):
     row, col = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
@@ -29,7 +29,7 @@ def _norm(x, weight, bias, out, rows, channels, eps, ROWS: tl.constexpr, COLS: t
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype) -> Tensor:
-    """Returns norm(x) of type `dtype`, computed in float32. Args: x (..., C), float32 or half precision."""
+    """Returns norm(x) as `dtype`, computed in float32. Args: x (..., C), float32 or half precision."""
     x = x.contiguous()
     out = torch.empty_like(x, dtype=dtype)
     channels = x.shape[-1]

@@ -1,8 +1,8 @@
-"""Stochastic depth (arXiv 1603.09382): every sample skips each residual branch with its own probability.
+"""Stochastic depth (arXiv 1603.09382): every sample skips each residual branch with a given probability.
 
 A branch is computed only for the samples that keep it. They are drawn once per forward pass for all branches, on the
-CPU: the shapes that follow depend on the draw, and a draw on an accelerator would make the CPU wait for it. A compiled
-model has fixed shapes and draws on its own device, so that a CUDA graph can contain the draw.
+CPU: shapes depend on the draw, and a draw on an accelerator would synchronise with it. A compiled model has fixed
+shapes and draws on the device, so that a CUDA graph can contain the draw.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,21 +13,18 @@ from torch import Tensor
 
 
 class KeptSamples(NamedTuple):
-    """The samples that keep a branch, int64 (b,), b >= 1, and the factor by which its result is scaled."""
+    """The samples that keep a branch, int64 (b,), b >= 1, and the scale of its output."""
 
     indices: Tensor
     scale: float
 
 
-# None: all samples, unscaled. A tensor (B,): a factor per sample, the form of fixed shape for torch.compile
+# None: all samples, unscaled. A tensor (B,): a factor per sample, of fixed shape for torch.compile
 BranchMask = KeptSamples | Tensor | None
 
 
 def draw_masks(rates: Sequence[float], batch: int, device: torch.device) -> list[BranchMask]:
-    """Draws which samples of a batch keep each branch.
-
-    Args: rates: the probability of every branch to be skipped, below 1.
-    """
+    """Draws which samples of a batch keep each branch. Args: rates: drop probability of each branch, below 1."""
     if not any(rates) or not batch:
         return [None] * len(rates)
     if torch.compiler.is_compiling():
@@ -35,11 +32,11 @@ def draw_masks(rates: Sequence[float], batch: int, device: torch.device) -> list
         return [(draw >= rate) / (1 - rate) if rate else None for draw, rate in zip(draws, rates, strict=True)]
     keep = torch.rand(len(rates), batch) >= torch.tensor(rates)[:, None]  # (branches, B)
     scales = [1 / (1 - rate) if kept else 0.0 for rate, kept in zip(rates, keep.any(1).tolist(), strict=True)]
-    # the parameters of a branch that no sample keeps must still take part in the backward pass, or
-    # DistributedDataParallel waits for them: its first sample runs it, with factor 0
+    # DistributedDataParallel needs a gradient for every parameter: a branch that no sample keeps runs on the first
+    # one, scaled by 0
     keep[:, 0] |= ~keep.any(1)
     indices = keep.nonzero()[:, 1]
-    indices = indices.to(device, non_blocking=device.type == "cuda")  # on MPS it reads freed memory
+    indices = indices.to(device, non_blocking=device.type == "cuda")  # on MPS it would read freed memory
     parts = indices.split(keep.sum(1).tolist())
     return [KeptSamples(part, scale) if rate else None for rate, part, scale in zip(rates, parts, scales, strict=True)]
 
@@ -58,7 +55,7 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], mask: BranchMask) 
 
 
 def as_factors(mask: BranchMask, x: Tensor) -> Tensor | None:
-    """Returns the factor of every sample of `x`, float32 (B,), for a branch that must run on the whole batch."""
+    """Returns the factor of each sample of `x`, float32 (B,), for a branch that must run on the whole batch."""
     if not isinstance(mask, KeptSamples):
         return mask
     factors = torch.zeros(x.shape[0], device=x.device)
@@ -66,7 +63,7 @@ def as_factors(mask: BranchMask, x: Tensor) -> Tensor | None:
 
 
 class _Choose(torch.autograd.Function):
-    """Returns the chosen samples, and all of them: so that the two gradients are added in one pass."""
+    """Returns the chosen samples and all samples, so that their gradients are added in one pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

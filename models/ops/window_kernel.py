@@ -1,11 +1,11 @@
 """Window attention as one Triton kernel on the row-major map, forward and backward.
 
-The kernel reads query, key and value where the linear layer wrote them, shifted and grouped by addresses alone, adds
-position bias and mask to the scores in registers, and writes each token back to its place: no rolled or grouped copy
-of the map exists, nor a matrix of scores in memory. A program handles one head and a share of the windows, so that the
-bias stays in registers, and its gradient is summed there, without atomics.
+The kernel reads query, key and value where the linear layer wrote them, shifted and grouped by address computation,
+adds position bias and mask to the scores in registers, and writes each token back to its position: neither a rolled or
+grouped copy of the map nor a matrix of scores is materialised. A program handles one head and a subset of the windows,
+so the bias stays in registers, and its gradient is summed there without atomics.
 
-With the environment variable TRITON_INTERPRET=1, set before Triton is imported, it runs on the CPU.
+With TRITON_INTERPRET=1, set before Triton is imported, it runs on the CPU.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 MASKED = tl.constexpr(-100.0)  # as in models/ops/windows.py
 # measured on an H100
-PROGRAMS = 8  # for every multiprocessor
+PROGRAMS = 8  # per multiprocessor
 WARPS = 4
 
 
@@ -30,7 +30,7 @@ def _dot(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def _inverse_norms(x):
-    """Returns 1 / norm of every row, 0 for one of zeros, such as the keys of padding."""
+    """Returns 1 / norm of every row, 0 for zero rows such as the keys of padding."""
     norms = tl.sqrt(tl.sum(x * x, 1))
     return tl.where(norms > 1e-12, 1 / tl.maximum(norms, 1e-12), 0.0)
 
@@ -44,7 +44,7 @@ def _normalized(x):
 
 @triton.jit
 def _bias_of_head(bias, head, SIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """Returns the addresses of a head's pairs, which of them exist, and its bias, minus infinity beyond the window."""
+    """Returns the offsets of a head's pairs, their mask, and the bias, minus infinity beyond the window."""
     i = tl.arange(0, BLOCK)
     inside = i < SIDE * SIDE
     pairs = inside[:, None] & inside[None, :]
@@ -55,7 +55,7 @@ def _bias_of_head(bias, head, SIDE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _tokens(window, height, width, shift_h, shift_w, SIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """Returns the number of every token of a window in the maps of a batch, and the region of the map it comes from."""
+    """Returns the index of each token of a window in the maps of the batch, and the region of the map it is in."""
     i = tl.arange(0, BLOCK)
     cols = width // SIDE
     per_map = height // SIDE * cols
@@ -140,7 +140,7 @@ def _backward(
         d_v = _dot(tl.trans(weights.to(v.dtype)), g, PRECISION)
         if COSINE:
             sum_scale += tl.sum(d_scores * products)
-            # q and k as they were read: their norms are factors of the scores
+            # with q and k unnormalised: their norms are factors of the scores
             of_q, of_k = d_scores * (scale * k_inverses)[None, :], d_scores * (scale * q_inverses)[:, None]
             d_q = _dot(of_q.to(v.dtype), k, PRECISION)
             d_k = _dot(tl.trans(of_k.to(v.dtype)), q, PRECISION)
@@ -159,7 +159,7 @@ def _backward(
 
 
 class FusedWindowAttention(torch.autograd.Function):
-    """See `run_forward`."""
+    """Differentiable `run_forward`."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -194,7 +194,7 @@ def run_forward(
 def run_backward(
     gradient: Tensor, qkv: Tensor, bias: Tensor, scales: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns the gradients of qkv, bias and scales. Args: gradient of the result; the others as in `run_forward`."""
+    """Returns the gradients of qkv, bias and scales. Args: gradient of the output; others as in `run_forward`."""
     qkv, bias = qkv.contiguous(), bias.contiguous()
     grid, arguments, constants = _launch(qkv, bias, scales, rest)
     d_qkv = torch.empty_like(qkv)
@@ -208,7 +208,7 @@ def run_backward(
 def _launch(
     qkv: Tensor, bias: Tensor, scales: Tensor | None, rest: tuple[Any, ...]
 ) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
-    """Returns the grid of programs, and the arguments and constants that both kernels share."""
+    """Returns the launch grid, and the arguments and constants of both kernels."""
     scale, window, shift_h, shift_w = rest
     batch, height, width, channels = qkv.shape
     heads, windows = len(bias), batch * (height // window) * (width // window)

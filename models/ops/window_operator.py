@@ -1,4 +1,4 @@
-"""The kernel of window attention as an operator, for torch.compile; a call costs more than a direct launch."""
+"""Window attention kernel as a custom operator for torch.compile; calls cost more than direct launches."""
 
 from typing import Any
 

@@ -38,7 +38,7 @@ class WindowGrid:
 
     @property
     def padded(self) -> tuple[int, int]:
-        """The sides in tokens after padding to whole windows."""
+        """Height and width in tokens after padding to whole windows."""
         return tuple(-(-side // self.window) * self.window for side in (self.height, self.width))  # type: ignore
 
     def split(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class WindowGrid:
         return x[:, : self.height, : self.width]
 
     def mask(self, device: torch.device) -> Tensor | None:
-        """Returns what is added to the scores so that tokens from opposite edges do not attend to each other.
+        """Returns the additive mask that keeps tokens of opposite edges from attending to each other.
 
         Returns: (windows, window * window, window * window) of 0 and -100 (the released models' value, figure 4 of the
         paper), or None if nothing is shifted. Padding is not masked.
@@ -85,13 +85,13 @@ def _of_grid(make: Callable[[WindowGrid, torch.device], T], grid: WindowGrid, de
 
 
 @lru_cache(maxsize=128)
-@torch.inference_mode(False)  # what is created in inference mode cannot be used in training later
+@torch.inference_mode(False)  # tensors created in inference mode cannot be used in training
 def _cached(make: Callable[[WindowGrid, torch.device], T], grid: WindowGrid, device: torch.device) -> T:
     return make(grid, device)
 
 
 def _window_order(grid: WindowGrid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns the token of the padded map, row-major, at every position of the windows, and the inverse."""
+    """Returns the row-major token of the padded map at each position of the windows, and the inverse."""
     rows, cols = grid.padded
     m = grid.window
     tokens = torch.arange(rows * cols).view(rows, cols).roll((-grid.shift_h, -grid.shift_w), (0, 1))
@@ -103,7 +103,7 @@ def _window_order(grid: WindowGrid, device: torch.device) -> tuple[Tensor, Tenso
 
 def _shift_mask(grid: WindowGrid, device: torch.device) -> Tensor:
     rows, cols = grid.padded
-    # tokens that wrapped around an edge belong to another region than their new neighbours
+    # tokens that wrapped around an edge belong to a different region than their new neighbours
     row_region = torch.arange(rows) >= rows - grid.shift_h
     col_region = torch.arange(cols) >= cols - grid.shift_w
     region = 2 * row_region.int()[:, None] + col_region.int()[None, :]
@@ -126,17 +126,17 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def permute_tokens(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Returns x (B, L, C) with its tokens in another order, in one pass over the memory, backward too.
+    """Permutes the tokens of x (B, L, C) in one pass over memory, forward and backward.
 
     Args: order int64 (L,): position i of the result is token order[i] of x; inverse: the inverse permutation.
     """
-    if torch.compiler.is_compiling():  # or exported: for any batch
+    if torch.compiler.is_compiling():  # or exported, for any batch size
         return x.index_select(1, order)
     return _PermuteTokens.apply(x, order, inverse)
 
 
 class _PermuteTokens(torch.autograd.Function):
-    """index_select whose backward pass is a gather too; the built-in one fills with zeros and adds."""
+    """index_select with a gather as backward pass; the built-in one zero-fills and adds."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

@@ -12,49 +12,54 @@ from utils.errors import CheckpointError, listing
 
 
 class WrongModelError(CheckpointError):
-    """The weights cannot be fitted to the model."""
+    """The weights do not fit the model."""
 
-    def __init__(self, origin: str, reason: str, remedy: str = "use the --cfg they were trained with"):
-        super().__init__(f"the weights do not belong to this model: {origin}: {reason}: {remedy}")
+    def __init__(self, origin: str, problem: str, remedy: str = "use the --cfg it was trained with"):
+        super().__init__(origin, problem, remedy)
 
 
 def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Raises: CheckpointError with the first tensor that holds NaN, Inf or complex numbers."""
+    """Checks all tensors. Raises: CheckpointError with the first one that is complex or contains NaN or Inf."""
     for name, value in tensors.items():
         if value.is_complex():
-            raise CheckpointError(f"a weight is complex: {name} of {origin}: no model here has complex weights")
+            raise CheckpointError(origin, f"{name} is complex, but no model has complex weights", "name another file")
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise CheckpointError(
-                f"a weight is not finite: {name} of {origin}: the file is corrupt or its training diverged"
-            )
+            problem = f"{name} is not finite: the file is corrupt or its training diverged"
+            raise CheckpointError(origin, problem, "name another file")
 
 
 def check_names(given: Iterable[str], wanted: Iterable[str], origin: str) -> None:
-    """Raises: CheckpointError with the first missing and unexpected names."""
+    """Compares names. Raises: WrongModelError with the first missing and unexpected ones."""
     known, needed = dict.fromkeys(given), dict.fromkeys(wanted)
     missing, unexpected = [n for n in needed if n not in known], [n for n in known if n not in needed]
-    parts = [
-        f"{len(n)} {what}: {listing(n, 10)}" for what, n in (("missing", missing), ("unexpected", unexpected)) if n
-    ]
+    both = ("missing", missing), ("unexpected", unexpected)
+    parts = [f"{len(names)} {kind}: {listing(names, 10)}" for kind, names in both if names]
     if parts:
-        raise WrongModelError(origin, "; ".join(parts))
+        raise WrongModelError(origin, f"parameters do not match the model, {'; '.join(parts)}")
 
 
 def check_kinds(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:
-    """Raises: CheckpointError for integers where the model has floating-point weights."""
+    """Checks dtypes. Raises: CheckpointError for an integer where the model has a floating-point weight."""
     for name, value in wanted.items():
         if value.is_floating_point() and name in given and not given[name].is_floating_point():
             kind = str(given[name].dtype).removeprefix("torch.")
-            raise CheckpointError(f"an integer weight ({kind}): {name} of {origin}: save it as floating point")
+            raise CheckpointError(origin, f"{name} is an integer ({kind})", "save it as floating point")
 
 
 def misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Returns the names whose tensors differ in shape."""
+    """Returns the names of tensors that differ in shape."""
     return [name for name, value in wanted.items() if name in given and given[name].shape != value.shape]
 
 
+def check_shapes(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: list[str], origin: str) -> None:
+    """Raises: WrongModelError with the shapes of `names`, the tensors that do not fit, if there are any."""
+    if names:
+        shapes = [f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}" for name in names]
+        raise WrongModelError(origin, f"does not fit the model, {len(names)} of another shape: {listing(shapes, 10)}")
+
+
 def trained_as(contents: Mapping[str, Any], origin: str) -> tuple[str, str] | None:
-    """Returns whose weights a file has and the recipe to use, by its published name or the configuration in it."""
+    """Returns the model a file was trained as and the recipe to use, by its published name or stored configuration."""
     name = Path(origin).stem
     for row in released_models():
         if name in (row["config"], Path(row.get("weights_url") or "").stem):
@@ -64,5 +69,5 @@ def trained_as(contents: Mapping[str, Any], origin: str) -> tuple[str, str] | No
         sizes = model.get(model["TYPE"].upper(), {})
         known = [f"{key} {sizes[key]}" for key in ("EMBED_DIM", "DEPTHS", "NUM_HEADS", "WINDOW_SIZE") if key in sizes]
         return f"{model['NAME']} ({', '.join([model['TYPE'], *known])})", "its --cfg"
-    except (KeyError, TypeError, AttributeError, yaml.YAMLError):  # the file of another program
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError):  # written by another program
         return None

@@ -1,4 +1,4 @@
-"""Classes of ImageNet: from the 21,841 of ImageNet-22K to the 1,000 of ImageNet-1K, and ImageNet-ReaL."""
+"""Class maps of ImageNet: from ImageNet-22K to ImageNet-1K, and ImageNet-ReaL."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -29,8 +29,8 @@ def rows_of_1k() -> tuple[int, ...]:
 
 
 class KnownClasses(NamedTuple):
-    """What a file says about its classes: `names` in label order, None if it does not store them; `likely`: the synsets
-    of ImageNet-1K, if its head may be for them."""
+    """Classes of a file: `names` in label order, None if not stored; `likely`: the synsets of ImageNet-1K, if the head
+    may be for them."""
 
     names: list[str] | None
     likely: list[str] | None
@@ -55,15 +55,13 @@ def _heads(weights: Mapping[str, Any]) -> list[Tensor]:
 def real_labels(class_names: Sequence[str]) -> dict[str, list[int]]:
     """Returns the labels of ImageNet-ReaL: file name of a validation image -> its valid labels.
 
-    Args: class_names: synsets in the label order of the model; classes that it lacks are left out.
+    Args: class_names: synsets in the label order of the model; other classes are omitted.
     Raises: ConfigError if a class is not a synset of ImageNet-1K.
     """
     synsets = ImageNetInfo("imagenet-1k").label_names()
     strange = [name for name in class_names if name not in set(synsets)]
     if strange:
-        raise ConfigError(
-            f"ImageNet-ReaL has no labels for these classes: {listing(strange)}: TEST.REAL: set it to false"
-        )
+        raise ConfigError("TEST.REAL", f"ImageNet-ReaL has no labels for {listing(strange)}", "set it to false")
     label = {name: i for i, name in enumerate(class_names)}
     own = [label.get(synset) for synset in synsets]
     found = RealLabelsImagenet([""] * 50_000).real_labels

@@ -1,4 +1,4 @@
-"""Weights of mixtures of experts: what files of older versions store differently, and checks of how many there are."""
+"""Weights of mixtures of experts: older formats, and checks of routers and the number of experts."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _ROUTERS = {"wg.weight": (0, "linear"), "sim_matrix": (1, "cosine")}  # the dime
 
 
 def flat_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns tensors with the biases of experts as (experts, channels); older files have (experts, 1, channels)."""
+    """Reshapes biases of experts to (experts, channels); older files store (experts, 1, channels)."""
     return {
         name: value.squeeze(1) if _BIAS.fullmatch(name) and value.ndim == 3 else value
         for name, value in tensors.items()
@@ -22,32 +22,27 @@ def flat_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_experts(given: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: str) -> None:
-    """Compares the mixtures of experts of a file with those of a model, both under the original's names.
+    """Compares the mixtures of experts of a file and a model, both under the original's names.
 
-    Raises: CheckpointError if only one of them has any, or they have other routers or numbers of experts.
+    Raises: CheckpointError if only one of them has any, or routers or numbers of experts differ.
     """
     theirs, ours = _layers(given), _layers(own)
     if bool(theirs) != bool(ours):
         has, lacks = ("file", "model") if theirs else ("model", "file")
-        raise WrongModelError(
-            origin, f"the {lacks} has no experts, the {has} has them in {count(len(theirs or ours), 'block')}"
-        )
+        blocks = count(len(theirs or ours), "block")
+        raise WrongModelError(origin, f"the {lacks} has no experts, the {has} has them in {blocks}")
     for layer in theirs.keys() & ours.keys():
         (kind, number), (own_kind, own_number) = theirs[layer], ours[layer]
         if kind != own_kind:
-            raise CheckpointError(
-                f"the file has {kind} routers, the model {own_kind} ones: {origin}: set MODEL.SWIN_MOE.COSINE_ROUTER"
-                f" {kind == 'cosine'}"
-            )
+            remedy = f"set MODEL.SWIN_MOE.COSINE_ROUTER {kind == 'cosine'}"
+            raise CheckpointError(origin, f"the file has {kind} routers, the model {own_kind} ones", remedy)
         if number != own_number:
-            raise CheckpointError(
-                f"the file has {number} experts per layer, the model {own_number}: {origin}: set"
-                f" MODEL.SWIN_MOE.NUM_EXPERTS {number}"
-            )
+            remedy = f"set MODEL.SWIN_MOE.NUM_EXPERTS {number}"
+            raise CheckpointError(origin, f"the file has {number} experts per layer, the model {own_number}", remedy)
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, int]]:
-    """Returns the kind of router and the number of experts of every mixture of experts."""
+    """Returns router kind and number of experts of each mixture of experts."""
     found = {}
     for name, value in tensors.items():
         layer = _LAYER.match(name)

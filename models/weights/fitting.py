@@ -16,24 +16,22 @@ from utils.preprocessing import Size
 Weights = dict[str, Tensor]
 # the file's head must fit; or is re-initialised if it does not fit; or is always re-initialised
 Head = Literal["fit", "renew", "replace"]
-# how position tables are resized to another window
+# resampling of position tables to another window
 Tables = Literal["bicubic", "geometric"]
 
 
 def fit_weights(weights: Weights, own: Mapping[str, Tensor], grid: Size, tables: Tables = "bicubic") -> list[str]:
-    """Resizes in place what depends on the window, the image size or the number of input channels.
+    """Resizes in place the weights that depend on the window, the image size or the number of input channels.
 
     Args: weights under the original's names; own: the state dict to fit; grid: tokens of the model's absolute position
-    embedding; tables: how position tables are resized.
-    Returns: what was done, for the log.
+    embedding; tables: resampling of position tables.
+    Returns: notes for the log.
     """
     done, resized = [], 0
     resize = resize_bias_table if tables == "bicubic" else resize_geometrically
     for name, value in list(weights.items()):
         target = own.get(name)
-        if target is None or target.shape == value.shape:
-            continue
-        if value.ndim != target.ndim:
+        if target is None or target.shape == value.shape or value.ndim != target.ndim:
             continue
         if name.endswith("relative_position_bias_table") and value.shape[1] == target.shape[1] and _is_square(value):
             weights[name] = resize(value, len(target))
@@ -56,7 +54,7 @@ def _is_square(rows: Tensor) -> bool:
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
     """Resizes a position table to another window: (S * S, heads) -> (rows, heads).
 
-    Bicubic over the grid of offsets, like the released recipes for another window.
+    Bicubic over the grid of offsets, as in the released recipes.
     """
     side, target = round(len(table) ** 0.5), round(rows**0.5)
     grid = table.T.reshape(1, -1, side, side)
@@ -68,8 +66,8 @@ def resize_geometrically(table: Tensor, rows: int) -> Tensor:
     """Resizes a position table to another window: (S * S, heads) -> (rows, heads), as SimMIM's fine-tuning does.
 
     The offsets of the table are placed at 0, 1, 1 + q, 1 + q + q^2, ... and their negatives, with q such that the last
-    one is that of the target; a bicubic spline through them is read at whole offsets. Near offsets, which differ most,
-    thus keep their values.
+    one matches the target; a bicubic spline through them is sampled at integer offsets. Small offsets, where values
+    differ most, thus keep theirs.
     """
     from scipy.interpolate import RectBivariateSpline  # slow to import
 
@@ -83,7 +81,7 @@ def resize_geometrically(table: Tensor, rows: int) -> Tensor:
 
 
 def geometric_offsets(count: int, last: int) -> np.ndarray:
-    """Returns 1, 1 + q, 1 + q + q^2, ...: `count` numbers, q between 1.01 and 1.5 such that the last one is `last`."""
+    """Returns `count` numbers 1, 1 + q, 1 + q + q^2, ..., with q in [1.01, 1.5] such that the last one is `last`."""
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         q = (low + high) / 2
@@ -104,13 +102,13 @@ def adapt_input_channels(filters: Tensor, channels: int) -> Tensor:
 
 
 def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: str) -> str:
-    """Fits a head with another number of classes, or a missing one; returns what was done, for the log.
+    """Fits a head with another number of classes, or a missing one; returns a note for the log.
 
-    From 22K to 1K the rows of the 1K classes are selected. If `head` allows it, a head that does not fit is
-    re-initialised to zero, as in the original. If it must fit, the first rows of a 1000-class head are used for fewer
-    classes: the original always builds 1000 outputs, and its custom data use the first of them.
+    From 22K to 1K the rows of the 1K classes are selected. Unless `head` is "fit", a head that does not fit is
+    re-initialised to zero, as in the original. For fewer classes, "fit" uses the first rows of a 1000-class head: the
+    original always builds 1000 outputs, and custom data use the first ones.
 
-    Raises: CheckpointError if the head does not fit and must.
+    Raises: CheckpointError if the head must fit and does not.
     """
     names = ("head.weight", "head.bias")
     if "head.weight" not in own:  # the model has no head
@@ -118,7 +116,7 @@ def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: st
         return "head dropped" if dropped[0] is not None else ""
     classes = len(own["head.weight"])
     for name in (name for name in names if name in weights and weights[name].ndim != own[name].ndim):
-        raise CheckpointError(f"not a head: {name} has shape {tuple(weights[name].shape)}: {origin}: name another file")
+        raise CheckpointError(origin, f"{name} cannot have shape {tuple(weights[name].shape)}", "name another file")
     rows = len(weights["head.weight"]) if "head.weight" in weights else 0
     if head != "replace":
         if rows == classes:
@@ -131,12 +129,11 @@ def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: st
         weights |= {name: torch.zeros_like(own[name]) for name in names}
         return f"head re-initialised to zero for {classes} classes (the file has {reason})"
     if not rows:
-        raise CheckpointError(f"the file has no head, it cannot classify: {origin}: fine-tune it with --pretrained")
+        raise CheckpointError(origin, "has no head, so it cannot classify", "fine-tune it with --pretrained")
     if rows == CLASSES_1K and classes < rows:
         weights |= {name: weights[name][:classes] for name in names}
         return f"the first {classes} of {rows} outputs, in the label order of the folders, as the original trains them"
-    remedy = f"MODEL.NUM_CLASSES {rows} evaluates the data as its first classes" if rows > classes else "use other data"
-    raise CheckpointError(
-        f"the head has {rows} classes, the data {classes}: {origin}: {remedy}; --pretrained, with another --tag,"
-        " fine-tunes it"
-    )
+    remedy = "fine-tune it with --pretrained and another --tag"
+    if rows > classes:
+        remedy += f", or set MODEL.NUM_CLASSES {rows} if the data are its first classes"
+    raise CheckpointError(origin, f"the head has {rows} classes, the data {classes}", remedy)

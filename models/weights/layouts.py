@@ -1,6 +1,6 @@
-"""Translates Swin weights between the layouts of other libraries and the original's, in both directions, without loss.
+"""Lossless translation of Swin weights between the original's layout, which this program uses, and other libraries'.
 
-The original's names are the program's own. A layout is a table of renamings plus the tensors it stores in another form.
+A layout is a table of renamings plus transforms of the tensors that it stores differently.
 Sources: the published files, and timm 1.0, torchvision 0.29, transformers 5, mmdetection 3 and mmpretrain 1.
 """
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 Weights = dict[str, Tensor]
 
-# derived from the configuration, although files contain them
+# derived from the configuration, but present in files
 DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "k_bias", "_num_global_experts")
-# names that never take the prefix of a layout
+# never prefixed by a layout
 CLASSIFIERS = ("head.", "classifier.")
 
 
@@ -24,9 +24,9 @@ class Layout:
     """Storage format of a Swin in one library.
 
     `names`: pairs of templates, the original's first; {i} is a stage, {j} a block, {2i+1} an index computed from the
-    stage. The first pair that matches the beginning of a name applies; other names are the same in both. `encode` and
+    stage. The first pair that matches the beginning of a name applies; other names are unchanged. `encode` and
     `decode` transform tensors, under the original's names, to this layout's form and back. `prefix` precedes all names
-    but the classifier's; `find_weights` strips it before `to_original`. `stores`: the DERIVED tensors in its files.
+    but the classifier's; `find_weights` strips it before `to_original`. `stores`: DERIVED tensors in its files.
     """
 
     name: str
@@ -47,15 +47,14 @@ class Layout:
         return {k if k.startswith(CLASSIFIERS) else prefix + k: v for k, v in self._bare(weights).items()}
 
     def shapes_of(self, weights: Mapping[str, Tensor]) -> Weights:
-        """Translates names and shapes to this layout, without prefix; the tensors are on the meta device."""
+        """Translates names and shapes to this layout, without prefix, as tensors on the meta device."""
         return self._bare({name: value.to("meta") for name, value in weights.items()})
 
     def _bare(self, weights: Mapping[str, Tensor]) -> Weights:
         return {_rename(k, self.names): v for k, v in self.encode(dict(weights)).items()}
 
     def extras(self, names: Collection[str]) -> list[str]:
-        """Returns names that belong to a model of this layout, but not to a classifier: the mask token, and the norms
-        that detectors apply to the maps of the other stages."""
+        """Returns the names not in a classifier: the mask token, and norms that detectors apply to earlier stages."""
         stages = [int(m[1]) for name in names if (m := re.match(r"stages\.(\d+)\.", name))]
         pattern = re.compile(r"(embeddings\.)?mask_token$|hidden_states_norms\.|norm(\d+)\.")
         found = [(name, m) for name in names if (m := pattern.match(name))]
@@ -63,7 +62,7 @@ class Layout:
 
 
 def recognise(names: Collection[str]) -> Layout:
-    """Returns the layout that a file's names (without prefixes of wrappers) belong to."""
+    """Returns the layout of a file by its names, without prefixes of wrappers."""
     joined = "\n".join(names)
     for sign, layout in _SIGNS.items():
         if re.search(sign, joined, re.MULTILINE):
@@ -92,7 +91,7 @@ def _pattern(template: str) -> str:
 
 
 def _solve(template: str, found: tuple[str, ...]) -> dict[str, int] | None:
-    """Solves for the stage and block that give the indices found; None if there is no solution."""
+    """Solves for the stage and block that yield the indices found; None if there is no solution."""
     numbers = {}
     for (factor, letter, offset), text in zip(_INDEX.findall(template), found, strict=True):
         value, rest = divmod(int(text) - int(offset or 0), int(factor or 1))
@@ -106,22 +105,20 @@ def _fill(template: str, numbers: dict[str, int]) -> str:
     return _INDEX.sub(lambda m: str(int(m[1] or 1) * numbers[m[2]] + int(m[3] or 0)), template)
 
 
-def _is_v2(weights: Weights, attention: str) -> bool:
-    return f"{attention}.logit_scale" in weights
-
-
 def _each_attention(weights: Weights, leaf: str) -> list[str]:
     return [name.removesuffix(leaf) for name in weights if name.endswith(leaf)]
 
 
+_QKV = ("query", "key", "value")
+
+
 def _split_qkv(weights: Weights) -> Weights:
-    """Splits into one matrix each for query, key and value, as in transformers."""
+    """Splits qkv into query, key and value, as in transformers."""
     for attention in _each_attention(weights, ".qkv.weight"):
-        parts = zip(("query", "key", "value"), weights.pop(f"{attention}.qkv.weight").chunk(3), strict=True)
-        weights |= {f"{attention}.{part}.weight": value.clone() for part, value in parts}
-        if f"{attention}.qkv.bias" in weights:
-            parts = zip(("query", "key", "value"), weights.pop(f"{attention}.qkv.bias").chunk(3), strict=True)
-            weights |= {f"{attention}.{part}.bias": value.clone() for part, value in parts}
+        for leaf in ("weight", "bias"):
+            if f"{attention}.qkv.{leaf}" in weights:
+                parts = zip(_QKV, weights.pop(f"{attention}.qkv.{leaf}").chunk(3), strict=True)
+                weights |= {f"{attention}.{part}.{leaf}": value.clone() for part, value in parts}
         for letter, part in (("q", "query"), ("v", "value")):
             if f"{attention}.{letter}_bias" in weights:
                 weights[f"{attention}.{part}.bias"] = weights.pop(f"{attention}.{letter}_bias")
@@ -130,42 +127,35 @@ def _split_qkv(weights: Weights) -> Weights:
 
 def _join_qkv(weights: Weights) -> Weights:
     for attention in _each_attention(weights, ".query.weight"):
-        _join(weights, attention, "weight", "qkv.weight")
-        _join(weights, attention, "bias", "qkv.bias")
+        for leaf in ("weight", "bias"):  # joined if all three are present; missing ones are reported later
+            names = [f"{attention}.{part}.{leaf}" for part in _QKV]
+            if all(name in weights for name in names):
+                weights[f"{attention}.qkv.{leaf}"] = torch.cat([weights.pop(name) for name in names])
         for letter, part in (("q", "query"), ("v", "value")):  # V2 has no bias on the keys
             if f"{attention}.{part}.bias" in weights:
                 weights[f"{attention}.{letter}_bias"] = weights.pop(f"{attention}.{part}.bias")
     return weights
 
 
-def _join(weights: Weights, attention: str, leaf: str, joined: str) -> None:
-    """Concatenates three tensors if all are present; missing ones are reported when names are compared."""
-    names = [f"{attention}.{part}.{leaf}" for part in ("query", "key", "value")]
-    if all(name in weights for name in names):
-        weights[f"{attention}.{joined}"] = torch.cat([weights.pop(name) for name in names])
-
-
 def _join_v2_bias(weights: Weights) -> Weights:
-    """Joins the biases as in torchvision's V2: one for all three, zero on the keys. Its indices are flat."""
+    """Joins the biases as in torchvision's V2, with zeros on the keys, and flattens the indices."""
     for attention in _each_attention(weights, ".q_bias"):
         query, value = weights.pop(f"{attention}.q_bias"), weights.pop(f"{attention}.v_bias", None)
         value = torch.zeros_like(query) if value is None else value
         weights[f"{attention}.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
-    for attention in _each_attention(weights, ".relative_position_index"):
-        weights[f"{attention}.relative_position_index"] = weights[f"{attention}.relative_position_index"].flatten()
-    return weights
+    return {k: v.flatten() if k.endswith(".relative_position_index") else v for k, v in weights.items()}
 
 
 def _split_v2_bias(weights: Weights) -> Weights:
     for attention in _each_attention(weights, ".qkv.bias"):
-        if _is_v2(weights, attention):
+        if f"{attention}.logit_scale" in weights:
             query, _, value = weights.pop(f"{attention}.qkv.bias").chunk(3)
             weights |= {f"{attention}.q_bias": query.clone(), f"{attention}.v_bias": value.clone()}
     return weights
 
 
 def _to_mmdetection(weights: Weights) -> Weights:
-    """Reorders the four merged patches as torch's Unfold does, channel by channel and row by row; norms by stage."""
+    """Reorders the four merged patches like torch's Unfold, by channel, then row-major; names the norm by stage."""
     last = _last_stage(weights)
     weights = {re.sub(r"^norm\.", f"norm{last}.", name): value for name, value in weights.items()}
     return _reorder_merging(weights, lambda w: w.view(*w.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :].transpose(-1, -2))
@@ -173,9 +163,7 @@ def _to_mmdetection(weights: Weights) -> Weights:
 
 def _from_mmdetection(weights: Weights) -> Weights:
     last = _last_stage(weights)
-    weights = {
-        name.replace(f"norm{last}.", "norm.") if name.startswith("norm") else name: v for name, v in weights.items()
-    }
+    weights = {re.sub(rf"^norm{last}\.", "norm.", name): value for name, value in weights.items()}
     return _reorder_merging(weights, lambda w: w.view(*w.shape[:-1], -1, 4).transpose(-1, -2)[..., [0, 2, 1, 3], :])
 
 

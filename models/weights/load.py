@@ -1,4 +1,4 @@
-"""Loads any published file of Swin weights: finds them, recognises their layout, fits, checks and copies them."""
+"""Loading of Swin weights in any published format: found, recognised, translated, fitted, checked and copied."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,25 @@ from torch import Tensor, nn
 from models.backbone import SwinBackbone
 from models.registry import MODELS
 from models.swin_v2 import ContinuousBackbone
-from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits, trained_as
+from models.weights.checks import (
+    WrongModelError,
+    check_finite,
+    check_kinds,
+    check_names,
+    check_shapes,
+    misfits,
+    trained_as,
+)
 from models.weights.experts import check_experts, flat_biases
 from models.weights.fitting import Head, Tables, fit_head, fit_weights
 from models.weights.layouts import CLASSIFIERS, DERIVED, LAYOUTS, Layout, Weights, recognise
 from models.weights.timm import load_timm
 from utils.errors import CheckpointError, listing
 
-# keys that files wrap the weights in; EMA weights first: a file's accuracy was measured with them
+# keys that wrap the weights; EMA first: published accuracies were measured with it
 WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
-TRAINING_PREFIXES = ("module.", "_orig_mod.")
-# prefixes in files with further parts, such as a detector's heads
+TRAINING_PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")
+# prefixes of the backbone in larger models, such as detectors
 BACKBONES = ("backbone.", "encoder.", "swin.", "swinv2.")
 HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "classifier.weight")
 # tensors that models/weights/fitting.py may reshape
@@ -34,11 +42,11 @@ HEAD = re.compile(r"(head|head\.fc|classifier)\.(weight|bias)")
 
 @dataclass(frozen=True)
 class Found:
-    """The weights of a file, and where they were found.
+    """Weights found in a file.
 
-    `tensors`: under the file's own names, without prefixes and derived tensors; `others`: those of a larger model's
-    other parts, with prefixes; `windows`: the window that V2's position coordinates are normalised to in each stage,
-    empty if the file does not store it.
+    `tensors`: under the names in the file, without prefixes and derived tensors; `others`: the other parts of a larger
+    model, with prefixes; `windows`: the window that V2's position coordinates are normalised to in each stage, empty if
+    not stored.
     """
 
     tensors: Weights
@@ -55,23 +63,23 @@ class Found:
             return self.layout.to_original(self.tensors)
         except (RuntimeError, IndexError, ValueError, ZeroDivisionError) as e:
             reason = str(e).splitlines()[0]
-            raise CheckpointError(f"impossible tensor shape ({reason}): {self.origin}: name another file") from e
+            raise CheckpointError(self.origin, f"impossible tensor shape ({reason})", "name another file") from e
 
     @property
     def family(self) -> str | None:
-        """The MODEL.TYPE that the names belong to, None if it is not recognised."""
+        """The MODEL.TYPE recognised by the names, or None."""
         names = "\n".join(self.tensors)
         return next((family for family, model in MODELS.items() if model.signature in names), None)
 
     @property
     def classes(self) -> int:
-        """The number of outputs of the head, 0 if there is none."""
+        """The number of outputs of the head, 0 without a head."""
         head = next((value for name, value in self.tensors.items() if name in HEAD_WEIGHTS), None)
         return 0 if head is None or not head.ndim else len(head)
 
 
 class HasEncoder(Protocol):
-    """A model that contains a Swin as `encoder`; the names of its parameters there begin with `encoder_name`."""
+    """A model with a Swin as `encoder`, whose parameter names begin with `encoder_name`."""
 
     encoder_name: ClassVar[str]
 
@@ -84,14 +92,14 @@ class HasEncoder(Protocol):
 
 
 def has_encoder(model: nn.Module) -> TypeGuard[HasEncoder]:
-    """Returns whether a model is a `HasEncoder`; isinstance does not find submodules from Python 3.12 on."""
+    """Returns whether a model is a `HasEncoder`; isinstance ignores submodules since Python 3.12."""
     return hasattr(model, "encoder_name") and isinstance(getattr(model, "encoder", None), SwinBackbone)
 
 
 def find_weights(contents: Mapping[str, Any], origin: str, encoder_name: str = "") -> Found:
     """Finds the weights of a Swin in the contents of a file.
 
-    Args: encoder_name: the prefix of the Swin's names if the file may be that of a `HasEncoder`.
+    Args: encoder_name: prefix of the Swin if the file may be of a `HasEncoder`.
     Raises: CheckpointError if there are none, or one is not finite.
     """
     place, tensors = _unwrap(contents, origin)
@@ -110,10 +118,9 @@ def find_weights(contents: Mapping[str, Any], origin: str, encoder_name: str = "
 def load_weights(model: SwinBackbone, found: Found, head: Head = "fit", tables: Tables = "bicubic") -> str:
     """Copies weights into a model, fitted to its windows, image size, input channels and classes.
 
-    Args: head: "fit": the file's head must fit; "renew": it is re-initialised if it does not fit; "replace": it is
-    always re-initialised; tables: how position tables are resized to another window.
-    Returns: a log line: what was loaded, and how it was fitted.
-    Raises: CheckpointError with the first names that are missing, unexpected, or of another shape.
+    Args: head: "fit": the head must fit; "renew": re-initialised if it does not; "replace": always re-initialised;
+    tables: resampling of position tables to another window.
+    Returns: a log line. Raises: CheckpointError with the first names that are missing, unexpected, or of another shape.
     """
     own = model.state_dict()
     apart = {name: own.pop(name) for name in LAYOUTS["original"].extras(own)}  # load_composite loads them
@@ -126,7 +133,8 @@ def load_weights(model: SwinBackbone, found: Found, head: Head = "fit", tables: 
     weights = dict(found.weights)
     notes += fit_weights(weights, own, model.grid, tables)
     notes.append(fit_head(weights, own, head, found.origin))
-    _check_shapes(weights, own, found)
+    wrong = found.layout.shapes_of({name: own[name] for name in misfits(weights, own)})
+    check_shapes(found.tensors, wrong, list(wrong), found.origin)
     model.load_state_dict(weights | apart)
     notes.append(_adopt_windows(model, found))
     return ", ".join(note for note in notes if note)
@@ -139,11 +147,10 @@ def load_contents(
     head_for: Sequence[str] | None = None,
     tables: Tables = "bicubic",
 ) -> str:
-    """Loads the weights in the contents of a file into a Swin, a model that contains one, or a model of timm.
+    """Loads the weights in the contents of a file into a Swin, a model that contains one, or a timm model.
 
-    Args: head_for: classes to train on: a head for other classes is re-initialised, and the other parts of a
-    `HasEncoder` are if the file has none; None: everything must fit; tables: how position tables are resized to
-    another window.
+    Args: head_for: classes to train on: a head for other classes is re-initialised, and so are the other parts of a
+    `HasEncoder` if the file lacks them; None: everything must fit; tables: resampling of position tables.
     Returns: a log line. Raises: CheckpointError.
     """
     names = contents.get("class_names")
@@ -159,8 +166,7 @@ def load_contents(
         own = trained_as(contents, origin)
         if own is None:
             raise
-        name, cfg = own
-        raise WrongModelError(origin, f"they are those of {name}", f"use {cfg}") from error
+        raise WrongModelError(origin, f"contains the weights of {own[0]}", f"use {own[1]}") from error
 
 
 def load_composite(
@@ -171,9 +177,9 @@ def load_composite(
     encoder_only: bool = False,
     tables: Tables = "bicubic",
 ) -> str:
-    """Loads a model that contains a Swin: the Swin's weights are fitted, those of its other parts must match exactly.
+    """Loads a model that contains a Swin, which is fitted; its other parts must match exactly.
 
-    Args: encoder_only: accept a file with none of the other parts, such as a classifier's; they stay as initialised.
+    Args: encoder_only: accept a file without the other parts, such as a classifier's; they stay as initialised.
     Returns: a log line, which names the other parts. Raises: CheckpointError.
     """
     prefix, encoder = model.encoder_name, model.encoder.state_dict()
@@ -186,31 +192,29 @@ def load_composite(
         check_names(given, own, origin)
         check_kinds(given, own, origin)
         check_finite(given, origin)
-        _refuse_shapes(given, own, misfits(given, own), origin)
+        check_shapes(given, own, misfits(given, own), origin)
         found = replace(found, others={})
     elif not encoder_only:
-        raise WrongModelError(origin, f"it has no {' and no '.join(parts)}", "start from an encoder with --pretrained")
+        raise WrongModelError(origin, f"has no {' and no '.join(parts)}", "start from an encoder with --pretrained")
     line = load_weights(model.encoder, found, tables=tables)
     model.load_state_dict(given, strict=False)
     return f"{line}, {'with its' if given else 'a new'} {' and '.join(parts)}"
 
 
 def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, Weights]:
-    """Returns the place of the weights in a file, and the weights without the prefixes of training."""
+    """Returns the location of the weights in a file, and the weights without wrapper prefixes."""
     for place in (*WRAPPERS, ""):
         group = contents.get(place) if place else contents
-        tensors = _tensors(group) if isinstance(group, Mapping) else {}
+        items = group.items() if isinstance(group, Mapping) else ()
+        named = [(name, v) for name, v in items if isinstance(v, Tensor) and isinstance(name, str)]
+        tensors = {TRAINING_PREFIXES.sub("", name): v for name, v in named}
         if tensors:
             return place or "top level", tensors
-    raise CheckpointError(f"no weights: {origin}: it contains {listing(contents, 3)}, but no named tensors")
-
-
-def _tensors(group: Mapping[str, Any]) -> Weights:
-    return {_bare(name): v for name, v in group.items() if isinstance(v, Tensor) and isinstance(name, str)}
+    raise CheckpointError(origin, f"has no weights, only {listing(contents, 3) or 'nothing'}", "name another file")
 
 
 def _check_layout(found: Found, own: Weights) -> None:
-    """Checks that the file has the tensors of the model, under the file's own names; either may lack a head."""
+    """Checks that the file has the tensors of the model, under the names in the file; either may lack a head."""
     wanted = found.layout.shapes_of(own)
     heads = [any(name.startswith(CLASSIFIERS) for name in names) for names in (found.tensors, wanted)]
     skip = () if heads[0] == heads[1] else CLASSIFIERS
@@ -218,44 +222,31 @@ def _check_layout(found: Found, own: Weights) -> None:
     check_names(given, wanted, found.origin)
     check_kinds(given, wanted, found.origin)
     wrong = [name for name in misfits(given, wanted) if not FITTED.fullmatch(name)]
-    _refuse_shapes(found.tensors, wanted, wrong, found.origin)
-
-
-def _check_shapes(weights: Weights, own: Weights, found: Found) -> None:
-    """Checks the shapes after fitting."""
-    wrong = found.layout.shapes_of({name: own[name] for name in misfits(weights, own)})
-    _refuse_shapes(found.tensors, wrong, list(wrong), found.origin)
-
-
-def _refuse_shapes(given: Weights, wanted: Weights, names: list[str], origin: str) -> None:
-    if names:
-        shapes = [f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}" for name in names]
-        raise WrongModelError(origin, f"{len(names)} of another shape: {listing(shapes, 10)}")
+    check_shapes(found.tensors, wanted, wrong, found.origin)
 
 
 def _stored_windows(contents: Mapping[str, Any], origin: str) -> tuple[int, ...]:
-    """Returns the windows of pre-training that our own checkpoints and converted files store."""
+    """Returns the windows of pre-training, stored in checkpoints and converted files of this program."""
     stored = contents.get("pretrained_windows") or []
     if not isinstance(stored, list) or not all(isinstance(w, int) and 0 < w < 10_000 for w in stored):
-        raise CheckpointError(f"not a list of windows: pretrained_windows of {origin}: name another file")
+        raise CheckpointError(origin, "pretrained_windows is not a list of windows", "name another file")
     return tuple(stored)
 
 
 def _adopt_windows(model: nn.Module, found: Found) -> str:
-    """Normalises coordinates like the file's, unless the configuration sets their window; returns a note."""
+    """Normalises coordinates as in the file, unless the configuration sets their window; returns a note."""
     if not isinstance(model, ContinuousBackbone):
         return ""
     stages = len(model.layers)
     if found.windows and len(found.windows) != stages:
-        raise CheckpointError(
-            f"windows of {len(found.windows)} stages for a model of {stages}: {found.origin}: name another file"
-        )
+        problem = f"has windows of {len(found.windows)} stages, the model has {stages}"
+        raise CheckpointError(found.origin, problem, "name another file")
     changed = model.adopt_pretrained_windows(found.windows)
     own, theirs = ("/".join(map(str, windows)) for windows in (model.pretrained_windows(), found.windows))
     if not found.windows and not model.is_configured():
         return (
-            f"position coordinates of window {own}: the file does not store its window of pre-training,"
-            f" MODEL.{model.options.SECTION}.PRETRAINED_WINDOW_SIZES sets it"
+            f"position coordinates of window {own}: the file does not store its window of pre-training"
+            f" (set MODEL.{model.options.SECTION}.PRETRAINED_WINDOW_SIZES)"
         )
     if found.windows and own != theirs:
         return f"position coordinates of window {own} as configured, although the file has {theirs}"
@@ -265,7 +256,7 @@ def _adopt_windows(model: nn.Module, found: Found) -> str:
 def _windows_of(derived: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Derives the window of pre-training of each stage from the largest coordinate in its table.
 
-    The table contains log2(1 + 8 * d / (w - 1)) / 3 for offsets up to d, one less than the window it was made for.
+    The table contains log2(1 + 8 * d / (w - 1)) / 3 for offsets up to d, one less than the window it was built for.
     """
     windows = {}
     for name, table in derived.items():
@@ -273,7 +264,7 @@ def _windows_of(derived: Mapping[str, Tensor]) -> tuple[int, ...]:
         if not (name.endswith("relative_coords_table") and stages and table.ndim == 4 and table.is_floating_point()):
             continue
         reach, largest = (table.shape[1] - 1) // 2, float(table.float().abs().amax()) if table.numel() else 0.0
-        # at most 10 = log2(1 + 8 * d) / 3 for any realistic window; anything else is not a coordinate table
+        # below 10 = log2(1 + 8 * d) / 3 for any realistic window; anything else is not a coordinate table
         if not 0.1 < largest < 10:
             windows[stages[0]] = 1
             continue
@@ -282,12 +273,12 @@ def _windows_of(derived: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def _split_backbone(tensors: Weights, encoder_name: str) -> tuple[str, Weights, Weights]:
-    """Returns the prefix of the Swin in a larger model, its tensors without it, and those of the other parts."""
+    """Returns the prefix of the Swin in a larger model, its tensors without the prefix, and all other tensors."""
     for prefix in (encoder_name, *BACKBONES):
         inner = {name.removeprefix(prefix): v for name, v in tensors.items() if prefix and name.startswith(prefix)}
         if any(name.startswith(("patch_embed.", "embeddings.", "features.")) for name in inner):
             others = {name: v for name, v in tensors.items() if not name.startswith(prefix)}
-            # a classifier's head has no prefix in some layouts; beside an encoder it is a part like any other
+            # a classifier's head is not prefixed in some layouts; in a `HasEncoder` it is one of the other parts
             heads = [] if prefix == encoder_name else [name for name in others if HEAD.fullmatch(name)]
             return prefix, inner | {name: others.pop(name) for name in heads}, others
     return "", tensors, {}
@@ -296,14 +287,5 @@ def _split_backbone(tensors: Weights, encoder_name: str) -> tuple[str, Weights, 
 def _check_family(model: nn.Module, found: Found) -> None:
     family = getattr(model, "family", None)
     if family and found.family and family != found.family:
-        raise CheckpointError(
-            f"the file contains a {MODELS[found.family].title}, the model is a {MODELS[family].title}: {found.origin}:"
-            f" use a configuration with MODEL.TYPE {found.family}"
-        )
-
-
-def _bare(name: str) -> str:
-    while name.startswith(TRAINING_PREFIXES):
-        for prefix in TRAINING_PREFIXES:
-            name = name.removeprefix(prefix)
-    return name
+        problem = f"contains a {MODELS[found.family].title}, but the model is a {MODELS[family].title}"
+        raise CheckpointError(found.origin, problem, f"use a configuration with MODEL.TYPE {found.family}")

@@ -1,4 +1,4 @@
-"""Weights for a model of timm, under timm's names or those that timm can translate."""
+"""Loading of weights into timm models, under timm's names or any that timm can translate."""
 
 import sys
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, misfits
+from models.weights.checks import WrongModelError, check_finite, check_kinds, check_names, check_shapes, misfits
 from models.weights.fitting import Head
 from utils.errors import listing
 
@@ -15,9 +15,9 @@ Weights = dict[str, Tensor]
 
 
 def load_timm(model: nn.Module, place: str, tensors: Weights, origin: str, head: Head) -> str:
-    """Copies weights into a model of timm; only its classifier may be re-initialised, as `head` says.
+    """Copies weights into a timm model; only its classifier may be re-initialised, as `head` allows.
 
-    Args: place: of the weights in the file, for the log; tensors: by name, without prefixes.
+    Args: place: location of the weights in the file, for the log; tensors: by name, without prefixes.
     Returns: a log line. Raises: CheckpointError.
     """
     check_finite(tensors, origin)
@@ -34,16 +34,14 @@ def load_timm(model: nn.Module, place: str, tensors: Weights, origin: str, head:
     check_names(tensors, own, origin)
     check_kinds(tensors, own, origin)
     if any(name.endswith(".logit_scale") for name in own):
-        notes.append("position coordinates of timm's model: the file does not store its window of pre-training")
-    wrong = [f"{n} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in misfits(tensors, own)]
-    if wrong:
-        raise WrongModelError(origin, f"{len(wrong)} of another shape: {listing(wrong, 10)}")
+        notes.append("position coordinates of the timm model: the file does not store its window of pre-training")
+    check_shapes(tensors, own, misfits(tensors, own), origin)
     model.load_state_dict(tensors)
     return ", ".join(notes)
 
 
 def _classifier(model: nn.Module) -> list[str]:
-    """Returns the names of the weights of the last layer or layers."""
+    """Returns the parameter names of the classifier."""
     last: Any = model.get_classifier()  # type: ignore[operator]
     parts = last if isinstance(last, tuple | list) else [last]
     prefixes = [f"{name}." for name, module in model.named_modules() if name and any(module is part for part in parts)]
@@ -51,7 +49,7 @@ def _classifier(model: nn.Module) -> list[str]:
 
 
 def _translated(model: nn.Module, tensors: Weights, origin: str) -> Weights:
-    """Translates the weights as timm does for the published file of the architecture: names, image size."""
+    """Translates names and image size as timm does for the published weights of the architecture."""
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if translate is None:
         return tensors
@@ -59,5 +57,5 @@ def _translated(model: nn.Module, tensors: Weights, origin: str) -> Weights:
         with torch.no_grad():
             translated: Mapping[str, Any] = translate(dict(tensors), model)
     except Exception as e:  # timm's converters raise anything
-        raise WrongModelError(origin, f"timm cannot read it ({type(e).__name__}: {e})") from e
+        raise WrongModelError(origin, f"timm cannot convert it ({type(e).__name__}: {e})") from e
     return {name: value for name, value in translated.items() if isinstance(value, Tensor)}

@@ -1,4 +1,4 @@
-"""Training input: this program's loader, timm's create_loader with its prefetcher, torchvision's ImageFolder."""
+"""Training input of this program's loader, timm's create_loader with prefetcher, and torchvision's ImageFolder."""
 
 import argparse
 import tempfile
@@ -25,7 +25,7 @@ from utils.distributed.world import World
 from utils.training.plan import RunPlan
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "swin_tiny.yaml"
-CLASSES = 8  # of the generated files
+CLASSES = 8  # of generated files
 
 
 def write_photographs(root: Path, count: int) -> None:
@@ -43,11 +43,11 @@ def write_photographs(root: Path, count: int) -> None:
         for part in ("train", "val") if number < CLASSES else ("train",):
             path = root / part / str(number % CLASSES) / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            crop.save(path, quality=95, subsampling=0)  # about 110 kB, as ImageNet's
+            crop.save(path, quality=95, subsampling=0)  # about 110 kB, like ImageNet
 
 
 def loaders(root: Path, recipe: CfgNode, device: torch.device) -> dict[str, Callable[[], float]]:
-    """Returns one epoch of each: this program, timm, torchvision."""
+    """Returns functions that time one epoch each: this program, timm, torchvision."""
     world = World(device=device)
     task = new_task(recipe, world)
     data = task.open_data(("train",))
@@ -84,27 +84,13 @@ def _peers(root: Path, recipe: CfgNode, device: torch.device) -> dict[str, Itera
         "re_mode": recipe.AUG.REMODE,
         "re_count": recipe.AUG.RECOUNT,
     }
+    loading = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device.type == "cuda"}
+    images = ImageDataset(str(root / "train"))
     timm_loader = create_loader(
-        ImageDataset(str(root / "train")),
-        (3, size, size),
-        batch,
-        is_training=True,
-        num_workers=workers,
-        device=device,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        **augmentation,
+        images, (3, size, size), batch, is_training=True, device=device, **loading, **augmentation
     )
     transform = create_transform(size, is_training=True, **augmentation)
-    folder = DataLoader(
-        ImageFolder(str(root / "train"), transform),
-        batch,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-    )
+    folder = DataLoader(ImageFolder(str(root / "train"), transform), batch, shuffle=True, drop_last=True, **loading)
     return {"timm": timm_loader, "torchvision": folder}
 
 
@@ -130,10 +116,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data-path", type=Path, metavar="FOLDER", help="holds train/ and val/; default: generated files"
+        "--data-path", type=Path, metavar="FOLDER", help="with train/ and val/ (default: generated files)"
     )
     parser.add_argument("--images", type=int, default=1024, help="files to generate (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="loader processes (default %(default)s)")
     parser.add_argument("--size", type=int, default=224, help="side of the model's images (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="epochs of each that count (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="measured epochs (default %(default)s)")

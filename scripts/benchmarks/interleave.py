@@ -1,4 +1,4 @@
-"""Contenders in turn, and what the numbers depend on."""
+"""Interleaved measurement of contenders, tables of the results, and their environment."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from utils.runtime import processor_name
 
 @dataclass(frozen=True)
 class Row:
-    """Images/s of one contender: median, slowest and fastest round; `ratio` to the fastest peer in the same round, NaN
+    """Images/s of one contender: median, slowest and fastest round; `ratio`: to the fastest peer in the same round, NaN
     without peers."""
 
     name: str
@@ -33,18 +33,18 @@ class Row:
 
 
 def measure(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1, parts: int = 1) -> list[Row]:
-    """Compares the first contender with the others, which are peers. Args: as for `take_turns`."""
+    """Measures and compares the first contender with the others, its peers. Args: as for `take_turns`."""
     return compare(take_turns(contenders, rounds, warm_up, parts))
 
 
 def take_turns(
     contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1, parts: int = 1
 ) -> dict[str, list[float]]:
-    """Runs every contender once per turn, in an order that is drawn anew, after `warm_up` turns that do not count.
+    """Runs every contender once per turn, in random order, after `warm_up` unmeasured turns.
 
-    Dense work can slow a processor down for a while: whoever always came next would pay for it. A machine that is
-    shared changes its speed within seconds: a round of several short turns meets the same of it.
-    Args: contenders: each call does some work and returns its images/s; parts: turns in a round.
+    Random order matters because dense work can throttle a processor for the next contender. Several short turns per
+    round average out the speed of a shared machine, which changes within seconds.
+    Args: contenders: each call does some work and returns its images/s; parts: turns per round.
     Returns: the images/s of every round.
     """
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -65,8 +65,8 @@ def take_turns(
 
 
 def compare(speeds: dict[str, list[float]]) -> list[Row]:
-    """Returns a row for each contender. Args: speeds by round; the first contender is ours, the others are peers."""
-    ours = next(iter(speeds))  # the beginning of its name, when it is compiled as well
+    """Returns a row per contender. Args: speeds by round; the first contender is ours, the others are peers."""
+    ours = next(iter(speeds))  # prefix of its compiled variants
     peers = [name for name in speeds if not name.startswith(ours)]
     best = [max((speeds[peer][i] for peer in peers), default=math.nan) for i in range(len(next(iter(speeds.values()))))]
     rows = []
@@ -78,7 +78,7 @@ def compare(speeds: dict[str, list[float]]) -> list[Row]:
 
 
 def timed(work: Callable[[], int]) -> Callable[[], float]:
-    """Turns work that returns a number of images into one that returns images/s."""
+    """Converts work that returns a number of images to a function that returns images/s."""
 
     def images_per_second() -> float:
         begun = time.perf_counter()
@@ -98,8 +98,8 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def surroundings() -> dict[str, Any]:
-    """Returns what the numbers depend on."""
+def environment() -> dict[str, Any]:
+    """Returns hardware and versions."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine = {"processor": processor_name(), "cores": os.cpu_count(), "gpu": gpu}
     return {"date": date.today().isoformat(), **machine, "versions": versions() | _version("transformers")}

@@ -1,9 +1,10 @@
-"""Models beside those of timm, torchvision and transformers: evaluation, training step, peak memory."""
+"""Models compared with timm, torchvision and transformers: evaluation, training step, peak memory."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,12 @@ from scripts.benchmarks.subject import OURS, PEERS, Contender, Setting
 from utils.preprocessing import image_size
 
 TASKS = ("train", "evaluate")
-# modes of torch.compile, by what the contender is called
+# suffixes of contenders by torch.compile mode
 COMPILED = {"default": ", compiled", "reduce-overhead": ", compiled with CUDA graphs"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# steps until the memory of a process stops growing
+# steps until process memory stops growing
 WARM_UP = 6
-PARTS = 3  # turns in a round of evaluation, which is shorter than a training step
+PARTS = 3  # turns per round of evaluation, which is shorter than a training step
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for title, measured in _measure(contenders, options).items():
             tables[f"{name}, {title}"] = table(measured) if isinstance(measured, list) else _memory(measured)
             rows[f"{name}, {title}"] = [asdict(r) for r in measured] if isinstance(measured, list) else measured
-    peers = "with this program's process settings" if options.tuned_peers else "as they come"
+    peers = "with this program's process settings" if options.tuned_peers else "with default settings"
     setting_line = (
         f"batch {options.batch_size}, {options.threads} threads, stochastic depth of the recipe, peers {peers},"
         f" n = {options.rounds} after {options.warm_up} steps of warm-up"
@@ -38,13 +39,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _contenders(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Contender]]]:
-    """Yields the name of each model, and its contenders, already compiled: those of all models together."""
+    """Yields the name and contenders of each model; contenders of all models are compiled concurrently."""
     models = ((name, _start(name, options)) for name in options.models)
     if options.compiled or options.graphs:
         models = list(models)  # type: ignore[assignment]
         every = [each for _, own in models for name, each in own.items() if _is_compiled(name)]
         with ThreadPoolExecutor(max(1, len(every))) as pool:
-            list(pool.map(lambda each: [each.ask(t, DTYPES[d]) for t in TASKS for d in options.dtypes], every))
+            list(pool.map(lambda each: [each.measure(t, DTYPES[d]) for t in TASKS for d in options.dtypes], every))
     yield from models
 
 
@@ -59,7 +60,7 @@ def _start(name: str, options: argparse.Namespace) -> dict[str, Contender]:
             if each.replace(OURS, "ours") in chosen:
                 contenders[each + COMPILED[mode]] = Contender(each, replace(setting, compiled=mode))
     for missing in [name for name, contender in contenders.items() if not contender.exists]:
-        print(f"not installed, left out: {missing}", flush=True)
+        print(f"skipped, not installed: {missing}", flush=True)
         del contenders[missing]
     return contenders
 
@@ -67,17 +68,19 @@ def _start(name: str, options: argparse.Namespace) -> dict[str, Contender]:
 def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> dict[str, list[Row] | dict[str, float]]:
     result: dict[str, list[Row] | dict[str, float]] = {}
     try:
-        # the first that is measured is the step whose memory is compared
+        # memory is compared after the first measurement, the training step
         for task in TASKS:
             for dtype in options.dtypes:
-                asks = {name: _asking(contender, task, DTYPES[dtype]) for name, contender in contenders.items()}
+                calls: dict[str, Callable[[], float]] = {
+                    name: partial(each.measure, task, DTYPES[dtype]) for name, each in contenders.items()
+                }
                 if task == "train":
-                    rows = measure(asks, options.rounds, options.warm_up)
+                    result[f"training step, {dtype}"] = measure(calls, options.rounds, options.warm_up)
                 else:
-                    rows = measure(asks, options.rounds, min(2, options.warm_up), PARTS)
-                result[f"{'training step' if task == 'train' else 'evaluation'}, {dtype}"] = rows
+                    rows = measure(calls, options.rounds, min(2, options.warm_up), PARTS)
+                    result[f"evaluation, {dtype}"] = rows
                 if len(result) == 1:
-                    memory = {name: each.ask("memory") for name, each in contenders.items() if _has_peak(name)}
+                    memory = {name: each.measure("memory") for name, each in contenders.items() if _has_peak(name)}
         result[f"peak memory of a training step, {options.dtypes[0]}, MiB"] = memory
     finally:
         for contender in contenders.values():
@@ -92,12 +95,8 @@ def _is_compiled(name: str) -> bool:
 
 
 def _has_peak(name: str) -> bool:
-    """Returns whether the peak is that of a training step: a process on the CPU that compiled keeps the compiler's."""
+    """Returns whether the peak is due to a training step; on the CPU, a compiled process includes the compiler's."""
     return torch.cuda.is_available() or not _is_compiled(name)
-
-
-def _asking(contender: Contender, task: str, dtype: torch.dtype) -> Any:
-    return lambda: contender.ask(task, dtype)
 
 
 def _memory(values: dict[str, float]) -> str:
@@ -108,31 +107,31 @@ def _memory(values: dict[str, float]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--models", nargs="+", default=["swin_tiny"], metavar="NAME", help="files of configs/ (default: swin_tiny)"
+        "--models", nargs="+", default=["swin_tiny"], metavar="NAME", help="recipes (default: swin_tiny)"
     )
-    parser.add_argument("--quick", action=Quick, help="batch 8, 3 rounds after 2: under 3 minutes on two cores")
+    parser.add_argument("--quick", action=Quick, help="batch size 8, 2 + 3 rounds: under 3 minutes on two cores")
     parser.add_argument("--batch-size", type=int, default=16, help="default %(default)s")
     parser.add_argument("--size", type=int, default=0, help="side of the images (default: the recipe's)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"], help="default: fp32 bf16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default %(default)s")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default %(default)s)")
-    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="rounds that do not (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="unmeasured rounds (default %(default)s)")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="default: all")
     parser.add_argument(
-        "--compiled", nargs="+", choices=("ours", *PEERS), default=[], help="measure these by torch.compile too"
+        "--compiled", nargs="+", choices=("ours", *PEERS), default=[], help="also measure these compiled"
     )
     parser.add_argument(
         "--graphs",
         nargs="+",
         choices=("ours", *PEERS),
         default=[],
-        help="and these, with CUDA graphs (reduce-overhead)",
+        help="also measure these with CUDA graphs (reduce-overhead)",
     )
     parser.add_argument("--tuned-peers", action="store_true", help="give peers this program's process settings")
 
 
 class Quick(argparse.Action):
-    """Sets other options."""
+    """Sets batch size and rounds."""
 
     def __init__(self, **arguments: Any):
         super().__init__(nargs=0, **arguments)

@@ -1,7 +1,7 @@
-"""One model in a process of its own: evaluation and training steps on request.
+"""One contender in a separate process: evaluation and training steps on request.
 
-This program is measured as main.py runs it: its evaluation loop, its training loop, its process settings. A peer is
-measured as its users write the same: the model, autocast, cross-entropy, clip_grad_norm_ and torch's AdamW.
+This program is measured as run by main.py, with its evaluation and training loops and process settings; a peer as users
+would write it, with autocast, cross-entropy, clip_grad_norm_ and torch's AdamW.
 """
 
 import multiprocessing
@@ -45,8 +45,8 @@ CLASSES, CLIP = 1000, 5.0
 
 @dataclass(frozen=True)
 class Setting:
-    """`batch` images of `size` x `size` pixels; `threads` of the CPU; `compiled`: a mode of torch.compile, "" for none;
-    `tuned`: peers get this program's process settings too."""
+    """`batch` images of `size` x `size` pixels; `threads`: CPU threads; `compiled`: a torch.compile mode, "" for none;
+    `tuned`: also apply this program's process settings to peers."""
 
     recipe: Path
     batch: int
@@ -64,12 +64,12 @@ class Work(Protocol):
     def train(self, dtype: torch.dtype) -> float: ...
 
     def weights(self) -> int:
-        """Returns MiB."""
+        """Returns their size in MiB."""
         ...
 
 
 class Contender:
-    """A process that measures one contender, and waits in between."""
+    """A process that measures one contender on request."""
 
     def __init__(self, name: str, setting: Setting):
         context = multiprocessing.get_context("spawn")
@@ -85,15 +85,15 @@ class Contender:
         """Whether its library is installed; waits until the process is ready."""
         return self._receive()
 
-    def ask(self, task: str, dtype: torch.dtype = torch.float32) -> float:
-        """Returns the images/s of one "evaluate" or "train", or the MiB of "memory" of the model, weights included."""
+    def measure(self, task: str, dtype: torch.dtype = torch.float32) -> float:
+        """Returns images/s of one "evaluate" or "train", or MiB of "memory" including the weights."""
         assert self.exists
-        with suppress(BrokenPipeError):  # it has died: the answer says so
+        with suppress(BrokenPipeError):  # the process died, which _receive reports
             self._connection.send((task, dtype))
         return self._receive()
 
     def close(self) -> None:
-        """Lets the process end."""
+        """Ends the process."""
         self._connection.close()
 
     def join(self) -> None:
@@ -104,9 +104,9 @@ class Contender:
             answer = self._connection.recv()
         except (EOFError, ConnectionError) as e:
             self._process.join(10)
-            killed = self._process.exitcode == -9
-            reason = ", the machine is likely out of memory: --batch-size: use a smaller one" if killed else ""
-            raise ResourceError(f"the process of {self._name} died with code {self._process.exitcode}{reason}") from e
+            code = self._process.exitcode
+            reason = ", probably out of memory" if code == -9 else ""
+            raise ResourceError(self._name, f"the process died with code {code}{reason}", "reduce --batch-size") from e
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -114,7 +114,7 @@ class Contender:
 
 @contextmanager
 def _environment(name: str, setting: Setting) -> Iterator[None]:
-    """Within the context, a process that starts has what main.py sets before torch is imported, if it is to have it."""
+    """Applies main.py's environment variables to processes started in the context, unless an untuned peer."""
     before = dict(os.environ)
     if setting.tuned or name == OURS:
         wait_briefly()
@@ -132,7 +132,7 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
         if setting.tuned or name == OURS:
             tune_process(device)
         work = _build(name, setting, device)
-        give_back_memory()  # that of the model whose weights a peer was given
+        give_back_memory()  # of the model that provided a peer's weights
         others = 0 if device.type == "cuda" or work is None else _resident() - work.weights()
         connection.send(work is not None)
         while work is not None:
@@ -147,18 +147,18 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
                 torch.cuda.empty_cache()  # all contenders share the memory
     except EOFError:
         return
-    except Exception as error:  # the parent process reports it, whatever it is
+    except Exception as error:  # reported by the parent process
         connection.send(explain_memory(error, device))
 
 
 def _resident() -> int:
-    """Returns the MiB of this process now."""
+    """Returns the current MiB of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() // 2**20
 
 
 def _peak(device: torch.device) -> int:
-    """Returns the MiB at the peak; of a GPU at least what CUDA graphs keep to themselves, which no tensor shows."""
+    """Returns the peak MiB; on a GPU including the memory pools of CUDA graphs, which tensors do not show."""
     if device.type != "cuda":
         return peak_memory(device)
     torch.cuda.empty_cache()
@@ -166,12 +166,12 @@ def _peak(device: torch.device) -> int:
 
 
 def at_a_time(device: torch.device) -> int:
-    """Returns how many batches one measurement evaluates or trains."""
-    return 12 if device.type == "cuda" else 1  # a GPU has the next ones while the CPU looks at a result
+    """Returns the batches per measurement."""
+    return 12 if device.type == "cuda" else 1  # keeps a GPU busy while the CPU reads a result
 
 
 def _build(name: str, setting: Setting, device: torch.device) -> Work | None:
-    """Returns the contender, None if its library is not installed; all have the same weights."""
+    """Builds the contender, with the same weights for all; None if its library is not installed."""
     options = model_options(load_config(setting.recipe))
     assert isinstance(options, PyramidOptions)
     torch.manual_seed(0)
@@ -203,7 +203,7 @@ def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
 
 
 def _seconds_of_all(device: torch.device, work: Callable[[], Any]) -> float:
-    """Args: work: of one batch."""
+    """Returns the seconds of `at_a_time` batches. Args: work: on one batch."""
     return _seconds(device, lambda: [work() for _ in range(at_a_time(device))])
 
 

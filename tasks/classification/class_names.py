@@ -8,9 +8,9 @@ from timm.data import ImageNetInfo
 
 
 def in_words(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Returns the first word for each synset of ImageNet ("n01440764": "tench"), other names unchanged.
+    """Returns the first word of each ImageNet synset ("n01440764": "tench"), and other names unchanged.
 
-    Names stay different: two synsets with the same word keep their number ("crane (n02012849)").
+    Names stay unique: synsets that share a word keep their number ("crane (n02012849)").
     """
     words = [_word(name) for name in class_names]
     often = Counter(words)

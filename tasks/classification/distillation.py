@@ -1,4 +1,4 @@
-"""Distillation: a classifier learns from the labels and from a teacher (DeiT, arXiv 2012.12877, without its token)."""
+"""Distillation losses of a classifier (DeiT, arXiv 2012.12877, without the distillation token)."""
 
 from dataclasses import dataclass
 
@@ -35,9 +35,8 @@ def distilled(base: Tensor, logits: Tensor, taught: Tensor, options: Distillatio
 def distillation_loss(logits: Tensor, taught: Tensor, options: DistillationOptions) -> Tensor:
     """Returns the mean over the batch, in float32.
 
-    "soft" (equation 2): the Kullback-Leibler divergence of the student's distribution from the teacher's, both at a
-    temperature, times its square, so that the gradient keeps its size. "hard" (equation 3): the cross-entropy with the
-    teacher's most probable class.
+    "soft" (equation 2): the KL divergence of the student's distribution from the teacher's at a temperature, times its
+    square to keep the scale of the gradient. "hard" (equation 3): the cross-entropy with the teacher's top class.
 
     Args: logits of the student, `taught` of the teacher, (B, classes) each.
     """

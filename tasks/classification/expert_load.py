@@ -1,4 +1,4 @@
-"""The load of a mixture of experts: tokens per expert, and those dropped because their expert was at capacity."""
+"""Load of a mixture of experts: tokens per expert, and tokens dropped because their expert was at capacity."""
 
 import logging
 from collections.abc import Mapping
@@ -12,30 +12,30 @@ from utils.distributed.world import World
 from utils.pictures import new_figure, rendered
 
 log = logging.getLogger(__name__)
-NUMBERS = 20  # experts up to which cells have room for numbers
+NUMBERS = 20  # maximum experts for numbers in the cells
 
 
 @dataclass(frozen=True)
 class Routing:
-    """`dropped`: the share of assignments beyond the capacity of their expert; `load` int64 (layers, experts): how many
-    tokens chose each expert."""
+    """`dropped`: fraction of assignments beyond the capacity of an expert; `load`: tokens per expert, int64 (layers,
+    experts)."""
 
     dropped: float
     load: Tensor
 
 
 class RoutingMeter:
-    """Sums up the routing of forward passes of this rank."""
+    """Accumulates the routing of forward passes of this rank."""
 
     def __init__(self) -> None:
         self._load: Tensor | None = None
         self._dropped: Tensor | None = None
 
     def add(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Adds a forward pass, without waiting for the device.
+        """Adds a forward pass without synchronising with the device.
 
         Args: statistics: of `SwinMoe.routing_statistics`, empty without experts.
-        Returns: "dropped" and "busiest" (see `Routing`) of this pass, scalars; nothing without experts.
+        Returns: "dropped" and "busiest" (see `Routing`) of this pass, scalars; empty without experts.
         """
         if not statistics:
             return {}
@@ -47,7 +47,7 @@ class RoutingMeter:
         return {"dropped": share, "busiest": (load / even).max()}
 
     def result(self, world: World) -> Routing | None:
-        """Returns the sum over all ranks, None without experts, and starts again. A collective operation."""
+        """Returns the sum over all ranks, None without experts, and resets it. A collective operation."""
         own = None if self._load is None or self._dropped is None else (self._load.cpu(), float(self._dropped))
         self._load = self._dropped = None
         found = [each for each in world.gather_objects(own) if each is not None]
@@ -58,17 +58,17 @@ class RoutingMeter:
 
 
 def warn_of_drops(routing: Routing | None) -> None:
-    """Logs that the result of an evaluation depends on its batches, if tokens were dropped."""
+    """Warns that the result of an evaluation depends on its batches, if tokens were dropped."""
     if routing is not None and routing.dropped:
         log.warning(
-            "%.2f %% of the tokens found their expert full: the result depends on batch size and number of ranks;"
-            " MODEL.SWIN_MOE.CAPACITY_FACTOR 0 takes all of them",
+            "%.2f %% of the tokens were dropped because their expert was at capacity: the result depends on batch size"
+            " and world size; MODEL.SWIN_MOE.CAPACITY_FACTOR 0 keeps all tokens",
             100 * routing.dropped,
         )
 
 
 def load_picture(routing: Routing) -> Image.Image:
-    """Draws the load of every expert of every layer, relative to an even distribution."""
+    """Draws the load of all experts of all layers, relative to an even distribution."""
     layers, experts = routing.load.shape
     share = (routing.load / routing.load.sum(1, keepdim=True).clamp(min=1) * experts).numpy()
     figure = new_figure(max(5.0, 0.38 * experts + 2.2), max(2.6, 0.36 * layers + 1.7))
@@ -80,7 +80,7 @@ def load_picture(routing: Routing) -> Image.Image:
             for column in range(experts):
                 colour = "black" if share[row, column] > 0.6 * max(2.0, share.max()) else "white"
                 axes.text(column, row, f"{share[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_title(f"Tokens per expert ({routing.dropped:.1%} found their expert full)", fontsize=11)
+    axes.set_title(f"Tokens per expert ({routing.dropped:.1%} dropped)", fontsize=11)
     axes.set_xlabel("expert")
     axes.set_ylabel("mixture of experts, first to last")
     axes.set_yticks(range(layers))

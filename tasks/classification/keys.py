@@ -11,17 +11,17 @@ _KEYS = {
     "MODEL": {"LABEL_SMOOTHING": Key(0.1, "label smoothing", below_one)},
     "DISTILLATION": {
         "KIND": Key("none", "new: a teacher's probabilities (soft) or class (hard)", one_of("none", "soft", "hard")),
-        "TEACHER": Key("", "its recipe, a name or a file as for --cfg; empty: the one that its weights store"),
-        "WEIGHTS": Key("", "its weights: a file, the folder of a run, a URL, hub:NAME, hf:OWNER/NAME"),
+        "TEACHER": Key("", "recipe of the teacher, as for --cfg; empty: as stored in its weights"),
+        "WEIGHTS": Key("", "weights of the teacher: a file, the folder of a run, a URL, hub:NAME, hf:OWNER/NAME"),
         "SHA256": Key("", "expected digest of the file of WEIGHTS", hexadecimal, free=True),
-        "ALPHA": Key(0.5, "weight of the teacher's loss; that of the labels' is 1 - ALPHA", within(0, 1)),
-        "TEMPERATURE": Key(1.0, "soft: by which both models' logits are divided", above(0)),
+        "ALPHA": Key(0.5, "weight of the teacher's loss; 1 - ALPHA for the labels", within(0, 1)),
+        "TEMPERATURE": Key(1.0, "soft: divides the logits of both models", above(0)),
     },
     "AUG": {
         "MIXUP": Key(0.8, "alpha of mixup; 0: off", at_least(0)),
         "CUTMIX": Key(1.0, "alpha of CutMix; 0: off", at_least(0)),
         "CUTMIX_MINMAX": Key(
-            None, "range of the box's side, relative to the image", pair(1), optional(list_of(FLOAT, "[0.2, 0.8]"))
+            None, "range of the side of the box, relative to the image", pair(1), optional(list_of(FLOAT, "[0.2, 0.8]"))
         ),
         "MIXUP_PROB": Key(1.0, "fraction of batches that are mixed", within(0, 1)),
         "MIXUP_SWITCH_PROB": Key(0.5, "fraction of mixed batches that use CutMix", within(0, 1)),
@@ -31,7 +31,7 @@ _KEYS = {
         "REAL": Key(False, "also evaluate against the labels of ImageNet-ReaL", free=True),
         "CLASSES": Key(
             "",
-            "restrict predictions to some classes: a file with one name per line, present (those in val/); empty: all",
+            "restrict predictions to some classes: a file with one name per line; present: classes in val/; empty: all",
             free=True,
         ),
     },
@@ -39,15 +39,13 @@ _KEYS = {
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    """Checks that a teacher has weights and is asked for. Raises: ConfigError."""
+    """Checks that a teacher has weights and is used. Raises: ConfigError."""
     named = [key for key in ("DISTILLATION.TEACHER", "DISTILLATION.WEIGHTS") if values[key]]
     if values["DISTILLATION.KIND"] == "none":
         if named:
             raise ConfigError(named[0], "is set, but nothing is distilled", "set DISTILLATION.KIND to soft or hard")
     elif "DISTILLATION.WEIGHTS" not in named:
-        raise ConfigError(
-            "DISTILLATION.WEIGHTS", "the teacher has no weights", "name a file, the folder of a run, a URL or hub:NAME"
-        )
+        raise ConfigError("DISTILLATION.WEIGHTS", "the teacher has no weights", "name a file, a run, a URL or hub:NAME")
 
 
 TASK_KEYS = TaskKeys(_KEYS, check=_check)

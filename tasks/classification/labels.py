@@ -38,11 +38,9 @@ class ClassInfo(DataInfo):
     def check(self, saved: Mapping[str, Any], origin: Path, accept_changes: bool) -> None:
         names = saved.get("class_names")
         if names is not None and list(names) != list(self.class_names):
-            raise CheckpointError(
-                f"the checkpoint has {len(names)} classes, the data {len(self.class_names)};"
-                f" {_first_difference(names, self.class_names)}: {origin}:"
-                " another --tag trains on other data; to fine-tune on other classes pass it to --pretrained"
-            )
+            counts = f"the checkpoint has {len(names)} classes, the data {len(self.class_names)}"
+            remedy = "use another --tag to train on other data, or fine-tune this file with --pretrained"
+            raise CheckpointError(str(origin), f"{counts}; {_first_difference(names, self.class_names)}", remedy)
         super().check(saved, origin, accept_changes)
 
     def difference(self, saved: Mapping[str, Any]) -> str:
@@ -60,7 +58,7 @@ def _first_difference(one: Sequence[str], other: Sequence[str]) -> str:
 
 
 def class_names_of(contents: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """Returns the class names that a file stores, ImageNet-1K's synsets for a head of 1000, else "class 0", ..."""
+    """Returns the class names stored in a file, else ImageNet-1K's synsets for 1000 classes, else "class 0", ..."""
     names = contents.get("class_names")
     if isinstance(names, list) and len(names) == classes:
         return tuple(names)
@@ -70,13 +68,13 @@ def class_names_of(contents: Mapping[str, Any], classes: int) -> tuple[str, ...]
 
 
 def open_train(options: SourceOptions, world: World) -> tuple[LabelledSource, LabelledSource | None]:
-    """Opens the training split, whose classes are the class map, and the validation split unless it is disabled.
+    """Opens the training split, which defines the class map, and the validation split unless it is disabled.
 
-    A class that is merely absent from val shifts nothing.
-    Raises: DataError: what is missing, and where.
+    Classes absent from val do not shift labels.
+    Raises: DataError for a missing or mismatched split.
     """
     splits = ("train", "val") if options.validate else ("train",)
-    with world.local_main_first():  # it builds the index that the others then find
+    with world.local_main_first():  # one rank builds the index, the others read it
         store = find_store(options, splits)
         fill_cache(options, splits, world)
         train = store.open("train", None, options.classes)
@@ -90,7 +88,7 @@ def open_train(options: SourceOptions, world: World) -> tuple[LabelledSource, La
 
 
 def _describe(train: LabelledSource, val: LabelledSource | None) -> list[str]:
-    """Returns log lines: how many samples and classes, and some samples with their classes."""
+    """Returns log lines: counts of samples and classes, and some samples with their classes."""
     validation = f" and {len(val):,} validation" if val is not None else ""
     names = train.class_names
     samples = [f"{Path(train.name(i)).name} ({names[train.label(i)]})" for i in some_samples(train)]
@@ -108,11 +106,11 @@ def open_val(
 ) -> LabelledSource:
     """Opens the validation split alone, to evaluate weights.
 
-    The class map is `class_names` (a checkpoint's), else `likely_names` (ImageNet's synsets) if all classes of val are
-    among them, else train's if there is a train split, else val's own. MODEL.NUM_CLASSES may exceed the classes of the
-    data, which are then the first ones of the model.
+    The class map is `class_names` (from a checkpoint), else `likely_names` (ImageNet's synsets) if they include all
+    classes of val, else the classes of train, else of val. MODEL.NUM_CLASSES may exceed the classes of the data, which
+    are then the first ones of the model.
 
-    Raises: DataError: what is missing, and where.
+    Raises: DataError for a missing or mismatched split.
     """
     with world.local_main_first():
         store = find_store(options, ("val",))
@@ -152,25 +150,22 @@ def _check_count(source: LabelledSource, options: SourceOptions) -> None:
     found = len(source.class_names)
     if options.classes and found != options.classes:
         where = options.path or options.dataset
-        raise DataError(f"{where} has {found} classes, not {options.classes}: MODEL.NUM_CLASSES: set it to 0")
+        raise DataError("MODEL.NUM_CLASSES", f"{where} has {found} classes, not {options.classes}", "set it to 0")
 
 
 def _check_presence(val: LabelledSource, options: SourceOptions) -> None:
-    """Warns of classes that have no validation samples. Raises: DataError if there is no sample at all."""
+    """Warns of classes without validation samples. Raises: DataError if there are no samples at all."""
     if not len(val):
-        raise DataError(
-            f"no validation samples of the classes of train: {options.path}: TEST.VALIDATE: set it to false"
-        )
+        raise DataError(options.path, "no validation samples of the training classes", "set TEST.VALIDATE to false")
     absent = [name for name, count in zip(val.class_names, val.counts(), strict=True) if not count]
     if absent:
         log.warning("%d classes have no validation samples: %s", len(absent), listing(absent))
 
 
 def chosen_classes(choice: str, source: LabelledSource) -> list[int]:
-    """Returns the labels that TEST.CLASSES selects: none for "", those with samples for "present", else those in a file
-    with one name per line.
+    """Returns the labels that TEST.CLASSES selects: "" none; "present" those with samples; else the names in a file.
 
-    Raises: DataError for a file that cannot be read, or a name that is not a class.
+    Raises: DataError for an unreadable file or an unknown class.
     """
     if not choice:
         return []
@@ -180,12 +175,13 @@ def chosen_classes(choice: str, source: LabelledSource) -> list[int]:
         names = [line.strip() for line in Path(choice).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "not UTF-8"
-        raise DataError(f"cannot read the class names ({reason}): {choice}: TEST.CLASSES takes a file") from e
+        raise DataError(choice, f"cannot read the class names ({reason})", "set TEST.CLASSES to a text file") from e
     labels = {name: label for label, name in enumerate(source.class_names)}
     unknown = [name for name in names if name not in labels]
     if unknown or not names:
-        raise DataError(f"no such classes: {choice}: {listing(unknown) or 'the file is empty'}: one name per line")
+        problem = f"unknown classes: {listing(unknown)}" if unknown else "the file is empty"
+        raise DataError(choice, problem, "list one class of the data per line")
     chosen = {labels[name] for name in names}
     if any(count and label not in chosen for label, count in enumerate(source.counts())):
-        raise DataError(f"val/ has classes beyond those selected: {choice}: remove their folders, or add their names")
+        raise DataError(choice, "val/ has images of other classes", "remove their folders, or add their names")
     return sorted(chosen)

@@ -1,4 +1,4 @@
-"""Accuracy and loss as sums that are divided once, and the evaluator of classification."""
+"""Accuracy and loss, reduced as sums and divided once, and the classification evaluator."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from utils.training.objective import Evaluation, Table
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 and top-k accuracy in percent, mean cross-entropy, and the counts behind them."""
+    """Top-1 and top-k accuracy in percent, mean cross-entropy, and the underlying counts."""
 
     top1: float
     topk: float
@@ -44,7 +44,7 @@ class Accuracy:
 class AccuracyCounter:
     """Accumulates the sums of this rank; `result` reduces them over all ranks and divides once.
 
-    Args: classes: of the model; the top-k is top-5, or top-`classes` if there are fewer.
+    Args: classes of the model; k is 5, or `classes` if fewer.
     """
 
     def __init__(self, classes: int):
@@ -52,12 +52,12 @@ class AccuracyCounter:
         self._sums: Tensor | None = None
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
-        """Args: logits (B, classes) of any type; targets int64 (B,)."""
+        """Adds a batch. Args: logits (B, classes) of any dtype; targets int64 (B,)."""
         sums = accuracy_sums(logits, targets, self.k)
         self._sums = sums if self._sums is None else self._sums + sums
 
     def result(self, world: World) -> Accuracy:
-        """Raises: DataError if no sample was counted on any rank."""
+        """Reduces over all ranks. Raises: DataError if no sample was counted."""
         own = torch.zeros(4, device=world.device) if self._sums is None else self._sums  # more ranks than samples
         return accuracy_of(world.gather(own).sum(0), self.k)
 
@@ -65,7 +65,7 @@ class AccuracyCounter:
 def accuracy_sums(logits: Tensor, targets: Tensor, k: int) -> Tensor:
     """Returns correct at 1, correct at k, summed cross-entropy and count of a batch: (4,).
 
-    Args: logits (B, classes) of any type; targets int64 (B,); 1 <= k <= classes.
+    Args: logits (B, classes) of any dtype; targets int64 (B,); 1 <= k <= classes.
     """
     logits = logits.float()
     ranked = logits.topk(k, dim=1).indices == targets[:, None]
@@ -80,7 +80,7 @@ def accuracy_of(sums: Tensor, k: int) -> Accuracy:
     """Divides the sums over the whole dataset. Raises: DataError if it has no readable sample."""
     correct1, correctk, loss, count = sums.tolist()
     if count == 0:
-        raise DataError("no sample was evaluated: DATA.DATA_PATH: none of the validation images could be read")
+        raise DataError("DATA.DATA_PATH", "no validation image could be read", "run scripts/prepare_data.py check")
     return Accuracy(
         top1=100.0 * correct1 / count,
         topk=100.0 * correctk / count,
@@ -95,8 +95,8 @@ def accuracy_of(sums: Tensor, k: int) -> Accuracy:
 class ClassificationEvaluator:
     """Accuracy, and the prediction for every sample.
 
-    Args: val: the samples; allowed: labels that predictions are restricted to, empty for all; real: labels of
-    ImageNet-ReaL by file name, None to leave them out.
+    Args: allowed: labels that predictions are restricted to, empty for all; real: labels of ImageNet-ReaL by file name,
+    or None.
     """
 
     def __init__(
@@ -149,12 +149,11 @@ def restrict(logits: Tensor, allowed: Sequence[int]) -> Tensor:
 def real_line(predictions: Predictions, name: Any, real: Mapping[str, Sequence[int]]) -> str:
     """Returns a log line with the accuracy against several valid labels per image (ImageNet-ReaL, arXiv 2006.07159).
 
-    Args: name: maps the index of a sample to its file; real: file name -> valid labels; images without any are left
-    out.
+    Args: name: maps the index of a sample to its file; real: file name -> valid labels; images without any are skipped.
     """
     pairs = zip(predictions.samples.tolist(), predictions.predicted.tolist(), strict=True)
     known = [(predicted, real[file]) for i, predicted in pairs if real.get(file := Path(name(i)).name)]
     if not known:
-        return "ReaL: none of the files is an ImageNet validation image (ILSVRC2012_val_00000001.JPEG, ...)"
+        return "ReaL: no file is an ImageNet validation image (ILSVRC2012_val_00000001.JPEG, ...)"
     correct = sum(predicted in labels for predicted, labels in known)
     return f"ReaL Acc@1 {100 * correct / len(known):.3f} ({correct} of {len(known)})"

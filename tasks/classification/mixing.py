@@ -13,7 +13,7 @@ from utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class MixingOptions:
-    """`mixup`, `cutmix`: alphas, 0 for off; `minmax`: sides of the CutMix box over the image's, which turns CutMix on;
+    """`mixup`, `cutmix`: alphas, 0: off; `minmax`: sides of the CutMix box relative to the image, which enables CutMix;
     `prob`, `switch_prob`, `mode`: as in timm."""
 
     mixup: float
@@ -39,9 +39,9 @@ class MixingOptions:
 
 
 class Mixing(Mixup):
-    """timm's Mixup for batches of any size: in an odd batch the middle sample is mixed with itself.
+    """timm's Mixup for any batch size: in an odd batch the middle sample is mixed with itself.
 
-    Draws come from numpy's global generator, which the loader seeds for every micro-batch.
+    Draws from numpy's global generator, which the loader seeds for every micro-batch.
     """
 
     def _mix_pair(self, x: Tensor) -> Tensor:
@@ -57,17 +57,16 @@ class Mixing(Mixup):
 
 
 def build_mixing(classes: int, options: MixingOptions | None, size: tuple[int, int]) -> Mixing | None:
-    """Returns the mixing of a recipe, or None if it has none. Args: classes of the data; size of the images.
+    """Returns the mixing of a recipe, or None. Args: classes of the data; size of the images.
 
-    Raises: ConfigError for a range of boxes without a whole pixel in it.
+    Raises: ConfigError for a range of boxes that contains no whole pixel.
     """
     if options is None or (options.mixup <= 0 and options.cutmix <= 0 and options.minmax is None):
         return None
     if options.minmax is not None and any(int(s * options.minmax[0]) >= int(s * options.minmax[1]) for s in size):
-        raise ConfigError(
-            f"no box between {options.minmax[0]:g} and {options.minmax[1]:g} of {size[0]}x{size[1]} pixels:"
-            " AUG.CUTMIX_MINMAX: set them further apart"
-        )
+        low, high = options.minmax
+        problem = f"no box between {low:g} and {high:g} of {size[0]}x{size[1]} pixels"
+        raise ConfigError("AUG.CUTMIX_MINMAX", problem, "set the two further apart")
     return Mixing(
         options.mixup,
         options.cutmix,

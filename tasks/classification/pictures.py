@@ -15,9 +15,9 @@ from utils.batches import Batch
 from utils.pictures import Pictures, new_figure, restore, sheet, to_image
 from utils.preprocessing import Preprocessing
 
-MATRIX = 50  # classes that a confusion matrix can show
-NUMBERS = 20  # classes up to which its cells have room for counts
-VISIBLE = 0.1  # fractions of a mixed label from here on; smoothing is below
+MATRIX = 50  # maximum classes of a confusion matrix
+NUMBERS = 20  # maximum classes for counts in its cells
+VISIBLE = 0.1  # minimum fraction of a mixed label to show; smoothing is below
 
 
 def batch_sheet(batch: Batch, preprocessing: Preprocessing, class_names: Sequence[str], limit: int) -> Image.Image:
@@ -36,7 +36,7 @@ def _caption(target: Tensor, names: Sequence[str]) -> str:
 
 
 def prediction_pictures(predictions: Predictions, val: EvalLoader, class_names: Sequence[str]) -> Pictures:
-    """Returns functions that draw, by name: "confusion" and, if there are any, "mistakes"."""
+    """Returns drawing functions by name: "confusion" and, if there are any, "mistakes"."""
     drawings: dict[str, Any] = {"confusion": lambda: confusion_figure(predictions, class_names)}
     if predictions.worst(1):
         drawings["mistakes"] = lambda: mistakes_sheet(predictions, val, class_names)
@@ -54,7 +54,7 @@ def mistakes_sheet(predictions: Predictions, val: EvalLoader, class_names: Seque
 
 
 def confusion_figure(predictions: Predictions, class_names: Sequence[str]) -> Any:
-    """Returns a figure: the confusion matrix of up to 50 classes, or the 30 of more that have the lowest accuracy."""
+    """Returns a figure: the confusion matrix of up to 50 classes, else the 30 classes with the lowest accuracy."""
     names = in_words(class_names)
     return _matrix(predictions, names) if len(names) <= MATRIX else _lowest(predictions, names, 30)
 
@@ -85,7 +85,7 @@ def _lowest(predictions: Predictions, names: Sequence[str], count: int) -> Any:
     axes = figure.subplots()
     axes.barh(range(len(scores)), [score.top1 for score in scores], color="tab:blue")
     for place, score in enumerate(scores):
-        other = "" if score.mistaken_for is None else f", mostly taken for {_short(names[score.mistaken_for])}"
+        other = "" if score.mistaken_for is None else f", mostly predicted as {_short(names[score.mistaken_for])}"
         axes.text(score.top1 + 1, place, f"{score.correct} of {score.samples}{other}", va="center", fontsize=8)
     axes.set_yticks(range(len(scores)), [_short(names[score.label]) for score in scores], fontsize=8)
     axes.invert_yaxis()

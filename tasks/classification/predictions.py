@@ -1,4 +1,4 @@
-"""The predictions of a classifier, sample by sample: for tables per class, the confusion matrix, the worst mistakes."""
+"""Per-sample predictions of a classifier, for per-class tables, the confusion matrix and the worst mistakes."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from utils.distributed.world import World
 
 @dataclass(frozen=True)
 class Predictions:
-    """One entry per sample that could be read, in the order of the dataset.
+    """One entry per readable sample, in dataset order.
 
     `samples` int64 (N,): indices in the dataset; `labels`, `predicted` int64 (N,); `confidence` float32 (N,): the
     probability of the predicted class.
@@ -23,18 +23,18 @@ class Predictions:
     confidence: Tensor
 
     def confusion(self, classes: int) -> Tensor:
-        """Returns how often each class (row) was taken for each (column): int64 (classes, classes)."""
+        """Returns the confusion matrix, true classes in rows: int64 (classes, classes)."""
         pairs = self.labels * classes + self.predicted
         return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
 
     def per_class(self, classes: int) -> list["ClassScore"]:
-        """Returns a score for every class that has samples, in label order."""
+        """Returns the score of every class with samples, in label order."""
         labels, predicted = self.labels, self.predicted
         counts = torch.bincount(labels, minlength=classes)
         correct = torch.bincount(labels[labels == predicted], minlength=classes)
         wrong = labels != predicted
         pairs, often = torch.unique(torch.stack([labels[wrong], predicted[wrong]]), dim=1, return_counts=True)
-        usual: dict[int, tuple[int, int]] = {}  # class: times, what it was taken for; the first of equals
+        usual: dict[int, tuple[int, int]] = {}  # class: count, predicted class; ties keep the first
         for label, other, times in zip(*pairs.tolist(), often.tolist(), strict=True):
             if times > usual.get(label, (0, 0))[0]:
                 usual[label] = (times, other)
@@ -44,7 +44,7 @@ class Predictions:
         ]
 
     def worst(self, count: int) -> list[int]:
-        """Returns the entries of the most confident wrong predictions, the worst first."""
+        """Returns the entries of the most confident wrong predictions, worst first."""
         wrong = (self.labels != self.predicted).nonzero().flatten()
         order = self.confidence[wrong].argsort(descending=True, stable=True)
         return wrong[order][:count].tolist()
@@ -52,7 +52,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The score of one class: its `label`, samples, correct ones, and the class it was most often taken for."""
+    """Score of one class; `mistaken_for`: its most frequent wrong prediction."""
 
     label: int
     samples: int
@@ -61,18 +61,18 @@ class ClassScore:
 
     @property
     def top1(self) -> float:
-        """In percent."""
+        """Accuracy in percent."""
         return 100 * self.correct / self.samples
 
 
 class PredictionCollector:
-    """Collects the predictions of this rank; `result` gathers those of all ranks."""
+    """Collects the predictions of this rank; `result` gathers them from all ranks."""
 
     def __init__(self) -> None:
         self._own: list[Tensor] = []
 
     def add(self, logits: Tensor, batch: Batch) -> None:
-        """Args: logits (B, classes); batch: with int64 (B,) targets."""
+        """Adds a batch. Args: logits (B, classes); batch: with int64 (B,) targets."""
         confidence, predicted = logits.float().softmax(1).max(1)
         samples = torch.tensor(batch.samples, device=logits.device)
         # float64 holds every index exactly; MPS does not support it, and float32 holds 16 million
@@ -81,7 +81,7 @@ class PredictionCollector:
         self._own.append(torch.stack([column.to(dtype) for column in columns], dim=1))
 
     def result(self, world: World) -> Predictions:
-        """Returns the predictions for all samples, in the order of the dataset. A collective operation."""
+        """Returns the predictions for all samples, in dataset order. A collective operation."""
         own = torch.cat(self._own) if self._own else torch.zeros(0, 4, device=world.device)
         counts = world.gather(torch.tensor(float(len(own)), device=world.device)).long().tolist()
         padded = torch.zeros(max(counts), 4, device=world.device, dtype=own.dtype)

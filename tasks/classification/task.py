@@ -1,4 +1,4 @@
-"""Image classification: smoothed cross-entropy, optionally with a teacher, judged by top-1 accuracy."""
+"""Image classification: smoothed cross-entropy, optionally with a teacher, evaluated by top-1 accuracy."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from data.loaders import EvalLoader, Pipeline, keep
-from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
 from data.sources.open import SourceOptions
 from models.registry import build, default_classes, preprocessing_of
 from models.weights.class_maps import known_classes, real_labels
@@ -29,13 +28,14 @@ from utils.batches import Batch
 from utils.distributed.world import World
 from utils.errors import CheckpointError
 from utils.pictures import Pictures
+from utils.preprocessing import image_size
 from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
 
 
 class Outputs(NamedTuple):
-    """`logits` (B, classes); `routing`: statistics of a mixture of experts, empty without one."""
+    """`logits` (B, classes); `routing`: statistics of a mixture of experts, else empty."""
 
     logits: Tensor
     routing: dict[str, Tensor]
@@ -55,7 +55,7 @@ class Classification(Task):
         self._meter = RoutingMeter()
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
-        """Without "train", the class map is that of the weights, if they store or imply one."""
+        """Opens the splits; without "train", the class map comes from the weights if they store or imply one."""
         options = SourceOptions.from_config(self.cfg)
         if "train" not in splits:
             val = open_val(options, self.world, *known_classes(self.contents))
@@ -69,45 +69,31 @@ class Classification(Task):
         if self.cfg.MODEL.TYPE != "timm" and not self.contents.get("exported"):
             classes = find_weights(self.contents, origin).classes
             if not classes:
-                raise CheckpointError(
-                    f"the file has no head: {origin}: only a model that was trained to classify can predict"
-                )
+                raise CheckpointError(origin, "has no head, so it cannot classify", "use a trained classifier")
         return ClassInfo(class_names=class_names_of(self.contents, classes or len(stored) or default_classes(self.cfg)))
 
     def pipeline(self, info: ClassInfo) -> Pipeline:  # type: ignore[override]
-        cfg, channels = self.cfg, self.options.in_chans
+        cfg = self.cfg
         expected = preprocessing_of(self.options).interpolation
         if expected not in ("", cfg.DATA.INTERPOLATION):
-            log.warning(
-                "the model's published weights expect %s resizing, DATA.INTERPOLATION is %s",
-                expected,
-                cfg.DATA.INTERPOLATION,
-            )
-        train = TrainTransformOptions.from_config(cfg, channels)
-        return Pipeline(
-            train=None if cfg.EVAL_MODE else TrainTransform(train),
-            val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
-            preprocessing=self.preprocessing,
-            on_device=build_mixing(len(info.class_names), MixingOptions.from_config(cfg), train.size) or keep,
-            erase_mode=train.re_mode,
-            sample_bytes=channels * train.size[0] * train.size[1],
-        )
+            given = cfg.DATA.INTERPOLATION
+            log.warning("the published weights expect %s resizing, but DATA.INTERPOLATION is %s", expected, given)
+        mixing = build_mixing(len(info.class_names), MixingOptions.from_config(cfg), image_size(cfg.DATA.IMG_SIZE))
+        return self.image_pipeline(mixing or keep)
 
     def new_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
         return build(self.options, default_classes(self.cfg) if info is None else len(info.class_names))
 
     def build_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
-        """Also opens the teacher of a training run."""
+        """Builds the model and, for a training run, its teacher."""
         model = super().build_model(info)
         if info is not None and self._distillation.kind != "none" and not self.cfg.EVAL_MODE:
             world = self.world
-            self._teacher = open_teacher(
-                self.cfg,
-                lambda cfg, contents: Classification(cfg, world, contents),
-                self.preprocessing,
-                world,
-                info.class_names,
-            )
+
+            def new_task(cfg: CfgNode, contents: Mapping[str, Any]) -> Classification:
+                return Classification(cfg, world, contents)
+
+            self._teacher = open_teacher(self.cfg, new_task, self.preprocessing, world, info.class_names)
         return model
 
     def load(
@@ -117,16 +103,16 @@ class Classification(Task):
         origin: str,
         info: ClassInfo | None = None,  # type: ignore[override]
     ) -> str:
-        """With `info`, a head for other classes is re-initialised."""
+        """Loads weights; with `info`, a head for other classes is re-initialised."""
         head_for = None if info is None else info.class_names
         return load_contents(model, contents, origin, head_for, self.cfg.MODEL.TABLE_INTERPOLATION)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Returns the mean cross-entropy in float32, or with a teacher the weighted "base" and "distillation" losses;
-        for a mixture of experts also the "balance" loss, which is added, the fraction of tokens "dropped", and the load
-        of the "busiest" expert, 1 for an even one. Mixed images are mixed for the teacher too."""
+        with experts also the "balance" loss, which is added, the fraction of tokens "dropped", and the load of the
+        "busiest" expert, 1 if even. The teacher also receives mixed images."""
         with self.precision.autocast():
-            # the teacher first: the student's activations take memory from here on
+            # the teacher first, before the student's activations take memory
             taught = None if self._teacher is None else self._teacher(batch.images)
             logits = model(batch.images)
         loss = classification_loss(logits, batch.targets, self._smoothing)
@@ -142,7 +128,7 @@ class Classification(Task):
             return Outputs(model(batch.images), routing_statistics(model))
 
     def evaluator(self, val: EvalLoader, info: ClassInfo) -> ClassificationEvaluator:  # type: ignore[override]
-        """TEST.CLASSES and TEST.REAL concern the evaluation of files only, not that of a training run."""
+        """Returns an evaluator; TEST.CLASSES and TEST.REAL apply only to --eval."""
         test, source = self.cfg.TEST, val.source
         if not self.cfg.EVAL_MODE:
             return ClassificationEvaluator(val, info.class_names)
@@ -150,7 +136,7 @@ class Classification(Task):
         return ClassificationEvaluator(val, info.class_names, chosen_classes(test.CLASSES, source), real)  # type: ignore[arg-type]
 
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
-        """Returns the load of the experts since the last evaluation."""
+        """Returns the expert load since the last evaluation."""
         routing = self._meter.result(self.world)
         return {} if routing is None else {"expert_load": lambda: load_picture(routing)}
 
@@ -177,14 +163,14 @@ def classification_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Te
     """Returns the mean cross-entropy in float32.
 
     Args: logits (B, classes); targets int64 (B,), smoothed by `smoothing` (arXiv 1512.00567), or float32 (B, classes)
-    of mixed samples, which are smoothed already.
+    of mixed samples, already smoothed.
     """
     return F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
 
 
 def routing_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the routing of the last forward pass of a mixture of experts; nothing for other models."""
-    bare: Any = getattr(model, "module", model)  # DistributedDataParallel has it inside
+    """Returns the routing of the last forward pass of a mixture of experts; empty for other models."""
+    bare: Any = getattr(model, "module", model)  # unwraps DistributedDataParallel
     return bare.routing_statistics() if hasattr(bare, "routing_statistics") else {}
 
 

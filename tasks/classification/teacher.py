@@ -1,4 +1,4 @@
-"""The teacher of a distillation: any model of MODEL.TYPE with the weights of any file."""
+"""The teacher of a distillation: any MODEL.TYPE with the weights of any file."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,15 @@ from utils.errors import CheckpointError, ConfigError
 from utils.preprocessing import Preprocessing, Size, image_size
 
 log = logging.getLogger(__name__)
-AUTO_FORM = ("MODEL.ATTENTION", "auto", "teacher")  # the form of attention is a matter of the machine
+KEY = "DISTILLATION.WEIGHTS"
+AUTO_FORM = ("MODEL.ATTENTION", "auto", "teacher")  # the form of attention depends on the machine
 
 
 class Teacher:
-    """Maps the images of a student to logits, without gradients; no module, so that nothing trains or saves it.
+    """Maps the images of a student to logits, without gradients; not a module, so it is neither trained nor saved.
 
-    Args: model: in evaluation mode; size: of its images; own, seen: how images are normalised for the teacher and for
-    the student, with as many channels.
+    Args: model: in evaluation mode; size of its images; own, seen: normalisation of the teacher and the student, with
+    equally many channels.
     """
 
     def __init__(self, model: nn.Module, size: Size, own: Preprocessing, seen: Preprocessing, device: torch.device):
@@ -53,11 +54,11 @@ def open_teacher(
     world: World,
     class_names: Sequence[str],
 ) -> Teacher:
-    """Builds the teacher that DISTILLATION describes. The main rank reads its weights for all.
+    """Builds the teacher configured by DISTILLATION; the main rank reads its weights and broadcasts them.
 
-    Args: new_task: returns the task of a configuration and the contents of a file; seen: how the student's images are
-    normalised; class_names of the data, in label order.
-    Raises: CheckpointError, ConfigError if it has other classes or channels.
+    Args: new_task: returns the task of a configuration and the contents of a file; seen: normalisation of the student;
+    class_names of the data, in label order.
+    Raises: CheckpointError, ConfigError if classes or channels differ.
     """
     own, name = cfg.DISTILLATION, cfg.DISTILLATION.WEIGHTS
     try:
@@ -68,26 +69,24 @@ def open_teacher(
         model = task.new_model(info).eval()
         loaded = task.load(model, contents, name)
     except CheckpointError as e:
-        raise CheckpointError(f"no teacher: DISTILLATION.WEIGHTS {name}: {e}") from e
+        raise CheckpointError(KEY, f"cannot load the teacher: {e.subject}: {e.problem}", e.remedy) from e
     _check_classes(contents, info.class_names, class_names, name)  # type: ignore[attr-defined]
     channels = task.options.in_chans
     if channels != len(seen.mean):
-        raise ConfigError(
-            f"the teacher takes {channels} channels, the student {len(seen.mean)}: DISTILLATION.WEIGHTS: name"
-            " another teacher"
-        )
+        problem = f"the teacher takes {channels} channels, the student {len(seen.mean)}"
+        raise ConfigError(KEY, problem, "name another teacher")
     height, width = size = image_size(recipe.TEST.IMG_SIZE or recipe.DATA.IMG_SIZE)
     log.info("teacher: %s, %s, at %dx%d pixels", type(model).__name__, loaded, height, width)
     return Teacher(model, size, task.preprocessing, seen, world.device)
 
 
 def _check_classes(contents: Mapping[str, Any], theirs: Sequence[str], class_names: Sequence[str], origin: str) -> None:
-    """Checks that the logits are for the classes of the data, by name if the file stores names."""
-    remedy = "DISTILLATION.WEIGHTS: name a teacher that was trained on the same classes"
+    """Compares the classes of teacher and data, by name if the file stores names."""
+    remedy = f"set {KEY} to a teacher trained on the same classes"
     if len(theirs) != len(class_names):
-        raise CheckpointError(f"the teacher has {len(theirs)} classes, the data {len(class_names)}: {origin}: {remedy}")
+        raise CheckpointError(origin, f"the teacher has {len(theirs)} classes, the data {len(class_names)}", remedy)
     if not isinstance(contents.get("class_names"), list):
         return
     for label, (name, own) in enumerate(zip(theirs, class_names, strict=True)):
         if name != own:
-            raise CheckpointError(f"class {label} is {name} for the teacher, {own} in the data: {origin}: {remedy}")
+            raise CheckpointError(origin, f"class {label} is {name} for the teacher, {own} in the data", remedy)

@@ -1,4 +1,4 @@
-"""Opens images without labels for pre-training."""
+"""Images without labels, for pre-training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from utils.terminal import log_lines
 
 @dataclass(frozen=True)
 class ImageInfo(DataInfo):
-    """`classes` of a labelled dataset: a head for them is drawn with the initial weights and discarded, so that a seed
-    gives the same weights in every version."""
+    """`classes` of a labelled dataset: a head for them is initialised and discarded, so that a seed gives the same
+    weights in every version."""
 
     classes: int = 0
 
 
 def open_images(options: SourceOptions, splits: Sequence[str], world: World) -> TaskData:
-    """Opens any folder of images, or a labelled dataset in another form of storage, whose labels are not used.
+    """Opens any folder of images, or a labelled dataset in other storage, ignoring labels; val is optional.
 
-    A validation split is used if there is one. Raises: DataError.
+    Raises: DataError.
     """
     any_folder = options.dataset == "imagenet" and options.path and not options.zipped
     first = splits[0]
-    with world.local_main_first():  # it builds the index that the others then find
+    with world.local_main_first():  # one rank builds the index, the others read it
         store: Any = UnlabelledStore(Path(options.path)) if any_folder else find_store(options, (first,))
         wanted = [split for split in splits if split == first or (options.validate and store.has(split))]
         fill_cache(options, wanted, world)

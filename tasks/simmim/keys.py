@@ -10,7 +10,7 @@ from utils.errors import ConfigError
 _KEYS = {
     "DATA": {
         "MASK_PATCH_SIZE": Key(32, "SimMIM: side of a masked patch, pixels", at_least(1)),
-        "MASK_RATIO": Key(0.6, "SimMIM: fraction of the squares that are masked", portion),
+        "MASK_RATIO": Key(0.6, "SimMIM: fraction of squares to mask", portion),
     },
     "MODEL": {
         "SIMMIM": {
@@ -22,7 +22,7 @@ _KEYS = {
     },
 }
 
-# what the original's scripts do without a key; files and options override it
+# hard-coded in the original's scripts; files and options override them
 _DEFAULTS = {
     "DATA.INTERPOLATION": "bilinear",
     "AUG.SCALE": [0.67, 1.0],
@@ -35,7 +35,7 @@ _DEFAULTS = {
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    """Raises: ConfigError for a key that has no meaning in pre-training."""
+    """Rejects keys without meaning in pre-training. Raises: ConfigError."""
     for key, allowed in (
         ("TEST.IMG_SIZE", (0, values["DATA.IMG_SIZE"])),
         ("TRAIN.FREEZE", ("none",)),
@@ -47,10 +47,10 @@ def _check(values: Mapping[str, Any]) -> None:
         ("DISTILLATION.KIND", ("none",)),
     ):
         if values[key] not in allowed:
-            raise ConfigError(key, f"SimMIM pre-training has no {key} {values[key]}", f"set it to {allowed[0]!r}")
+            raise ConfigError(key, f"{values[key]} does not apply to SimMIM pre-training", f"set it to {allowed[0]!r}")
     if values["MODEL.TYPE"] not in ("swin", "swinv2"):
         raise ConfigError(
-            "MODEL.TYPE", f"SimMIM pre-trains Swin V1 and V2, not {values['MODEL.TYPE']}", "set it to swin or swinv2"
+            "MODEL.TYPE", f"SimMIM pre-trains V1 and V2, not {values['MODEL.TYPE']}", "set it to swin or swinv2"
         )
 
 

@@ -11,14 +11,13 @@ from utils.preprocessing import image_size
 
 
 class SimMIM(nn.Module):
-    """Predicts the pixels of an image from the tokens that are not masked (section 3).
+    """Predicts the pixels of an image from its unmasked tokens (section 3).
 
-    A learned token replaces those that are masked, after the patch embedding; a single linear layer on the last feature
-    map predicts the pixels. Parameter names are those of the released weights: `encoder.*`, `encoder.mask_token`,
-    `decoder.0.*`.
+    A learned token replaces masked tokens after the patch embedding; a single linear layer on the last feature map
+    predicts the pixels. Parameter names match the released weights: `encoder.*`, `encoder.mask_token`, `decoder.0.*`.
 
-    Args: encoder: loses its head; square: side of what is masked as a whole, in pixels.
-    Raises: ConfigError if squares do not divide into tokens, or the encoder's images into tokens of the last map.
+    Args: encoder: its head is removed; square: side of a masked square, in pixels.
+    Raises: ConfigError if squares do not divide into patches, or images into tokens of the last map.
     """
 
     num_classes = 0
@@ -32,15 +31,15 @@ class SimMIM(nn.Module):
         nn.init.trunc_normal_(encoder.mask_token, std=0.02)
         self.encoder = encoder
         self.feature_info = encoder.feature_info
-        self._tokens = square // encoder.options.patch_size  # along the side of a square
+        self._tokens = square // encoder.options.patch_size  # per side of a square
         stride = encoder.feature_info[-1]["reduction"]
         pixels = stride**2 * encoder.options.in_chans
         self.decoder = nn.Sequential(nn.Conv2d(encoder.num_features, pixels, 1), nn.PixelShuffle(stride))
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns images (B, C, H, W) as predicted.
+        """Returns predicted images (B, C, H, W).
 
-        Args: mask: bool (B, H / square, W / square), true for squares that are not seen; None for none.
+        Args: mask: bool (B, H / square, W / square), true for masked squares; None for none.
         """
         tokens = None if mask is None else mask.repeat_interleave(self._tokens, 1).repeat_interleave(self._tokens, 2)
         features = self.encoder.forward_features(images, tokens)
@@ -55,23 +54,20 @@ class SimMIM(nn.Module):
         self.encoder.set_grad_checkpointing(enable, stages)
 
     def no_weight_decay(self) -> set[str]:
-        """Returns the names of the encoder's position tables, and of the mask token."""
+        """Returns the names of the encoder's position tables and the mask token."""
         return {f"encoder.{name}" for name in (*self.encoder.no_weight_decay(), "mask_token")}
 
     def pretrained_windows(self) -> list[int]:
-        """Returns the window that each stage's coordinates are normalised to; none for V1, which has no coordinates."""
-        windows = getattr(self.encoder, "pretrained_windows", list)
-        return windows()
+        """Returns the window that each stage's coordinates are normalised to; empty for V1, which has none."""
+        return getattr(self.encoder, "pretrained_windows", list)()
 
 
 def _check_sizes(encoder: SwinBackbone, square: int) -> None:
     patch, stride = encoder.options.patch_size, encoder.feature_info[-1]["reduction"]
     height, width = image_size(encoder.options.img_size)
     if square % patch:
-        raise ConfigError(
-            f"squares of {square} pixels do not divide into patches of {patch}: DATA.MASK_PATCH_SIZE: set a multiple"
-        )
+        problem = f"squares of {square} pixels do not divide into patches of {patch}"
+        raise ConfigError("DATA.MASK_PATCH_SIZE", problem, "set a multiple")
     if height % stride or width % stride:
-        raise ConfigError(
-            f"images of {height}x{width} are predicted in squares of {stride} pixels: DATA.IMG_SIZE: set a multiple"
-        )
+        problem = f"images of {height}x{width} do not divide into predicted squares of {stride} pixels"
+        raise ConfigError("DATA.IMG_SIZE", problem, "set a multiple")

@@ -15,14 +15,14 @@ GREY = 128  # of masked pixels
 
 
 def hide(pixels: Tensor, mask: Tensor) -> Tensor:
-    """Returns images, uint8 (B, C, H, W), with masked squares in grey. Args: mask: bool (B, h, w) over squares."""
+    """Greys out the masked squares of images, uint8 (B, C, H, W). Args: mask: bool (B, h, w) over squares."""
     return torch.where(in_pixels(mask, pixels), GREY, pixels)
 
 
 def masked_sheet(batch: Batch, preprocessing: Preprocessing, limit: int) -> Image.Image:
-    """Returns up to `limit` images of a training batch with their masks, if they are masked."""
+    """Returns up to `limit` images of a training batch, with masks if the batch is masked."""
     pixels = restore(batch.images[:limit], preprocessing)
-    masked = isinstance(batch.targets, Tensor) and batch.targets.dtype == torch.bool  # labels, before they are masked
+    masked = isinstance(batch.targets, Tensor) and batch.targets.dtype == torch.bool  # labels before masking
     pixels = pixels if not masked else hide(pixels, batch.targets[:limit])
     size = "x".join(str(side) for side in pixels.shape[2:])
     tiles = [(to_image(image), "") for image in pixels]

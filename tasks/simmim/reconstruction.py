@@ -1,4 +1,4 @@
-"""The loss of SimMIM (arXiv 2111.09886)."""
+"""SimMIM loss (arXiv 2111.09886)."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ def masked_error(predicted: Tensor, images: Tensor, mask: Tensor, side: int = 0)
     """Returns the mean absolute error over the masked pixels of every image, in float32: (B,).
 
     Args: predicted, images (B, C, H, W); mask bool (B, h, w) over squares; side: of the neighbourhood that normalises
-    the target, 0 for none.
+    the target; 0: none.
     """
     mean, deviation = neighbourhood(images, side)
     hidden = in_pixels(mask, images)
@@ -22,8 +22,7 @@ def masked_error(predicted: Tensor, images: Tensor, mask: Tensor, side: int = 0)
 def neighbourhood(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Returns mean and standard deviation around every pixel, float32 (B, C, H, W); 0 and 1 if `side` is 0.
 
-    The neighbourhood is a square with the pixel at its centre, without what is beyond the edge; its variance is
-    unbiased.
+    The neighbourhood is a square centred on the pixel and clipped at the edges; the variance is unbiased.
     """
     if not side:
         return torch.zeros((), device=images.device), torch.ones((), device=images.device)

@@ -1,4 +1,4 @@
-"""SimMIM pre-training (arXiv 2111.09886): masked pixels are predicted, judged by the mean absolute error."""
+"""SimMIM pre-training (arXiv 2111.09886): masked pixels are predicted, evaluated by the mean absolute error."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from data.loaders import EvalLoader, Pipeline
-from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
 from data.sources.open import SourceOptions
 from models.backbone import SwinBackbone
 from models.registry import build
@@ -30,7 +29,7 @@ from utils.training.evaluate import evaluating
 from utils.training.objective import Best, Evaluation
 
 log = logging.getLogger(__name__)
-ON_SHEET = 8  # images of a sheet of reconstructions
+ON_SHEET = 8  # images on a sheet of reconstructions
 
 
 class Outputs(NamedTuple):
@@ -41,7 +40,7 @@ class Outputs(NamedTuple):
 
 
 class Reconstruction(Task):
-    """The task of SimMIM."""
+    """The SimMIM task."""
 
     name = "simmim"
     best = Best("loss", higher_is_better=False, title="validation loss")
@@ -60,36 +59,27 @@ class Reconstruction(Task):
         return ImageInfo()
 
     def pipeline(self, info: DataInfo) -> Pipeline:
-        cfg, channels = self.cfg, self.options.in_chans
-        train = TrainTransformOptions.from_config(cfg, channels)
-        return Pipeline(
-            train=None if cfg.EVAL_MODE else TrainTransform(train),
-            val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
-            preprocessing=self.preprocessing,
-            on_device=self._masking,
-            erase_mode=train.re_mode,
-            sample_bytes=channels * train.size[0] * train.size[1],
-        )
+        return self.image_pipeline(self._masking)
 
     def new_model(self, info: ImageInfo | None) -> nn.Module:  # type: ignore[override]
         encoder = build(self.options, info.classes if info else 0)
         if not isinstance(encoder, SwinBackbone):
-            raise ConfigError("only Swin models are pre-trained by SimMIM: MODEL.TYPE: swin or swinv2")
+            raise ConfigError("MODEL.TYPE", "SimMIM pre-trains only Swin models", "set it to swin or swinv2")
         return SimMIM(encoder, self.cfg.DATA.MASK_PATCH_SIZE)
 
     def load(self, model: nn.Module, contents: Mapping[str, Any], origin: str, info: DataInfo | None = None) -> str:
-        """With `info`, the weights of any Swin are loaded into the encoder."""
+        """Loads weights; with `info`, the encoder accepts any Swin."""
         encoder_only = None if info is None else ()
         return load_contents(model, contents, origin, encoder_only, self.cfg.MODEL.TABLE_INTERPOLATION)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Returns the mean absolute error of masked pixels. The targets of the batch are its masks."""
+        """Returns the mean absolute error of masked pixels; the targets of the batch are its masks."""
         with self.precision.autocast():
             predicted = model(batch.images, batch.targets)
         return {"loss": masked_error(predicted, batch.images, batch.targets, self._side).mean()}
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Masks are those of the samples, the same in every evaluation."""
+        """Runs the model with the masks of the samples, fixed across evaluations."""
         masks = self._masking.fixed(batch.samples).to(batch.images.device)
         with self.precision.autocast():
             predicted = model(batch.images, masks).float()
@@ -106,7 +96,7 @@ class Reconstruction(Task):
 
     @torch.no_grad()
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
-        """Returns a sheet of images from all over the dataset: original, masked, reconstructed."""
+        """Returns a sheet of evenly spaced samples: original, masked, reconstructed."""
         samples, count = len(shown.source), min(ON_SHEET, len(shown.source))
         batch = shown.batch([i * samples // count for i in range(count)])
         if batch is None:
@@ -115,15 +105,12 @@ class Reconstruction(Task):
             predicted = self.forward(model, batch).predicted
         mean, deviation = neighbourhood(batch.images, self._side)
         masks = self._masking.fixed(batch.samples).to(batch.images.device)
-        return {
-            "reconstruction": reconstruction_sheet(
-                batch.images, masks, predicted * deviation + mean, self.preprocessing
-            )
-        }
+        pixels = predicted * deviation + mean
+        return {"reconstruction": reconstruction_sheet(batch.images, masks, pixels, self.preprocessing)}
 
 
 class MeanError:
-    """The mean error over the samples of all ranks."""
+    """Evaluator of the mean error over the samples of all ranks."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
@@ -135,11 +122,11 @@ class MeanError:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def compute(self, world: World) -> Evaluation:
-        """Raises: DataError if no sample could be read."""
+        """Reduces over all ranks. Raises: DataError if no sample could be read."""
         own = torch.zeros(2, device=world.device) if self._sums is None else self._sums
         total, seen = world.gather(own).sum(0).tolist()
         if not seen:
-            raise DataError("no sample was evaluated: DATA.DATA_PATH: none of the validation images could be read")
+            raise DataError("DATA.DATA_PATH", "no validation image could be read", "run scripts/prepare_data.py check")
         loss = total / seen
         return Evaluation({"loss": loss}, f"validation loss {loss:.4f}", samples=int(seen))
 

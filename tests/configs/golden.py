@@ -1,4 +1,4 @@
-"""Rewrites golden.yaml from the schema: python -m tests.configs.golden. Read the difference it makes."""
+"""Rewrites golden.yaml from the schema: python -m tests.configs.golden. Review the diff before committing."""
 
 import yaml
 

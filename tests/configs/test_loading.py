@@ -1,4 +1,4 @@
-"""Reading YAML and options: values, precedence, every kind of mistake."""
+"""Loading YAML and options: values, precedence, every kind of mistake."""
 
 import json
 import logging
@@ -19,6 +19,7 @@ from configs.loading import (
 )
 from configs.schema import KEYS, TASKS
 from tests.conftest import RELEASED, ROOT
+from tests.tools.errors import raises
 from utils.errors import ConfigError
 
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -77,7 +78,7 @@ def _ignored(key: str) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in ORIGINAL["recipes"] if (ROOT / "configs" / name).exists()])
-def test_recipes_resolve_to_what_the_originals_resolve_to(name):
+def test_recipes_resolve_to_the_values_of_the_originals(name):
     theirs = {**ORIGINAL["defaults"], **ORIGINAL["recipes"][name]}
     ours = flat_config(load_config(ROOT / "configs" / name))
     different = {key for key, value in theirs.items() if key in ours and ours[key] != value and not _ignored(key)}
@@ -98,7 +99,7 @@ def test_all_46_recipes_of_the_original_are_compared():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_recipe_heads_state_a_command_of_their_own(path):
+def test_recipe_headers_contain_their_command(path):
     assert path.relative_to(ROOT).as_posix() in path.read_text().split("\n\n")[0] or "quickstart" in path.name
     assert path.read_text().startswith("# ")
 
@@ -158,52 +159,65 @@ def test_fault_03_values_take_the_type_of_their_key(key, given, value):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value"),
     [
-        ("TRAIN.EPOHCS", 1, "did you mean TRAIN.EPOCHS"),
-        ("data.batch_size", 1, "did you mean DATA.BATCH_SIZE"),
-        ("DATA.ON_BAD_IMAGE", "grey", "choose one of error"),
-        ("TRAIN.BATCH_SIZE", 1, "did you mean DATA.BATCH_SIZE"),
-        ("TRAIN", 1, "is a group of keys"),
-        ("TRAIN.BASE_LR", "abc", "TRAIN.BASE_LR is 'abc': --opts: must be a number"),
-        ("TRAIN.BASE_LR", "nan", "must be a number"),
-        ("DATA.BATCH_SIZE", "auto", "must be a whole number"),
-        ("DATA.IMG_SIZE", 224.5, "must be a whole number"),
-        ("DATA.IMG_SIZE", True, "must be a whole number"),
-        ("AMP_ENABLE", 1, "must be true or false"),
-        ("TAG", [1], "must be a text"),
-        ("MODEL.SWIN.DEPTHS", "2", "must be a list"),
-        ("TRAIN.OPTIMIZER.NAME", "adam", "choose one of adamw, sgd, fused_adam, fused_lamb"),
-        ("AUG.CUTMIX_MINMAX", "[0.8, 0.2]", "the smaller first"),
-        ("MODEL.DROP_PATH_RATE", 1.0, "below 1"),
-        ("TAG", "../x", "use a plain name"),
-        ("MODEL.NAME", "a/../../../evil", "use a plain name"),
-        ("TAG", " ", "use a plain name"),
-        ("TRAIN.OPTIMIZER.BETAS", "[0.9, 1.0]", "below 1"),
-        ("AUG.RATIO", "[0, 1]", "above 0"),
-        ("AUG.AUTO_AUGMENT", "rand-mX", "must be a policy of timm"),
-        ("DATA.IMG_SIZE", "9" * 400, "must be a whole number"),
-        ("TRAIN.BASE_LR", "9" * 400, "must be a number"),
-        ("DATA.IMG_SIZE", "[224]", "height and width"),
-        ("DATA.IMG_SIZE", "[224, 0]", "must be at least 1"),
-        ("DATA.MEAN", "[]", "a number for each channel"),
-        ("DATA.STD", "[0.0]", "above 0"),
-        ("TEST.CROP_PCT", 1.5, "at most 1"),
-        ("TRAIN.FREEZE", "head", "none, all or a number of stages"),
-        ("MODEL.SHA256", "abc", "64 hexadecimal digits"),
-        ("TRAIN.START_EPOCH", 300, "nothing is left to train"),
-        ("TRAIN.EPOCHS", 20, "20 of 20 epochs are warm-up, TRAIN.BASE_LR would never be reached"),
-        (
-            "TRAIN.WARMUP_EPOCHS",
-            300,
-            "TRAIN.WARMUP_EPOCHS: 300 of 300 epochs are warm-up, TRAIN.BASE_LR would never be reached (set it below",
-        ),
+        ("DATA.ON_BAD_IMAGE", "grey"),
+        ("TRAIN.BASE_LR", "abc"),
+        ("TRAIN.BASE_LR", "nan"),
+        ("DATA.BATCH_SIZE", "auto"),
+        ("DATA.IMG_SIZE", 224.5),
+        ("DATA.IMG_SIZE", True),
+        ("AMP_ENABLE", 1),
+        ("TAG", [1]),
+        ("MODEL.SWIN.DEPTHS", "2"),
+        ("TRAIN.OPTIMIZER.NAME", "adam"),
+        ("AUG.CUTMIX_MINMAX", [0.8, 0.2]),
+        ("MODEL.DROP_PATH_RATE", 1.0),
+        ("TRAIN.OPTIMIZER.BETAS", [0.9, 1.0]),
+        ("AUG.RATIO", [0.0, 1.0]),
+        ("AUG.AUTO_AUGMENT", "rand-mX"),
+        ("DATA.IMG_SIZE", "9" * 400),
+        ("TRAIN.BASE_LR", "9" * 400),
+        ("DATA.IMG_SIZE", "[224]"),
+        ("DATA.IMG_SIZE", [224, 0]),
+        ("DATA.MEAN", []),
+        ("DATA.STD", [0.0]),
+        ("TEST.CROP_PCT", 1.5),
+        ("TRAIN.FREEZE", "head"),
+        ("MODEL.SHA256", "abc"),
+        ("DATA.MASK_RATIO", 0.0),
+        ("DATA.MASK_RATIO", 1.5),
+        ("MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE", 46),
+        ("MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE", 1),
+        ("MODEL.TABLE_INTERPOLATION", "linear"),
+        ("DISTILLATION.KIND", "token"),
+        ("DISTILLATION.ALPHA", 1.5),
+        ("DISTILLATION.TEMPERATURE", 0.0),
     ],
 )
-def test_fault_03_wrong_values_are_refused(key, value, message):
-    with pytest.raises(ConfigError, match="(?s).*") as caught:
+def test_fault_03_wrong_values_are_rejected(key, value):
+    with raises(ConfigError, key, "must ", repr(value), "--opts"):
         load_config(ROOT / "configs/swin_tiny.yaml", [(key, value, "--opts")])
-    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "subject", "name"),
+    [
+        ("TRAIN.EPOHCS", 1, "TRAIN.EPOHCS", "TRAIN.EPOCHS"),
+        ("data.batch_size", 1, "data.batch_size", "DATA.BATCH_SIZE"),
+        ("TRAIN.BATCH_SIZE", 1, "TRAIN.BATCH_SIZE", "DATA.BATCH_SIZE"),
+        ("TRAIN", 1, "TRAIN", "TRAIN.KEY"),
+        ("TAG", "../x", "TAG", "'../x'"),
+        ("MODEL.NAME", "a/../../../evil", "MODEL.NAME", "'a/../../../evil'"),
+        ("TAG", " ", "TAG", "' '"),
+        ("TRAIN.START_EPOCH", 300, "TRAIN.START_EPOCH", "TRAIN.EPOCHS"),
+        ("TRAIN.EPOCHS", 20, "TRAIN.WARMUP_EPOCHS", "20 of 20 epochs"),
+        ("TRAIN.WARMUP_EPOCHS", 300, "TRAIN.WARMUP_EPOCHS", "300 of 300 epochs"),
+    ],
+)
+def test_fault_03_keys_that_make_no_sense_are_rejected(key, value, subject, name):
+    with raises(ConfigError, subject, name):
+        load_config(ROOT / "configs/swin_tiny.yaml", [(key, value, "--opts")])
 
 
 @pytest.mark.parametrize(
@@ -211,42 +225,41 @@ def test_fault_03_wrong_values_are_refused(key, value, message):
 )
 @pytest.mark.parametrize("value", [0, -1])
 def test_fault_06_zero_or_negative(key, value):
-    with pytest.raises(ConfigError, match=f"{key} is {value}: --opts: must be at least 1"):
+    with raises(ConfigError, key, "at least 1", value, "--opts"):
         load_config(ROOT / "configs/swin_tiny.yaml", [(key, value, "--opts")])
 
 
 def test_fault_06_workers_may_be_zero_but_not_negative():
     assert load_config(ROOT / "configs/swin_tiny.yaml", [("DATA.NUM_WORKERS", 0, "x")]).DATA.NUM_WORKERS == 0
-    with pytest.raises(ConfigError, match="at least 0"):
+    with raises(ConfigError, "DATA.NUM_WORKERS", "at least 0", -1):
         load_config(ROOT / "configs/swin_tiny.yaml", [("DATA.NUM_WORKERS", -1, "x")])
 
 
 def test_fault_02_unknown_key_names_file_and_nearest(tmp_path):
     path = write(tmp_path, "TRAIN: {EPOCS: 3}")
-    with pytest.raises(ConfigError) as caught:
+    with raises(ConfigError, "TRAIN.EPOCS", path, "TRAIN.EPOCHS"):
         load_config(path)
-    assert "TRAIN.EPOCS" in str(caught.value) and str(path) in str(caught.value)
-    assert "did you mean TRAIN.EPOCHS?" in str(caught.value)
 
 
 def test_fault_04_base_cycle_prints_the_chain(tmp_path):
     write(tmp_path, "BASE: [b.yaml]", "a.yaml")
     write(tmp_path, "BASE: [a.yaml]", "b.yaml")
-    with pytest.raises(ConfigError, match=r"circular: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
-        load_config(tmp_path / "a.yaml")
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    with raises(ConfigError, a, f"{a} -> {b} -> {a}"):
+        load_config(a)
 
 
 def test_fault_04_missing_base_prints_the_chain(tmp_path):
     path = write(tmp_path, "BASE: [gone.yaml]")
-    with pytest.raises(ConfigError, match=r"No such file.*a\.yaml -> .*gone\.yaml"):
+    with raises(ConfigError, tmp_path / "gone.yaml", "No such file", f"{path} -> "):
         load_config(path)
 
 
 @pytest.mark.parametrize("text", ["a: !!python/object/apply:os.mkdir [{canary}]", "TAG: !!python/name:os.system ''"])
-def test_fault_05_python_tags_are_refused(tmp_path, text):
+def test_fault_05_python_tags_are_rejected(tmp_path, text):
     canary = tmp_path / "canary"
     path = write(tmp_path, text.format(canary=canary))
-    with pytest.raises(ConfigError, match="not plain YAML"):
+    with raises(ConfigError, f"{path}:1", "python/"):
         load_config(path)
     assert not canary.exists()
 
@@ -254,23 +267,23 @@ def test_fault_05_python_tags_are_refused(tmp_path, text):
 def test_fault_05_python_files_are_not_executed(tmp_path):
     canary = tmp_path / "canary"
     path = write(tmp_path, f"import os; os.mkdir({str(canary)!r})", "evil.py")
-    with pytest.raises(ConfigError, match="not a YAML file"):
+    with raises(ConfigError, path, ".yaml"):
         load_config(path)
     assert not canary.exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "place", "name"),
     [
-        ("TRAIN: {EPOCHS: 3}\nTRAIN: {EPOCHS: 4}", r"a\.yaml:2: duplicate key TRAIN"),
-        ("TRAIN: [", "not plain YAML"),
-        ("- 1", "no KEY: value pairs"),
-        ("1: 2", "is not a name"),
-        ("TRAIN: &a {EPOCHS: *a}", "contains itself"),
+        ("TRAIN: {EPOCHS: 3}\nTRAIN: {EPOCHS: 4}", ":2", "duplicate key TRAIN"),
+        ("TRAIN: [", ":1", ""),
+        ("- 1", "", "KEY: value"),
+        ("1: 2", ":1", "key 1"),
+        ("TRAIN: &a {EPOCHS: *a}", "", "anchor"),
     ],
 )
-def test_malformed_files_are_refused(tmp_path, text, message):
-    with pytest.raises(ConfigError, match=message):
+def test_malformed_files_are_rejected(tmp_path, text, place, name):
+    with raises(ConfigError, f"{tmp_path / 'a.yaml'}{place}", name):
         load_config(write(tmp_path, text))
 
 
@@ -293,7 +306,7 @@ def test_deprecated_keys_are_accepted_with_one_warning(tmp_path, caplog):
     assert load_config(off, [("AMP_ENABLE", True, "x"), ("AMP_OPT_LEVEL", "O0", "y")]).AMP_ENABLE is False
 
 
-def test_differences_between_runs_leave_out_what_moves_no_result():
+def test_differences_between_runs_exclude_keys_that_do_not_affect_the_result():
     then = load_config(ROOT / "configs/swin_tiny.yaml")
     now = load_config(
         ROOT / "configs/swin_tiny.yaml",
@@ -304,7 +317,7 @@ def test_differences_between_runs_leave_out_what_moves_no_result():
     assert config_differences(then, before_tasks) == []
 
 
-def test_what_all_ranks_share_leaves_out_where_things_are_on_a_machine():
+def test_the_configuration_shared_by_ranks_excludes_per_machine_keys():
     def shared(*overrides):
         return shared_config(load_config(ROOT / "configs/swin_tiny.yaml", [(*each, "x") for each in overrides]))
 
@@ -323,7 +336,7 @@ def test_what_all_ranks_share_leaves_out_where_things_are_on_a_machine():
         "MODEL: {SIMMIM: {NORM_TARGET: {ENABLE: true}}}",
     ],
 )
-def test_keys_of_simmim_ask_for_it_and_bring_its_augmentation(tmp_path, text):
+def test_simmim_keys_select_the_task_and_its_augmentation(tmp_path, text):
     cfg = load_config(write(tmp_path, text))
     assert (cfg.TASK, cfg.AUG.SCALE, cfg.DATA.INTERPOLATION) == ("simmim", [0.67, 1.0], "bilinear")
     assert (cfg.AUG.AUTO_AUGMENT, cfg.AUG.REPROB, cfg.AUG.MIXUP, cfg.AUG.CUTMIX) == ("none", 0.0, 0.0, 0.0)
@@ -347,22 +360,7 @@ def test_recipes_of_fine_tuning_from_simmim_follow_its_rules(tmp_path):
     assert load_config(ROOT / "configs/swin_tiny.yaml").TRAIN.LAYER_DECAY_RULE == "timm"
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "complaint"),
-    [
-        ("DATA.MASK_RATIO", 0.0, "above 0 and at most 1"),
-        ("DATA.MASK_RATIO", 1.5, "above 0 and at most 1"),
-        ("MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE", 46, "odd, at least 3"),
-        ("MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE", 1, "odd, at least 3"),
-        ("MODEL.TABLE_INTERPOLATION", "linear", "bicubic, geometric"),
-    ],
-)
-def test_values_of_simmim_that_make_no_sense_are_rejected(key, value, complaint):
-    with pytest.raises(ConfigError, match=complaint):
-        load_config(ROOT / "configs/swin_tiny.yaml", [(key, value, "x")])
-
-
-def test_a_dump_of_every_key_does_not_ask_for_simmim(tmp_path):
+def test_a_dump_of_every_key_does_not_select_simmim(tmp_path):
     text = dump_config(load_config(ROOT / "configs/swin_tiny.yaml")).replace("TASK: classification\n", "")
     assert "MASK_RATIO" in text and load_config(write(tmp_path, text)).TASK == "classification"
 
@@ -371,24 +369,17 @@ SOFT, WEIGHTS = ("DISTILLATION.KIND", "soft", "x"), ("DISTILLATION.WEIGHTS", "FI
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "key", "name"),
     [
-        ([SOFT], "DISTILLATION.WEIGHTS: the teacher has no weights (name a file"),
-        ([WEIGHTS], "DISTILLATION.WEIGHTS: is set, but nothing is distilled (set DISTILLATION.KIND to soft or hard"),
-        ([("DISTILLATION.TEACHER", "swin_base", "x")], "DISTILLATION.TEACHER: is set, but nothing is distilled"),
-        (
-            [SOFT, WEIGHTS, ("TASK", "simmim", "x")],
-            "DISTILLATION.KIND: SimMIM pre-training has no DISTILLATION.KIND soft",
-        ),
-        ([("DISTILLATION.KIND", "token", "x"), WEIGHTS], "choose one of none, soft, hard"),
-        ([SOFT, WEIGHTS, ("DISTILLATION.ALPHA", 1.5, "x")], "must be between 0 and 1"),
-        ([SOFT, WEIGHTS, ("DISTILLATION.TEMPERATURE", 0, "x")], "must be above 0"),
+        ([SOFT], "DISTILLATION.WEIGHTS", "file"),
+        ([WEIGHTS], "DISTILLATION.WEIGHTS", "DISTILLATION.KIND"),
+        ([("DISTILLATION.TEACHER", "swin_base", "x")], "DISTILLATION.TEACHER", "DISTILLATION.KIND"),
+        ([SOFT, WEIGHTS, ("TASK", "simmim", "x")], "DISTILLATION.KIND", "soft"),
     ],
 )
-def test_a_distillation_that_makes_no_sense_is_rejected(overrides, message):
-    with pytest.raises(ConfigError) as caught:
+def test_a_distillation_that_makes_no_sense_is_rejected(overrides, key, name):
+    with raises(ConfigError, key, name):
         load_config("swin_tiny", overrides)
-    assert message in str(caught.value)
 
 
 def test_the_configuration_of_weights_is_the_named_recipe_else_the_released_else_the_stored_one():
@@ -397,14 +388,14 @@ def test_the_configuration_of_weights_is_the_named_recipe_else_the_released_else
     assert config_of_weights(stored, "FILE", overrides=[("TAG", "other", "x")]).TAG == "other"
     assert config_of_weights(stored, "FILE", "swin_base").MODEL.SWIN.EMBED_DIM == 128
     assert config_of_weights({}, "hub:swinv2_tiny_patch4_window8_256").MODEL.TYPE == "swinv2"
-    with pytest.raises(ConfigError, match="does not say which model it is of: FILE: name its recipe with --cfg"):
+    with raises(ConfigError, "FILE", "--cfg"):
         config_of_weights({}, "FILE")
-    with pytest.raises(ConfigError, match="no such configuration: swin_tny: --teacher: did you mean swin_tiny"):
+    with raises(ConfigError, "--teacher", "swin_tny", "swin_tiny"):
         config_of_weights(stored, "FILE", "swin_tny", option="--teacher")
 
 
-def test_names_of_nothing_are_not_evaluated(tmp_path):
-    with pytest.raises(ConfigError, match="nothing to evaluate"):
+def test_empty_names_are_not_evaluated(tmp_path):
+    with raises(ConfigError, "--eval", "--resume"):
         load_config(write(tmp_path, "EVAL_MODE: true"), [("MODEL.RESUME", " , ", "--resume")])
 
 
@@ -424,37 +415,37 @@ def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch, na
     assert load_config("swin_tiny.yaml").TAG == "own"
 
 
-def test_a_folder_is_no_recipe(tmp_path, monkeypatch):
+def test_a_folder_is_not_a_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "swin_tiny").mkdir()
     assert find_config("swin_tiny") == ROOT / "configs/swin_tiny.yaml"
-    with pytest.raises(ConfigError, match="no such configuration"):
+    with raises(ConfigError, "--cfg", tmp_path):
         find_config(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["swin_tny", "swin_tny.yaml", "gone/swin_tny.yaml"])
-def test_a_recipe_that_is_not_there_is_named_with_the_nearest_one(name):
-    with pytest.raises(ConfigError, match=f"no such configuration: {name}: --cfg: did you mean swin_tiny"):
+def test_a_missing_recipe_is_reported_with_the_nearest_one(name):
+    with raises(ConfigError, "--cfg", name, "did you mean swin_tiny"):
         find_config(name)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "remedy"),
+    ("key", "value", "valid"),
     [
-        ("TEST.IMG_SIZE", 64, "set it to 0"),
-        ("TRAIN.FREEZE", "all", "set it to 'none'"),
-        ("TEST.CLASSES", "present", "set it to ''"),
-        ("TRAIN.LAYER_DECAY", 0.8, "set it to 1.0"),
-        ("MODEL.TYPE", "swin_moe", "set it to swin or swinv2"),
+        ("TEST.IMG_SIZE", 64, "0"),
+        ("TRAIN.FREEZE", "all", "'none'"),
+        ("TEST.CLASSES", "present", "''"),
+        ("TRAIN.LAYER_DECAY", 0.8, "1.0"),
+        ("MODEL.TYPE", "swin_moe", "swin or swinv2"),
     ],
 )
-def test_what_pre_training_does_not_have_is_rejected(key, value, remedy):
-    with pytest.raises(ConfigError, match=f"^{key}: .*{remedy}"):
+def test_keys_without_meaning_in_pre_training_are_rejected(key, value, valid):
+    with raises(ConfigError, key, value, f"set it to {valid}"):
         load_config(ROOT / "configs/swin_tiny.yaml", [("TASK", "simmim", "x"), (key, value, "x")])
 
 
 def test_the_number_of_experts_is_part_of_the_configuration(monkeypatch):
-    """Whatever reads the file later has other ranks."""
+    """Later readers of the file may have another world size."""
     monkeypatch.setenv("WORLD_SIZE", "4")
     given = [("MODEL.TYPE", "swin_moe", "x"), ("MODEL.SWIN_MOE.MOE_BLOCKS", [[1]], "x")]
     cfg = load_config(ROOT / "configs/swin_tiny.yaml", [*given, ("MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS", 2, "x")])

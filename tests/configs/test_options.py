@@ -6,6 +6,7 @@ from configs.loading import flat_config, load_config, parse_config
 from configs.options import OPTIONS, check_command_line, parse_command_line
 from configs.schema import KEYS
 from tests.conftest import ROOT
+from tests.tools.errors import raises
 from utils.errors import ConfigError
 
 CFG = str(ROOT / "configs" / "swin_tiny.yaml")
@@ -52,34 +53,33 @@ def test_an_option_beats_opts_and_both_beat_the_file():
 
 def test_zero_counts_as_given():
     assert parse("--opts", "TRAIN.CLIP_GRAD", "0", "AUG.MIXUP", "0").TRAIN.CLIP_GRAD == 0.0
-    with pytest.raises(ConfigError, match="DATA.BATCH_SIZE is 0: --batch-size"):
+    with raises(ConfigError, "DATA.BATCH_SIZE", 0, "--batch-size"):
         parse("--batch-size", "0")
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "option", "remedy"),
     [
-        (["--acumulation-steps", "4"], "unknown option --acumulation-steps: did you mean --accumulation-steps?"),
-        (["--bach-size", "4"], "did you mean --batch-size?"),
-        (["--o", "x"], "ambiguous option"),
-        (["--opts", "TAG"], "TAG has no value: add it"),
-        (["--opts", "TRAIN.EPOCHS=3"], "TRAIN.EPOCHS=3 has no value: write TRAIN.EPOCHS 3"),
-        (["--batch-size"], "expected one argument"),
-        (["stray"], "unknown option stray"),
-        (["--lr", "0.1"], "unknown option --lr: use --opts TRAIN.BASE_LR 0.1"),
-        (["--epochs=3"], "unknown option --epochs: use --opts TRAIN.EPOCHS 3"),
-        (["--amp"], "unknown option --amp: use --enable-amp"),
-        (["--workers", "--eval"], "use --opts DATA.NUM_WORKERS VALUE"),
-        (["--num_classes", "7"], "use --opts MODEL.NUM_CLASSES 7"),
-        (["--grad-checkpointing"], "use --use-checkpoint"),
-        (["-b", "64"], "use --batch-size"),
-        (["--opts", "TRAIN.LR", "1"], "no such key: TRAIN.LR in --opts: did you mean TRAIN.BASE_LR?"),
+        (["--acumulation-steps", "4"], "--acumulation-steps", "--accumulation-steps"),
+        (["--bach-size", "4"], "--bach-size", "--batch-size"),
+        (["--o", "x"], "--o", "--optim"),
+        (["--opts", "TAG"], "--opts", "TAG"),
+        (["--opts", "TRAIN.EPOCHS=3"], "--opts", "write TRAIN.EPOCHS 3"),
+        (["--batch-size"], "--batch-size", "one argument"),
+        (["stray"], "stray", ""),
+        (["--lr", "0.1"], "--lr", "--opts TRAIN.BASE_LR 0.1"),
+        (["--epochs=3"], "--epochs", "--opts TRAIN.EPOCHS 3"),
+        (["--amp"], "--amp", "--enable-amp"),
+        (["--workers", "--eval"], "--workers", "--opts DATA.NUM_WORKERS VALUE"),
+        (["--num_classes", "7"], "--num-classes", "--opts MODEL.NUM_CLASSES 7"),
+        (["--grad-checkpointing"], "--grad-checkpointing", "--use-checkpoint"),
+        (["-b", "64"], "-b", "--batch-size"),
+        (["--opts", "TRAIN.LR", "1"], "TRAIN.LR", "TRAIN.BASE_LR"),
     ],
 )
-def test_fault_01_mistyped_options(argv, message):
-    with pytest.raises(ConfigError) as caught:
+def test_fault_01_mistyped_options(argv, option, remedy):
+    with raises(ConfigError, option, remedy):
         parse(*argv)
-    assert message in str(caught.value)
 
 
 def test_unambiguous_abbreviations_work_as_in_the_original():
@@ -88,7 +88,7 @@ def test_unambiguous_abbreviations_work_as_in_the_original():
 
 
 def test_cfg_is_required():
-    with pytest.raises(ConfigError, match="--cfg"):
+    with raises(ConfigError, "--cfg"):
         parse_command_line([])
 
 
@@ -100,7 +100,7 @@ def test_help_needs_nothing_else(capsys):
     assert all(option in out for option in OPTIONS)
 
 
-def test_an_abbreviation_is_no_word_of_another_program():
+def test_an_abbreviation_takes_precedence_over_a_synonym():
     assert parse("--data", "/data").DATA.DATA_PATH == "/data"
 
 

@@ -1,4 +1,4 @@
-"""The table of keys: what every key must have."""
+"""Invariants of the table of keys."""
 
 import re
 
@@ -15,7 +15,7 @@ def test_every_key_has_a_meaning_and_a_default_that_is_valid():
         assert key.default is None or key.check is None or key.check(key.default) is None, name
 
 
-def test_keys_of_a_task_are_in_its_room():
+def test_keys_of_a_task_are_in_its_folder():
     assert list(flatten(TASKS["simmim"].keys)) == [
         *("DATA.MASK_PATCH_SIZE", "DATA.MASK_RATIO"),
         *("MODEL.SIMMIM.NORM_TARGET.ENABLE", "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE"),
@@ -24,7 +24,7 @@ def test_keys_of_a_task_are_in_its_room():
 
 
 def test_keys_that_may_change_between_two_starts_of_a_run_are_those_of_the_documentation():
-    """A mark there means: the key cannot affect the result."""
+    """The mark there means that the key cannot affect the result."""
     page = (ROOT / "docs/configuration.md").read_text()
     marked = set(re.findall(r"^\| `(.*?)` \* \|", page, re.MULTILINE))
     assert marked == {name for name, key in KEYS.items() if key.free}

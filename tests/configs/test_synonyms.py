@@ -1,4 +1,4 @@
-"""Words of other programs lead to keys that are there."""
+"""Option names of other programs map to existing keys."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from configs.schema import KEYS
 from configs.synonyms import SYNONYMS, meant_by
 
 
-def test_every_word_leads_to_a_key_or_an_option():
+def test_every_synonym_maps_to_a_key_or_an_option():
     assert set(SYNONYMS.values()) <= {"--cfg", *OPTIONS, *KEYS}
     assert list(SYNONYMS) == sorted(SYNONYMS) and not any(word != word.lower() for word in SYNONYMS)
 
@@ -25,5 +25,5 @@ def test_every_word_leads_to_a_key_or_an_option():
         ("--no-such-thing", None),
     ],
 )
-def test_what_somebody_means(name, key):
+def test_equivalent_keys_are_found(name, key):
     assert meant_by(name, list(KEYS)) == key

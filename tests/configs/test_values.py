@@ -1,4 +1,4 @@
-"""How each kind of value is converted, and what it refuses."""
+"""Conversion of every kind of value, and rejected values."""
 
 import pytest
 
@@ -56,7 +56,7 @@ def test_values_are_converted(kind, given, value):
         *((SIZE, given) for given in ("[224]", [1, 2, 3], 224.5, "x", True)),
     ],
 )
-def test_other_values_are_refused(kind, given):
+def test_other_values_are_rejected(kind, given):
     with pytest.raises(REFUSED):
         kind.convert(given)
 
@@ -67,7 +67,6 @@ def test_the_kind_of_a_default_is_that_of_its_type():
     assert kind_of([[-1]]).convert([[3]]) == [[3]]
 
 
-def test_every_kind_says_what_it_wants():
-    assert auto_or(FLOAT).wanted == "auto or a number" and optional(INT).wanted == "a whole number"
-    assert list_of(INT).wanted == "a list, as [2, 2, 6, 2]" and kind_of([[1]]).wanted == "a list, as [[1]]"
-    assert SIZE.wanted.startswith("a whole number, or height and")
+def test_every_kind_describes_its_values():
+    assert auto_or(FLOAT).wanted == "auto or a number" and optional(INT).wanted == INT.wanted
+    assert "[2, 2, 6, 2]" in list_of(INT).wanted and "[[1]]" in kind_of([[1]]).wanted and "[224, 288]" in SIZE.wanted

@@ -1,4 +1,4 @@
-"""Compiles the kernels for GPUs that need not be there, outside the interpreter; prints a line for each."""
+"""Compiles the kernels for GPUs that need not be present, without the interpreter; prints a line for each."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Large models in a third of the time: most of it goes into drawing truncated normal weights."""
+"""Faster construction of large models, dominated by drawing truncated normal weights."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What all Swin families share, tested on every family of the registry."""
+"""The shared backbone, tested on every family of the registry."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from models.registry import MODELS, model_options
 from models.swin import SwinOptions
 from tests.conftest import ROOT
 from tests.tools.builders import SMALL, randomize, small
+from tests.tools.errors import raises
 from utils.errors import ConfigError
 
 
@@ -129,7 +130,7 @@ def test_frozen_parts_get_no_gradient_and_run_as_in_evaluation(family, stages, p
 
 
 def test_no_more_stages_can_be_frozen_than_there_are(family):
-    with pytest.raises(ConfigError, match="has 2 stages, not 3"):
+    with raises(ConfigError, "TRAIN.FREEZE", 2, 3):
         small(family).freeze(3)
 
 
@@ -178,26 +179,25 @@ def test_linear_layers_start_from_a_truncated_normal_and_zero_biases(family):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "key", "names"),
     [
-        ({"num_heads": (3, 4)}, r"stage 0 has 8 channels: MODEL\.SWIN\.NUM_HEADS: 3 heads do not divide"),
-        ({"num_heads": (2, 4, 8)}, r"DEPTHS \[2, 2\] and NUM_HEADS \[2, 4, 8\] differ in length"),
-        ({"img_size": (32, 1)}, r"DATA\.IMG_SIZE is smaller than a patch"),
+        ({"num_heads": (3, 4)}, "MODEL.SWIN.NUM_HEADS", ["3 heads", "8 channels", "stage 0"]),
+        ({"num_heads": (2, 4, 8)}, "MODEL.SWIN.NUM_HEADS", ["[2, 4, 8]", "DEPTHS [2, 2]"]),
+        ({"img_size": (32, 1)}, "DATA.IMG_SIZE", ["MODEL.SWIN.PATCH_SIZE 2"]),
     ],
 )
-def test_sizes_that_do_not_fit_together_are_refused(change, message):
-    with pytest.raises(ConfigError, match=message):
+def test_sizes_that_do_not_fit_together_are_rejected(change, key, names):
+    with raises(ConfigError, key, *names):
         SwinOptions(**{**SMALL, **change})
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("key", "size", "subject", "names"),
     [
-        ({"TEST.IMG_SIZE": [224, 3]}, r"TEST\.IMG_SIZE is smaller than a patch: MODEL\.SWIN\.PATCH_SIZE 4"),
-        ({"DATA.IMG_SIZE": [16, 224]}, r"a window of 7 does not fit: MODEL\.SWIN\.WINDOW_SIZE.*4x56 tokens.*at most 4"),
+        ("TEST.IMG_SIZE", [224, 3], "TEST.IMG_SIZE", ["MODEL.SWIN.PATCH_SIZE 4"]),
+        ("DATA.IMG_SIZE", [16, 224], "MODEL.SWIN.WINDOW_SIZE", ["a window of 7", "4x56", "at most 4"]),
     ],
 )
-def test_sizes_of_a_configuration_that_do_not_fit_together_are_refused(overrides, message):
-    given = [(key, value, "test") for key, value in overrides.items()]
-    with pytest.raises(ConfigError, match=message):
-        model_options(load_config(ROOT / "configs/swin_tiny.yaml", given))
+def test_sizes_of_a_configuration_that_do_not_fit_together_are_rejected(key, size, subject, names):
+    with raises(ConfigError, subject, *names):
+        model_options(load_config(ROOT / "configs/swin_tiny.yaml", [(key, size, "test")]))

@@ -6,6 +6,7 @@ import torch
 from models.explain import attention_rollout, class_activation
 from models.ops.attend import record_weights
 from tests.tools.builders import randomize, small
+from tests.tools.errors import raises
 from utils.errors import ConfigError
 
 
@@ -21,7 +22,7 @@ def test_a_class_activation_map_is_grad_cam_of_the_last_map():
 
 
 def test_a_model_without_a_head_has_no_evidence():
-    with pytest.raises(ConfigError, match="no head"):
+    with raises(ConfigError, "--explain", "head"):
         class_activation(small(num_classes=0), torch.randn(1, 3, 32, 32), [0])
 
 
@@ -50,7 +51,7 @@ def test_rollout_equals_the_product_of_the_matrices_of_one_stage():
 
 
 def test_without_attention_there_is_nothing_to_roll_out():
-    with pytest.raises(ConfigError, match="no attention"):
+    with raises(ConfigError, "--explain", "attention"):
         attention_rollout(small("swin_mlp"), torch.randn(1, 3, 32, 32))
 
 

@@ -20,6 +20,7 @@ from models.registry import (
 from models.swin import SwinOptions
 from models.swin_v2 import SwinV2Options
 from tests.tools.builders import MOE, SMALL, configured, small
+from tests.tools.errors import raises
 from utils.cost import check_compiler, describe_model
 from utils.distributed.world import World
 from utils.errors import ConfigError
@@ -42,9 +43,9 @@ def test_lists_are_taken_as_sequences_too():
 
 
 def test_unknown_families_name_the_nearest():
-    with pytest.raises(ConfigError, match=r"unknown model family 'swinn': MODEL\.TYPE: did you mean swin"):
+    with raises(ConfigError, "MODEL.TYPE", "'swinn'", "did you mean swin"):
         build_model("swinn")
-    with pytest.raises(ConfigError, match="did you mean swinv2"):
+    with raises(ConfigError, "MODEL.TYPE", "did you mean swinv2"):
         model_options(configured(MODEL__TYPE="swin_v2"))
 
 
@@ -74,7 +75,7 @@ def test_the_options_are_those_of_the_section_of_the_family():
     assert (scaled.qk_scale, scaled.ape, scaled.patch_norm) == (0.5, True, False)
 
 
-def test_without_data_the_classes_are_those_configured_or_of_the_data_set():
+def test_without_data_the_classes_are_configured_or_follow_from_the_dataset():
     assert default_classes(configured()) == 1000
     assert default_classes(configured(DATA__DATASET="imagenet22K")) == 21841
     assert default_classes(configured(DATA__DATASET="imagenet22K", MODEL__NUM_CLASSES=7)) == 7
@@ -106,14 +107,14 @@ def test_models_of_timm_are_built_by_name(vit):
     assert vit(torch.randn(1, 3, 64, 32)).shape == (1, 3)
     assert build_model("timm", model_name="resnet10t", in_chans=4).conv1[0].in_channels == 4
     cfg = configured(MODEL__TYPE="timm", MODEL__TIMM__NAME="resnet500")
-    with pytest.raises(ConfigError, match=r"MODEL\.TIMM\.NAME: did you mean resnet50"):
+    with raises(ConfigError, "MODEL.TIMM.NAME", "'resnet500'", "did you mean resnet50"):
         model_options(cfg)
 
 
 def test_only_swin_models_can_be_frozen(vit):
     prepare(vit, checkpointing=True)
     assert vit.grad_checkpointing
-    with pytest.raises(ConfigError, match="only Swin models can be frozen"):
+    with raises(ConfigError, "TRAIN.FREEZE", "Swin", "none"):
         prepare(vit, freeze="all")
 
 
@@ -121,7 +122,7 @@ def test_a_timm_model_of_a_fixed_size_takes_that_of_the_task():
     timm = {"MODEL__TYPE": "timm", "DATA__IMG_SIZE": 64, "TEST__IMG_SIZE": [96, 32]}
     fixed = {**timm, "MODEL__TIMM__NAME": "vit_tiny_patch16_224"}
     assert model_options(configured(**fixed, EVAL_MODE=True, MODEL__RESUME="w.pth")).img_size == (96, 32)
-    with pytest.raises(ConfigError, match=r"images of a single size: TEST\.IMG_SIZE"):
+    with raises(ConfigError, "TEST.IMG_SIZE", "vit_tiny_patch16_224"):
         model_options(configured(**fixed))
     free = model_options(configured(**timm, MODEL__TIMM__NAME="resnet10t", MODEL__DROP_PATH_RATE=0.3))
     assert asdict(free) == {
@@ -137,14 +138,14 @@ def test_a_timm_model_of_a_fixed_size_takes_that_of_the_task():
 def test_a_timm_model_without_stochastic_depth_is_named():
     options = TimmOptions(name="vgg11", img_size=(32, 32), num_classes=2, drop_path_rate=0.1)
     with torch.device("meta"):  # 133 million parameters
-        with pytest.raises(ConfigError, match=r"no stochastic depth: MODEL\.DROP_PATH_RATE"):
+        with raises(ConfigError, "MODEL.DROP_PATH_RATE", "vgg11"):
             build(options)
         assert build_model("timm", name="vgg11", num_classes=2).num_classes == 2
 
 
-def test_images_that_a_timm_model_cannot_take_are_refused():
+def test_images_that_a_timm_model_cannot_take_are_rejected():
     model = build_model("timm", name="convnext_atto", num_classes=2)
-    with pytest.raises(ConfigError, match=r"takes no images of 1x1 .*TEST\.IMG_SIZE"):
+    with pytest.raises(ConfigError, match=r"(?=.*\b1x1\b)(?=.*TEST\.IMG_SIZE)"):
         describe_model(model, (1, 1))
 
 
@@ -158,9 +159,9 @@ def test_chosen_stages_are_checkpointed():
     model = small("swin")
     prepare(model, checkpointing=True, stages=[1])
     assert [stage.grad_checkpointing for stage in model.stages()] == [False, True]
-    with pytest.raises(ConfigError, match=r"there is no stage 2: TRAIN.CHECKPOINT_STAGES: choose from 0 to 1"):
+    with raises(ConfigError, "TRAIN.CHECKPOINT_STAGES", "stage 2", "0 to 1"):
         prepare(model, checkpointing=True, stages=[0, 2])
-    with pytest.raises(ConfigError, match=r"only Swin models have stages: TRAIN.CHECKPOINT_STAGES"):
+    with raises(ConfigError, "TRAIN.CHECKPOINT_STAGES", "[]"):
         prepare(torch.nn.Linear(1, 1), checkpointing=True, stages=[0])
 
 
@@ -190,17 +191,16 @@ def test_a_single_gpu_gets_cuda_graphs_unless_it_accumulates(device, size, optio
     assert compile_mode(configured(**options), World(size=size, device=torch.device(device))) == mode
 
 
-def test_cuda_graphs_that_would_have_to_accumulate_are_refused():
+def test_cuda_graphs_that_would_have_to_accumulate_are_rejected():
     cfg = configured(TRAIN__COMPILE_MODE="reduce-overhead", TRAIN__ACCUMULATION_STEPS=2)
-    with pytest.raises(ConfigError) as caught:
+    with raises(ConfigError, "TRAIN.COMPILE_MODE", "accumulate"):
         compile_mode(cfg, World(device=torch.device("cuda")))
-    assert caught.value.subject == "TRAIN.COMPILE_MODE" and "accumulate" in caught.value.problem
 
 
-def test_without_a_compiler_compiling_is_refused(monkeypatch):
+def test_without_a_compiler_compiling_is_rejected(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(ConfigError, match=r"TRAIN.COMPILE: install g\+\+"):
+    with pytest.raises(ConfigError, match=r"(?=.*TRAIN\.COMPILE)(?=.*g\+\+)"):
         check_compiler(torch.device("cpu"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="package triton"):
+    with pytest.raises(ConfigError, match="triton"):
         check_compiler(torch.device("cuda"))

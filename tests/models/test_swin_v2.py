@@ -1,4 +1,4 @@
-"""Swin V2 against timm and torchvision with the same weights, and what is its own."""
+"""Swin V2 against timm and torchvision with the same weights, and its additions."""
 
 import math
 from functools import cache

@@ -6,6 +6,7 @@ import torch
 from scripts.average_checkpoints import checkpoints_of, main
 from scripts.open_model import open_model
 from tests.tools.builders import small
+from tests.tools.errors import raises
 from utils.errors import CheckpointError
 
 
@@ -31,31 +32,34 @@ def test_averaged_weights_are_preferred_as_in_evaluation(tmp_path):
     assert torch.load(tmp_path / "mean.pth", weights_only=True)["model"]["a"].item() == 5.0
 
 
-def test_a_forgotten_target_costs_no_checkpoint(tmp_path, capsys):
+def test_a_forgotten_target_overwrites_no_checkpoint(tmp_path, capsys):
     files = [write(tmp_path / f"{i}.pth", float(i), config=f"SEED: {i}") for i in (1, 2, 3)]
     assert main(files) == 2
-    assert "3.pth is there: the last argument is the file to write: --force" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {files[2]}: ") and "--force" in err
     assert torch.load(files[2], weights_only=True)["model"]["a"][0] == 3
     assert main([*files, "--force"]) == 0 and torch.load(files[2], weights_only=True)["model"]["a"][0] == 1.5
-    assert "of 2 runs with different configurations" in capsys.readouterr().out
-    assert main([files[0], str(tmp_path / "mean.pth")]) == 2 and "a single checkpoint" in capsys.readouterr().err
+    assert "2 runs with different configurations" in capsys.readouterr().out
+    assert main([files[0], str(tmp_path / "mean.pth")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {files[0]}: ")
 
 
-def test_a_folder_stands_for_its_epochs(tmp_path):
+def test_a_folder_means_its_epochs(tmp_path):
     for name in ("ckpt_epoch_9.pth", "ckpt_epoch_10.pth", "ckpt_epoch_11.pth", "ckpt_epoch_12_step_3.pth"):
         write(tmp_path / "run/checkpoints" / name, 1.0)
     names = [path.name for path in checkpoints_of([tmp_path / "run"], 0)]
     assert names == ["ckpt_epoch_9.pth", "ckpt_epoch_10.pth", "ckpt_epoch_11.pth"]
     assert [path.name for path in checkpoints_of([tmp_path / "run/checkpoints"], 2)] == names[1:]
-    with pytest.raises(CheckpointError, match="no checkpoints of whole epochs"):
+    with raises(CheckpointError, tmp_path, "epoch"):
         checkpoints_of([tmp_path], 0)
 
 
-def test_other_models_and_other_files_are_refused(tmp_path, capsys):
+def test_other_models_and_other_files_are_rejected(tmp_path, capsys):
     one = write(tmp_path / "a.pth", 1.0)
     torch.save({"model": small().state_dict()}, tmp_path / "b.pth")
     assert main([one, str(tmp_path / "b.pth"), str(tmp_path / "mean.pth")]) == 4
-    assert "weights of another model than in" in capsys.readouterr().err and not (tmp_path / "mean.pth").exists()
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {tmp_path / 'b.pth'}: ") and one in err and not (tmp_path / "mean.pth").exists()
     with pytest.raises(SystemExit):
         main([one, "mean.txt"])
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from scripts.exported_model import Exported, open_exported
+from tests.tools.errors import raises
 from utils.errors import CheckpointError
 
 
-def test_a_fixed_batch_is_filled_up():
+def test_a_fixed_batch_is_padded():
     seen = []
     model = Exported(lambda images: (seen.append(len(images)), images.flatten(1).sum(1, keepdim=True))[1], batch=4)
     for count in (1, 4, 6):
@@ -18,17 +19,17 @@ def test_a_fixed_batch_is_filled_up():
 
 
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
-def test_what_is_no_exported_model_is_refused(tmp_path, ending):
+def test_other_files_are_rejected(tmp_path, ending):
     path = tmp_path / f"model.{ending}"
-    with pytest.raises(CheckpointError, match="No such file"):
+    with raises(CheckpointError, path, "No such file"):
         open_exported(path)
     path.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="not an"):
+    with raises(CheckpointError, path, "not an "):
         open_exported(path)
 
 
-def test_a_file_without_notes_is_refused(tmp_path):
+def test_a_file_without_notes_is_rejected(tmp_path):
     program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
     torch.export.save(program, tmp_path / "bare.pt2")
-    with pytest.raises(CheckpointError, match="no class names and preprocessing: .*scripts/export.py"):
+    with raises(CheckpointError, tmp_path / "bare.pt2", "class names", "scripts/export.py"):
         open_exported(tmp_path / "bare.pt2")

@@ -1,4 +1,4 @@
-"""What stands in a repository of the hub, and that both programs read it."""
+"""Contents of a hub repository, read by both programs."""
 
 import json
 
@@ -11,6 +11,7 @@ from models.registry import build, model_options
 from scripts.hub_folder import Card, write_folder
 from scripts.open_model import open_model
 from tests.tools.builders import configured, randomize
+from tests.tools.errors import raises
 from utils.errors import CheckpointError
 
 SMALL = {
@@ -74,5 +75,5 @@ def test_a_folder_that_reads_back_differently_is_not_used(made, tmp_path, monkey
         other.model.head.bias.data += 1
         return other
 
-    with pytest.raises(CheckpointError, match="read back by this program, logits differ"):
+    with raises(CheckpointError, tmp_path, "this program", "logits differ"):
         write_folder(opened, tmp_path, Card("me/x"))

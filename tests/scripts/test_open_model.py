@@ -11,7 +11,8 @@ def test_weights_that_do_not_store_their_recipe_need_one(made, tiny_yaml, photos
     torch.save(weights, tmp_path / "bare.pth")
     image = str(next((photos / "val").rglob("*.jpg")))
     assert main([image, "--model", str(tmp_path / "bare.pth")]) == 2
-    assert "does not say which model it is of" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {tmp_path / 'bare.pth'}: ") and "--cfg" in err
     assert open_model(str(tmp_path / "bare.pth"), str(tiny_yaml)).class_names == ("class 0", "class 1", "class 2")
 
 

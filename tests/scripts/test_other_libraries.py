@@ -58,13 +58,13 @@ def test_peers_exist_for_three_layouts_if_their_library_is_installed(monkeypatch
 
 
 @pytest.mark.parametrize("layout", PEERS)
-def test_missing_and_unexpected_weights_are_refused(layout):
+def test_missing_and_unexpected_weights_are_rejected(layout):
     o = options("swin")
     weights = stored(build(o), layout)
     head = next(name for name in weights if name.endswith(("head.weight", "head.fc.weight", "classifier.weight")))
-    with pytest.raises(RuntimeError, match=rf"{layout} misses \['{head}'\] and does not know \[\]"):
+    with pytest.raises(RuntimeError, match=rf"{layout} misses \['{head}'\] and does not expect \[\]"):
         build_peer(layout, o, {name: value for name, value in weights.items() if name != head})
-    with pytest.raises(RuntimeError, match=rf"{layout} misses \[\] and does not know \['odd'\]"):
+    with pytest.raises(RuntimeError, match=rf"{layout} misses \[\] and does not expect \['odd'\]"):
         build_peer(layout, o, {**weights, "odd": torch.zeros(1)})
 
 

@@ -54,7 +54,7 @@ def test_an_image_that_cannot_be_read_has_no_class(made, photos, tmp_path, capsy
     assert [bool(row[1]) for row in rows] == [True, False, True]
     assert "not a readable image (unknown format)" in capsys.readouterr().out
     assert main([str(tmp_path / "bad.jpg"), "--model", str(made[0] / "model.pth")]) == 3
-    assert "error: no image could be read: " in capsys.readouterr().err
+    assert f"error: {tmp_path / 'bad.jpg'}: " in capsys.readouterr().err
 
 
 def test_any_number_of_images_may_be_unreadable_and_their_features_are_not_numbers(made, photos, tmp_path, capsys):
@@ -68,7 +68,7 @@ def test_any_number_of_images_may_be_unreadable_and_their_features_are_not_numbe
     with np.load(tmp_path / "a.npz") as arrays:
         assert np.isnan(arrays["features"]).all(1).tolist() == [True] * 12 + [False]
     assert main([str(tmp_path), *model, "--features", "pooled", "--output", str(tmp_path / "b.npz")]) == 3
-    assert "error: no image could be read: " in capsys.readouterr().err and not (tmp_path / "b.npz").exists()
+    assert f"error: {tmp_path}/" in capsys.readouterr().err and not (tmp_path / "b.npz").exists()
 
 
 def test_a_list_of_paths_of_any_bytes(made, tmp_path):
@@ -93,25 +93,21 @@ def test_features_are_those_before_the_head(made, photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "code", "name"),
     [
-        (["gone.jpg"], 3, "no images: gone.jpg"),
+        (["gone.jpg"], 3, "gone.jpg"),
         (["--model", "gone.pth"], 4, "gone.pth"),
-        (["--model", "gone.onnx"], 4, "gone.onnx: name another file"),
-        (["--model", "hub:swin_tny"], 4, "unknown released model 'swin_tny'"),
-        (["--explain", __file__], 7, f"{__file__}: cannot be written: File exists (choose another --explain)"),
-        (
-            ["--pictures", "x"],
-            2,
-            "--pictures: TASK classification draws no pictures of its predictions (use --explain)",
-        ),
-        (["--device", "cuda"], 5, "no GPU can be used"),
+        (["--model", "gone.onnx"], 4, "error: gone.onnx: "),
+        (["--model", "hub:swin_tny"], 4, "swin_tny"),
+        (["--explain", __file__], 7, f"error: {__file__}: "),
+        (["--pictures", "x"], 2, "error: --pictures: TASK classification "),
+        (["--device", "cuda"], 5, "GPU"),
     ],
 )
-def test_mistakes_are_one_line(made, photos, capsys, monkeypatch, arguments, code, message):
+def test_mistakes_are_one_line(made, photos, capsys, monkeypatch, arguments, code, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     usual = [] if arguments[0] == "gone.jpg" else [str(photos / "val")]
     model = [] if "--model" in arguments else ["--model", str(made[0] / "model.pth")]
     assert main([*usual, *model, *arguments]) == code
     (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: ") and message in error
+    assert error.startswith("error: ") and name in error

@@ -29,7 +29,7 @@ def test_a_clean_folder_has_no_findings(photos, capsys):
 
 
 def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
-    """Each in a line of its own, and no other."""
+    """Each on a separate line, and no other."""
     train, val = own_photos / "train", own_photos / "val"
     planted = {
         "truncated": train / "class_0/photo_0.jpg",
@@ -161,11 +161,11 @@ def test_copies_of_every_format_can_be_read_and_have_one_setting(tmp_path, capsy
     for file in (tmp_path / "to/train/a").iterdir():
         as_it_is = file.name in ("image.tiff", "image.jpg")  # 16 bits, CMYK
         assert decode(file.read_bytes(), str(file)).size == ((90, 60) if as_it_is else (45, 30))
-    assert main([*call, "20"]) == 3 and "a copy with short side 30" in capsys.readouterr().err
+    assert main([*call, "20"]) == 3 and "short side 30" in capsys.readouterr().err
     assert main([*call, "0"]) == 3 and "short side 0" in capsys.readouterr().err
 
 
-def test_nested_images_are_refused_when_packing(tmp_path, capsys):
+def test_nested_images_are_rejected_when_packing(tmp_path, capsys):
     photos = write_photos(tmp_path / "photos", classes=2, train=2, val=1)
     (photos / "train/class_0/deeper").mkdir()
     (photos / "train/class_0/photo_0.jpg").rename(photos / "train/class_0/deeper/photo_0.jpg")
@@ -178,7 +178,8 @@ def test_a_bad_image_ends_the_copy_and_is_named(own_photos, tmp_path, capsys):
     assert main(["resize", str(own_photos), str(tmp_path / "to"), "--workers", "1"]) == 3
     assert "class_1/photo_0.jpg" in capsys.readouterr().err
     assert main(["resize", str(own_photos), str(own_photos)]) == 3
-    assert "the copy would be inside the original" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and str(own_photos) in err
 
 
 def test_flat_validation_images_are_sorted_or_left_alone(tmp_path, capsys):
@@ -205,4 +206,4 @@ def test_a_sheet_shows_as_many_images_as_asked_for(tmp_path, capsys):
         main(["show", str(photos), str(tmp_path / "again.png"), "--count", "10", "--seed", seed])
         assert (np.asarray(Image.open(tmp_path / "again.png")) == np.asarray(first)).all() == same
     assert main(["show", str(photos), str(tmp_path / "again.png/sheet.png")]) == 7
-    assert "again.png/sheet.png: cannot be written" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'again.png/sheet.png'}: " in capsys.readouterr().err

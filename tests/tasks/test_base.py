@@ -1,4 +1,4 @@
-"""What all tasks share: the data of a training run."""
+"""Training data, shared by all tasks."""
 
 import pytest
 

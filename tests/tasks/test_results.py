@@ -2,9 +2,8 @@
 
 import csv
 
-import pytest
-
 from tasks.results import Result, write_tables
+from tests.tools.errors import raises
 from utils.errors import ConfigError, ResourceError
 from utils.training.objective import Evaluation, Table
 
@@ -40,14 +39,13 @@ def test_metrics_per_class_are_those_of_the_last_file(tmp_path):
     assert rows(tmp_path / "c.csv") == [["class", "top1"], ["cat", "2"]]
 
 
-def test_metrics_per_class_of_a_task_without_classes_are_refused(tmp_path):
-    with pytest.raises(ConfigError) as caught:
+def test_metrics_per_class_of_a_task_without_classes_are_rejected(tmp_path):
+    with raises(ConfigError, "TEST.PER_CLASS"):
         write_tables([result("x", 0)], "", str(tmp_path / "c.csv"))
-    assert caught.value.subject == "TEST.PER_CLASS" and not (tmp_path / "c.csv").exists()
+    assert not (tmp_path / "c.csv").exists()
 
 
 def test_a_table_that_cannot_be_written_names_the_file_and_the_key(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError) as caught:
+    with raises(ResourceError, tmp_path / "file/r.csv", "TEST.RESULTS"):
         write_tables([result("x", 0)], str(tmp_path / "file/r.csv"), "")
-    assert caught.value.subject == str(tmp_path / "file/r.csv") and "TEST.RESULTS" in caught.value.remedy

@@ -7,6 +7,7 @@ from PIL import Image
 from tasks.registry import new_task
 from tasks.show import draw_samples
 from tests.tools.builders import configured
+from tests.tools.errors import raises
 from utils.distributed.world import World
 from utils.errors import ResourceError
 from utils.pictures import CAPTION, COLUMNS, GAP, TILE
@@ -59,8 +60,7 @@ def test_count_and_seed_decide_what_is_shown(photos, tmp_path):
         assert sheet.size == (GAP + COLUMNS * (TILE + GAP), 64 + 2 * (TILE + CAPTION + GAP) + GAP)
 
 
-def test_a_sheet_that_cannot_be_written_is_refused(colours, tmp_path):
+def test_a_sheet_that_cannot_be_written_is_rejected(colours, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError) as caught:
+    with raises(ResourceError, tmp_path / "file/sheet.png", "SHEET"):
         draw(colours, tmp_path / "file/sheet.png", 1)
-    assert caught.value.subject == str(tmp_path / "file/sheet.png") and "SHEET" in caught.value.remedy

@@ -1,4 +1,4 @@
-"""The kernel of LayerNorm beside the same mathematics in float64; on the CPU by Triton's interpreter."""
+"""The LayerNorm kernel against the same computation in float64, on the CPU by Triton's interpreter."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The kernel of window attention beside the same mathematics in float64; on the CPU by Triton's interpreter."""
+"""The window attention kernel against the same computation in float64, on the CPU by Triton's interpreter."""
 
 import pytest
 import torch

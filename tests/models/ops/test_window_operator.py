@@ -1,4 +1,4 @@
-"""The operator of the kernel of window attention."""
+"""The window attention operator."""
 
 import pytest
 import torch

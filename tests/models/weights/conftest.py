@@ -1,4 +1,4 @@
-"""What the tests of weights share."""
+"""Helpers of the tests of weights."""
 
 import torch
 from torch import nn

@@ -1,11 +1,13 @@
-"""Weights for models of timm: by name, by timm's own translation, and the classifier."""
+"""Weights for timm models: by name, by timm's translation, and the classifier."""
 
 import pytest
 import torch
 
 from models.registry import build_model
+from models.weights.checks import WrongModelError
 from models.weights.load import load_contents
 from models.weights.timm import load_timm
+from tests.tools.errors import raises
 from utils.errors import CheckpointError
 
 
@@ -29,7 +31,7 @@ def test_models_load_by_their_own_names(resnet):
 
 def test_a_classifier_of_other_classes_is_re_initialised_only_when_asked(resnet):
     other = timm_model("resnet10t", num_classes=7)
-    with pytest.raises(CheckpointError, match=r"2 of another shape: fc\.weight \(4, 512\) for \(7, 512\)"):
+    with raises(WrongModelError, "x", "2 of another shape: fc.weight (4, 512) for (7, 512)"):
         load_contents(other, resnet, "x")
     line = load_contents(other, resnet, "x", head_for=list("1234567"))
     assert "fc.weight, fc.bias re-initialised to zero" in line
@@ -51,16 +53,16 @@ def test_a_head_of_as_many_but_other_classes_is_re_initialised(name, head):
 def test_only_the_classifier_may_be_missing(resnet):
     headless = {k: v for k, v in resnet.items() if not k.startswith("fc.")}
     target = timm_model("resnet10t", seed=1)
-    with pytest.raises(CheckpointError, match=r"x\.pth: 2 missing: fc\.weight, fc\.bias"):
+    with raises(WrongModelError, "x.pth", "2 missing: fc.weight, fc.bias"):
         load_timm(target, "model", headless, "x.pth", "fit")
     assert "re-initialised to zero" in load_timm(target, "model", headless, "x.pth", "renew")
     del headless["bn1.weight"]
-    with pytest.raises(CheckpointError, match=r"1 missing: bn1\.weight"):
+    with raises(WrongModelError, "x.pth", "1 missing: bn1.weight"):
         load_timm(target, "model", headless, "x.pth", "renew")
 
 
 def test_weights_that_are_not_finite_are_named(resnet):
-    with pytest.raises(CheckpointError, match="not finite: fc.bias"):
+    with raises(CheckpointError, "x", "fc.bias is not finite"):
         load_contents(timm_model("resnet10t"), {**resnet, "fc.bias": torch.full((4,), float("nan"))}, "x")
 
 
@@ -75,7 +77,7 @@ def test_a_transformer_of_another_image_size_keeps_its_position_embedding():
 
 
 def test_the_published_names_of_an_architecture_are_translated_by_timm():
-    """ConvNeXt's own files: another name for the blocks and the norm before the head."""
+    """ConvNeXt's published files: other names of the blocks and the norm before the head."""
     source, target = timm_model("convnext_atto"), timm_model("convnext_atto", seed=1)
     published = {}
     for name, value in source.state_dict().items():
@@ -91,14 +93,14 @@ def test_the_published_names_of_an_architecture_are_translated_by_timm():
     assert all(torch.equal(v, source.state_dict()[k]) for k, v in target.state_dict().items())
 
 
-def test_what_timm_cannot_read_is_refused_with_its_reason():
+def test_weights_that_timm_cannot_convert_are_rejected_with_its_reason():
     source = timm_model("vit_tiny_patch16_224").state_dict()
-    with pytest.raises(CheckpointError, match=r"x\.pth: timm cannot read it \("):
+    with raises(WrongModelError, "x.pth", "timm", "Error: "):
         load_contents(timm_model("vit_tiny_patch16_224"), {**source, "pos_embed": torch.zeros(3)}, "x.pth")
 
 
-def test_the_window_of_pre_training_of_a_swin_v2_is_said_to_be_unknown(resnet):
+def test_the_window_of_pre_training_of_a_swin_v2_is_reported_as_unknown(resnet):
     model = timm_model("swinv2_tiny_window8_256", img_size=(64, 64))
-    note = "position coordinates of timm's model: the file does not store its window of pre-training"
+    note = "position coordinates of the timm model: the file does not store its window of pre-training"
     assert note in load_contents(model, model.state_dict(), "x")
     assert note not in load_contents(timm_model("resnet10t"), resnet, "x")

@@ -1,11 +1,11 @@
-"""Training input beside the peers."""
+"""Training input compared with peers."""
 
 import json
 
 from scripts.benchmark import main
 
 
-def test_training_input_is_measured_beside_the_peers(tmp_path, capsys):
+def test_training_input_is_compared_with_peers(tmp_path, capsys):
     options = ["--images", "16", "--rounds", "1", "--workers", "0", "--size", "32", "--batch-size", "8"]
     assert main(["data", *options, "--json", str(tmp_path / "r.json")]) == 0
     result = json.loads((tmp_path / "r.json").read_text())

@@ -1,4 +1,4 @@
-"""Models beside the peers."""
+"""Models compared with peers."""
 
 import json
 from argparse import ArgumentParser
@@ -18,12 +18,12 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
         "this program",
         "torchvision",
     ]
-    assert capsys.readouterr().out == "not installed, left out: timm\n"
+    assert capsys.readouterr().out == "skipped, not installed: timm\n"
 
 
 @pytest.mark.seconds
-def test_models_are_measured_beside_the_peers(tmp_path, capsys):
-    """Each in a process of its own."""
+def test_models_are_compared_with_peers(tmp_path, capsys):
+    """Each in a separate process."""
     options = ["--rounds", "1", "--warm-up", "0", "--batch-size", "1", "--dtypes", "fp32", "--threads", "1"]
     assert main(["model", *options, "--json", str(tmp_path / "r.json")]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
@@ -32,4 +32,4 @@ def test_models_are_measured_beside_the_peers(tmp_path, capsys):
     names = ["this program", "timm", "torchvision", "transformers"]
     assert [row["name"] for row in result["rows"]["swin_tiny, evaluation, fp32"]] == names
     assert set(result["rows"]["swin_tiny, peak memory of a training step, fp32, MiB"]) == set(names)
-    assert "peers as they come" in result["setting"] and capsys.readouterr().out.count("| this program |") == 3
+    assert "peers with default settings" in result["setting"] and capsys.readouterr().out.count("| this program |") == 3

@@ -5,6 +5,7 @@ import torch
 
 from scripts.benchmarks.subject import OURS, Contender, Ours, Peer, Setting, _build
 from tests.conftest import ROOT
+from tests.tools.errors import raises
 from utils.errors import ResourceError
 
 SETTING = Setting(ROOT / "configs" / "swin_tiny.yaml", batch=1, size=224, threads=1)
@@ -26,8 +27,8 @@ def test_contenders_have_the_same_weights():
 @pytest.mark.seconds
 def test_errors_of_a_contender_arrive():
     with pytest.raises(Exception, match="nothing"):
-        Contender(OURS, Setting(ROOT / "nothing.yaml", 1, 32, 1)).ask("train")
+        Contender(OURS, Setting(ROOT / "nothing.yaml", 1, 32, 1)).measure("train")
     killed = Contender(OURS, SETTING)
     killed._process.kill()
-    with pytest.raises(ResourceError, match="the process of this program died with code -9"):
-        killed.ask("train")
+    with raises(ResourceError, OURS, "-9", "--batch-size"):
+        killed.measure("train")

@@ -1,4 +1,4 @@
-"""The losses of a distillation beside the formulas of DeiT and the one of timm, and where their gradients go."""
+"""Distillation losses against the formulas of DeiT and timm, and their gradients."""
 
 import pytest
 import torch

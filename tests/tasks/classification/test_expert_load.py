@@ -47,7 +47,7 @@ def test_evaluation_of_a_mixture_warns_and_a_dense_model_does_not(caplog):
     evaluation_of(objective(), small(), work)
     assert not caplog.text
     evaluation_of(objective(), small("swin_moe", routing=RoutingOptions(capacity_factor=0.5)), work)
-    assert "found their expert full" in caplog.text
+    assert "expert was at capacity" in caplog.text
 
 
 @pytest.mark.parametrize(("layers", "experts"), [(2, 4), (10, 32)])

@@ -1,4 +1,4 @@
-"""Opening a labelled dataset: the same samples from every storage, one class map for both splits, every refusal."""
+"""Opening a labelled dataset: the same samples from every storage, one class map for both splits, every error."""
 
 import logging
 import multiprocessing
@@ -27,6 +27,7 @@ from tests.data.sources.storages import (
     opened,
 )
 from tests.tools.builders import AUGMENTED, labels_of, loading, open_data, open_folder, open_validation, pipeline, shape
+from tests.tools.errors import raises
 from utils.distributed.world import World
 from utils.errors import DataError
 
@@ -93,7 +94,7 @@ def test_fault_48_spawned_processes_share_storages_opened_before(photos, used):
 
 
 def options_of(*arguments):
-    """What the command line of the original selects."""
+    """As selected by the command line of the original."""
     parsed = parse_command_line(["--cfg", str(ROOT / "configs/swin_tiny.yaml"), *map(str, arguments)])
     return SourceOptions.from_config(load_config(parsed.cfg, parsed.overrides))
 
@@ -126,36 +127,36 @@ def test_evaluation_needs_no_training_folder(own_photos):
     names = ["class_0", "other", "class_1", "class_2"]
     assert set(labels_of(open_validation(own_photos, names=names))) == {0, 2, 3}
     assert open_validation(own_photos).class_names == ("class_0", "class_1", "class_2")
-    with pytest.raises(DataError, match="no folder train/"):
+    with pytest.raises(DataError, match="train/"):
         open_folder(own_photos)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        ({"path": ""}, "quickstart.sh"),
-        ({"path": "/nowhere"}, "no such folder: /nowhere: --data-path"),
-        ({"path": "/nowhere", "dataset": "digits"}, "no such folder: /nowhere: --data-path: leave it out"),
-        ({"dataset": "cifar"}, "unknown data set 'cifar'"),
-        ({"dataset": "imagnet"}, "did you mean imagenet?"),
-        ({"zipped": True}, "no archive train.zip"),
-        ({"dataset": "tar"}, "no train.tar"),
-        ({"dataset": "list"}, "no list of images: x/train_map.txt"),
+        ({"path": ""}, ["quickstart.sh"]),
+        ({"path": "/nowhere"}, ["/nowhere", "--data-path"]),
+        ({"path": "/nowhere", "dataset": "digits"}, ["/nowhere", "--data-path"]),
+        ({"dataset": "cifar"}, ["'cifar'"]),
+        ({"dataset": "imagnet"}, ["did you mean imagenet?"]),
+        ({"zipped": True}, ["train.zip"]),
+        ({"dataset": "tar"}, ["train.tar"]),
+        ({"dataset": "list"}, ["x/train_map.txt"]),
     ],
 )
-def test_what_is_missing_is_named(arguments, message):
+def test_missing_data_are_named(arguments, names):
     with pytest.raises(DataError) as caught:
         open_data(**{"dataset": "imagenet", "path": "x", **arguments})
-    assert message in str(caught.value)
+    assert all(name in str(caught.value) for name in names), caught.value
 
 
 def test_the_number_of_classes_can_be_demanded(photos):
     assert len(open_folder(photos, classes=3).class_names) == 3
-    with pytest.raises(DataError, match="has 3 classes, not 1000: MODEL.NUM_CLASSES"):
+    with raises(DataError, "MODEL.NUM_CLASSES", "has 3 classes, not 1000"):
         open_folder(photos, classes=1000)
 
 
-def test_more_classes_than_the_data_has_are_the_models_own(photos):
+def test_classes_beyond_the_data_are_numbered(photos):
     """A head of ten outputs, trained on data that had the first three classes."""
     val = open_validation(photos, classes=10)
     assert val.class_names[:4] == ("class_0", "class_1", "class_2", "class 3") and len(val.class_names) == 10
@@ -167,7 +168,7 @@ def test_training_without_validation_data(own_photos, caplog):
     caplog.set_level(logging.INFO)
     assert open_folder(own_photos, validate=False).val is None
     assert "data: 36 training samples, 3 classes" in caplog.text
-    with pytest.raises(DataError, match="no folder val/ .*TEST.VALIDATE false"):
+    with pytest.raises(DataError, match=r"(?=.*\bval/)(?=.*TEST.VALIDATE)"):
         open_folder(own_photos)
 
 
@@ -205,29 +206,27 @@ def test_chosen_classes(photos, tmp_path):
     (tmp_path / "names.txt").write_text("class_2\n\nclass_0\nclass_1\n")
     assert chosen_classes(str(tmp_path / "names.txt"), source) == [0, 1, 2]
     (tmp_path / "names.txt").write_text("class_2\n")
-    with pytest.raises(DataError, match="classes beyond those selected"):
+    with raises(DataError, tmp_path / "names.txt", "val/"):
         chosen_classes(str(tmp_path / "names.txt"), source)
     (tmp_path / "names.txt").write_text("class_9\n")
-    with pytest.raises(DataError, match="no such classes: .*class_9"):
+    with raises(DataError, tmp_path / "names.txt", "class_9"):
         chosen_classes(str(tmp_path / "names.txt"), source)
-    with pytest.raises(DataError, match="No such file"):
+    with raises(DataError, tmp_path / "gone.txt", "No such file"):
         chosen_classes(str(tmp_path / "gone.txt"), source)
     (tmp_path / "names.txt").write_text("class_0", encoding="utf-16")
-    with pytest.raises(DataError, match=r"cannot read the class names \(not UTF-8\)"):
+    with raises(DataError, tmp_path / "names.txt", "not UTF-8"):
         chosen_classes(str(tmp_path / "names.txt"), source)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_folder_of_one_split_is_not_the_data_set(photos, split):
-    with pytest.raises(
-        DataError, match=f"/{split} is one split: --data-path: name the folder that contains it, {photos}"
-    ):
+def test_the_folder_of_one_split_is_not_a_dataset(photos, split):
+    with pytest.raises(DataError, match=rf"(?=.*{photos}/{split}\b)(?=.*{photos}(?!/))"):
         open_folder(photos / split)
 
 
 def test_a_split_under_another_name_is_pointed_out(own_photos):
     (own_photos / "val").rename(own_photos / "validation")
-    with pytest.raises(DataError, match="no folder val/ in .*, but validation/: --data-path: rename it"):
+    with pytest.raises(DataError, match=r"(?=.*\bval/)(?=.*\bvalidation/)(?=.*rename)"):
         open_folder(own_photos)
 
 

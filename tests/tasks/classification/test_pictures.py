@@ -72,5 +72,5 @@ def test_a_small_matrix_has_counts_and_a_larger_one_colours_only():
 
 def test_many_classes_are_reduced_to_those_with_the_lowest_accuracy():
     figure = confusion_figure(PREDICTIONS, [f"name {i}" for i in range(51)])
-    assert texts(figure) == ["1 of 2, mostly taken for name 0", "1 of 1"]
+    assert texts(figure) == ["1 of 2, mostly predicted as name 0", "1 of 1"]
     assert figure.axes[0].get_title() == "The 2 of 51 classes with the lowest accuracy"

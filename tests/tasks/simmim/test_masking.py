@@ -1,10 +1,10 @@
 """Masks: how many squares, how they are distributed, and what they depend on."""
 
-import pytest
 import torch
 
 from tasks.simmim.masking import Masking, MaskingOptions
 from tests.tools.builders import configured
+from tests.tools.errors import raises
 from utils.errors import ConfigError
 
 RECIPE = MaskingOptions((192, 192), square=32, ratio=0.6)
@@ -44,5 +44,5 @@ def test_options_come_from_the_recipe_and_sides_may_differ():
 
 
 def test_squares_that_do_not_divide_the_image_are_rejected():
-    with pytest.raises(ConfigError, match="192x192 do not divide into squares of 36: DATA.MASK_PATCH_SIZE"):
+    with raises(ConfigError, "DATA.MASK_PATCH_SIZE", "192x192", "36"):
         Masking(MaskingOptions((192, 192), square=36, ratio=0.6))

@@ -1,4 +1,4 @@
-"""The loss of SimMIM beside a plain computation."""
+"""The SimMIM loss against a plain computation."""
 
 import pytest
 import torch
