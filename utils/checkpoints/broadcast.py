@@ -1,4 +1,4 @@
-"""What one rank read, on all ranks: the disk of the main rank is enough."""
+"""Reads on the main rank and broadcasts, so that the other ranks need no access to its disk."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Shape:
-    """Stands for a tensor that is sent on its own."""
+    """Placeholder for a tensor, which is sent separately."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
 
 
 def read_once(world: World, read: Callable[[], T]) -> T:
-    """Calls `read` on the main rank; returns its result (nested dictionaries, lists, tensors, plain values) everywhere.
+    """Calls `read` on the main rank; returns its result (nested dictionaries, lists, tensors, plain values) on all.
 
-    If `read` fails, its error ends all ranks.
+    If `read` fails, the error ends all ranks.
     """
     if world.size == 1:
         return read()
@@ -33,7 +33,7 @@ def read_once(world: World, read: Callable[[], T]) -> T:
 
 
 def _outline(value: Any, tensors: list[Tensor]) -> Any:
-    """Replaces tensors by their shapes and appends them to `tensors`."""
+    """Replaces tensors by placeholders and appends them to `tensors`."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return _Shape(tuple(value.shape), value.dtype)
@@ -45,9 +45,9 @@ def _outline(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _fill(value: Any, world: World, tensors: Iterator[Tensor]) -> Any:
-    """Broadcasts the tensors in the order in which `_outline` met them."""
+    """Broadcasts the tensors in the order of `_outline` and replaces the placeholders by them."""
     if isinstance(value, _Shape):
-        # the main rank's own may be a view of a larger one
+        # on the main rank it may be a view of a larger one
         tensor = next(tensors).contiguous() if world.is_main else torch.empty(value.size, dtype=value.dtype)
         world.broadcast_tensor(tensor)
         return tensor
