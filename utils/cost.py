@@ -75,7 +75,7 @@ def explain_memory(error: BaseException, device: torch.device) -> BaseException:
     return ResourceError(
         "--batch-size",
         f"{where} ran out of memory{tried}; the peak was {peak_memory(device):,} MiB",
-        "reduce it (with --accumulation-steps for the same global batch), or use --use-checkpoint;"
+        "reduce it, with --accumulation-steps for the same global batch, or use --use-checkpoint;"
         " in evaluation reduce TEST.IMG_SIZE",
     )
 

@@ -259,7 +259,7 @@ def _choose_device(wanted: str, local_rank: int, size: int) -> torch.device:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     why = f"CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else "torch finds none"
     if wanted == "cuda":
-        raise DistributedError("--device", f"no GPU is available ({why})", "use cpu, or check the GPU driver")
+        raise DistributedError("--device", f"no GPU is available: {why}", "use cpu, or check the GPU driver")
     if wanted == "auto" and (hidden or Path("/dev/nvidia0").exists()):
         log.warning("no GPU is available (%s): running on the CPU; --device cpu silences this warning", why)
     if wanted == "auto" and torch.backends.mps.is_available() and size == 1:

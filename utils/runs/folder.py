@@ -81,7 +81,7 @@ class RunFolder:
             if differing:
                 remedy = "restore the keys, or set another --tag"
                 if all(line.startswith("TRAIN.") for line in differing):
-                    remedy += f" and continue from here with --resume {self.checkpoints / 'last.pth'}"
+                    remedy += f"; to continue from here, --tag NEW --resume {self.checkpoints / 'last.pth'}"
                 problem = f"belongs to a run with another configuration: {'; '.join(differing)}"
                 raise ConfigError(str(self.path), problem, remedy)
         where = f"{platform.node()}, {count(self.world.size, 'rank')} on {device_name(self.world.device)}"
