@@ -109,11 +109,8 @@ class EvalLoader:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._interruptible(self._batches()))
-
-    def _batches(self) -> Iterator[Batch]:
-        for images, targets, samples in prefetch_to_device(self._loader, self._normalize):
-            yield Batch(images, targets, samples)
+        batches = (Batch(*each) for each in prefetch_to_device(self._loader, self._normalize))
+        return iter(self._interruptible(batches))
 
     def sample(self, index: int) -> Sample:
         """Returns a sample of the whole dataset as the model sees it before normalisation. Raises: DataError."""
@@ -130,5 +127,4 @@ class EvalLoader:
             raise collated
         if not collated.samples:
             return None
-        ((images, targets, samples),) = prefetch_to_device([collated], self._normalize)
-        return Batch(images, targets, samples)
+        return Batch(*next(prefetch_to_device([collated], self._normalize)))

@@ -14,7 +14,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.errors import ConfigError, ResourceError, is_out_of_memory
+from utils.errors import ConfigError, ResourceError, is_out_of_memory, one_line
 from utils.preprocessing import Size
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def describe_model(model: nn.Module, size: Size) -> str:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as e:  # models of timm
-        problem = f"{name} does not accept images of {sides} ({str(e).splitlines()[0]})"
+        problem = f"{name} does not accept images of {sides} ({one_line(e)})"
         raise ConfigError("DATA.IMG_SIZE", problem, "set it, or TEST.IMG_SIZE, to a size that the model accepts") from e
     info: Any = getattr(model, "feature_info", None) or []  # timm's format; only pyramids have it
     maps = [f"{each['num_chs']}x{'x'.join(str(-(-side // each['reduction'])) for side in size)}" for each in info]

@@ -72,21 +72,17 @@ class Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
 
-        columns = (
+        self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
             MofNCompleteColumn(),
             TextColumn(f"{unit} {{task.fields[details]}}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True),
-        )
-        # redirection would send messages for stderr to stdout
-        self._progress = Progress(
-            *columns,
             console=_console(),
             transient=True,
             expand=True,
             refresh_per_second=4,
-            redirect_stdout=False,
+            redirect_stdout=False,  # would send messages for stderr to stdout
             redirect_stderr=False,
         )
         self._task = self._progress.add_task(title, total=total, completed=done, details="")

@@ -17,7 +17,18 @@ ATTEMPTS = 20  # replacements tried for an unreadable sample
 Key = tuple[int, int]  # epoch, index
 
 
-class TrainSamples(Dataset):
+class _Samples(Dataset):
+    def __init__(self, source: Source, transform: SampleTransform, *, on_bad: str):
+        self._source, self._transform, self._on_bad = source, transform, on_bad
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+
+class TrainSamples(_Samples):
     """Prepares each sample with generators seeded only by the seed of the run, the epoch and the index.
 
     Args: on_bad: "error": an unreadable sample ends the run; "skip": another sample with its target, determined by
@@ -25,13 +36,8 @@ class TrainSamples(Dataset):
     """
 
     def __init__(self, source: Source, transform: SampleTransform, *, seed: int, on_bad: str):
-        self._source, self._transform, self._seed, self._on_bad = source, transform, seed, on_bad
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def name(self, index: int) -> str:
-        return self._source.name(index)
+        super().__init__(source, transform, on_bad=on_bad)
+        self._seed = seed
 
     def __getitem__(self, key: Key) -> Sample | DataError:
         epoch, index = key
@@ -56,20 +62,11 @@ class TrainSamples(Dataset):
         return self._transform(record)._replace(number=index)
 
 
-class EvalSamples(Dataset):
+class EvalSamples(_Samples):
     """Prepares samples without randomness.
 
     Args: on_bad: "error": an unreadable sample ends the run; "skip": it is dropped from its batch.
     """
-
-    def __init__(self, source: Source, transform: SampleTransform, *, on_bad: str):
-        self._source, self._transform, self._on_bad = source, transform, on_bad
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def name(self, index: int) -> str:
-        return self._source.name(index)
 
     def __getitem__(self, key: Key) -> Sample | Skipped | DataError:
         index = key[1]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.pipeline.sample import Collated, map_tensors
+from data.pipeline.sample import Collated
+from utils.nested import map_tensors
 from utils.preprocessing import Preprocessing
 
 

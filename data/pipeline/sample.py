@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.sources.base import Record
 from utils.errors import DataError
+from utils.nested import map_tensors
 
 Image = NDArray[np.uint8]  # (channels, height, width)
 
@@ -99,15 +100,3 @@ def _stacked(targets: list[Any]) -> Any:
 def _erased(samples: Sequence[Sample]) -> Tensor:
     rows = [(i, *rectangle) for i, sample in enumerate(samples) for rectangle in sample.erased]
     return torch.tensor(rows, dtype=torch.int64).view(-1, 6)
-
-
-def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Applies a function to every tensor in nested lists, tuples and dictionaries."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(each, function) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        mapped = [map_tensors(each, function) for each in value]
-        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
-    return value

@@ -6,6 +6,7 @@ Pixels stay 8-bit here; data/pipeline/device.py normalises and erases whole batc
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -219,7 +220,7 @@ class EvalTransform:
         steps: list[Callable[[Any], Any]] = [transforms.Resize(options.size, mode)]
         if options.crop:
             height, width = (int(side / options.crop_pct) for side in options.size)
-            covering = transforms.Resize(height, mode) if height == width else _Cover(height, width, mode)
+            covering = transforms.Resize(height, mode) if height == width else partial(_cover, height, width, mode)
             steps = [crop_long_side, covering, transforms.CenterCrop(options.size)]
         self._resize = transforms.Compose(steps)
 
@@ -242,16 +243,11 @@ def crop_long_side(image: Image.Image) -> Image.Image:
     return image.crop((left, top, width - left, height - top)) if left or top else image
 
 
-class _Cover:
+def _cover(height: int, width: int, mode: InterpolationMode, image: Image.Image) -> Image.Image:
     """Resizes an image, keeping its aspect ratio, to the smallest size that covers height x width."""
-
-    def __init__(self, height: int, width: int, mode: InterpolationMode):
-        self._height, self._width, self._mode = height, width, mode
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        scale = max(self._height / image.height, self._width / image.width)
-        size = [max(self._height, round(image.height * scale)), max(self._width, round(image.width * scale))]
-        return transforms.functional.resize(image, size, self._mode)
+    scale = max(height / image.height, width / image.width)
+    size = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
+    return transforms.functional.resize(image, size, mode)
 
 
 class _Recorder:
@@ -268,31 +264,21 @@ class _Recorder:
 def _on_arrays(step: Any) -> Callable[[Pixels], Pixels]:
     """Converts timm's step to work on arrays, with the same random draws."""
     if isinstance(step, transforms.RandomHorizontalFlip):
-        return _Mirror(step.p)
+        return partial(_mirror, step.p)
     if isinstance(step, RandAugment | AutoAugment):
         groups = [step.ops] if isinstance(step, RandAugment) else step.policy
         for operation in (operation for group in groups for operation in group):
             function: Any = operation.aug_fn
-            vars(operation)["aug_fn"] = OPERATIONS.get(operation.name) or _ThroughPillow(function)
+            vars(operation)["aug_fn"] = OPERATIONS.get(operation.name) or partial(_through_pillow, function)
         return step
-    return _ThroughPillow(step)
+    return partial(_through_pillow, step)
 
 
-class _Mirror:
+def _mirror(probability: float, pixels: Pixels) -> Pixels:
     """torchvision's RandomHorizontalFlip, on arrays."""
-
-    def __init__(self, probability: float):
-        self._probability = probability
-
-    def __call__(self, pixels: Pixels) -> Pixels:
-        return cv2.flip(pixels, 1) if torch.rand(1) < self._probability else pixels  # type: ignore[return-value]
+    return cv2.flip(pixels, 1) if torch.rand(1) < probability else pixels  # type: ignore[return-value]
 
 
-class _ThroughPillow:
+def _through_pillow(function: Callable[..., Any], pixels: Pixels, *arguments: Any, **more: Any) -> Pixels:
     """Runs a step without an array implementation in Pillow."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-
-    def __call__(self, pixels: Pixels, *arguments: Any, **more: Any) -> Pixels:
-        return np.asarray(self._function(Image.fromarray(np.ascontiguousarray(pixels)), *arguments, **more))
+    return np.asarray(function(Image.fromarray(np.ascontiguousarray(pixels)), *arguments, **more))

@@ -86,12 +86,8 @@ class IndexedSource:
     """Samples listed by an index and read from a storage; without class names, targets are None."""
 
     def __init__(self, index: Index, class_names: Sequence[str], storage: Storage):
-        self._class_names = tuple(class_names)
+        self.class_names: tuple[str, ...] = tuple(class_names)
         self._index, self._storage = index, storage
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._class_names
 
     def __len__(self) -> int:
         return len(self._index)

@@ -66,10 +66,9 @@ class ReaderStore:
             storage = ReaderStorage(self._name, self._root, name)
             try:
                 _ = storage.reader
+                return storage
             except DataError as e:
                 tried.append(e)
-                continue
-            return storage
         raise tried[0]
 
 

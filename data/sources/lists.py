@@ -102,12 +102,9 @@ def _by_name(labels: list[int], folders: dict[int, str], class_names: Sequence[s
     unknown = [folder for folder in folders.values() if folder not in known]
     if unknown:
         label, other = next((label, other) for label, other in own.items() if label != other)
-        raise DataError(
-            str(path),
-            f"label {label} is {folders[label]}, which the class map lists as {other}, and {len(unknown)} folders are"
-            f" missing from it: {listing(unknown)}",
-            "number the classes as in the class map",
-        )
+        problem = f"label {label} is {folders[label]}, which the class map lists as {other}"
+        problem += f", and {len(unknown)} folders are missing from it: {listing(unknown)}"
+        raise DataError(str(path), problem, "number the classes as in the class map")
     log.info("labels of %s: taken from the folders of its images, which the class map lists in another order", path)
     return [own[label] for label in labels]
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -129,24 +129,20 @@ def _check_contents(splits: dict[str, Classes], workers: int, channels: int, rep
     }
     first: dict[bytes, str] = {}
     again = 0
-    for file, digest, error in _examined(sorted(owner), workers, channels):
-        if error:
-            report.findings.append(error)
-        elif digest not in first:
-            first[digest] = file
-        elif owner[file][0] != owner[first[digest]][0]:
-            report.findings.append(f"the same image in train and val: {first[digest]}, {file}")
-        elif owner[file][1] != owner[first[digest]][1]:
-            report.findings.append(f"the same image in two classes: {first[digest]}, {file}")
-        else:
-            again += 1
-    report.facts.append(f"{len(first):,} distinct images, {count(again, 'duplicate')} within a class")
-
-
-def _examined(files: Sequence[str], workers: int, channels: int) -> Iterator[tuple[str, bytes, str]]:
     with worker_pool(workers) as pool:
-        results: Iterable[tuple[str, bytes, str]] = pool.map(partial(_examine, channels), files, chunksize=16)
-        yield from track(results, "checking", len(files), "files")
+        results = pool.map(partial(_examine, channels), sorted(owner), chunksize=16)
+        for file, digest, error in track(results, "checking", len(owner), "files"):
+            if error:
+                report.findings.append(error)
+            elif digest not in first:
+                first[digest] = file
+            elif owner[file][0] != owner[first[digest]][0]:
+                report.findings.append(f"the same image in train and val: {first[digest]}, {file}")
+            elif owner[file][1] != owner[first[digest]][1]:
+                report.findings.append(f"the same image in two classes: {first[digest]}, {file}")
+            else:
+                again += 1
+    report.facts.append(f"{len(first):,} distinct images, {count(again, 'duplicate')} within a class")
 
 
 def _examine(channels: int, file: str) -> tuple[str, bytes, str]:

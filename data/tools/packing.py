@@ -123,17 +123,15 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
         return DataError(file, f"cannot be read: {e.strerror}", "restore or remove it")
     except DataError as e:
         return e
-    scale = 1.0 if image is None else short_side / min(image.size)
-    if image is not None and scale < 1:
-        size = [max(1, round(side * scale)) for side in image.size]
-        with atomic_path(place) as temporary:
-            # each channel separately: training uses transparent colours
-            bands = [band.resize(size, Image.Resampling.BICUBIC) for band in image.split()]
-            Image.merge(image.mode, bands).save(temporary, kind, quality=quality, exif=_orientation(data))
-    else:
-        with atomic_path(place) as temporary:
+    with atomic_path(place) as temporary:
+        if image is None or min(image.size) <= short_side:
             temporary.write_bytes(data)
-        return False
+            return False
+        scale = short_side / min(image.size)
+        size = [max(1, round(side * scale)) for side in image.size]
+        # each channel separately: training uses transparent colours
+        bands = [band.resize(size, Image.Resampling.BICUBIC) for band in image.split()]
+        Image.merge(image.mode, bands).save(temporary, kind, quality=quality, exif=_orientation(data))
     return True
 
 

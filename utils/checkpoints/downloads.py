@@ -114,10 +114,8 @@ def _is_reachable(url: str) -> bool:
     """Returns whether a server responds within five seconds, with any status."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
+    except OSError as e:
+        return isinstance(e, urllib.error.HTTPError)
     return True
 
 

@@ -130,23 +130,21 @@ def whole_moments(
     optimizer: Mapping[str, Any], names: Mapping[int, str], shards: Mapping[str, Shard], keep: bool
 ) -> dict[str, Any]:
     """Applies `whole_tensors` to the state dict of an optimizer. Args: names: of the parameters, by index."""
-
-    def moments(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        shard = shards.get(names[number])
-        return {
-            kind: _collected(shard.whole, v, keep) if shard and isinstance(v, Tensor) and v.ndim else v
-            for kind, v in values.items()
-        }
-
-    return {**optimizer, "state": {n: moments(n, values) for n, values in optimizer["state"].items()}}
+    state = _map_moments(optimizer["state"], names, shards, lambda shard, part: _collected(shard.whole, part, keep))
+    return {**optimizer, "state": state}
 
 
 def own_moments(state: Mapping[int, Any], names: Mapping[int, str], shards: Mapping[str, Shard]) -> dict[int, Any]:
     """Inverts `whole_moments` without communication. Args: state: of an optimizer."""
+    return _map_moments(state, names, shards, lambda shard, whole: shard.part(whole))
 
+
+def _map_moments(
+    state: Mapping[int, Any], names: Mapping[int, str], shards: Mapping[str, Shard], convert: Callable[..., Any]
+) -> dict[int, Any]:
     def moments(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
         shard = shards.get(names[number])
-        return {k: shard.part(v) if shard and isinstance(v, Tensor) and v.ndim else v for k, v in values.items()}
+        return {k: convert(shard, v) if shard and isinstance(v, Tensor) and v.ndim else v for k, v in values.items()}
 
     return {number: moments(number, values) for number, values in state.items()}
 

@@ -97,11 +97,9 @@ class Watchdog(threading.Thread):
         if gone:
             return self._lost_ranks(gone)
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        return DistributedError(
-            f"rank {self._rank}",
-            f"lost the connection to the other ranks at {self.position} ({reason[0]})",
-            "check the network and the logs of the other machines, then run the same command again",
-        )
+        problem = f"lost the connection to the other ranks at {self.position} ({reason[0]})"
+        remedy = "check the network and the logs of the other machines, then run the same command again"
+        return DistributedError(f"rank {self._rank}", problem, remedy)
 
     def _lost_ranks(self, ranks: list[int]) -> DistributedError:
         return self._lost(listing(f"rank {rank}" for rank in ranks), listing(map(self._host, ranks)))
@@ -164,12 +162,9 @@ class Watchdog(threading.Thread):
                 found.append(f"{who} does not respond\n")
                 stuck.append(who)
         who = f"{listing(stuck)} does not respond" if stuck else "all ranks respond, their stacks are above"
-        error = DistributedError(
-            "TIMEOUT_MINUTES",
-            f"no progress for {self._timeout:g} seconds at {self.position}; {who}",
-            "raise it if an update may take longer; otherwise check that machine and run the same command again",
-        )
-        self._end_all(error, "\n".join(found))
+        problem = f"no progress for {self._timeout:g} seconds at {self.position}; {who}"
+        remedy = "raise it if an update may take longer; otherwise check that machine and run the same command again"
+        self._end_all(DistributedError("TIMEOUT_MINUTES", problem, remedy), "\n".join(found))
 
     def _end_all(self, error: BaseException, detail: str = "") -> None:
         """Reports `error` for the job and ends all ranks."""

@@ -90,12 +90,8 @@ def curves_figure(
             look = {"color": f"C{color}", "linestyle": _STYLES[style % len(_STYLES)]}
             _plot(axes, points, key, updates_per_epoch or 1, label=", ".join(filter(None, (name, label))), **look)
     title = (title or f"validation {', '.join(metrics)}") if judged.lines else "no validation"
-    for axes, text in (
-        (losses, "loss"),
-        (judged, title),
-        (rate, "learning rate"),
-        (norm, "gradient norm before clipping"),
-    ):
+    titles = {losses: "loss", judged: title, rate: "learning rate", norm: "gradient norm before clipping"}
+    for axes, text in titles.items():
         axes.set_title(text)
         axes.grid(alpha=0.3)
         if axes.lines and (axes in (losses, judged) or len(runs) > 1):

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,19 +17,18 @@ from utils.pictures import Pictures, as_image
 log = logging.getLogger(__name__)
 
 
-class Tracker(Protocol):
-    """Receives scalars by name, such as "train/loss" and "val/top1", at an update."""
+class Tracker:
+    """Receives scalars by name, such as "train/loss" and "val/top1", at an update. The methods default to no-ops."""
 
     def write(self, scalars: Mapping[str, float], update: int) -> None: ...
     def show(self, name: str, picture: Image.Image, update: int) -> None: ...
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Receives the configuration and the best metrics of a finished run."""
-        ...
 
     def close(self) -> None: ...
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in tensorboard/. Args: update: to continue after; later events of an earlier start are hidden."""
 
     def __init__(self, folder: Path, update: int):
@@ -54,28 +53,19 @@ class TensorBoard:
         self._writer.close()
 
 
-class PictureFiles:
+class PictureFiles(Tracker):
     """PNG files in pictures/, each overwritten by the newest of its name."""
 
     def __init__(self, folder: Path):
         self._folder = folder / "pictures"
-
-    def write(self, scalars: Mapping[str, float], update: int) -> None:
-        """Ignores scalars."""
 
     def show(self, name: str, picture: Image.Image, update: int) -> None:
         self._folder.mkdir(exist_ok=True)
         with atomic_path(self._folder / f"{name.replace('/', '_')}.png") as temporary:
             picture.save(temporary, "PNG")
 
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Ignores settings."""
 
-    def close(self) -> None:
-        """Has nothing to close."""
-
-
-class WeightsAndBiases:
+class WeightsAndBiases(Tracker):
     """A run of the project `LOG.WANDB`, the same one after a restart. WANDB_MODE=offline works without a network."""
 
     def __init__(self, folder: Path, project: str):

@@ -102,13 +102,10 @@ class RunFolder:
         return owner
 
     def write_config(self, config: str, state: TrainState) -> None:
-        """Writes the configuration that the run continues with, and repairs links. Raises: ResourceError."""
+        """Writes the configuration that the run continues with, and restores last.pth and best.pth if a save was
+        interrupted before they were updated. Raises: ResourceError."""
         with write_errors(self.path, "OUTPUT"):
             write_text(self.config, config)
-        self._repair_links(state)
-
-    def _repair_links(self, state: TrainState) -> None:
-        """Restores last.pth and best.pth if a save was interrupted before they were updated."""
         best = self.checkpoints / checkpoint_name(state.best_epoch, state.best_step or None)
         if best.exists():
             point_to(self.checkpoints / "best.pth", best)

@@ -93,12 +93,8 @@ class Start:
         self.contents = {}  # frees as much memory as the state takes
         log.info("weights: %s (%s), at epoch %d, update %d", self.loaded, self.reason, state.epoch, state.update)
         if state.update != state.done(plan):
-            log.info(
-                "an epoch has %d updates now, %d are done: the learning rate continues from epoch %d",
-                plan.updates_per_epoch,
-                state.update,
-                state.epoch,
-            )
+            text = "an epoch has %d updates now, %d are done: the learning rate continues from epoch %d"
+            log.info(text, plan.updates_per_epoch, state.update, state.epoch)
         if not self.own:
             state.reset_best()  # the best checkpoint is not in this run's folder
         if state.finished(plan):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from utils.checkpoints.files import point_to, remove_old, save_checkpoint
+from utils.nested import map_tensors
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,4 @@ class Saver:
 
 def snapshot(value: Any) -> Any:
     """Copies nested dictionaries and lists, with all tensors on the CPU."""
-    if isinstance(value, torch.Tensor):
-        copy = torch.empty(value.shape, dtype=value.dtype, device="cpu")
-        return copy.copy_(value.detach())
-    if isinstance(value, dict):
-        return {key: snapshot(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(snapshot(each) for each in value)
-    return value
+    return map_tensors(value, lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu").copy_(t.detach()))

@@ -287,10 +287,8 @@ class Session:
         Raises: NumericsError after too many in a row.
         """
         update, self._unjudged = self._unjudged, None
-        if update is not None and not update.applied:
-            self._report_skipped(update)
-
-    def _report_skipped(self, update: Update) -> None:
+        if update is None or update.applied:
+            return
         state, plan = self._state, self._plan
         log.warning("update %d skipped: non-finite gradient (%d skipped so far)", update.number, state.skipped)
         scale = update.loss_scale if state.scaler.is_enabled() else None

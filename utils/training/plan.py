@@ -50,17 +50,13 @@ class RunPlan:
         warmup = train.WARMUP_UPDATES or round(train.WARMUP_EPOCHS * shape.updates)
         total = train.UPDATES or train.EPOCHS * shape.updates
         if warmup >= total and not cfg.DRY_RUN:
-            raise ConfigError(
-                "TRAIN.WARMUP_UPDATES" if train.WARMUP_UPDATES else "TRAIN.WARMUP_EPOCHS",
-                f"{warmup} of {total} updates are warm-up, TRAIN.BASE_LR would never be reached",
-                f"shorten it to less than {total} updates",
-            )
-        if train.START_EPOCH * shape.updates >= total:
-            raise ConfigError(
-                "TRAIN.START_EPOCH",
-                f"{train.START_EPOCH} epochs are {train.START_EPOCH * shape.updates} updates, the run has {total}",
-                "set it lower",
-            )
+            key = "TRAIN.WARMUP_UPDATES" if train.WARMUP_UPDATES else "TRAIN.WARMUP_EPOCHS"
+            problem = f"{warmup} of {total} updates are warm-up, TRAIN.BASE_LR would never be reached"
+            raise ConfigError(key, problem, f"shorten it to less than {total} updates")
+        first = train.START_EPOCH * shape.updates
+        if first >= total:
+            problem = f"{train.START_EPOCH} epochs are {first} updates, the run has {total}"
+            raise ConfigError("TRAIN.START_EPOCH", problem, "set it lower")
         return RunPlan(
             shape=shape,
             epochs=-(-total // shape.updates),

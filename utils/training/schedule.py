@@ -27,22 +27,24 @@ def _unscaled(update: int, plan: RunPlan) -> float:
     return _DECAYS[plan.scheduler](update, plan)
 
 
+def _progress(update: int, plan: RunPlan, after_warmup: bool) -> float:
+    start = plan.warmup_updates if after_warmup else 0
+    return min(1.0, (update - start) / max(1, plan.total_updates - start))
+
+
 def _cosine(update: int, plan: RunPlan) -> float:
-    start = plan.warmup_updates if plan.warmup_prefix else 0
-    progress = (update - start) / max(1, plan.total_updates - start)
-    return plan.min_lr + 0.5 * (plan.peak_lr - plan.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
+    cosine = math.cos(math.pi * _progress(update, plan, plan.warmup_prefix))
+    return plan.min_lr + 0.5 * (plan.peak_lr - plan.min_lr) * (1 + cosine)
 
 
 def _poly(update: int, plan: RunPlan) -> float:
-    start = plan.warmup_updates if plan.warmup_prefix else 0
-    progress = (update - start) / max(1, plan.total_updates - start)
-    return plan.min_lr + (plan.peak_lr - plan.min_lr) * (1 - min(1.0, progress)) ** plan.power
+    left = 1 - _progress(update, plan, plan.warmup_prefix)
+    return plan.min_lr + (plan.peak_lr - plan.min_lr) * left**plan.power
 
 
 def _linear(update: int, plan: RunPlan) -> float:
     """Decays to a hundredth of the peak, like the linear schedule of the original repository."""
-    progress = (update - plan.warmup_updates) / max(1, plan.total_updates - plan.warmup_updates)
-    return plan.peak_lr * (1 - 0.99 * min(1.0, progress))
+    return plan.peak_lr * (1 - 0.99 * _progress(update, plan, True))
 
 
 def _step(update: int, plan: RunPlan) -> float:

@@ -92,12 +92,8 @@ class TrainState:
         self.model, self.wrapped, self.optimizer = model, wrapped, optimizer
         self.precision, self.scaler, self.ema = precision, precision.scaler(), ema
         self.shards, self._keeps = shards_of(model), keeps
-        self.epoch = 0
-        self.step = 0
-        self.update = 0
-        self.skipped = 0
-        self.skipped_in_row = 0
-        self.samples = 0
+        self.epoch = self.step = self.update = self.samples = 0
+        self.skipped = self.skipped_in_row = 0
         self.pending_update: Update | None = None
         # the forward pass changes running statistics: the EMA must include the last update before that
         self.syncs_before_forward = ema is not None and any(True for _ in changing_buffers(model))

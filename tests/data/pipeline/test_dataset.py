@@ -100,7 +100,8 @@ def test_fault_38_a_folder_without_readable_images_ends_the_run(own_photos):
     for file in (own_photos / "train").rglob("*.jpg"):
         file.write_bytes(b"")
     samples = train_samples(open_folder(own_photos).train, PLAIN, on_bad="skip")
-    assert "20 samples that could replace it cannot be read either" in str(samples[0, 0])
+    error = samples[0, 0]
+    assert error.subject.startswith(str(own_photos / "train")) and "20 replacements" in error.problem
 
 
 def test_the_first_error_takes_the_place_of_its_batch(colours):

@@ -85,7 +85,7 @@ def test_fault_26_a_lost_connection_names_the_rank_that_is_gone(ranks, capsys, e
     ranks[0].tick("epoch 1, update 3")
     assert ranks[0].end_together(error, debug=False) == 5
     err = capsys.readouterr().err
-    assert err.startswith("error: rank 1 (") and "disappeared at epoch 1, update 3" in err and "Traceback" not in err
+    assert err.startswith("error: rank 1: ") and "at epoch 1, update 3" in err and "Traceback" not in err
 
 
 def test_an_error_of_the_program_is_not_taken_for_a_lost_connection(ranks, capsys):

@@ -153,7 +153,7 @@ def test_fault_55_an_event_file_that_fails_later_is_given_up_with_one_warning(tm
     journal.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "TensorBoard fails and is disabled ([Errno 28] No space left on device); training continues"
+        "TensorBoard failed and is disabled ([Errno 28] No space left on device); training continues"
     ]
 
 

@@ -85,7 +85,7 @@ def test_nothing_is_left_of_a_run_that_has_ended(tmp_path, said):
 
 def test_a_disk_without_room_is_found_out(tmp_path, monkeypatch, said):
     monkeypatch.setattr("utils.checkpoints.files.free_mib", lambda folder: 0.01)
-    with raises(ResourceError, tmp_path / "checkpoints", "MiB are free"):
+    with raises(ResourceError, tmp_path / "none/a/b/checkpoints", "MiB are free"):
         run(tmp_path, train_state(small()))
 
 

@@ -150,7 +150,7 @@ def test_without_links_the_log_says_where_the_names_are(tmp_path, monkeypatch, c
     folder, state = RunFolder(tmp_path, World()), train_state(small())
     with caplog.at_level(logging.INFO):
         claim(folder, "TAG: x\n")
-    assert "last.txt and best.txt will hold the names of files" in caplog.text
+    assert "last.txt and best.txt" in caplog.text
     save_checkpoint(folder.checkpoints, "ckpt_epoch_1.pth", {"model": {}})
     state.epoch, state.best_epoch = 2, 1
     folder.write_config("TAG: x\n", state)
