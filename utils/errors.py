@@ -127,7 +127,7 @@ def report_error(error: BaseException, *, speak: bool, debug: bool = False, deta
     Args: speak: whether this rank reports for the whole job; detail: lines to print first.
     """
     if isinstance(error, KeyboardInterrupt):
-        code, text = 130, f"interrupted{': ' if error.args else ''}{one_line(error) if error.args else ''}"
+        code, text = 130, f"interrupted: {one_line(error)}" if error.args else "interrupted"
     else:
         code, text = getattr(error, "exit_code", 1), one_line(error)
     if not speak:

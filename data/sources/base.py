@@ -59,7 +59,7 @@ class Store(Protocol):
     def has(self, split: str) -> bool: ...
     def class_names(self, split: str) -> list[str]:
         """Returns the classes of this split, in label order. Raises: DataError."""
-        ...
+        return list(self.open(split).class_names)
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> LabelledSource:
         """Opens a split.

@@ -57,7 +57,7 @@ class FolderStore:
         if not found:
             return _open_flat(folder, names)
         check_classes(found, names, folder)
-        key = f"folder\0{folder.resolve()}\0{_text(names)}"
+        key = f"folder\0{folder.resolve()}\0{chr(0).join(names)}"
         index, _ = stored(key, lambda: _walk(folder, stamps, found, names))
         return IndexedSource(index, names, FolderStorage(folder))
 
@@ -168,7 +168,7 @@ def _open_flat(folder: Path, names: list[str]) -> IndexedSource:
             raise DataError(str(folder), f"{problem}: {listing(strange)}", "sort them into one folder per class")
         return Index.build(files, [own[usual[labels[name]]] for name in files]), None, stamps
 
-    index, _ = stored(f"flat\0{folder.resolve()}\0{_text(names)}", build)
+    index, _ = stored(f"flat\0{folder.resolve()}\0{chr(0).join(names)}", build)
     return IndexedSource(index, list(own), FolderStorage(folder))
 
 
@@ -185,7 +185,3 @@ def imagenet_synsets() -> list[str]:
     from timm.data import ImageNetInfo
 
     return ImageNetInfo("imagenet-1k").label_names()
-
-
-def _text(names: Sequence[str]) -> str:
-    return "\0".join(names)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from data.sources.base import IndexedSource
+from data.sources.base import IndexedSource, Store
 from data.sources.folders import FolderStorage
 from data.sources.index import Index, Stamp, stamp, stored
 from utils.errors import DataError, listing
@@ -27,7 +27,7 @@ class Listed:
     class_names: list[str]
 
 
-class ListStore:
+class ListStore(Store):
     """Images named by one list per split, relative to the data folder."""
 
     def __init__(self, root: Path):
@@ -35,9 +35,6 @@ class ListStore:
 
     def has(self, split: str) -> bool:
         return self._list(split).is_file()
-
-    def class_names(self, split: str) -> list[str]:
-        return list(self.open(split).class_names)
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
         """Opens a split. Raises: DataError for a missing list, or with file and line for an invalid entry."""
@@ -91,10 +88,7 @@ def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Li
 
 
 def _by_name(labels: list[int], folders: dict[int, str], class_names: Sequence[str], path: Path) -> list[int]:
-    """Relabels images by the class names of their folders; returns the labels unchanged if none is known.
-
-    Raises: DataError if only some of the folders are among the names, and not at their labels.
-    """
+    """Relabels images by folder if the class names list their folders. Raises: DataError if they list only some."""
     known = {name: label for label, name in enumerate(class_names)}
     own = {label: known[folder] for label, folder in folders.items() if folder in known}
     if all(label == other for label, other in own.items()):

@@ -84,7 +84,10 @@ def find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
     if dataset.startswith("timm:"):
         return ReaderStore(dataset.removeprefix("timm:"), path)
     if dataset == "digits":
-        return FolderStore(write_digits(_digits_folder(path)))
+        folder = Path(path or "datasets/digits")
+        if not folder.exists() and folder.name != "digits":  # a typo, or another dataset
+            raise DataError("--data-path", f"no such folder: {folder}", "omit it to use datasets/digits")
+        return FolderStore(write_digits(folder))
     if dataset not in STORES:
         remedy = f"{did_you_mean(dataset, ['digits', 'timm:NAME', *STORES])}; imagenet is any image folder"
         raise DataError("DATA.DATASET", f"unknown dataset {dataset!r}", remedy)
@@ -102,14 +105,6 @@ def find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
                 remedy = f"choose a folder that contains train/ and val/{optional}"
                 raise DataError("--data-path", f"no folder {split}/ in {path}", remedy)
     return store
-
-
-def _digits_folder(path: str) -> Path:
-    """Raises: DataError if the folder neither exists nor is named digits: a typo, or another dataset."""
-    folder = Path(path or "datasets/digits")
-    if not folder.exists() and folder.name != "digits":
-        raise DataError("--data-path", f"no such folder: {folder}", "omit it to use datasets/digits")
-    return folder
 
 
 def _check_folder(path: Path, split: str) -> None:

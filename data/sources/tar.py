@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.sources.archive import SharedFile, below_split, label_by_folder
-from data.sources.base import IndexedSource
+from data.sources.base import IndexedSource, Store
 from data.sources.folders import is_hidden, is_image, warn_of_ignored
 from data.sources.index import Index, Stamp, stamp, stored
 from data.sources.lists import safe_path
@@ -15,7 +15,7 @@ from utils.errors import DataError
 _BESIDE = (".cls", ".txt", ".json")  # stored next to an image in WebDataset shards
 
 
-class TarStore:
+class TarStore(Store):
     """train.tar and val.tar, or shards train-000.tar, ...: class folders inside, or WebDataset's x.jpg, x.cls."""
 
     def __init__(self, root: Path):
@@ -23,9 +23,6 @@ class TarStore:
 
     def has(self, split: str) -> bool:
         return bool(self._shards(split))
-
-    def class_names(self, split: str) -> list[str]:
-        return list(self.open(split).class_names)
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
         """Opens a split. Raises: DataError for missing or corrupt shards, or an image without a label."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.sources.archive import SharedFile, below_split, label_by_folder
-from data.sources.base import IndexedSource
+from data.sources.base import IndexedSource, Store
 from data.sources.folders import is_hidden, is_image, warn_of_ignored
 from data.sources.index import Index, Stamp, stamp, stored
 from data.sources.lists import read_list, safe_path
@@ -16,7 +16,7 @@ LOCAL_HEADER = 30  # bytes before the name of a member; the last four are the le
 ENCRYPTED = 0x1
 
 
-class ZipStore:
+class ZipStore(Store):
     """train.zip and val.zip, labelled by train_map.txt and val_map.txt, or else by the folders inside."""
 
     def __init__(self, root: Path):
@@ -24,9 +24,6 @@ class ZipStore:
 
     def has(self, split: str) -> bool:
         return self._archive(split).is_file()
-
-    def class_names(self, split: str) -> list[str]:
-        return list(self.open(split).class_names)
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
         """Opens a split. Raises: DataError for a missing or corrupt archive, or if a mapped member is missing."""

@@ -136,10 +136,7 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
 
 
 def _to_resize(data: bytes, file: str, kind: str) -> Image.Image | None:
-    """Decodes an image to RGB, with alpha if present; returns None if channels or bit depth would be lost.
-
-    Args: kind: the format to write. Raises: DataError for an unreadable image.
-    """
+    """Decodes to RGB(A) for the format `kind`; None if channels or bit depth would be lost. Raises: DataError."""
     try:
         image = decode(data, file)
     except DataError:

@@ -207,10 +207,7 @@ def group_maximum(value: int, placement: Placement) -> int:
 
 
 def _process_groups(placement: Placement) -> tuple[Any, Any]:
-    """Returns two process groups of this rank: the ranks that share one set of experts, and its replicas.
-
-    They are created on first use, which is therefore a collective operation.
-    """
+    """Returns the groups of this rank: one set of experts, and its replicas. The first call is collective."""
     key = (dist.group.WORLD, placement.group_size)
     if key not in _groups:
         ranks = torch.arange(placement.world_size).view(-1, placement.group_size)  # (replicas, group)

@@ -108,10 +108,7 @@ def refuse_reserved(names: Iterable[str]) -> None:
 
 
 def _position(line: str) -> tuple[float, bool]:
-    """Returns the update of a line, and whether it belongs to an evaluation or epoch, which follows its last update.
-
-    A line truncated by a kill counts as never written.
-    """
+    """Returns the update of a line, and whether it follows that update, like evaluations; truncated lines sort last."""
     try:
         record = json.loads(line)
         return record["update"], record.get("kind") in ("val", "epoch")

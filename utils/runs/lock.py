@@ -94,10 +94,7 @@ class RunLock(threading.Thread):
             self.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        """Writes in place, always the same number of bytes, so that the record stays readable on a full disk.
-
-        Does not create the file: it may have been released. Raises: OSError.
-        """
+        """Overwrites the existing file, with the same number of bytes: this works on a full disk. Raises: OSError."""
         descriptor = os.open(self.path, os.O_WRONLY)
         try:
             os.pwrite(descriptor, json.dumps(self._record).ljust(_SIZE).encode(), 0)

@@ -124,10 +124,7 @@ def start_of(options: StartOptions, folder: RunFolder, provenance: Provenance, w
 
 
 def _check_other_disks(folder: RunFolder, world: World) -> None:
-    """Checks that no other machine has a newer checkpoint of this run: a launcher may have renumbered the ranks.
-
-    Raises: CheckpointError on every rank.
-    """
+    """Raises: CheckpointError if another machine has a newer checkpoint: a launcher may have renumbered the ranks."""
     own = next(iter(list_checkpoints(folder.checkpoints)), None)
     found = world.gather_objects((checkpoint_position(own), platform.node(), str(own)))
     newest = max(found, key=lambda each: each[0])

@@ -282,10 +282,7 @@ class Session:
         raise self._interrupt.error(stop, f"the state after update {self._state.update} {outcome}")
 
     def _judge(self) -> None:
-        """Reports the last update if its outcome is known and it was skipped.
-
-        Raises: NumericsError after too many in a row.
-        """
+        """Reports the last update if it was skipped. Raises: NumericsError after too many in a row."""
         update, self._unjudged = self._unjudged, None
         if update is None or update.applied:
             return
@@ -351,10 +348,7 @@ class Session:
         )
 
     def _save(self, name: str, best: bool = False) -> bool:
-        """Saves a checkpoint, unless the weights are no longer finite; returns whether it did.
-
-        A collective operation: the state is gathered from all ranks, and the main rank writes it.
-        """
+        """Saves a checkpoint, unless the weights are not finite; returns whether it did. A collective operation."""
         state = self._state
         check_weights(state.model, self._world, self._position())
         if state.skipped_in_row and not weights_are_finite(state.model, self._world):

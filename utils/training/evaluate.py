@@ -50,8 +50,10 @@ def predict(model: nn.Module, batches: Iterable[Batch], forward: Forward, world:
 
     Consumes no random numbers, so training is unaffected.
     """
+    if isinstance(batches, Sized):
+        batches = track(batches, "evaluating", len(batches), "batches")
     with evaluating(model):
-        for batch in in_step(model, progress_of(batches), forward, world):
+        for batch in in_step(model, batches, forward, world):
             yield forward(model, batch), batch
 
 
@@ -98,8 +100,3 @@ def _zeros(form: tuple[bool, tuple[int, ...]], device: torch.device) -> Batch:
     stacked, shape = form
     image = torch.zeros(shape, device=device)
     return Batch(image[None] if stacked else [image], None, samples=(0,))
-
-
-def progress_of(batches: Iterable[Batch]) -> Iterable[Batch]:
-    """Yields the batches; shows progress if their number is known."""
-    return track(batches, "evaluating", len(batches), "batches") if isinstance(batches, Sized) else batches

@@ -65,8 +65,7 @@ def _backward(state: TrainState, batch: Batch, objective: Objective) -> dict[str
 def _apply_gradients(
     state: TrainState, rate: Callable[[float], float], plan: RunPlan
 ) -> tuple[tuple[str, ...], Readback]:
-    """Clips and steps, without waiting for the device. Skips the step if the gradient, equal on all ranks, is
-    non-finite.
+    """Clips and steps without waiting for the device; all ranks skip the step if the gradient is non-finite.
 
     Returns: the names of the parameters with a gradient; its norms and the loss scale, as read by `Update`.
     """
