@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, on the device; order and augmentation depend on counters only."""
+"""Data loaders for training and evaluation; order and augmentation depend on counters only."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from utils.errors import DataError
 from utils.preprocessing import Preprocessing
 from utils.seeding import derive_seed, seed_all
 
-# passes batches on, and may end an evaluation early
+# wraps batches, and may end an evaluation early
 Interruptible = Callable[[Iterable[Batch]], Iterable[Batch]]
 
 
@@ -27,13 +27,12 @@ def keep(images: Any, targets: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Everything between a source and a batch; all that the loaders know of a task.
+    """The task-specific steps from a source to a batch.
 
-    `train`, `val`: from a record to a sample, `train` None for an evaluation; `preprocessing`: how images are
-    normalised on the device, where erased rectangles are filled by `erase_mode` (see `Normalize`); `collate`: from
-    samples to a batch; `on_device`: applied to (images, targets) of every training micro-batch, with the global
-    generators seeded for it: mixing, masking; `sample_bytes`: about what a sample takes, to check shared memory, 0 if
-    unknown.
+    `train`, `val`: from a record to a sample, `train` None for an evaluation; `preprocessing`: normalisation on the
+    device, where erased rectangles are filled according to `erase_mode` (see `Normalize`); `collate`: from samples to a
+    batch; `on_device`: applied to (images, targets) of every training micro-batch, after seeding the global generators:
+    mixing, masking; `sample_bytes`: approximate size of a sample, to check shared memory, 0 if unknown.
     """
 
     train: SampleTransform | None
@@ -48,8 +47,8 @@ class Pipeline:
 class TrainLoader:
     """Training batches of an epoch, starting at any update.
 
-    Creating one starts the server of the loader workers, which takes seconds: best done before the model is built.
-    Raises: ResourceError if shared memory or file descriptors do not suffice.
+    The constructor starts the fork server of the loader workers, which takes seconds: best before building the model.
+    Raises: ResourceError if shared memory or file descriptors are insufficient.
     """
 
     def __init__(self, source: Source, pipeline: Pipeline, options: LoaderOptions, shape: EpochShape, world: World):
@@ -67,9 +66,9 @@ class TrainLoader:
     def epoch(self, epoch: int, first_update: int = 0, end: int | None = None) -> Iterator[Batch]:
         """Yields the micro-batches of an epoch in order, from update `first_update` up to `end`, None for its last.
 
-        The global generators are seeded before each: for `Pipeline.on_device` here, and for dropout and stochastic
-        depth in the forward pass that follows.
-        Raises: DataError for a sample that cannot be read; ResourceError for a worker that died.
+        Seeds the global generators before each: for `Pipeline.on_device`, and for dropout and stochastic depth in the
+        forward pass that follows.
+        Raises: DataError for an unreadable sample; ResourceError if a worker died.
         """
         first = epoch * self._shape.updates
         plan = self._sampler.start(epoch, first_update, end)
@@ -81,9 +80,9 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """This rank's shard of an evaluation, without samples that could not be read.
+    """This rank's shard of an evaluation, without unreadable samples.
 
-    Args: interruptible: passes batches on, and may end an evaluation early. Raises: as `TrainLoader`.
+    Args: interruptible: wraps the batches, and may end an evaluation early. Raises: as for `TrainLoader`.
     """
 
     def __init__(
@@ -106,32 +105,26 @@ class EvalLoader:
         )
 
     def __len__(self) -> int:
-        """Returns the number of batches; one without a readable sample is counted, but not yielded."""
+        """Returns the number of batches, including any without readable samples, which are not yielded."""
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._interruptible(self._batches()))
-
-    def _batches(self) -> Iterator[Batch]:
-        for images, targets, samples in prefetch_to_device(self._loader, self._normalize):
-            yield Batch(images, targets, samples)
+        batches = (Batch(*each) for each in prefetch_to_device(self._loader, self._normalize))
+        return iter(self._interruptible(batches))
 
     def sample(self, index: int) -> Sample:
         """Returns a sample of the whole dataset as the model sees it before normalisation. Raises: DataError."""
         found = self._samples[0, index]
-        if isinstance(found, DataError):
-            raise found
         if not isinstance(found, Sample):
-            raise DataError(found.bad)
+            raise found if isinstance(found, DataError) else found.bad
         return found
 
     def batch(self, indices: Sequence[int]) -> Batch | None:
-        """Returns samples of the whole dataset as one batch on the device, without those that are skipped because they
-        cannot be read; None if none is left. Raises: DataError."""
+        """Returns samples of the whole dataset as one batch on the device, without unreadable ones that are skipped;
+        None if none is left. Raises: DataError."""
         collated = self._collate([self._samples[0, index] for index in indices])
         if isinstance(collated, DataError):
             raise collated
         if not collated.samples:
             return None
-        ((images, targets, samples),) = prefetch_to_device([collated], self._normalize)
-        return Batch(images, targets, samples)
+        return Batch(*next(prefetch_to_device([collated], self._normalize)))

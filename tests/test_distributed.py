@@ -108,7 +108,8 @@ def test_fault_28_bad_data_of_one_process_end_all_with_one_line_and_the_same_cod
     outputs = [rank.communicate(timeout=120) for rank in started]
     assert [rank.returncode for rank in started] == [3, 3], outputs
     errors = [line for _, err in outputs for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and str(file) in errors[0] and "Traceback" not in "".join(err for _, err in outputs)
+    assert len(errors) == 1 and errors[0].startswith(f"error: {file}: ")
+    assert "Traceback" not in "".join(err for _, err in outputs)
 
 
 @pytest.mark.slow

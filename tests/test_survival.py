@@ -143,7 +143,7 @@ def test_fault_23_sigterm_saves_and_the_run_continues_bit_equal(disks, undisturb
     for faults, earliest, latest in (("step:4:term:1", 4, 7), ("evaluation:1:term:1", 9, 9), (in_a_save, 10, 15)):
         ended = start(disks, faults=faults).wait()
         assert ended.codes == [75, 75], ended.err
-        assert ended.error.startswith("error: terminated by SIGTERM, the state after update"), ended.err
+        assert ended.error.startswith("error: SIGTERM: terminated; the state after update"), ended.err
         stopped = int(re.search(r"after update (\d+)", ended.error)[1])
         assert earliest <= stopped <= latest  # the ranks agree first
         assert max(int(line["update"]) for line in records(disks[0] / RUN)) <= stopped
@@ -176,7 +176,7 @@ def test_a_newer_checkpoint_on_another_machine_is_not_trained_again(disks):
     """A launcher may number the ranks anew; the run must not start over on the machine that has rank 0 now."""
     assert start(disks, faults="step:3:term:1").wait().codes == [75, 75]
     ended = start(disks[::-1]).wait()
-    assert ended.codes == [4, 4] and "has a newer checkpoint of this run" in ended.error
+    assert ended.codes == [4, 4] and ended.error.startswith(f"error: {RUN}/checkpoints/ckpt_epoch_0_step_")
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_two_launchers_without_a_common_disk_bring_a_run_back(disks, undisturbed
     agents = [subprocess.Popen([*head, *meeting, *program], cwd=disk, env=env, **pipes) for disk in disks]
     errs = [agent.communicate(timeout=150)[1] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], errs
-    assert "injected kill" in "".join(errs) and "error: rank 1 (" in "".join(errs)
+    assert "injected kill" in "".join(errs) and "error: rank 1: " in "".join(errs)
     ended = [disk for disk in disks if (disk / RUN).exists()]
     assert len(ended) == 1 and compare(undisturbed, ended[0] / RUN) == ""
 
@@ -201,7 +201,7 @@ def test_fault_26_a_killed_rank_is_named_and_torchrun_restarts_the_job(disks, un
     _, err = job.communicate(timeout=240)
     assert job.returncode == 0, err
     assert err.count("injected kill") == err.count("injected raise") == 1
-    killed = [line for line in err.splitlines() if line.startswith("error: rank 1 (") and "disappeared at" in line]
+    killed = [line for line in err.splitlines() if line.startswith("error: rank 1: ") and "disappeared at" in line]
     assert len(killed) == 1 and "epoch 0, update" in killed[0]
     assert "leaked" not in err
     assert compare(undisturbed, disks[0] / RUN) == ""
@@ -212,7 +212,8 @@ def test_fault_26_the_other_ranks_end_with_5(disks):
     job = start(disks, *WORKERS, faults="step:4:kill:1")
     ended = job.wait()
     assert ended.codes == [5, -signal.SIGKILL]
-    assert f"error: rank 1 ({socket.gethostname()}, process {job.jobs[1].pid}) disappeared at epoch 0" in ended.error
+    assert ended.error.startswith("error: rank 1: ") and "at epoch 0" in ended.error
+    assert f"{socket.gethostname()}, process {job.jobs[1].pid}" in ended.error
     assert_nothing_left(disks[0])
 
 
@@ -224,7 +225,8 @@ def test_fault_27_a_rank_that_hangs_is_named_with_the_stacks_of_the_others(disks
     lines = err.splitlines()
     assert any("in train_epoch" in line for line in lines)  # where rank 0 waits
     assert any(line.startswith("rank 1 (") and line.endswith("does not respond") for line in lines)
-    assert lines[-1].startswith("error: no progress for 15 seconds at epoch 0, update") and "rank 1 (" in lines[-1]
+    assert lines[-1].startswith("error: TIMEOUT_MINUTES: no progress for 15 seconds at epoch 0, update")
+    assert "rank 1 (" in lines[-1]
     job.jobs[1].communicate()
     assert_nothing_left(disks[0])
 
@@ -233,9 +235,8 @@ def test_fault_22_a_failed_save_of_the_main_rank_ends_all(disks):
     begun = time.monotonic()
     ended = start(disks, "--opts", "TRAIN.SAVE_EVERY_UPDATES", 3, faults="replace:5:full:0").wait()
     assert ended.codes == [7, 7] and time.monotonic() - begun < 60
-    assert (
-        "cannot save a checkpoint (No space left on device)" in ended.error and "the checkpoints before" in ended.error
-    )
+    assert ended.error.startswith(f"error: {RUN}/checkpoints/ckpt_epoch_0_step_6.pth: ")
+    assert "No space left on device" in ended.error and "checkpoints are intact" in ended.error
     kept = sorted(path.name for path in (disks[0] / RUN / "checkpoints").iterdir())
     assert kept == ["ckpt_epoch_0_step_3.pth", "ckpt_epoch_0_step_3.pth.sha256", "last.pth"]
     assert start(disks).wait().codes == [0, 0]
@@ -244,7 +245,8 @@ def test_fault_22_a_failed_save_of_the_main_rank_ends_all(disks):
 def test_fault_33_ranks_that_diverge_are_noticed_at_the_next_save(disks):
     ended = start(disks, "--opts", "TRAIN.SAVE_EVERY_UPDATES", 6, faults="step:4:change:1").wait()
     assert ended.codes == [5, 5]
-    assert "rank 1 has other weights than rank 0 at epoch 0, update 6, the first is patch_embed" in ended.error
+    assert ended.error.startswith("error: rank 1: ")
+    assert "rank 0 at epoch 0, update 6" in ended.error and "patch_embed" in ended.error
     assert not list((disks[0] / RUN / "checkpoints").iterdir())
 
 
@@ -253,6 +255,7 @@ def test_fault_35_the_last_line_says_how_to_go_on_and_it_works(disks):
     ended = start([folder], *options, faults="step:6:nan").wait()
     assert ended.codes == [6]
     newest = RUN / "checkpoints/ckpt_epoch_0_step_4.pth"
+    assert ended.error.startswith("error: TRAIN.BASE_LR: ")
     assert f"continue from --resume {newest}" in ended.error and "--opts TRAIN.BASE_LR 0.025" in ended.error
     reports = [json.loads(path.read_text()) for path in sorted((folder / RUN / "incidents").iterdir())]
     assert [report["update"] for report in reports] == [6, 7, 8]
@@ -270,11 +273,13 @@ def test_ranks_that_see_other_data_or_another_configuration_are_refused(disks):
     next((data / "train/class_1").iterdir()).unlink()
     ended = start(disks, XDG_CACHE_HOME="cache").wait()
     assert ended.codes == [5, 5]
-    assert "the number of training samples is 35 on rank 1" in ended.error and "36 on rank 0" in ended.error
+    assert ended.error.startswith("error: DATA.DATA_PATH: ")
+    assert "35 training samples" in ended.error and "36 training samples" in ended.error
     (disks[1] / "recipe.yaml").write_text(RECIPE.replace("0.05", "0.06"))
     ended = start(disks).wait()
     assert ended.codes == [5, 5]
-    assert "TRAIN.BASE_LR is 0.06 on rank 1" in ended.error and not (disks[0] / "output").exists()
+    assert ended.error.startswith("error: TRAIN.BASE_LR: ") and "0.06 on rank 1" in ended.error
+    assert not (disks[0] / "output").exists()
 
 
 def test_fault_09_a_second_run_in_the_folder_is_refused_and_a_dead_one_replaced(disks):
@@ -283,7 +288,7 @@ def test_fault_09_a_second_run_in_the_folder_is_refused_and_a_dead_one_replaced(
     wait_for(folder / RUN / "log.txt", "[0/2][3/", first.jobs[0])
     second = start([folder]).wait()
     assert second.codes == [2]
-    assert f"process {first.jobs[0].pid}" in second.error and "another run writes to this output folder" in second.error
+    assert second.error.startswith(f"error: {RUN}: ") and f"process {first.jobs[0].pid}" in second.error
     assert first.jobs[0].poll() is None
     first.kill()
     first.jobs[0].communicate()

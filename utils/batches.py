@@ -1,4 +1,4 @@
-"""How an epoch divides into updates and micro-batches, and the batch that loaders yield."""
+"""The division of an epoch into updates and micro-batches, and the batch that loaders yield."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +10,12 @@ from torch import Tensor
 class EpochShape:
     """The updates of an epoch.
 
-    `train_size` samples in the data set; `batch_size` samples per rank and micro-batch; `accumulation` micro-batches
-    per update; `world_size` ranks.
+    `train_size`: samples in the dataset; `batch_size`: samples per rank and micro-batch; `accumulation`: micro-batches
+    per update; `world_size`: ranks.
 
-    An epoch has `train_size // global_batch` updates. A remainder of at least a quarter of a global batch (or a data
-    set smaller than one) is one more, smaller update; a smaller remainder is dropped for that epoch. The rule depends
-    on the global batch only, so the schedule is the same for every split into ranks and micro-batches.
+    An epoch has `train_size // global_batch` updates. A remainder of at least a quarter of a global batch (or a
+    dataset smaller than one) is one more, smaller update; a smaller remainder is dropped for that epoch. The rule
+    depends on the global batch only, so the schedule is the same for every split into ranks and micro-batches.
     """
 
     train_size: int
@@ -36,19 +36,19 @@ class EpochShape:
 
     @property
     def samples(self) -> int:
-        """Samples that an epoch uses."""
+        """Samples used per epoch."""
         return min(self.train_size, self.updates * self.global_batch)
 
     def update_size(self, step: int) -> int:
-        """Returns the samples of update `step` of an epoch, over all ranks."""
+        """Returns the number of samples in update `step` of an epoch, over all ranks."""
         return min(self.global_batch, self.train_size - step * self.global_batch)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of this rank in training, or one batch of its shard in an evaluation, on its device.
+    """One micro-batch of this rank in training, or one batch of its shard in evaluation, on the rank's device.
 
-    images float32 (B, C, H, W), or a list of (C, H, W) of different sizes; targets: the task's, for classification
+    images float32 (B, C, H, W), or a list of (C, H, W) of different sizes; targets: task-specific, for classification
     int64 (B,) labels, or float32 (B, classes) for mixed samples; `samples`: their indices in the dataset. `weight`
     times the mean loss of the micro-batch, summed over micro-batches and averaged over ranks, is the mean loss of the
     update.
@@ -65,7 +65,7 @@ class Batch:
 
 
 def stacked(batch: Batch) -> Tensor:
-    """Returns the images of a batch of one size: (B, C, H, W). Raises: TypeError for a list."""
+    """Returns the images of a batch as one tensor (B, C, H, W). Raises: TypeError if they differ in size."""
     if not isinstance(batch.images, Tensor):
         raise TypeError("the images of the batch differ in size")
     return batch.images

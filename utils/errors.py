@@ -1,7 +1,6 @@
-"""The errors of the program, one class per exit code, and how they are reported.
+"""Errors that the user can fix, one class per exit code, and their reporting.
 
-A `RunError` is something the user can fix. It is reported without a traceback, as a single line:
-"error: subject: problem (remedy)".
+A `RunError` is reported without a traceback, as a single line: "error: subject: problem (remedy)".
 """
 
 import difflib
@@ -48,13 +47,13 @@ class RunError(Exception):
 
 
 class ConfigError(RunError):
-    """The command line or the configuration is wrong, or does not suit the model, the data or the machine."""
+    """The command line or the configuration is invalid, or does not suit the model, the data or the machine."""
 
     exit_code = 2
 
 
 class DataError(RunError):
-    """Missing folders, mismatched classes, unreadable images."""
+    """A folder is missing, classes do not match, or an image is unreadable."""
 
     exit_code = 3
 
@@ -78,19 +77,19 @@ class NumericsError(RunError):
 
 
 class ResourceError(RunError):
-    """Disk, memory, permissions, or a loader process that died."""
+    """Disk space, memory or permissions are insufficient, or a loader worker died."""
 
     exit_code = 7
 
 
 class TerminatedError(RunError):
-    """SIGTERM: a scheduler wants the machine back. 75 (EX_TEMPFAIL) asks it to start the same command again."""
+    """SIGTERM ended the run. 75 is EX_TEMPFAIL: a scheduler should start the same command again."""
 
     exit_code = 75
 
 
 def listing(names: Iterable[str], count: int = 5) -> str:
-    """Joins the first `count` names with commas, for a message; an ellipsis marks that there are more."""
+    """Joins the first `count` names with commas; an ellipsis stands for the rest."""
     first = list(islice(names, count + 1))
     return ", ".join(first[:count]) + (", ..." if len(first) > count else "")
 
@@ -103,14 +102,13 @@ def count(number: int, noun: str, plural: str = "") -> str:
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """Returns "did you mean X?" for the known name closest to `name`, ignoring case.
 
-    The right last part of a dotted name in the wrong group counts as closest. If nothing is close, returns
-    `otherwise`, or the first known names.
+    A dotted name with the same last part in another group is closest. If nothing is close, returns `otherwise`, or the
+    first known names.
     """
     names = {each.lower(): each for each in known}
-    wanted = name.lower()
-    leaf = wanted.rsplit(".", 1)[-1]
+    leaf = name.lower().rsplit(".", 1)[-1]
     near = [each for each in names if "." in each and each.rsplit(".", 1)[-1] == leaf]
-    near = near or difflib.get_close_matches(wanted, names, n=1)
+    near = near or difflib.get_close_matches(name.lower(), names, n=1)
     if near:
         return f"did you mean {names[near[0]]}?"
     return otherwise or f"choose one of {listing(names.values(), 10)}"
@@ -123,26 +121,26 @@ def one_line(error: BaseException) -> str:
 
 
 def report_error(error: BaseException, *, speak: bool, debug: bool = False, detail: str = "") -> int:
-    """Prints the error line, with a traceback for bugs of the program or under --debug; returns the exit code.
+    """Prints the error line, with a traceback for bugs in the program or under --debug; returns the exit code.
 
-    The line also goes to log.txt, and to the file from which torchrun composes its own report.
-    Args: speak: whether this rank reports for the whole job; detail: lines to print before.
+    The line also goes to log.txt, and to the file that torchrun quotes in its report.
+    Args: speak: whether this rank reports for the whole job; detail: lines to print first.
     """
     if isinstance(error, KeyboardInterrupt):
-        code, text = 130, f"interrupted{': ' if error.args else ''}{one_line(error) if error.args else ''}"
+        code, text = 130, f"interrupted: {one_line(error)}" if error.args else "interrupted"
     else:
         code, text = getattr(error, "exit_code", 1), one_line(error)
     if not speak:
         return code
     if debug or code == 1:
         detail += "".join(traceback.format_exception(error))
-    _tell_launcher(text)
-    for handler in list(logging.getLogger().handlers):  # the terminal gets the line from stderr
+    _write_torchrun_error(text)
+    for handler in list(logging.getLogger().handlers):  # terminals show the line from stderr
         with suppress(OSError, ValueError):
             handler.flush()
         if isinstance(handler, logging.FileHandler):
             handler.handle(logging.LogRecord("error", logging.ERROR, "", 0, f"{detail}error: {text}", None, None))
-    with suppress(OSError, ValueError, RuntimeError, AttributeError):  # closed, or in use by the code interrupted
+    with suppress(OSError, ValueError, RuntimeError, AttributeError):  # closed, or in use by the interrupted code
         sys.stdout.flush()
     with suppress(OSError, ValueError, RuntimeError, AttributeError):
         print(f"{detail}error: {text}", file=sys.stderr, flush=True)
@@ -150,34 +148,30 @@ def report_error(error: BaseException, *, speak: bool, debug: bool = False, deta
 
 
 def run_to_exit_code(action: Callable[[], int | None], debug: bool = False) -> int:
-    """Calls the action of a script; returns its exit code, 0 for None, or that of an error, after the error's line."""
+    """Runs a script and reports its error; returns the exit code, 0 for None."""
     try:
         return action() or 0
-    except BrokenPipeError:  # the reader of the output, such as head, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:
         if is_out_of_memory(error):
-            error = ResourceError("out of memory: --batch-size: use a smaller one, or smaller images")
+            error = ResourceError("--batch-size", "the machine ran out of memory", "reduce it, or use smaller images")
         return report_error(error, debug=debug, speak=True)
     return 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error, torch's among them, says that the memory of the machine or of a device is exhausted."""
+    """Returns whether the memory of the machine or of a device is exhausted, according to Python or torch."""
+    if any(text in str(error) for text in ("MPS backend out of memory", "DefaultCPUAllocator")):
+        return True
     names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported here
-    text = str(error)
-    by_text = "MPS backend out of memory" in text or "DefaultCPUAllocator" in text
-    return by_text or not names.isdisjoint({"MemoryError", "OutOfMemoryError"})
+    return not names.isdisjoint({"MemoryError", "OutOfMemoryError"})
 
 
-def _tell_launcher(text: str) -> None:
+def _write_torchrun_error(text: str) -> None:
     """Writes the error file that torchrun quotes at the end of its report."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    content = {
-        "message": f"error: {text}",
-        "extraInfo": {"py_callstack": f"error: {text}", "timestamp": str(int(time.time()))},
-    }
-    with suppress(OSError), open(path, "w", encoding="utf-8") as file:
-        json.dump({"message": content}, file)
+    path, line = os.environ.get("TORCHELASTIC_ERROR_FILE"), f"error: {text}"
+    if path:
+        extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": line, "extraInfo": extra}}, file)

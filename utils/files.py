@@ -1,4 +1,4 @@
-"""Files, links and folders that appear whole or not at all."""
+"""Atomic writing of files, links and folders."""
 
 import hashlib
 import os
@@ -13,13 +13,13 @@ from utils.errors import ResourceError
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `target`, which replaces `target` when the block ends.
+    """Yields a temporary path next to `target`, which replaces `target` when the block ends.
 
     The block may create a file, a symbolic link or a folder there. A file is flushed to disk before the rename and its
     folder after it, so that `target` survives a power failure. If the block or the rename fails, the temporary is
     removed and `target` is untouched. The temporary keeps the suffix of `target` and is hidden.
 
-    Raises: OSError, also if `target` is a folder that is not empty.
+    Raises: OSError, also if `target` is a non-empty folder.
     """
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.tmp{target.suffix}")
     try:
@@ -28,8 +28,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
             flush_to_disk(temporary)
         os.replace(temporary, target)
         flush_to_disk(target.parent)
-    except BaseException:  # also an interrupt: nothing is left behind, and it goes on
-        with suppress(OSError):  # what went wrong first is what to report
+    except BaseException:  # including an interrupt
+        with suppress(OSError):  # the first error is the one to report
             _remove(temporary)
         raise
 
@@ -38,8 +38,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def writing(target: Path, option: str, *failures: type[Exception]) -> Iterator[Path]:
     """Yields a temporary path for `target` (see `atomic_path`), whose parent folders it creates.
 
-    Args: option: the option or key that names `target`; failures: what the writing library raises besides OSError.
-    Raises: ResourceError if it cannot be written.
+    Args: option: the option or key that names `target`; failures: raised by the writing library besides OSError.
+    Raises: ResourceError.
     """
     with write_errors(target, option, *failures):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,17 +49,17 @@ def writing(target: Path, option: str, *failures: type[Exception]) -> Iterator[P
 
 @contextmanager
 def write_errors(target: Path, option: str, *failures: type[Exception]) -> Iterator[None]:
-    """Raises a ResourceError for a file or folder that the block cannot write. Args: as for `writing`."""
+    """Converts errors of writing `target` to ResourceError. Args: as for `writing`."""
     kinds: tuple[type[Exception], ...] = (OSError, *failures)
     try:
         yield
     except kinds as e:
-        reason = getattr(e, "strerror", None) or e
-        raise ResourceError(str(target), f"cannot be written: {reason}", f"choose another {option}") from e
+        problem = f"cannot be written: {getattr(e, 'strerror', None) or e}"
+        raise ResourceError(str(target), problem, f"choose another {option}") from e
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Removes what `atomic_path` leaves in `folder` when a process is killed."""
+    """Removes the temporaries that `atomic_path` leaves in `folder` when a process is killed."""
     for path in folder.glob(".*.tmp*"):
         _remove(path)
 
@@ -77,7 +77,7 @@ def sha256_of(path: Path) -> str:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Makes a file, or the names in a folder, survive a power failure. Raises: OSError."""
+    """Syncs a file, or the names in a folder, to disk. Raises: OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,15 +1,14 @@
-"""How the threads of a matrix product wait for each other."""
+"""The waiting policy of OpenMP threads."""
 
 import os
 
 
 def wait_briefly() -> None:
-    """Sets, unless the user has, how long threads spin before they sleep; to be called before torch is imported.
+    """Limits how long threads spin before they sleep, unless the user has; must be called before torch is imported.
 
-    Threads of GNU's OpenMP spin for milliseconds. Where other processes use the cores as well, loader workers among
-    them, a thread that spins keeps the one it waits for from its core: a step of the quickstart's model took 4 s in
-    place of 0.1 s beside one busy process, and takes 0.24 s with this setting. It costs 2 to 6 % of an evaluation on
-    cores that have nothing else to do.
+    Threads of GNU OpenMP spin for milliseconds. Where other processes share the cores, such as loader workers, a
+    spinning thread blocks the one it waits for: a step of the quickstart model took 4 s instead of 0.1 s next to one
+    busy process, and takes 0.24 s with this setting. The cost is 2 to 6 % of an evaluation on idle cores.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,4 +1,4 @@
-"""Mixed precision: the type of matrix products, and the loss scaling that float16 needs."""
+"""Mixed precision: the dtype of matrix products, and the loss scaling that float16 needs."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 @dataclass(frozen=True)
 class Precision:
-    """The type of matrix products on a device; float32 means no mixed precision."""
+    """The dtype of matrix products on a device; float32 means no mixed precision."""
 
     device_type: str
     dtype: torch.dtype
@@ -23,13 +23,13 @@ class Precision:
         return "float32" if self.dtype == torch.float32 else f"mixed {str(self.dtype).removeprefix('torch.')}"
 
     def autocast(self) -> AbstractContextManager:
-        """Returns the context in which the forward pass runs."""
+        """Returns the context of the forward pass."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device_type, self.dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Returns the scaler that keeps float16 gradients from vanishing; a no-op for the other types."""
+        """Returns the loss scaler, which prevents float16 gradients from underflowing; a no-op for other dtypes."""
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
 
 
@@ -48,6 +48,6 @@ def choose_precision(device: torch.device, enabled: bool = True, dtype: str = "a
 
 
 def _cpu_supports_bfloat16() -> bool:
-    # get_capabilities is missing in some of the torch versions supported
+    # get_capabilities is missing in some supported versions of torch
     found: Mapping = getattr(torch.cpu, "get_capabilities", dict)()
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,4 +1,4 @@
-"""How images are normalised and cropped for a model: what its weights were trained with."""
+"""Normalisation and cropping of images, as the weights of a model were trained with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,13 +11,13 @@ from utils.errors import ConfigError
 Size = tuple[int, int]  # height, width in pixels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CROP_PCT = 0.875  # 224 / 256, with which the paper's accuracies were measured
+CROP_PCT = 0.875  # 224 / 256, as for the paper's accuracies
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """`mean` and `std` of each channel, of pixels between 0 and 1; `crop_pct`: side of the centre crop of evaluation
-    over the side the image is resized to; `interpolation`: the filter the model was trained with, "" if unknown."""
+    """`mean` and `std` per channel, for pixels in [0, 1]; `crop_pct`: side of the evaluation's centre crop over the
+    side the image is resized to; `interpolation`: the filter used in training, "" if unknown."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -26,7 +26,7 @@ class Preprocessing:
 
     @staticmethod
     def stored(contents: Mapping[str, Any]) -> "Preprocessing | None":
-        """Returns what a checkpoint or converted file says of itself, None if nothing."""
+        """Returns the preprocessing stored in a checkpoint or converted file, None if there is none."""
         values = contents.get("preprocessing")
         if not isinstance(values, Mapping):
             return None
@@ -35,9 +35,9 @@ class Preprocessing:
         )
 
     def configured(self, cfg: CfgNode, channels: int) -> "Preprocessing":
-        """Returns the preprocessing of a run: the keys that are set, else these values, for `channels` channels.
+        """Returns these values with the configured keys applied, for `channels` channels.
 
-        Raises: ConfigError if a key does not have one number per channel.
+        Raises: ConfigError if a key does not have one value per channel.
         """
         return Preprocessing(
             mean=_per_channel("DATA.MEAN", cfg.DATA.MEAN, self.mean, channels),
@@ -47,20 +47,19 @@ class Preprocessing:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns plain values, for a checkpoint."""
+        """Returns plain values to store in a checkpoint."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     def __str__(self) -> str:
-        numbers = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
-        mean, std = numbers
+        mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         return f"pixels normalised by mean {mean}, std {std}; {self.interpolation} resizing"
 
 
 def _per_channel(key: str, given: str | list[float], own: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Returns the values that a key gives, or a model's own: their mean for one channel, repeated for more."""
-    if not isinstance(given, str):  # not "auto"
+    """Returns the configured values or, for "auto", the model's: their mean for one channel, repeated for more."""
+    if not isinstance(given, str):
         if len(given) != channels:
-            raise ConfigError(f"{key} has {len(given)} numbers for {channels} channels: {key}: set one per channel")
+            raise ConfigError(key, f"has {len(given)} values for {channels} channels", "set one per channel")
         return tuple(given)
     if len(own) == channels:
         return own

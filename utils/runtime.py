@@ -1,4 +1,4 @@
-"""Settings of the process that make tensor work on a CPU faster."""
+"""Process settings that speed up tensor operations on the CPU."""
 
 import ctypes
 import platform
@@ -15,7 +15,7 @@ _NEVER, _GIBIBYTE = -1, 2**30
 
 
 def device_name(device: torch.device) -> str:
-    """Returns what a GPU is called, or the processor and how many threads of it torch uses."""
+    """Returns the name of the GPU, or of the processor with torch's number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{processor_name()}, {count(torch.get_num_threads(), 'thread')} each"
@@ -27,24 +27,24 @@ def processor_name() -> str:
 
 
 def tune_process(device: torch.device) -> None:
-    """Prepares this process to run a model on `device`; to be called before it has started any threads of torch.
+    """Prepares this process to run a model on `device`; must be called before torch has started any threads.
 
-    On the CPU, memory that tensors leave is kept for the next ones: glibc returns large blocks to the system at once,
-    and every training step would spend a tenth of its time or more on getting their pages back. Denormal numbers
-    (below 1e-38) become zero: the weights that attention gives to tokens beyond the edge of a shifted map, exp(-100),
-    are of this kind, and matrix products with them are up to 30 times slower on some processors.
+    On the CPU, freed memory is kept for reuse: glibc returns large blocks to the system at once, and page faults would
+    take a tenth or more of every training step. Denormals (below 1e-38) are flushed to zero: the attention weights of
+    masked tokens in a shifted map, exp(-100), are denormal, and matrix products with them are up to 30 times slower on
+    some processors.
     """
     if device.type != "cpu":
         return
     torch.set_flush_denormal(True)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # glibc's
-    # older versions allow 32 MiB at most; the other setting alone would freeze a threshold of 128 KiB
+    # older versions allow 32 MiB at most; the trim threshold alone would freeze the mmap threshold at 128 KiB
     if mallopt is not None and (mallopt(_M_MMAP_THRESHOLD, _GIBIBYTE) or mallopt(_M_MMAP_THRESHOLD, 2**25)):
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def give_back_memory() -> None:
-    """Returns the memory that was freed to the system, for measurements of what is used from here on."""
+    """Returns freed memory to the system, so that memory use can be measured from here on."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

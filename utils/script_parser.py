@@ -1,6 +1,7 @@
-"""The command line of a script."""
+"""The argument parser of the scripts."""
 
 import argparse
+import re
 import sys
 from typing import Any, NoReturn
 
@@ -8,10 +9,12 @@ from utils.errors import ConfigError, report_error
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """Shows the description as it is written, and reports a mistake as main.py does: in one line, with exit code 2."""
+    """Keeps the formatting of the description, and reports errors as main.py does: in one line, with exit code 2."""
 
     def __init__(self, description: str | None = None, **more: Any) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(report_error(ConfigError(f"{message}: command line: {self.prog} --help explains it"), speak=True))
+        option = re.fullmatch(r"argument ([^:]+): (.+)", message)
+        subject, problem = option.groups() if option else (self.prog, message)
+        sys.exit(report_error(ConfigError(subject, problem, f"see {self.prog} --help"), speak=True))

@@ -1,4 +1,4 @@
-"""What a run says: coloured lines, progress bars and tables on a terminal, plain lines elsewhere and in log.txt."""
+"""Console output: coloured lines, progress bars and tables on a terminal, plain lines elsewhere and in log.txt."""
 
 import io
 import logging
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _FORMAT, _TIME = "[%(asctime)s] %(message)s", "%m-%d %H:%M:%S"
 EVERY_RANK = "every_rank"  # logger whose warnings are shown by all ranks
-# extra= of a log record: for log.txt, since a terminal shows it by the bar; a line that sums up
+# `extra` of a log record: IN_BAR is for log.txt only if a progress bar shows the same; SUMMARY highlights the line
 IN_BAR, SUMMARY = {"in_bar": True}, {"color": "cyan"}
-_UNLIMITED = 10_000  # columns of a table that is not shown on a terminal
-_NARROW = 8  # minimum width of a text column whose cells are folded
-QUIET = 30.0  # seconds between two lines of progress where there is no bar
+_UNLIMITED = 10_000  # columns of a table outside of a terminal
+_NARROW = 8  # minimum width of a folded text column
+QUIET = 30.0  # seconds between progress lines without a bar
 
 
 class _Terminal(logging.Handler):
-    """Writes coloured lines, above the progress bar if there is one."""
+    """Prints coloured lines, above the progress bar if there is one."""
 
     _COLORS: ClassVar = {logging.WARNING: "yellow", logging.ERROR: "red"}
 
@@ -46,23 +46,23 @@ class _Terminal(logging.Handler):
                 Bar.shown.write(line)
             else:
                 print(line, flush=True)
-        except (OSError, ValueError):  # nobody reads the terminal any more: the run continues silently
+        except (OSError, ValueError):  # the terminal was closed: the run continues silently
             logging.getLogger().removeHandler(self)
             _discard("stdout")
 
     def flush(self) -> None:
-        """Removes the progress bar, so that an error has a line of its own."""
+        """Removes the progress bar, so that an error gets a separate line."""
         if Bar.shown is not None:
             Bar.shown.close()
 
 
 class Bar:
-    """A progress bar at the bottom of the terminal; on other outputs and other ranks, nothing.
+    """A progress bar at the bottom of the terminal; a no-op on other outputs and other ranks. A context manager.
 
-    Args: title: what is done; total: steps, of which `done` are done already; unit: of the steps. A context manager.
+    Args: title: shown before the bar; total: steps; unit: of the steps; done: steps done before.
     """
 
-    allowed: ClassVar[bool] = True  # not on ranks other than the main one
+    allowed: ClassVar[bool] = True  # on the main rank only
     shown: ClassVar["Bar | None"] = None
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0):
@@ -72,21 +72,17 @@ class Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
 
-        columns = (
+        self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
             MofNCompleteColumn(),
             TextColumn(f"{unit} {{task.fields[details]}}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True),
-        )
-        # redirected, messages for stderr would go to stdout
-        self._progress = Progress(
-            *columns,
             console=_console(),
             transient=True,
             expand=True,
             refresh_per_second=4,
-            redirect_stdout=False,
+            redirect_stdout=False,  # would send messages for stderr to stdout
             redirect_stderr=False,
         )
         self._task = self._progress.add_task(title, total=total, completed=done, details="")
@@ -106,7 +102,7 @@ class Bar:
             self._progress.stop()
 
     def advance(self, steps: int = 1, details: str | None = None) -> None:
-        """Args: details: text beside the bar, None for what it is."""
+        """Advances the bar. Args: details: text next to the bar, None to keep it."""
         if self._progress is not None:
             fields = {} if details is None else {"details": details}
             self._progress.update(self._task, advance=steps, **fields)
@@ -119,25 +115,25 @@ class Bar:
 
 
 def track(items: Iterable[T], title: str, total: int, unit: str) -> Iterator[T]:
-    """Passes items on and shows how many are done: by a bar, or by a line every half minute."""
-    started = said = time.monotonic()
+    """Yields the items and shows progress: a bar, or a log line every half minute."""
+    started = logged = time.monotonic()
     with Bar(title, total, unit) as bar:
         for count, item in enumerate(items, start=1):
             yield item
             bar.advance()
             now = time.monotonic()
-            if Bar.shown is None and now - said >= QUIET:
-                said, left = now, (now - started) / count * (total - count)
+            if Bar.shown is None and now - logged >= QUIET:
+                logged, left = now, (now - started) / count * (total - count)
                 log.info("%s: %d of %d %s, %s left", title, count, total, unit, duration(left))
 
 
 def interactive() -> bool:
-    """Returns whether a person watches the output of this rank."""
+    """Returns whether this rank writes to a terminal."""
     return Bar.allowed and sys.stdout is not None and sys.stdout.isatty()
 
 
 def duration(seconds: float) -> str:
-    """Returns "0:01:05", or "3d 4h" from a day on."""
+    """Formats seconds as "0:01:05", or "3d 4h" from a day on."""
     if seconds >= 86400:
         hours = int(seconds // 3600)
         return f"{hours // 24}d {hours % 24}h"
@@ -145,9 +141,10 @@ def duration(seconds: float) -> str:
 
 
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> list[str]:
-    """Returns the lines of a table: numbers to the right, all else to the left.
+    """Formats a table: numbers right-aligned, everything else left-aligned.
 
     Args: width: maximum length of a line, long cells are folded to fit; None: the terminal's, unlimited elsewhere.
+    Returns: its lines.
     """
     from rich.console import Console
     from rich.table import Table
@@ -167,7 +164,7 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: in
     for row in texts:
         table.add_row(*map(Text, row))
     text = io.StringIO()
-    # if there are too many columns to fit, the terminal wraps the lines and nothing is lost
+    # if the columns cannot fit, the terminal wraps the lines and nothing is lost
     Console(
         file=text,
         width=width if least <= width + 2 else _UNLIMITED,
@@ -187,7 +184,7 @@ def _console() -> Any:
     from rich.console import Console
 
     class Steady(Console):
-        """Leaves the cursor visible: a process that is killed could not bring it back."""
+        """Leaves the cursor visible: a killed process could not restore it."""
 
         def show_cursor(self, show: bool = True) -> bool:
             return False
@@ -196,13 +193,13 @@ def _console() -> Any:
 
 
 def start_logging(is_main: bool) -> None:
-    """Logs to the terminal from the main rank; the others only show warnings of the logger `EVERY_RANK`."""
+    """Logs to the terminal from the main rank; other ranks only show warnings of the logger `EVERY_RANK`."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller
             _discard(name)
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names of files that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot encode
     Bar.allowed = is_main
     if not is_main:
         everywhere = logging.getLogger(EVERY_RANK)
@@ -217,30 +214,31 @@ def start_logging(is_main: bool) -> None:
 
 
 def _discard(stream: str) -> None:
-    """Points sys.stdout or sys.stderr at nothing; the interpreter would fail to flush a closed one at its end."""
+    """Redirects sys.stdout or sys.stderr to /dev/null: at exit the interpreter would fail to flush a closed one."""
     setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def log_lines(lines: Iterable[str]) -> None:
-    """Logs several lines, each as a record of its own."""
+    """Logs each line as a separate record."""
     for line in lines:
         log.info(line)
 
 
 class _LogFile(logging.FileHandler):
-    """A failing disk costs lines of the file, with one warning; what it means for the run is reported elsewhere."""
+    """Drops lines if the disk fails, with one warning; consequences for the run are reported elsewhere."""
 
-    _said = False
+    _warned = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not self._said:
-            self._said = True
-            reason = getattr(sys.exc_info()[1], "strerror", None) or sys.exc_info()[1]
+        if not self._warned:
+            self._warned = True
+            error = sys.exc_info()[1]
+            reason = getattr(error, "strerror", None) or error
             log.warning("lines are missing from the log from here on (%s): %s", reason, self.baseFilename)
 
 
 def log_to_file(path: Path) -> None:
-    """Appends everything that is logged to a plain text file as well. Raises: OSError."""
+    """Also appends all log records to a plain text file. Raises: OSError."""
     handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
     root = logging.getLogger()

@@ -1,8 +1,8 @@
 """The operations of AutoAugment and RandAugment on arrays, by look-up tables and OpenCV instead of Pillow.
 
-Each takes pixels (H, W, 3) uint8 and the arguments of timm's own function, and returns new pixels. Look-up tables give
-the same pixels as Pillow; the others differ by rounding, the affine ones by another bicubic kernel (OpenCV's, with
-a = -0.75 instead of -0.5): about one level on average, bounded by tests/data/pipeline/test_array_ops.py.
+Each takes pixels (H, W, 3) uint8 and the arguments of timm's function, and returns new pixels. Look-up tables yield the
+same pixels as Pillow; the others differ by rounding, the affine ones by the bicubic kernel (a = -0.75 in OpenCV instead
+of -0.5): about one level on average, bounded by tests/data/pipeline/test_array_ops.py.
 """
 
 import math
@@ -25,18 +25,18 @@ _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
 def _look_up(pixels: Pixels, table: NDArray[Any]) -> Pixels:
-    """Args: table: (256,) for all channels, or (256, 3)."""
+    """Maps pixel values. Args: table: (256,) for all channels, or (256, 3)."""
     table = table.clip(0, 255).astype(np.uint8)
     return cv2.LUT(pixels, table if table.ndim == 1 else table[:, None, :])  # type: ignore[return-value]
 
 
 def _blend(start: NDArray[Any] | int, end: NDArray[Any], factor: float) -> NDArray[Any]:
-    """Interpolates from `start` (0) to `end` (1) and beyond, in float32 and truncated, not rounded, as in Pillow."""
+    """Interpolates from `start` (0) to `end` (1) and beyond, in float32, and truncates like Pillow."""
     return np.trunc(np.float32(start) + np.float32(factor) * (end - start).astype(np.float32)).clip(0, 255)
 
 
 def _move(pixels: Pixels, matrix: Sequence[float], fillcolor: Sequence[int], resample: Any) -> Pixels:
-    """Applies an affine transform. Args: matrix: Pillow's, from pixel corners of the result to those of `pixels`."""
+    """Applies an affine transform. Args: matrix: Pillow's, from pixel corners of the result to corners of `pixels`."""
     if isinstance(resample, list | tuple):
         resample = random.choice(resample)
     a, b, c, d, e, f = matrix
@@ -81,7 +81,7 @@ def rotate(pixels: Pixels, degrees: float, **how: Any) -> Pixels:
 
 
 def auto_contrast(pixels: Pixels, **_: Any) -> Pixels:
-    """Stretches every channel from its darkest and brightest value to 0 and 255."""
+    """Stretches the range of every channel to 0 to 255."""
     used = _histograms(pixels) > 0
     low, high = used.argmax(0).astype(float), 255.0 - used[::-1].argmax(0)
     flat = high <= low
@@ -91,7 +91,7 @@ def auto_contrast(pixels: Pixels, **_: Any) -> Pixels:
 
 
 def equalize(pixels: Pixels, **_: Any) -> Pixels:
-    """Equalizes the histogram of every channel."""
+    """Equalises the histogram of every channel."""
     table = np.empty((256, 3))
     for channel, counts in enumerate(_histograms(pixels).T):
         used = counts[counts > 0]
@@ -143,7 +143,7 @@ def color(pixels: Pixels, factor: float, **_: Any) -> Pixels:
 
 
 def sharpness(pixels: Pixels, factor: float, **_: Any) -> Pixels:
-    """Moves towards or away from the smoothed image, whose outermost pixels are those of the image."""
+    """Moves towards or away from the smoothed image, whose border pixels are not smoothed."""
     smooth = cv2.filter2D(pixels, -1, _SMOOTH)
     for edge in ((0, slice(None)), (-1, slice(None)), (slice(None), 0), (slice(None), -1)):
         smooth[edge] = pixels[edge]
@@ -159,7 +159,7 @@ def _grey(pixels: Pixels) -> Pixels:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)  # type: ignore[return-value]
 
 
-# by timm's names; increasing variants differ in their arguments only
+# by timm's names; increasing variants differ only in their arguments
 OPERATIONS: dict[str, Operation] = {
     "AutoContrast": auto_contrast,
     "Brightness": brightness,

@@ -1,4 +1,4 @@
-"""Decodes images: Pillow for every kind, a faster library for ordinary JPEGs, tifffile for multi-band TIFFs."""
+"""Image decoding: a faster library for ordinary JPEGs, tifffile for multi-band TIFFs, Pillow for everything else."""
 
 import io
 import re
@@ -18,9 +18,9 @@ Pixels = NDArray[np.uint8]  # (height, width, channels)
 
 
 def decode(data: bytes, name: str, upright: bool = False) -> Image.Image:
-    """Decodes an image to RGB; of several frames the first.
+    """Decodes an image, or its first frame, to RGB.
 
-    Args: upright: rotate it as its EXIF orientation says. Raises: DataError that names the file.
+    Args: upright: apply the EXIF orientation. Raises: DataError.
     """
     size = jpeg_size(data)
     pixels = None if size is None else decode_jpeg(data, name, *size)  # rejects corrupt files, with `upright` too
@@ -37,19 +37,19 @@ def _decode_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
 def _open_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata; the pixels are fine
+            warnings.simplefilter("ignore")  # about unusual metadata; the pixels are fine
             image: Image.Image = Image.open(io.BytesIO(data))
             image.load()
             if upright:
                 image = ImageOps.exif_transpose(image)
             return image
-    except Exception as e:  # Pillow's readers raise anything
+    except Exception as e:  # Pillow's readers raise any type
         reason = re.sub("cannot identify image file <.*>", "unknown format", str(e)) if data else "empty file"
         raise _unreadable(reason, name) from e
 
 
 def _unreadable(reason: str, name: str) -> DataError:
-    return DataError(f"not a readable image ({' '.join(reason.split())[:120]}): {name}: restore or remove it")
+    return DataError(name, f"not a readable image ({' '.join(reason.split())[:120]})", "restore or remove it")
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -67,7 +67,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 def decode_jpeg(data: bytes, name: str, height: int, width: int, reduce: int = 1) -> Pixels:
     """Decodes a JPEG to the same pixels as Pillow, in two thirds of the time.
 
-    Corrupt files are rejected, although Pillow would fill them with grey or noise; mere oddities are read by Pillow.
+    Rejects corrupt files, which Pillow would fill with grey or noise; falls back to Pillow for unusual ones.
     Args: height, width: from `jpeg_size`; reduce: decode at 1 / reduce of both sides (1, 2, 4 or 8), which is faster.
     Raises: DataError for a corrupt file.
     """
@@ -83,7 +83,7 @@ def decode_jpeg(data: bytes, name: str, height: int, width: int, reduce: int = 1
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scales 16-bit grey values to 8 bits; Pillow's own conversion would clip them to white."""
+    """Scales 16-bit grey values to 8 bits; Pillow's conversion would clip them to white."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
@@ -92,7 +92,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def decode_bands(data: bytes, name: str, channels: int, upright: bool = False) -> Pixels:
     """Decodes an image of any number of channels to (height, width, channels).
 
-    16-bit values are scaled to 8 bits. An RGB or grey image is repeated to the number of channels.
+    16-bit values are scaled to 8 bits. RGB and grey channels are repeated to fill the number of channels.
     Raises: DataError for an unreadable image, or one with another number of channels.
     """
     pixels = tiff_bands(data, name) if data.startswith(TIFF) else None
@@ -103,9 +103,8 @@ def decode_bands(data: bytes, name: str, channels: int, upright: bool = False) -
     if pixels.shape[2] in (1, 3) and channels > pixels.shape[2]:
         pixels = np.tile(pixels, -(-channels // pixels.shape[2]))[..., :channels]
     if pixels.shape[2] != channels:
-        raise DataError(
-            f"an image of {pixels.shape[2]} channels: {name}: IN_CHANS is {channels}, convert it or set IN_CHANS"
-        )
+        problem = f"the image has {pixels.shape[2]} channels, but IN_CHANS is {channels}"
+        raise DataError(name, problem, "convert it, or set IN_CHANS")
     return pixels
 
 
@@ -113,9 +112,9 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def tiff_bands(data: bytes, name: str) -> Pixels | None:
-    """Returns the bands of a TIFF (height, width, bands); None for a palette or other kind that Pillow converts.
+    """Decodes the bands of a TIFF (height, width, bands); returns None for palettes and others that Pillow converts.
 
-    Raises: DataError for an unreadable one, or values of another type than 8 or 16 bits.
+    Raises: DataError if it is unreadable, or does not have 8 or 16 bits per channel.
     """
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -124,11 +123,11 @@ def tiff_bands(data: bytes, name: str) -> Pixels | None:
             if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
                 return None
             values = page.asarray()
-    except Exception as e:  # it raises anything
+    except Exception as e:  # tifffile raises any type
         raise _unreadable(str(e), name) from e
     values = values[..., None] if values.ndim == 2 else np.moveaxis(values, 0, -1) if planar else values
     if values.dtype == np.uint16:
         values = (values / 257).round()
     elif values.dtype != np.uint8:
-        raise DataError(f"values of type {values.dtype}: {name}: store 8 or 16 bits per channel")
+        raise DataError(name, f"unsupported dtype {values.dtype}", "store 8 or 16 bits per channel")
     return np.ascontiguousarray(values, dtype=np.uint8)

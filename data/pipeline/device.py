@@ -1,4 +1,4 @@
-"""From batches of 8-bit pixels to the input of the model on its device: normalised, erased, prefetched."""
+"""Converts batches of 8-bit pixels to model input on the device: normalisation, random erasing, prefetching."""
 
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.pipeline.sample import Collated, map_tensors
+from data.pipeline.sample import Collated
+from utils.nested import map_tensors
 from utils.preprocessing import Preprocessing
 
 
 class Normalize:
     """Normalises and erases whole batches on the device.
 
-    Args: preprocessing: mean and std of each channel; erase_mode: what erased rectangles contain: "pixel": normal
-    noise, "rand": one random colour, "const": the mean colour.
+    Args: preprocessing: mean and std of each channel; erase_mode: filling of erased rectangles: "pixel": normal noise,
+    "rand": one random colour, "const": the mean colour.
     """
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device, erase_mode: str = "pixel"):
@@ -27,7 +28,7 @@ class Normalize:
         self._generator = torch.Generator(device)
         channels = len(preprocessing.mean)
         levels = torch.arange(256, dtype=torch.uint8, device=device).expand(1, channels, 1, 256)
-        self._table = self._compute(levels)[0, :, 0].cpu().numpy()  # the value of each level in each channel
+        self._table = self._compute(levels)[0, :, 0].cpu().numpy()  # (channels, 256)
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +47,7 @@ class Normalize:
             hole = images[image][:, top : top + height, left : left + width]
             noise = self._noise(len(self._mean), height, width, seed)
             if self._device.type == "cpu":
-                hole.numpy()[:] = noise  # torch would wake its thread pool for it
+                hole.numpy()[:] = noise  # torch would wake up its thread pool
             else:
                 hole.copy_(noise)
         return images
@@ -62,7 +63,7 @@ class Normalize:
     def _look_up(self, images: Tensor) -> Tensor:
         """Computes the same bits by table, in one pass and one thread: loader workers need the other cores.
 
-        numpy allocates large pages; with torch's allocator most of the time is spent on page faults.
+        NumPy allocates large pages; with torch's allocator, page faults would dominate.
         """
         result = np.empty(images.shape, np.float32)
         for planes, filled in zip(images.numpy(), result, strict=True):
@@ -79,12 +80,12 @@ class Normalize:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Returns the one side stream of the process: torch keeps the memory of a tensor for the stream it came from."""
+    """Returns the side stream of the process, always the same one: torch's allocator caches memory per stream."""
     return torch.cuda.Stream(device)
 
 
 def prefetch_to_device(batches: Iterable[Collated], normalize: Normalize) -> Iterator[tuple[Any, Any, tuple[int, ...]]]:
-    """Yields (images, targets, sample indices) on the device; batches without a readable sample are left out.
+    """Yields (images, targets, sample indices) on the device; drops batches without readable samples.
 
     On CUDA the next batch is copied and normalised on a side stream.
     """
@@ -104,7 +105,7 @@ def prefetch_to_device(batches: Iterable[Collated], normalize: Normalize) -> Ite
             yield ready
         current = torch.cuda.current_stream(device)
         current.wait_stream(side)
-        # the side stream must not reuse their memory while it is in use here
+        # the side stream must not reuse this memory while it is in use on the current one
         map_tensors((images, targets), partial(Tensor.record_stream, s=current))
         ready = images, targets, batch.samples
     if ready is not None:

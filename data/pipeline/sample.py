@@ -1,4 +1,4 @@
-"""The types on the way of a sample: decoded and augmented in a worker, collated, sent to the training process."""
+"""Types of the data pipeline: samples decoded and augmented in a worker, collated, sent to the training process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.sources.base import Record
+from utils.errors import DataError
+from utils.nested import map_tensors
 
 Image = NDArray[np.uint8]  # (channels, height, width)
 
@@ -25,26 +27,26 @@ class Erased(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A decoded and augmented sample; image and target were transformed by the same draws.
+    """A decoded and augmented sample; image and target were transformed with the same random draws.
 
-    `image` uint8 (channels, height, width), or a list of such views; `erased`: rectangles that are erased on the
-    device; `number`: its index in the dataset; `bad`: the error of the unreadable sample that this one replaces.
+    `image` uint8 (channels, height, width), or a list of such views; `erased`: rectangles to erase on the device;
+    `number`: its index in the dataset; `bad`: the error of the unreadable sample that this one replaces.
     """
 
     image: Image | list[Image]
     target: Any
     erased: Sequence[Erased] = ()
     number: int = -1
-    bad: str = ""
+    bad: DataError | None = None
 
 
 class Skipped(NamedTuple):
-    """Takes the place of an unreadable sample in an evaluation. Args: bad: the error."""
+    """Placeholder of an unreadable sample in an evaluation. Args: bad: the error."""
 
-    bad: str
+    bad: DataError
 
 
-# the global generators are seeded by the address of the sample before each call of a training transform
+# before each call of a training transform, the global generators are seeded from epoch and index
 SampleTransform = Callable[[Record], Sample]
 
 
@@ -54,14 +56,14 @@ class Collated:
 
     `images` uint8 (B, C, H, W), or a list of (C, H, W) of different sizes; `targets`: any nesting of tensors, lists and
     dictionaries; `erased` int64 (n, 6): image in the batch, then the fields of `Erased`; `samples`: indices in the
-    dataset; `bad`: errors of samples that were replaced or left out.
+    dataset; `bad`: errors of samples that were replaced or skipped.
     """
 
     images: Tensor | list[Tensor]
     targets: Any = None
     erased: Tensor = field(default_factory=lambda: torch.zeros(0, 6, dtype=torch.int64))
     samples: tuple[int, ...] = ()
-    bad: tuple[str, ...] = ()
+    bad: tuple[DataError, ...] = ()
 
     def pin_memory(self) -> "Collated":
         """Copies to page-locked memory; called by torch's DataLoader."""
@@ -73,7 +75,7 @@ Collate = Callable[[Sequence[Sample]], Collated]
 
 
 def stack(samples: Sequence[Sample]) -> Collated:
-    """Stacks images of one size, and targets that are numbers or arrays of one shape; other targets become a list."""
+    """Stacks images of equal size, and targets that are numbers or arrays of equal shape; lists other targets."""
     images = torch.from_numpy(np.stack([sample.image for sample in samples]))
     return Collated(images, _stacked([sample.target for sample in samples]), _erased(samples))
 
@@ -98,15 +100,3 @@ def _stacked(targets: list[Any]) -> Any:
 def _erased(samples: Sequence[Sample]) -> Tensor:
     rows = [(i, *rectangle) for i, sample in enumerate(samples) for rectangle in sample.erased]
     return torch.tensor(rows, dtype=torch.int64).view(-1, 6)
-
-
-def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Applies a function to every tensor in nested lists, tuples and dictionaries."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(each, function) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        mapped = [map_tensors(each, function) for each in value]
-        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
-    return value

@@ -1,7 +1,7 @@
-"""Which samples every rank sees, and when, as a function of counters.
+"""Samplers whose order is a pure function of counters.
 
-An epoch is a permutation drawn from (seed, epoch). Update t is a fixed slice of it, and every micro-batch and rank a
-fixed slice of that. The position of a run is therefore one number, and the samples of an update are the same for any
+An epoch is a permutation drawn from (seed, epoch). Update t is a fixed slice of it, which is sliced further by
+micro-batch and rank. The position of a run is therefore one number, and the samples of an update are the same for any
 number of ranks.
 """
 
@@ -17,10 +17,9 @@ from utils.batches import EpochShape
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """What one rank computes before the next synchronisation; `index` of the micro-batch in its update.
+    """The samples of one rank in a micro-batch; `index` of the micro-batch in its update; `weight` as in `Batch`.
 
-    `weight` is that of `utils.batches.Batch`. It is 0 for a rank without samples in a small last update: it repeats one
-    sample to stay synchronised.
+    The weight is 0 for a rank without samples in a small last update: it repeats one sample to stay synchronised.
     """
 
     update: int
@@ -48,9 +47,9 @@ def micro_batches(order: Tensor, shape: EpochShape, rank: int, updates: range) -
 
 
 class TrainSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, sample) for a DataLoader; `start` sets where the next iteration begins.
+    """Batches of (epoch, sample) for a DataLoader; `start` sets the beginning of the next iteration.
 
-    The epoch is part of every key because persistent workers do not see a changed attribute.
+    The epoch is part of every key because persistent workers do not see changed attributes.
     """
 
     def __init__(self, shape: EpochShape, rank: int, epoch_seed: Callable[[int], int]):
@@ -59,7 +58,7 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         self._order = torch.empty(0, dtype=torch.int64)
 
     def start(self, epoch: int, first_update: int = 0, end: int | None = None) -> Iterator[MicroBatch]:
-        """Moves to the updates of an epoch up to `end`, None for all; returns what an iteration will yield."""
+        """Moves to the updates of an epoch up to `end`, None for all; returns the micro-batches of the iteration."""
         self._epoch, self._updates = epoch, range(first_update, self._shape.updates if end is None else end)
         self._order = epoch_order(self._shape.train_size, self._epoch_seed(epoch))
         return self._plan()
@@ -76,7 +75,7 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
 
 
 class EvalSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (0, sample): the shard of `rank`; every sample of the data set is on exactly one rank."""
+    """Batches of (0, sample) from the shard of `rank`; every sample of the dataset is on exactly one rank."""
 
     def __init__(self, size: int, batch_size: int, rank: int, world_size: int):
         self._own = range(rank, size, world_size)

@@ -1,4 +1,4 @@
-"""From encoded bytes to the pixels of a sample: timm's augmentation for training, the paper's resizing for evaluation.
+"""Image transforms from encoded bytes to pixels: timm's augmentation for training, the paper's resizing for evaluation.
 
 Pixels stay 8-bit here; data/pipeline/device.py normalises and erases whole batches on the device.
 """
@@ -6,6 +6,7 @@ Pixels stay 8-bit here; data/pipeline/device.py normalises and erases whole batc
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data.auto_augment import AugmentOp, AutoAugment, RandAugment
+from timm.data.auto_augment import AutoAugment, RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from timm.data.transforms_factory import transforms_imagenet_train
@@ -29,17 +30,16 @@ from utils.errors import ConfigError
 from utils.preprocessing import CROP_PCT, Size, image_size
 
 LONGEST = 10  # larger aspect ratios are cropped before resizing: 1 x 5000 pixels would become 256 x 1280000
-# crops larger than the result by this factor or more are decoded at a reduced size
-REDUCE_FROM = 2
+REDUCE_FROM = 2  # crops larger than the result by this factor or more are decoded at a reduced size
 _RESIZES = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBIC: "bicubic"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransformOptions:
     """Crop: `size` in pixels, `scale`, `ratio`, `interpolation`, `hflip`. Colours: `auto_augment`: timm's policy
-    string, "none" for none; `color_jitter`: strength, without a policy. Erasing: `re_prob`, `re_mode`, `re_count`.
-    Decoding: `decoder`: "auto": JPEGs by libjpeg-turbo and everything else on arrays, "pillow": all in Pillow, which is
-    slower; `upright`: rotate as EXIF says; `channels` of the model."""
+    string, "none" for none; `color_jitter`: strength if there is no policy. Erasing: `re_prob`, `re_mode`, `re_count`.
+    Decoding: `decoder`: "auto": libjpeg-turbo for JPEGs and array operations, "pillow": Pillow for everything, which is
+    slower; `upright`: apply the EXIF orientation; `channels` of the model."""
 
     size: Size = (224, 224)
     channels: int = 3
@@ -76,10 +76,10 @@ class TrainTransformOptions:
 
 
 class TrainTransform:
-    """Random resized crop, mirroring, RandAugment or another policy, rectangles to erase.
+    """Random resized crop, flip, RandAugment or another policy, and rectangles to erase.
 
-    All draws are timm's own and come from the global generators, which the loader seeds for every sample.
-    Raises: ConfigError for a policy that timm does not know, or one for a number of channels it cannot handle.
+    All draws are timm's and come from the global generators, which the loader seeds for every sample.
+    Raises: ConfigError for an unknown policy, or one that does not support the number of channels.
     """
 
     def __init__(self, options: TrainTransformOptions):
@@ -87,19 +87,15 @@ class TrainTransform:
         policy = None if options.auto_augment in ("", "none") else options.auto_augment
         self._bands = options.channels not in (1, 3)
         if self._bands and (policy or options.color_jitter):
-            raise ConfigError(
-                f"colour augmentation of {options.channels} channels: AUG.AUTO_AUGMENT: set it to none, and"
-                " AUG.COLOR_JITTER to 0"
-            )
-        of_arrays = options.interpolation in ("bicubic", "bilinear", "random")
-        if self._bands and not of_arrays:
-            raise ConfigError(
-                f"{options.interpolation} resizing of {options.channels} channels: DATA.INTERPOLATION: set it to"
-                " bicubic or bilinear"
-            )
+            problem = f"colour augmentation does not support {options.channels} channels"
+            raise ConfigError("AUG.AUTO_AUGMENT", problem, "set it to none, and AUG.COLOR_JITTER to 0")
+        on_arrays = options.interpolation in ("bicubic", "bilinear", "random")
+        if self._bands and not on_arrays:
+            problem = f"{options.interpolation} resizing does not support {options.channels} channels"
+            raise ConfigError("DATA.INTERPOLATION", problem, "set it to bicubic or bilinear")
         first, second = _timm_steps(options, policy)
         self._crop: RandomResizedCropAndInterpolation = first[0]
-        self._fast = self._bands or (options.decoder != "pillow" and of_arrays)
+        self._fast = self._bands or (options.decoder != "pillow" and on_arrays)
         steps = [*first[1:], *second]
         self._steps = [_on_arrays(step) for step in steps] if self._fast else steps
         self._erasing = RandomErasing(options.re_prob, max_count=options.re_count, device="cpu")
@@ -166,24 +162,25 @@ def _timm_steps(options: TrainTransformOptions, policy: str | None) -> tuple[lis
             hflip=options.hflip,
         )
     except (AssertionError, KeyError, ValueError) as e:
-        raise ConfigError(f"no augmentation policy {policy!r}: AUG.AUTO_AUGMENT: see timm's, or set none") from e
+        problem = f"unknown augmentation policy {policy!r}"
+        raise ConfigError("AUG.AUTO_AUGMENT", problem, "use one of timm's, or set it to none") from e
     return first.transforms, second.transforms
 
 
 def resize(pixels: Pixels, size: Size, mode: str) -> Pixels:
-    """Resizes to (*size, C) with torch's antialiased filters: within one level of Pillow's, but five times as fast."""
+    """Resizes to (*size, C) with torch's antialiased filters: within one level of Pillow, but five times as fast."""
     image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
     planes = F.interpolate(image, size, mode=mode, antialias=True)[0].numpy()
     return cv2.merge(list(planes))
 
 
 def channels_first(pixels: Pixels) -> Pixels:
-    """Transposes (H, W, C) to (C, H, W), by OpenCV: numpy takes ten times as long."""
+    """Transposes (H, W, C) to (C, H, W) with OpenCV: NumPy takes ten times as long."""
     return np.stack(cv2.split(pixels))
 
 
 def to_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Converts RGB (H, W, 3) to grey (H, W, 1) if one channel is wanted; a grey image keeps its values."""
+    """Converts RGB (H, W, 3) to grey if `channels` is 1; returns other images unchanged."""
     if channels != 1 or pixels.ndim == 2 or pixels.shape[2] == 1:
         return pixels
     return np.asarray(Image.fromarray(pixels).convert("L"))
@@ -191,8 +188,8 @@ def to_channels(pixels: Pixels, channels: int) -> Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransformOptions:
-    """`size` in pixels; `interpolation`; `crop`: resize the short side to the size over `crop_pct` and cut out the
-    centre, else squash the whole image; `upright`: rotate as EXIF says; `channels` of the model."""
+    """`size` in pixels; `interpolation`; `crop`: resize the short side to the size over `crop_pct` and crop the centre,
+    otherwise squash the whole image; `upright`: apply the EXIF orientation; `channels` of the model."""
 
     size: Size = (224, 224)
     channels: int = 3
@@ -214,17 +211,16 @@ class EvalTransformOptions:
 
 
 class EvalTransform:
-    """The resizing behind the published accuracies, in Pillow."""
+    """The resizing of the published accuracies, in Pillow."""
 
     def __init__(self, options: EvalTransformOptions):
         self.size, self.channels, self._upright = options.size, options.channels, options.upright
-        # as in the original, "random" is for training only
-        name = "bilinear" if options.interpolation == "random" else options.interpolation
-        mode = str_to_interp_mode(name)
+        # as in the original repository, "random" applies to training only
+        mode = str_to_interp_mode("bilinear" if options.interpolation == "random" else options.interpolation)
         steps: list[Callable[[Any], Any]] = [transforms.Resize(options.size, mode)]
         if options.crop:
             height, width = (int(side / options.crop_pct) for side in options.size)
-            covering = transforms.Resize(height, mode) if height == width else _Cover(height, width, mode)
+            covering = transforms.Resize(height, mode) if height == width else partial(_cover, height, width, mode)
             steps = [crop_long_side, covering, transforms.CenterCrop(options.size)]
         self._resize = transforms.Compose(steps)
 
@@ -240,27 +236,22 @@ class EvalTransform:
 
 
 def crop_long_side(image: Image.Image) -> Image.Image:
-    """Crops the centre of an image that is more than `LONGEST` times as long as wide."""
+    """Crops the centre of an image with an aspect ratio above `LONGEST`."""
     width, height = image.size
     most = LONGEST * min(width, height)
     left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
     return image.crop((left, top, width - left, height - top)) if left or top else image
 
 
-class _Cover:
+def _cover(height: int, width: int, mode: InterpolationMode, image: Image.Image) -> Image.Image:
     """Resizes an image, keeping its aspect ratio, to the smallest size that covers height x width."""
-
-    def __init__(self, height: int, width: int, mode: InterpolationMode):
-        self._height, self._width, self._mode = height, width, mode
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        scale = max(self._height / image.height, self._width / image.width)
-        size = [max(self._height, round(image.height * scale)), max(self._width, round(image.width * scale))]
-        return transforms.functional.resize(image, size, self._mode)
+    scale = max(height / image.height, width / image.width)
+    size = [max(height, round(image.height * scale)), max(width, round(image.width * scale))]
+    return transforms.functional.resize(image, size, mode)
 
 
 class _Recorder:
-    """Takes the place of an image while timm erases, and records the rectangles."""
+    """Stands in for an image in timm's RandomErasing, and records the rectangles."""
 
     def __init__(self) -> None:
         self.rectangles: list[tuple[int, int, int, int]] = []
@@ -271,37 +262,23 @@ class _Recorder:
 
 
 def _on_arrays(step: Any) -> Callable[[Pixels], Pixels]:
-    """Returns timm's step for arrays, with the same draws."""
+    """Converts timm's step to work on arrays, with the same random draws."""
     if isinstance(step, transforms.RandomHorizontalFlip):
-        return _Mirror(step.p)
+        return partial(_mirror, step.p)
     if isinstance(step, RandAugment | AutoAugment):
         groups = [step.ops] if isinstance(step, RandAugment) else step.policy
         for operation in (operation for group in groups for operation in group):
-            _replace_operation(operation)
+            function: Any = operation.aug_fn
+            vars(operation)["aug_fn"] = OPERATIONS.get(operation.name) or partial(_through_pillow, function)
         return step
-    return _ThroughPillow(step)
+    return partial(_through_pillow, step)
 
 
-def _replace_operation(operation: AugmentOp) -> None:
-    own: Any = operation.aug_fn
-    vars(operation)["aug_fn"] = OPERATIONS.get(operation.name) or _ThroughPillow(own)
+def _mirror(probability: float, pixels: Pixels) -> Pixels:
+    """torchvision's RandomHorizontalFlip, on arrays."""
+    return cv2.flip(pixels, 1) if torch.rand(1) < probability else pixels  # type: ignore[return-value]
 
 
-class _Mirror:
-    """torchvision's RandomHorizontalFlip."""
-
-    def __init__(self, probability: float):
-        self._probability = probability
-
-    def __call__(self, pixels: Pixels) -> Pixels:
-        return cv2.flip(pixels, 1) if torch.rand(1) < self._probability else pixels  # type: ignore[return-value]
-
-
-class _ThroughPillow:
-    """A step without a version for arrays."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-
-    def __call__(self, pixels: Pixels, *arguments: Any, **more: Any) -> Pixels:
-        return np.asarray(self._function(Image.fromarray(np.ascontiguousarray(pixels)), *arguments, **more))
+def _through_pillow(function: Callable[..., Any], pixels: Pixels, *arguments: Any, **more: Any) -> Pixels:
+    """Runs a step without an array implementation in Pillow."""
+    return np.asarray(function(Image.fromarray(np.ascontiguousarray(pixels)), *arguments, **more))

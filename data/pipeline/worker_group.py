@@ -1,8 +1,7 @@
-"""Imported first by the fork server of the loader workers, and by nothing else.
+"""Moves the fork server of the loader workers to a separate process group; imported first by it, and by nothing else.
 
-A launcher signals the whole process group of a rank, and a terminal that of the program. Workers that died before the
-rank has saved its state would take it along; the server and the workers it forks therefore form a group of their own.
-The rank blocked the signals while it started the server.
+Launchers and terminals signal the whole process group. They must not kill the workers while the rank is saving its
+state, so the server and its workers form a separate group. The rank blocked the signals while it started the server.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Loader workers: how they start, what they need, and what is reported when one dies, hangs or finds corrupt files."""
+"""Loader workers: start, resource limits, and errors if a worker dies, hangs or finds corrupt files."""
 
 import gc
 import logging
@@ -26,17 +26,17 @@ from utils.terminal import EVERY_RANK
 log = logging.getLogger(EVERY_RANK)
 PREFETCH = 2  # batches that each worker prepares in advance
 SHARED_MEMORY = "/dev/shm"
-# file descriptors of the program itself, and per worker: pipes, and one for each tensor in flight
+# file descriptors of the program, and per worker: pipes, and one for each tensor in flight
 _OWN_FILES, _FILES_PER_WORKER = 128, 24
-# samples that may be skipped: a fraction of the data set, but always this many
+# samples that may be skipped: a fraction of the dataset, but at least this many
 MAX_BAD, ALWAYS_BAD = 0.01, 10
 
 
 @dataclass(frozen=True)
 class LoaderOptions:
     """`batch_size` of a micro-batch or of evaluation; `workers` per rank, 0 for none; `pin_memory`: page-locked
-    batches; `on_bad`: "error", "skip" a few unreadable samples, or "skip_any" number of them; `timeout`: seconds
-    without a batch after which the run ends, 0 for never; `seed` of the run."""
+    batches; `on_bad`: "error", or "skip" a few unreadable samples, or "skip_any" number; `timeout`: seconds without a
+    batch after which the run ends, 0 for never; `seed` of the run."""
 
     batch_size: int
     workers: int = 0
@@ -58,14 +58,14 @@ class LoaderOptions:
 
 
 def default_workers() -> int:
-    """Returns one worker for each core that this rank can use besides the others of its machine, at most 8."""
+    """Returns the number of cores per rank on this machine, at most 8."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // (int(ranks) if ranks.isdigit() else 1)))
 
 
 class MonitoredLoader:
-    """A DataLoader that fails with one clear error and counts the unreadable samples it skips, over all ranks."""
+    """A DataLoader that fails with one clear error and counts skipped samples over all ranks."""
 
     def __init__(
         self,
@@ -77,13 +77,13 @@ class MonitoredLoader:
         collate: Collate = stack,
         persistent: bool,
     ):
-        """Args: collate: see `Pipeline`; persistent: workers live on from one epoch to the next."""
-        cv2.setNumThreads(1)  # here and in the workers: images are processed in parallel, not their parts
+        """Args: collate: see `Pipeline`; persistent: keep workers alive between epochs."""
+        cv2.setNumThreads(1)  # here and in the workers: parallelism is over images
         self._samples, self._timeout, self._world = samples, options.timeout, world
         self._split = "training" if isinstance(samples, TrainSamples) else "validation"
         self._bad: set[str] = set()
         self._max_bad = None if options.on_bad == "skip_any" else max(ALWAYS_BAD, int(MAX_BAD * len(samples)))
-        # the sample each worker is processing, -1 for none
+        # the index of the sample that each worker is processing, -1 for none
         self._current = torch.full((max(options.workers, 1),), -1, dtype=torch.int64).share_memory_()
         self._loader = DataLoader(
             _Watched(samples, self._current),
@@ -96,7 +96,7 @@ class MonitoredLoader:
             prefetch_factor=PREFETCH if options.workers else None,
             timeout=options.timeout if options.workers else 0,
             worker_init_fn=_start_worker,
-            # a generator of its own: otherwise every iteration would draw from the global generator
+            # otherwise every iteration would draw from the global generator
             generator=torch.Generator(),
         )
 
@@ -113,48 +113,42 @@ class MonitoredLoader:
                 try:
                     raise batch
                 finally:
-                    del batch  # the frame, its exception and the loader would form a cycle, and workers end late
-            for message in batch.bad:
-                self._skip(message)
+                    del batch  # the frame, its exception and the loader would form a cycle and delay worker shutdown
+            for error in batch.bad:
+                self._skip(error)
             yield batch
 
-    def _skip(self, message: str) -> None:
-        message = message.encode("utf-8", "backslashreplace").decode()  # file names may contain any bytes
+    def _skip(self, error: DataError) -> None:
+        message = str(error).encode("utf-8", "backslashreplace").decode()  # file names may contain any bytes
         if message in self._bad:
             return
         self._bad.add(message)
         if self._max_bad is None:
-            log.warning("left out: %s", message)
+            log.warning("skipped: %s", message)
             return
         count = self._world.count_distinct(f"skipped {self._split} samples", message) or len(self._bad)
         if count > self._max_bad:
-            raise DataError(
-                f"more than {self._max_bad} {self._split} samples cannot be read, the last: {message},"
-                " or find them all with scripts/prepare_data.py check"
-            )
+            problem = f"{error.problem}, and more than {self._max_bad} {self._split} samples cannot be read"
+            raise DataError(error.subject, problem, "find them all with scripts/prepare_data.py check")
         log.warning("skipped, %d of at most %d %s samples: %s", count, self._max_bad, self._split, message)
 
     def _explain(self, error: RuntimeError) -> Exception:
         text = str(error)
         if "timed out" in text:
             names = [self._samples.name(index) for index in self._current.tolist() if index >= 0]
-            cause = (
-                f"a loader worker hangs: {listing(names)}: check whether the disk responds"
-                if names
-                else "the loader workers read nothing: the machine may be overloaded: start fewer processes"
-            )
-            return DataError(f"no batch for {self._timeout:g} seconds, {cause}, or raise DATA.TIMEOUT")
+            cause = f"a loader worker hangs reading {listing(names)}" if names else "the machine may be overloaded"
+            remedy = "check whether the disk responds" if names else "start fewer processes"
+            problem = f"no batch for {self._timeout:g} seconds, {cause}"
+            return DataError("DATA.TIMEOUT", problem, f"{remedy}, or raise it")
         died = re.search(r"pid\(?s?\)? ?\(?:?\s*([\d, ]+)", text)
         if "DataLoader worker" not in text or died is None:
             return error
-        return ResourceError(
-            f"a loader worker died: process {died[1].strip()}: often for lack of memory: DATA.NUM_WORKERS: use fewer,"
-            " or a smaller DATA.BATCH_SIZE"
-        )
+        problem = f"a loader worker died (process {died[1].strip()}), probably for lack of memory"
+        return ResourceError("DATA.NUM_WORKERS", problem, "use fewer, or a smaller DATA.BATCH_SIZE")
 
 
 class _Watched(Dataset):
-    """Records which sample a worker is processing."""
+    """Records the sample that a worker is processing."""
 
     def __init__(self, samples: TrainSamples | EvalSamples, current: Tensor):
         self._samples, self._current = samples, current
@@ -172,7 +166,7 @@ class _Watched(Dataset):
 def check_resources(options: LoaderOptions, sample_bytes: int, local_size: int) -> None:
     """Checks that shared memory and file descriptors suffice for the batches in flight.
 
-    Args: sample_bytes: about what a sample takes; local_size: ranks on this machine, each with as many workers.
+    Args: sample_bytes: approximate size of a sample; local_size: ranks on this machine, with equal numbers of workers.
     Raises: ResourceError.
     """
     workers = options.workers
@@ -181,29 +175,26 @@ def check_resources(options: LoaderOptions, sample_bytes: int, local_size: int) 
     needed = local_size * workers * PREFETCH * options.batch_size * sample_bytes
     try:
         disk = os.statvfs(SHARED_MEMORY)
-    except OSError:  # systems without it share memory in other ways
+    except OSError:  # not present on all systems
         return
-    if disk.f_bavail * disk.f_frsize < needed:
-        raise ResourceError(
-            f"{SHARED_MEMORY} has {disk.f_bavail * disk.f_frsize / 2**20:,.0f} MiB left,"
-            f" {local_size * workers} loader workers need {needed / 2**20:,.0f}: DATA.NUM_WORKERS: use fewer,"
-            " or give the container more (--shm-size)"
-        )
+    free = disk.f_bavail * disk.f_frsize
+    if free < needed:
+        problem = f"{local_size * workers} loader workers need {needed / 2**20:,.0f} MiB of {SHARED_MEMORY}"
+        remedy = "use fewer, or give the container more with --shm-size"
+        raise ResourceError("DATA.NUM_WORKERS", f"{problem}, {free / 2**20:,.0f} MiB are free", remedy)
     files = _OWN_FILES + workers * _FILES_PER_WORKER
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if hard != unlimited and hard < files:
-        raise ResourceError(
-            f"{hard} open files are allowed, {workers} loader workers need {files}: DATA.NUM_WORKERS: use fewer,"
-            f" or allow more (ulimit -n {files})"
-        )
+        problem = f"{workers} loader workers need {files} open files, {hard} are allowed"
+        raise ResourceError("DATA.NUM_WORKERS", problem, f"use fewer, or allow more with ulimit -n {files}")
     if soft != unlimited and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
 
 def _start_worker(_worker: int) -> None:
     exit_with_program()
-    gc.freeze()  # a collection would write to, and thus copy, 100 MB of what is shared with the fork server
+    gc.freeze()  # a collection would write to, and thus copy, 100 MB shared with the fork server
     for each in (signal.SIGINT, signal.SIGUSR1):  # the main process handles them
         signal.signal(each, signal.SIG_IGN)
     cv2.setNumThreads(1)

@@ -1,7 +1,7 @@
-"""What zip and tar archives have in common: shared reading, and labels from the folders inside.
+"""Common parts of zip and tar archives: shared reading, and labels from the folders inside.
 
-Archives are read with `pread` at the offsets of an index. It has no file position, so any number of processes can share
-an archive.
+Archives are read with `pread` at the offsets of an index. It uses no file position, so any number of processes can
+share an archive.
 """
 
 import os
@@ -15,13 +15,13 @@ BLOCK = 1 << 24
 
 
 class SharedFile:
-    """Reads at given offsets; each process opens the file when it first reads."""
+    """Reads at given offsets; each process opens the file at its first read."""
 
     def __init__(self, path: Path):
         self._path, self._owner, self._descriptor = path, 0, -1
 
     def read(self, start: int, size: int) -> bytes:
-        """Returns fewer bytes at the end of the file. Raises: OSError."""
+        """Returns `size` bytes from `start`, fewer at the end of the file. Raises: OSError."""
         if self._owner != os.getpid():
             self._descriptor, self._owner = os.open(self._path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)), os.getpid()
         return os.pread(self._descriptor, size, start)
@@ -31,7 +31,7 @@ class SharedFile:
 
 
 def fill_page_cache(archive: Path, local_rank: int, local_size: int) -> None:
-    """Reads this rank's part of a file once, so that the system caches it for all processes of the machine."""
+    """Reads this rank's part of a file, so that the system caches it for all processes of the machine."""
     begin, end = (archive.stat().st_size * part // local_size for part in (local_rank, local_rank + 1))
     with open(archive, "rb", buffering=0) as file:
         file.seek(begin)
@@ -48,13 +48,11 @@ def below_split(names: list[str], split: str) -> list[str]:
 def label_by_folder(
     names: list[str], class_names: Sequence[str] | None, where: Path
 ) -> tuple[list[str], list[int], list[str]]:
-    """Returns names, labels and class names of images in class folders. Raises: DataError if some are in none."""
+    """Returns names, labels and class names of images in class folders. Raises: DataError for images outside."""
     flat = [name for name in names if "/" not in name]
     if flat or not names:
-        raise DataError(
-            f"images without a class folder: {where}: {listing(flat) or 'none at all'}: pack one folder per class,"
-            " or add a map of labels"
-        )
+        problem = f"images without a class folder: {listing(flat)}" if flat else "no images"
+        raise DataError(str(where), problem, "pack one folder per class, or add a map of labels")
     own = [name.partition("/")[0] for name in names]
     found = sorted(set(own))
     chosen = list(found if class_names is None else class_names)

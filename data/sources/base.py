@@ -1,4 +1,4 @@
-"""The interface of datasets: records by index."""
+"""The interface of data sources: records by index."""
 
 import errno
 import time
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from data.sources.index import Index
 from utils.errors import DataError, listing
 
-# permanent errors: retrying would only take time
+# permanent errors, not worth a retry
 _PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
 
@@ -17,7 +17,7 @@ PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
 class Record(NamedTuple):
     """A sample as stored: the bytes of an encoded image, its raw target, and its location for messages.
 
-    `target` belongs to the task: a label, the bytes of a label map, annotations, None.
+    `target` is task-specific: a label, the bytes of a label map, annotations, None.
     """
 
     data: bytes
@@ -26,11 +26,11 @@ class Record(NamedTuple):
 
 
 class Source(Protocol):
-    """One split of a dataset. Sent to loader workers by pickling, so it should pickle small."""
+    """One split of a dataset. Pickled for loader workers, so it should pickle small."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Record:
-        """Raises: DataError if the sample cannot be read."""
+        """Reads a sample. Raises: DataError."""
         ...
 
     def name(self, i: int) -> str:
@@ -54,17 +54,17 @@ class LabelledSource(Source, Protocol):
 
 
 class Store(Protocol):
-    """A labelled dataset in one form of storage, with the splits "train" and "val"."""
+    """A labelled dataset in one storage format, with the splits "train" and "val"."""
 
     def has(self, split: str) -> bool: ...
     def class_names(self, split: str) -> list[str]:
-        """Returns the classes of this split alone, in label order. Raises: DataError."""
-        ...
+        """Returns the classes of this split, in label order. Raises: DataError."""
+        return list(self.open(split).class_names)
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> LabelledSource:
         """Opens a split.
 
-        Args: class_names: in label order, None for the split's own; classes: how many, 0 if unknown.
+        Args: class_names: in label order, None for the split's; classes: their number, 0 if unknown.
         Raises: DataError.
         """
         ...
@@ -74,7 +74,7 @@ class Storage(Protocol):
     """The bytes of the samples of an index."""
 
     def read(self, index: Index, i: int) -> bytes:
-        """Raises: OSError, DataError."""
+        """Reads a sample. Raises: OSError, DataError."""
         ...
 
     def where(self, name: str) -> str:
@@ -83,15 +83,11 @@ class Storage(Protocol):
 
 
 class IndexedSource:
-    """Samples listed by an index and read from a storage; without class names, their targets are None."""
+    """Samples listed by an index and read from a storage; without class names, targets are None."""
 
     def __init__(self, index: Index, class_names: Sequence[str], storage: Storage):
-        self._class_names = tuple(class_names)
+        self.class_names: tuple[str, ...] = tuple(class_names)
         self._index, self._storage = index, storage
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._class_names
 
     def __len__(self) -> int:
         return len(self._index)
@@ -106,7 +102,7 @@ class IndexedSource:
                 return self._storage.read(self._index, i)
             except OSError as e:
                 if pause is None or e.errno in _PERMANENT:
-                    raise DataError(f"cannot read an image ({e.strerror}): {self.name(i)}: restore or remove it") from e
+                    raise DataError(self.name(i), f"cannot be read: {e.strerror}", "restore or remove it") from e
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -124,10 +120,8 @@ class IndexedSource:
 
 
 def check_classes(found: Sequence[str], known: Sequence[str], where: Path) -> None:
-    """Raises: DataError if a class that was found is not a known one."""
-    strange = sorted(set(found) - set(known))
-    if strange:
-        raise DataError(
-            f"{len(strange)} classes of {where} are not among the {len(known)} of training:"
-            f" {listing(strange)}: rename or remove them"
-        )
+    """Raises: DataError if a class in `found` is not in `known`."""
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        problem = f"{len(unknown)} classes are not among the {len(known)} of training: {listing(unknown)}"
+        raise DataError(str(where), problem, "rename or remove them")

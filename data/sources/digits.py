@@ -1,7 +1,7 @@
-"""The handwritten digits included in scikit-learn, as an image folder: real data that needs no download.
+"""The handwritten digits of scikit-learn as an image folder: real data without a download.
 
 1,797 scans of 8x8 pixels (Alpaydin and Kaynak, UCI, 1998), written once as PNG files below train/ (1,437) and val/
-(360), so that they are read like any other data set.
+(360), so that they are read like any other dataset.
 """
 
 from pathlib import Path
@@ -13,18 +13,19 @@ from utils.errors import DataError
 from utils.files import atomic_path
 
 VAL_COUNT = 360
+_ANOTHER = "choose another folder with --data-path"
 
 
 def write_digits(root: Path) -> Path:
-    """Writes the digits to `root` unless there is an image folder already; several processes may do so at once.
+    """Writes the digits to `root`, unless it is an image folder already; safe to call from several processes.
 
-    Returns: `root`. Raises: DataError if `root` is something else or cannot be written.
+    Returns: `root`. Raises: DataError if `root` is something else or not writable.
     """
     exists = root.exists()  # checked first: another process may be about to create it
     if (root / "train").is_dir() and (root / "val").is_dir():
         return root
     if exists:
-        raise DataError(f"not the digits: {root}: remove it, or name another folder with --data-path")
+        raise DataError(str(root), "exists, but does not contain the digits", f"remove it, or {_ANOTHER}")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(root) as temporary:
@@ -32,12 +33,12 @@ def write_digits(root: Path) -> Path:
     except OSError as e:
         if (root / "train").is_dir():  # another process was faster
             return root
-        raise DataError(f"cannot write the digits ({e.strerror}): {root}: name another folder with --data-path") from e
+        raise DataError(str(root), f"the digits cannot be written: {e.strerror}", _ANOTHER) from e
     return root
 
 
 def _write(root: Path) -> None:
-    # imported here: takes a second, and only the first run of the quickstart needs it
+    # slow to import, and only needed by the first run of the quickstart
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -1,4 +1,4 @@
-"""Images without labels, wherever they are: files, folders, glob patterns, lists."""
+"""Unlabelled images from files, folders, glob patterns and lists."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -20,11 +20,11 @@ class FileSource:
         return len(self._paths)
 
     def __getitem__(self, i: int) -> Record:
-        """Raises: DataError."""
+        """Reads a sample. Raises: DataError."""
         try:
             return Record(self._paths[i].read_bytes(), None, self.name(i))
         except OSError as e:
-            raise DataError(f"cannot read an image ({e.strerror}): {self.name(i)}: restore or remove it") from e
+            raise DataError(self.name(i), f"cannot be read: {e.strerror}", "restore or remove it") from e
 
     def name(self, i: int) -> str:
         return str(self._paths[i])
@@ -34,16 +34,17 @@ class FileSource:
 
 
 def find_images(names: Iterable[str]) -> list[Path]:
-    """Returns the images that `names` mean, each once, in order.
+    """Resolves names to images, without duplicates, in order.
 
     Args: names: files; folders, with all images below them; patterns such as "photos/*.jpg"; .txt files with one path
-    per line, relative to the list. Raises: DataError for a name that means no image.
+    per line, relative to the list. Raises: DataError for a name without images.
     """
     found: dict[Path, None] = {}
     for name in names:
         paths = _images_of(name)
         if not paths:
-            raise DataError(f"no images: {name}: name images, folders, patterns or a .txt file with one path per line")
+            remedy = "pass images, folders, patterns or a .txt file with one path per line"
+            raise DataError(name, "no images found", remedy)
         found.update(dict.fromkeys(paths))
     return list(found)
 
@@ -57,7 +58,7 @@ def _images_of(name: str) -> list[Path]:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         images = [path.parent / line for line in lines]
         if images and not images[0].exists():
-            raise DataError(f"no such image: {lines[0][:80]}, the first of {name}: a .txt file lists one path per line")
+            raise DataError(name, f"lists an image that does not exist: {lines[0][:80]}", "list one path per line")
         return images
     if path.is_file():
         return [path]

@@ -1,4 +1,4 @@
-"""Folders of images: one per class, or ImageNet's validation images in a single one."""
+"""Image folders: one per class, or ImageNet's validation images in a single one."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from utils.errors import DataError, listing
 
 log = logging.getLogger(__name__)
 
-# what Pillow decodes and data sets use
+# decoded by Pillow and used in datasets
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".dib", ".tif"),
     *(".tiff", ".webp", ".gif", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".ico", ".sgi", ".qoi"),
@@ -34,19 +34,19 @@ class FolderStore:
         return (self._root / split).is_dir()
 
     def class_names(self, split: str) -> list[str]:
-        """Returns the names of the class folders, sorted; none if the images are flat. Raises: DataError."""
+        """Returns the names of the class folders, sorted; empty if the images are flat. Raises: DataError."""
         folder = self._root / split
         try:
             with os.scandir(folder) as entries:
                 names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
         except OSError as e:
-            raise DataError(f"cannot list a folder ({e.strerror}): {folder}: check the path and its permissions") from e
+            raise DataError(str(folder), f"cannot be listed: {e.strerror}", "check the path and its permissions") from e
         if not names and not _is_flat(folder):
-            raise DataError(f"no class folders: {folder}: it must contain one folder of images per class")
+            raise DataError(str(folder), "contains no class folders", "add one folder of images per class")
         return names
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
-        """Args: class_names: in label order; None for the names of the folders, sorted.
+        """Opens a split. Args: class_names: in label order; None for the names of the folders, sorted.
 
         Raises: DataError for a missing root, an empty class, or a folder that is not in `class_names`.
         """
@@ -57,7 +57,7 @@ class FolderStore:
         if not found:
             return _open_flat(folder, names)
         check_classes(found, names, folder)
-        key = f"folder\0{folder.resolve()}\0{_text(names)}"
+        key = f"folder\0{folder.resolve()}\0{chr(0).join(names)}"
         index, _ = stored(key, lambda: _walk(folder, stamps, found, names))
         return IndexedSource(index, names, FolderStorage(folder))
 
@@ -65,8 +65,8 @@ class FolderStore:
 class FolderStorage:
     """Files below `root`.
 
-    Args: inside: the names come from a list, which must not lead out of the root. Links directly in the root were put
-    there by its owner and are followed; links further down must stay inside the root, or inside what those point to.
+    Args: inside: the names come from a list, which must not lead out of the root. Links directly in the root are
+    trusted and followed; links further down must stay inside the root, or inside the targets of trusted links.
     """
 
     def __init__(self, root: Path, inside: bool = False):
@@ -79,7 +79,7 @@ class FolderStorage:
             roots = (self._root.resolve(), (self._root / name.partition("/")[0]).resolve())
             target = path.resolve()
             if not any(target.is_relative_to(root) for root in roots):
-                raise DataError(f"a link leads out of the data folder: {path}: link from the data folder itself")
+                raise DataError(str(path), "the link leads out of the data folder", "link from the data folder itself")
         with open(path, "rb") as file:
             return file.read()
 
@@ -90,13 +90,13 @@ class FolderStorage:
 def _walk(
     root: Path, stamps: Sequence[Stamp], found: Sequence[str], names: Sequence[str]
 ) -> tuple[Index, None, list[Stamp]]:
-    """Args: stamps: of the root; found: the class folders in it."""
+    """Indexes class folders. Args: stamps: of the root; found: the class folders in it."""
     labels = {name: label for label, name in enumerate(names)}
     files, targets, ignored, stamps = [], [], [], list(stamps)
     for name in found:
         below = images_below(root / name)
         if not below.images:
-            raise DataError(f"no images for class {name}: {root / name}: add some or remove the folder")
+            raise DataError(str(root / name), f"no images for class {name}", "add some, or remove the folder")
         stamps += below.stamps
         files += [os.path.relpath(file, root) for file in below.images]
         targets += [labels[name]] * len(below.images)
@@ -106,13 +106,13 @@ def _walk(
 
 
 def warn_of_ignored(files: Sequence[str]) -> None:
-    """Logs one line about files that are no images by their extension, if there are any."""
+    """Logs one line about files without an image extension, if there are any."""
     if files:
         log.warning("%d files without an image extension are ignored: %s", len(files), listing(files, 3))
 
 
 class Found(NamedTuple):
-    """`images` at any depth below a folder, the `stamps` of all folders, and other files that were `ignored`."""
+    """`images` at any depth below a folder, the `stamps` of all folders, and other, `ignored` files."""
 
     images: list[str]
     stamps: list[Stamp]
@@ -120,7 +120,7 @@ class Found(NamedTuple):
 
 
 def images_below(folder: Path) -> Found:
-    """Lists a folder; hidden files and folders are left out altogether."""
+    """Lists a folder recursively, without hidden files and folders."""
     found = Found([], [stamp(folder)] if folder.is_dir() else [], [])
     seen = {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -128,8 +128,8 @@ def images_below(folder: Path) -> Found:
         folders[:] = sorted(f for f, path in real.items() if path not in seen)  # a link may lead back up
         seen.update(real.values())
         for name in folders:
-            with suppress(OSError):  # it has gone, or cannot be entered: it is not listed either
-                found.stamps.append(stamp(os.path.join(parent, name)))  # before it is listed
+            with suppress(OSError):  # removed meanwhile, or inaccessible: it is not listed either
+                found.stamps.append(stamp(os.path.join(parent, name)))  # before listing it
         for name in names:
             if is_image(name):
                 found.images.append(os.path.join(parent, name))
@@ -144,7 +144,7 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a member of an archive, or a folder that it is in, has a name that begins with a dot."""
+    """Returns whether the name of an archive member, or of a folder that contains it, begins with a dot."""
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
@@ -164,13 +164,11 @@ def _open_flat(folder: Path, names: list[str]) -> IndexedSource:
         files = sorted(name for name in os.listdir(folder) if is_image(name))
         strange = [name for name in files if name not in labels or usual[labels[name]] not in own]
         if strange:
-            raise DataError(
-                f"{folder} has no class folders, and {len(strange)} of its images are not ImageNet's of these classes:"
-                f" {listing(strange)}: sort the images into one folder per class"
-            )
+            problem = f"no class folders, and {len(strange)} images are not ImageNet's of these classes"
+            raise DataError(str(folder), f"{problem}: {listing(strange)}", "sort them into one folder per class")
         return Index.build(files, [own[usual[labels[name]]] for name in files]), None, stamps
 
-    index, _ = stored(f"flat\0{folder.resolve()}\0{_text(names)}", build)
+    index, _ = stored(f"flat\0{folder.resolve()}\0{chr(0).join(names)}", build)
     return IndexedSource(index, list(own), FolderStorage(folder))
 
 
@@ -187,7 +185,3 @@ def imagenet_synsets() -> list[str]:
     from timm.data import ImageNetInfo
 
     return ImageNetInfo("imagenet-1k").label_names()
-
-
-def _text(names: Sequence[str]) -> str:
-    return "\0".join(names)

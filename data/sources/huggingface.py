@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, read by timm: DATA.DATASET timm:hfds/<name>."""
+"""Datasets of the Hugging Face Hub, read by timm: DATA.DATASET timm:hfds/<name>."""
 
 import importlib
 import logging
@@ -12,22 +12,22 @@ from data.sources.index import Index, Stamp, stored
 from utils.errors import DataError, listing
 
 SPLITS = {"train": ("train",), "val": ("validation", "val", "test")}
-# streams have no indices: neither order, resume nor sharding could be exact
+# streams have no indices, so order, resume and sharding could not be exact
 STREAMS = {"wds": "read its shards with DATA.DATASET tar", "tfds": "export its images once", "hfids": "use hfds/"}
 
 
 class ReaderStore:
-    """A data set by its name in timm; downloaded, or read from `root` if that is given."""
+    """A dataset by its name in timm; downloaded, or read from `root` if that is given."""
 
     def __init__(self, name: str, root: str = ""):
         self._name, self._root = name, root
         kind, _, rest = name.partition("/")
         if kind.lower() in STREAMS:
-            raise DataError(
-                f"{kind}: data sets are streams without indices: DATA.DATASET timm:{name}: {STREAMS[kind.lower()]}"
-            )
+            problem = f"timm:{name} is a stream without indices"
+            raise DataError("DATA.DATASET", problem, STREAMS[kind.lower()])
         if kind.lower() != "hfds" or not rest:
-            raise DataError(f"no reader for {name!r}: DATA.DATASET: use timm:hfds/NAME for a data set of Hugging Face")
+            remedy = "use timm:hfds/NAME for a dataset of Hugging Face"
+            raise DataError("DATA.DATASET", f"no reader for timm:{name}", remedy)
 
     def has(self, split: str) -> bool:
         try:
@@ -40,7 +40,7 @@ class ReaderStore:
         return self._opened(split).class_names
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
-        """Raises: DataError for an unknown data set, or classes that are not in `class_names`."""
+        """Opens a split. Raises: DataError for an unknown dataset, or classes that are not in `class_names`."""
         storage = self._opened(split)
         own = storage.class_names
         names = list(own if class_names is None else class_names)
@@ -49,9 +49,10 @@ class ReaderStore:
 
         def build() -> tuple[Index, None, list[Stamp]]:
             found = storage.labels()
-            strange = sorted({label for label in found if label not in labels})
-            if strange:
-                raise DataError(f"labels without a class name: {self._name}: {listing(map(str, strange))}: name them")
+            unknown = sorted({label for label in found if label not in labels})
+            if unknown:
+                problem = f"timm:{self._name} has labels without a class name: {listing(map(str, unknown))}"
+                raise DataError("DATA.DATASET", problem, "name them")
             rows = range(len(found))
             return Index.build([f"{i:09}" for i in rows], [labels[label] for label in found], row=rows), None, []
 
@@ -65,15 +66,14 @@ class ReaderStore:
             storage = ReaderStorage(self._name, self._root, name)
             try:
                 _ = storage.reader
+                return storage
             except DataError as e:
                 tried.append(e)
-                continue
-            return storage
         raise tried[0]
 
 
 class ReaderStorage:
-    """Samples of timm's reader, opened in each process that reads."""
+    """Samples of timm's reader, which each process opens on first use."""
 
     def __init__(self, name: str, root: str, split: str):
         self._name, self._root, self.split = name, root, split
@@ -83,31 +83,27 @@ class ReaderStorage:
 
     @cached_property
     def reader(self) -> Any:
+        dataset = f"timm:{self._name}"
         try:  # without the package, a folder of that name in the working directory would be imported
             importlib.import_module("datasets").disable_progress_bars()
         except (ImportError, AttributeError) as e:
-            raise DataError(
-                f"the package datasets is missing: DATA.DATASET timm:{self._name}: pip install datasets"
-            ) from e
+            raise DataError("DATA.DATASET", f"{dataset} needs the package datasets", "pip install datasets") from e
         from timm.data.readers import create_reader
 
         logging.getLogger("datasets").setLevel(logging.ERROR)
         try:
             return create_reader(self._name, self._root or None, self.split)
-        except Exception as e:  # it raises anything
+        except Exception as e:  # readers raise any type
             reason = " ".join(str(e).split())[:200]
-            raise DataError(
-                f"cannot open {self.split} ({type(e).__name__}: {reason}): DATA.DATASET timm:{self._name}:"
-                " check the name"
-            ) from e
+            problem = f"cannot open {self.split} of {dataset} ({type(e).__name__}: {reason})"
+            raise DataError("DATA.DATASET", problem, "check the name") from e
 
     @property
     def class_names(self) -> list[str]:
         order = self.reader.class_to_idx
         if not order:
-            raise DataError(
-                f"its labels have no names: DATA.DATASET timm:{self._name}: it needs a column with class names"
-            )
+            problem = f"the labels of timm:{self._name} have no names"
+            raise DataError("DATA.DATASET", problem, "choose a dataset with a column of class names")
         return sorted(order, key=order.__getitem__)
 
     @property

@@ -1,4 +1,4 @@
-"""Names and labels of all samples as arrays, cached on disk, so that a second start does not walk a million files."""
+"""Names and labels of all samples as arrays, cached on disk to avoid walking a million files at every start."""
 
 import hashlib
 import json
@@ -18,19 +18,18 @@ log = logging.getLogger(__name__)
 
 FORMAT = 3  # of the cached files; an index of another format is rebuilt
 BYTES_AT_ONCE = 1 << 24
-UNUSED = 30 * 24 * 3600.0  # seconds after which an index that nobody opens is removed
+UNUSED = 30 * 24 * 3600.0  # seconds after which an unused index is removed
 
-# what an index was built from: [path, inode, change time in ns] of every folder or file
+# [path, inode, change time in ns] of a folder or file that an index was built from
 Stamp = list[Any]
 
 
 class Index:
     """Name, label and further columns of every sample.
 
-    Arrays rather than Python objects: a million names take 40 MB, and loader workers share them through the page
-    cache.
+    Stored as arrays: a million names take 40 MB, and loader workers share them through the page cache.
 
-    Args: text: uint8, all names concatenated; ends: int64 (n,), where each name ends; labels: int32 (n,); columns:
+    Args: text: uint8, all names concatenated; ends: int64 (n,), the end of each name; labels: int32 (n,); columns:
     further arrays (n,).
     """
 
@@ -40,7 +39,7 @@ class Index:
 
     @classmethod
     def build(cls, names: Sequence[str], labels: Sequence[int], **columns: Sequence[int]) -> "Index":
-        """Sorts by label, then name: the same samples give the same index, however they are stored.
+        """Sorts by label, then name: the index depends only on the samples, not on their storage.
 
         Names may contain any bytes that the file system allows.
         """
@@ -86,15 +85,15 @@ class Index:
 
 
 def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tuple[Index, Any]:
-    """Returns the cached index of `key` if nothing it was built from has changed; otherwise builds and caches it.
+    """Returns the cached index of `key` if none of its stamps has changed; otherwise builds and caches it.
 
-    Machines that share the cache, but have disks of their own under the same path, each find their own index: a folder
-    of the cache is named by the key and by the stamps, and never changes.
+    Machines that share the cache but have different disks under the same path get different indices: a cache folder is
+    named by the key and the stamps, and never changes.
 
     Args: key: identifies the index, for instance by an absolute path; build: returns the index, a JSON-serialisable
-    value, and the stamps of the files and folders it read, taken before it read them: what changes in between is then
-    found by the next start.
-    Returns: the index and the value. Raises: what `build` raises.
+    value, and the stamps of the files and folders it read, taken before reading, so that the next start detects changes
+    made in between.
+    Returns: the index and the value. Raises: as for `build`.
     """
     name = _digest(f"{FORMAT}\0{key}")
     for folder in sorted(cache_folder().glob(f"{name}-*"), key=_used, reverse=True):
@@ -105,7 +104,7 @@ def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tup
                 os.utime(folder / "meta.json")
                 return found
         except (OSError, ValueError, KeyError, TypeError, EOFError):
-            continue  # incomplete, or another machine's data: build reports what is wrong
+            continue  # incomplete, or another machine's data; `build` reports real errors
     index, extra, stamps = build()
     folder = cache_folder() / f"{name}-{_digest(json.dumps(stamps))}"
     try:
@@ -114,18 +113,18 @@ def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tup
         return _load(folder), extra
     except (OSError, ValueError, KeyError, EOFError) as e:
         reason = getattr(e, "strerror", None) or type(e).__name__
-        log.warning("cannot cache the list of samples (%s): %s: it will be rebuilt next time", reason, folder)
+        log.warning("cannot cache the list of samples in %s (%s); it will be rebuilt next time", folder, reason)
         return index, extra
 
 
 def stamp(path: str | Path) -> Stamp:
-    """Returns [path, inode, change time], which changes when files of a folder are added, removed or renamed."""
+    """Returns [path, inode, change time], which changes if files in a folder are added, removed or renamed."""
     status = os.stat(path)
     return [str(path), status.st_ino, status.st_ctime_ns]
 
 
 def cache_folder() -> Path:
-    """Returns the folder of cached indices: below XDG_CACHE_HOME, else ~/.cache."""
+    """Returns the folder of cached indices, below XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swin" / "index"
 
 
@@ -137,7 +136,7 @@ def _load(folder: Path) -> Index:
 
 
 def _store(folder: Path, index: Index, meta: dict[str, Any]) -> None:
-    """Creates the folder; one that another process has just created is kept, an unreadable one is replaced."""
+    """Creates the folder; keeps one just created by another process, replaces an unreadable one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(folder) as temporary:
@@ -153,14 +152,14 @@ def _store(folder: Path, index: Index, meta: dict[str, Any]) -> None:
         json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         _load(folder)
     except (OSError, ValueError, KeyError, EOFError):
-        unreadable = folder.with_name(f"{folder.name}.{os.getpid()}.unreadable")  # nobody finds it under this name
+        unreadable = folder.with_name(f"{folder.name}.{os.getpid()}.unreadable")  # invisible under this name
         os.replace(folder, unreadable)
         shutil.rmtree(unreadable, ignore_errors=True)
         raise
 
 
 def _remove_unused(name: str) -> None:
-    """Removes the indices of a key that nobody opened for a long time: their data have changed."""
+    """Removes indices of a key that have not been opened for long: their data changed."""
     for folder in cache_folder().glob(f"{name}-*"):
         if _used(folder) < time.time() - UNUSED:
             shutil.rmtree(folder, ignore_errors=True)

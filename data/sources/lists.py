@@ -1,4 +1,4 @@
-"""Lists of images with labels: JSON lists of [path, label], or lines 'path<TAB>label'."""
+"""Lists of labelled images: JSON lists of [path, label], or lines 'path<TAB>label'."""
 
 import json
 import logging
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from data.sources.base import IndexedSource
+from data.sources.base import IndexedSource, Store
 from data.sources.folders import FolderStorage
 from data.sources.index import Index, Stamp, stamp, stored
 from utils.errors import DataError, listing
 
 log = logging.getLogger(__name__)
 
-# ImageNet-22K's own list, as the released recipes name it, and the plain one
+# the list of ImageNet-22K, as named in the released recipes, and any other
 PATTERNS = ("ILSVRC2011fall_whole_map_{}.txt", "{}_map.txt")
 
 
@@ -27,7 +27,7 @@ class Listed:
     class_names: list[str]
 
 
-class ListStore:
+class ListStore(Store):
     """Images named by one list per split, relative to the data folder."""
 
     def __init__(self, root: Path):
@@ -36,14 +36,11 @@ class ListStore:
     def has(self, split: str) -> bool:
         return self._list(split).is_file()
 
-    def class_names(self, split: str) -> list[str]:
-        return list(self.open(split).class_names)
-
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
-        """Raises: DataError for a missing list, or with file and line for a mistake in it."""
+        """Opens a split. Raises: DataError for a missing list, or with file and line for an invalid entry."""
         path = self._list(split)
         if not path.is_file():
-            raise DataError(f"no list of images: {path}: write one line 'path<TAB>label' per image")
+            raise DataError(str(path), "no such list of images", "write one line 'path<TAB>label' per image")
 
         def build() -> tuple[Index, list[str], list[Stamp]]:
             stamps = [stamp(path)]
@@ -62,20 +59,20 @@ class ListStore:
 def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Listed:
     """Reads a list.
 
-    Class names are the given ones; else the folders of the images if each label has a folder of its own; else the
-    labels as text. Where the given names have those folders at other places, they decide: a subset may be numbered
-    within itself.
+    Class names are the given ones; else the folders of the images if labels and folders correspond one to one; else the
+    labels as text. If the given names list those folders at other labels, the names take precedence: a subset may be
+    renumbered.
 
-    Args: classes: how many there are, 0 for the largest label plus one.
+    Args: classes: their number, 0 for the largest label plus one.
     Raises: DataError with file and line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as e:
-        raise DataError(f"cannot read a list ({e.strerror}): {path}: check its permissions") from e
+        raise DataError(str(path), f"cannot be read: {e.strerror}", "check its permissions") from e
     entries = _from_json(text, path) if text.lstrip().startswith("[") else _from_lines(text, path)
     if not entries:
-        raise DataError(f"an empty list: {path}: it must name images")
+        raise DataError(str(path), "the list is empty", "write one line 'path<TAB>label' per image")
     names = [posixpath.normpath(safe_path(name, where)) for name, _, where in entries]
     labels = [label for _, label, _ in entries]
     folders = _folders(names, labels)
@@ -84,36 +81,33 @@ def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Li
     limit = len(class_names) if class_names is not None else classes
     for label, (_, _, where) in zip(labels, entries, strict=True):
         if label < 0 or (limit and label >= limit):
-            raise DataError(f"label {label} is not in 0 to {limit - 1}: {where}: correct it, or MODEL.NUM_CLASSES")
+            bounds = f"not in 0 to {limit - 1}" if limit else "negative"
+            raise DataError(where, f"label {label} is {bounds}", "correct it, or MODEL.NUM_CLASSES")
     numbered = [folders.get(i, str(i)) for i in range(limit or max(labels) + 1)]
     return Listed(names, labels, list(class_names or numbered))
 
 
 def _by_name(labels: list[int], folders: dict[int, str], class_names: Sequence[str], path: Path) -> list[int]:
-    """Returns the labels that the class names give to the folders of the images; those of the list if none is known.
-
-    Raises: DataError if only some of the folders are among the names, and not at their labels.
-    """
+    """Relabels images by folder if the class names list their folders. Raises: DataError if they list only some."""
     known = {name: label for label, name in enumerate(class_names)}
     own = {label: known[folder] for label, folder in folders.items() if folder in known}
     if all(label == other for label, other in own.items()):
         return labels
-    strange = [folder for folder in folders.values() if folder not in known]
-    if strange:
+    unknown = [folder for folder in folders.values() if folder not in known]
+    if unknown:
         label, other = next((label, other) for label, other in own.items() if label != other)
-        raise DataError(
-            f"label {label} is {folders[label]}, which the class map has as {other}, and {len(strange)} folders are not"
-            f" in it: {path}: {listing(strange)}: number the classes as the class map does"
-        )
-    log.info("labels of %s: by the folders of its images, which the class map has in another order", path)
+        problem = f"label {label} is {folders[label]}, which the class map lists as {other}"
+        problem += f", and {len(unknown)} folders are missing from it: {listing(unknown)}"
+        raise DataError(str(path), problem, "number the classes as in the class map")
+    log.info("labels of %s: taken from the folders of its images, which the class map lists in another order", path)
     return [own[label] for label in labels]
 
 
 def safe_path(name: str, where: str) -> str:
-    """Returns the path. Raises: DataError if it could lead out of its root."""
+    """Returns `name` unchanged. Raises: DataError if it could lead out of its root."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith("/") or PureWindowsPath(name).drive or ".." in parts or "\0" in name:
-        raise DataError(f"the path {name!r} leads out of the data folder: {where}: name images relative to it")
+        raise DataError(where, f"the path {name!r} leads out of the data folder", "use paths relative to it")
     return name
 
 
@@ -121,12 +115,12 @@ def _from_json(text: str, path: Path) -> list[tuple[str, int, str]]:
     try:
         entries = json.loads(text)
     except ValueError as e:
-        raise DataError(f"not a JSON list ({e}): {path}: it must contain [path, label] for each image") from e
+        raise DataError(str(path), f"not a JSON list ({e})", "write [path, label] for each image") from e
     for i, entry in enumerate(entries):
         good = isinstance(entry, list) and len(entry) >= 2 and isinstance(entry[0], str)
         if not good or isinstance(entry[1], bool) or not isinstance(entry[1], int):
-            raise DataError(f"entry {i} is {str(entry)[:80]}: {path}: it must be [path, label]")
-    return [(entry[0], entry[1], f"{path}, entry {i}") for i, entry in enumerate(entries)]
+            raise DataError(f"{path}[{i}]", f"invalid entry {str(entry)[:80]}", "write [path, label]")
+    return [(entry[0], entry[1], f"{path}[{i}]") for i, entry in enumerate(entries)]
 
 
 def _from_lines(text: str, path: Path) -> list[tuple[str, int, str]]:
@@ -141,12 +135,12 @@ def _from_lines(text: str, path: Path) -> list[tuple[str, int, str]]:
         except ValueError:
             name = ""
         if not name or not tab:
-            raise DataError(f"the line is {line[:80]!r}: {path}:{number}: it must be 'path<TAB>label'")
+            raise DataError(f"{path}:{number}", f"invalid line {line[:80]!r}", "write 'path<TAB>label'")
     return entries
 
 
 def _folders(names: Sequence[str], labels: Sequence[int]) -> dict[int, str]:
-    """Returns the folder of each label; nothing if they do not correspond one to one."""
+    """Returns the folder of each label; empty if they do not correspond one to one."""
     folders: dict[int, str] = {}
     for name, label in zip(names, labels, strict=True):
         parent = posixpath.basename(posixpath.dirname(name))

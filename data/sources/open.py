@@ -1,4 +1,4 @@
-"""Finds the store of a dataset, in any form of storage, and checks its splits."""
+"""Opens the store of a dataset, in any storage format, and checks its splits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from utils.distributed.world import World
 from utils.errors import DataError, did_you_mean
 
 _OTHER_NAMES = {"train": ("training", "Train", "trn"), "val": ("validation", "valid", "Val", "test", "dev")}
-SHOWN = 5  # samples that are named at the start
+SHOWN = 5  # samples listed in the log at the start
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "imagenet": FolderStore,
@@ -32,8 +32,8 @@ STORES: dict[str, Callable[[Path], Store]] = {
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """The `dataset` and its `path`; `zipped`: in zip archives, which `cache` reads into memory first; `classes`: how
-    many there must be, 0 for any number; `validate`: training needs validation data."""
+    """The `dataset` and its `path`; `zipped`: in zip archives, which `cache` reads into the page cache; `classes`:
+    required number, 0 for any; `validate`: training needs validation data."""
 
     dataset: str
     path: str
@@ -58,12 +58,12 @@ def check_ranks(world: World, splits: Mapping[str, Source | None]) -> None:
     """Checks that all ranks see the same samples. Raises: DistributedError if the disk of a machine differs."""
     if world.size == 1:
         return
-    seen: dict[str, object] = {}
-    for split, source in splits.items():
-        if source is not None:
-            seen[f"the number of {split} samples"] = len(source)
-            seen[f"the digest of names and targets of the {split} samples"] = source.fingerprint()[:16]
-    world.check_equal(seen, "DATA.DATA_PATH: copy the same data to every machine")
+    seen = [
+        f"{len(source)} {split} samples with digest {source.fingerprint()[:16]}"
+        for split, source in splits.items()
+        if source is not None
+    ]
+    world.check_equal({"DATA.DATA_PATH": ", ".join(seen)}, "copy the same data to every machine")
 
 
 def some_samples(source: Source, count: int = SHOWN) -> list[int]:
@@ -79,48 +79,41 @@ def fill_cache(options: SourceOptions, splits: Sequence[str], world: World) -> N
 
 
 def find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
-    """Returns the store of a labelled dataset with all `splits`. Raises: DataError: what is missing, and where."""
+    """Returns the store of a labelled dataset with all `splits`. Raises: DataError."""
     dataset, path = options.dataset, options.path
     if dataset.startswith("timm:"):
         return ReaderStore(dataset.removeprefix("timm:"), path)
     if dataset == "digits":
-        return FolderStore(write_digits(_digits_folder(path)))
+        folder = Path(path or "datasets/digits")
+        if not folder.exists() and folder.name != "digits":  # a typo, or another dataset
+            raise DataError("--data-path", f"no such folder: {folder}", "omit it to use datasets/digits")
+        return FolderStore(write_digits(folder))
     if dataset not in STORES:
-        known = ["digits", "timm:NAME", *STORES]
-        raise DataError(
-            f"unknown data set {dataset!r}: DATA.DATASET: {did_you_mean(dataset, known)} (imagenet is any image folder)"
-        )
+        remedy = f"{did_you_mean(dataset, ['digits', 'timm:NAME', *STORES])}; imagenet is any image folder"
+        raise DataError("DATA.DATASET", f"unknown dataset {dataset!r}", remedy)
     if dataset == "synthetic":
         return SyntheticStore(path)
     if not path:
-        raise DataError(
-            "no data: DATA.DATA_PATH: pass --data-path FOLDER with train/ and val/"
-            " (or try: bash scripts/quickstart.sh, which needs none)"
-        )
+        remedy = "pass --data-path FOLDER with train/ and val/, or run scripts/quickstart.sh, which needs no data"
+        raise DataError("DATA.DATA_PATH", "not set", remedy)
     store = ZipStore(Path(path)) if options.zipped else STORES[dataset](Path(path))
     if dataset == "imagenet" and not options.zipped:
         for split in splits:
             if not store.has(split):
                 _check_folder(Path(path), split)
-                optional = " (or set TEST.VALIDATE false)" if splits == ("train", "val") and split == "val" else ""
-                raise DataError(f"no folder {split}/ in {path}: --data-path: it must contain train/ and val/{optional}")
+                optional = ", or set TEST.VALIDATE to false" if splits == ("train", "val") and split == "val" else ""
+                remedy = f"choose a folder that contains train/ and val/{optional}"
+                raise DataError("--data-path", f"no folder {split}/ in {path}", remedy)
     return store
 
 
-def _digits_folder(path: str) -> Path:
-    """Raises: DataError for a folder that neither exists nor is named digits: it was mistyped, or another data set."""
-    folder = Path(path or "datasets/digits")
-    if not folder.exists() and folder.name != "digits":
-        raise DataError(f"no such folder: {folder}: --data-path: leave it out to have the digits in datasets/digits")
-    return folder
-
-
 def _check_folder(path: Path, split: str) -> None:
-    """Raises: DataError if the folder that is meant is near: its parent, or a split under another name."""
+    """Raises: DataError for a missing folder, a single split, or a split under another name."""
     if not path.is_dir():
-        raise DataError(f"no such folder: {path}: --data-path: name one that contains train/ and val/")
+        raise DataError("--data-path", f"no such folder: {path}", "choose one that contains train/ and val/")
     if path.name in ("train", "val") and (path.parent / split).is_dir():
-        raise DataError(f"{path} is one split: --data-path: name the folder that contains it, {path.parent}")
+        raise DataError("--data-path", f"{path} is a single split", f"pass its parent folder, {path.parent}")
     other = next((name for name in _OTHER_NAMES[split] if (path / name).is_dir()), None)
     if other:
-        raise DataError(f"no folder {split}/ in {path}, but {other}/: --data-path: rename it, or link {split} to it")
+        problem = f"no folder {split}/ in {path}, but {other}/"
+        raise DataError("--data-path", problem, f"rename it, or create a link named {split}")

@@ -1,4 +1,4 @@
-"""Random pixels with labels, to measure speed without images."""
+"""Labelled random pixels, to measure speed without images."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -28,7 +28,7 @@ class SyntheticStore:
 
 
 class SyntheticSource:
-    """One split; samples are generated when they are read."""
+    """One split, generated on the fly."""
 
     def __init__(self, split: str, class_names: Sequence[str]):
         self.class_names: tuple[str, ...] = tuple(class_names)

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.sources.archive import SharedFile, below_split, label_by_folder
-from data.sources.base import IndexedSource
+from data.sources.base import IndexedSource, Store
 from data.sources.folders import is_hidden, is_image, warn_of_ignored
 from data.sources.index import Index, Stamp, stamp, stored
 from data.sources.lists import safe_path
 from utils.errors import DataError
 
-_BESIDE = (".cls", ".txt", ".json")  # what WebDataset's shards hold with an image
+_BESIDE = (".cls", ".txt", ".json")  # stored next to an image in WebDataset shards
 
 
-class TarStore:
+class TarStore(Store):
     """train.tar and val.tar, or shards train-000.tar, ...: class folders inside, or WebDataset's x.jpg, x.cls."""
 
     def __init__(self, root: Path):
@@ -24,15 +24,12 @@ class TarStore:
     def has(self, split: str) -> bool:
         return bool(self._shards(split))
 
-    def class_names(self, split: str) -> list[str]:
-        return list(self.open(split).class_names)
-
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
-        """Raises: DataError for missing or corrupt shards, or an image without a label."""
+        """Opens a split. Raises: DataError for missing or corrupt shards, or an image without a label."""
         stamps = [stamp(self._root)] if self._root.is_dir() else []
         shards = self._shards(split)
         if not shards:
-            raise DataError(f"no {split}.tar and no {split}*.tar: {self._root}: DATA.DATASET tar needs them")
+            raise DataError(str(self._root), f"contains no {split}*.tar", "add it, or set another DATA.DATASET")
         key = f"tar\0{self._root.resolve()}\0{split}\0{classes}\0{chr(0).join(class_names or [])}"
         index, names = stored(key, lambda: _index_tar(shards, stamps, split, class_names, classes))
         return IndexedSource(index, names, TarStorage(shards))
@@ -51,7 +48,7 @@ class TarStorage:
         shard, start, size = (int(index.columns[c][i]) for c in ("shard", "start", "size"))
         data = self._files[shard].read(start, size)
         if len(data) < size:
-            raise DataError(f"the archive is truncated within an image: {self.where(index.name(i))}: copy it again")
+            raise DataError(self.where(index.name(i)), "the archive is truncated in this image", "copy it again")
         return data
 
     def where(self, name: str) -> str:
@@ -81,7 +78,7 @@ def _index_tar(
                     elif member.isfile() and not name.endswith(_BESIDE):
                         ignored.append(f"{path}@/{name}")
         except (OSError, tarfile.TarError, ValueError) as e:
-            raise DataError(f"not a readable tar archive ({e}): {path}: copy it again, uncompressed") from e
+            raise DataError(str(path), f"not a readable tar archive ({e})", "copy it again, uncompressed") from e
     warn_of_ignored(ignored)
     names = [name for name, *_ in images]
     if labels:
@@ -103,9 +100,10 @@ def _index_tar(
 def _numbered(
     labels: Sequence[int], names: Sequence[str], classes: int, class_names: Sequence[str] | None, where: Path
 ) -> list[str]:
-    """Returns class names for numeric labels. Raises: DataError for one out of range."""
+    """Returns class names for numeric labels. Raises: DataError for a label out of range."""
     chosen = list(class_names or [str(i) for i in range(classes or max(labels, default=0) + 1)])
     bad = next((i for i, label in enumerate(labels) if not 0 <= label < len(chosen)), None)
     if bad is not None:
-        raise DataError(f"no label from 0 to {len(chosen) - 1}: {where}@/{names[bad]}: its .cls must contain one")
+        problem = f"no label in 0 to {len(chosen) - 1}"
+        raise DataError(f"{where}@/{names[bad]}", problem, "write one to its .cls file")
     return chosen

@@ -1,4 +1,4 @@
-"""Images without labels: any folder, whatever its folders mean."""
+"""Unlabelled images: any folder, regardless of its structure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from utils.errors import DataError
 
 
 class UnlabelledStore:
-    """All images below a folder, at any depth: those of train/ and val/ if it has a train/, else all are for training.
+    """All images below a folder, at any depth: split into train/ and val/ if it has a train/, else all for training.
 
     There are no classes; every label is 0.
     """
@@ -27,10 +27,10 @@ class UnlabelledStore:
         return []
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
-        """Raises: DataError for a folder that does not exist, or has no images."""
+        """Opens a split. Raises: DataError for a folder that does not exist, or has no images."""
         folder = self._folder(split)
         if not folder.is_dir():
-            raise DataError(f"no such folder: {folder}: --data-path: name a folder of images")
+            raise DataError("--data-path", f"no such folder: {folder}", "choose a folder of images")
         index, _ = stored(f"unlabelled\0{folder.resolve()}", lambda: _walk(folder))
         return IndexedSource(index, (), FolderStorage(folder))
 
@@ -41,7 +41,7 @@ class UnlabelledStore:
 def _walk(folder: Path) -> tuple[Index, None, list[Stamp]]:
     found = images_below(folder)
     if not found.images:
-        raise DataError(f"no images: {folder}: --data-path: name a folder of images")
+        raise DataError("--data-path", f"no images in {folder}", "choose a folder of images")
     warn_of_ignored(found.ignored)
     files = sorted(str(Path(file).relative_to(folder)) for file in found.images)
     return Index.build(files, [0] * len(files)), None, found.stamps

@@ -1,4 +1,4 @@
-"""Images in zip archives, with or without a map of labels."""
+"""Images in zip archives, with or without a label map."""
 
 import zipfile
 import zlib
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.sources.archive import SharedFile, below_split, label_by_folder
-from data.sources.base import IndexedSource
+from data.sources.base import IndexedSource, Store
 from data.sources.folders import is_hidden, is_image, warn_of_ignored
 from data.sources.index import Index, Stamp, stamp, stored
 from data.sources.lists import read_list, safe_path
 from utils.errors import DataError
 
-LOCAL_HEADER = 30  # bytes before the name in a member; the last four are the lengths of name and extra field
+LOCAL_HEADER = 30  # bytes before the name of a member; the last four are the lengths of name and extra field
 ENCRYPTED = 0x1
 
 
-class ZipStore:
+class ZipStore(Store):
     """train.zip and val.zip, labelled by train_map.txt and val_map.txt, or else by the folders inside."""
 
     def __init__(self, root: Path):
@@ -25,14 +25,11 @@ class ZipStore:
     def has(self, split: str) -> bool:
         return self._archive(split).is_file()
 
-    def class_names(self, split: str) -> list[str]:
-        return list(self.open(split).class_names)
-
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
-        """Raises: DataError for a missing or corrupt archive, or a member that is in the map but not in the archive."""
+        """Opens a split. Raises: DataError for a missing or corrupt archive, or if a mapped member is missing."""
         archive, labels = self._archive(split), self._root / f"{split}_map.txt"
         if not archive.is_file():
-            raise DataError(f"no archive {archive.name}: {self._root}: DATA.ZIP_MODE needs train.zip and val.zip")
+            raise DataError(str(archive), "no such archive", "add it: DATA.ZIP_MODE needs train.zip and val.zip")
         mapped = labels if labels.is_file() else None
         key = f"zip\0{archive.resolve()}\0{mapped}\0{classes}\0{chr(0).join(class_names or [])}"
         index, names = stored(key, lambda: _index_zip(archive, split, mapped, class_names, classes))
@@ -52,22 +49,22 @@ class ZipStorage:
         start, size, method, checksum = (int(index.columns[c][i]) for c in ("start", "size", "method", "crc"))
         header = self._file.read(start, LOCAL_HEADER)
         if len(header) < LOCAL_HEADER or header[:4] != b"PK\x03\x04":
-            raise self._damaged(index, i, "no member starts there")
+            raise self._corrupt(index, i, "no member at its offset")
         skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         data = self._file.read(start + LOCAL_HEADER + skip, size)
         try:
             data = data if method == zipfile.ZIP_STORED else zlib.decompress(data, wbits=-zlib.MAX_WBITS)
         except zlib.error as e:
-            raise self._damaged(index, i, str(e)) from e
+            raise self._corrupt(index, i, str(e)) from e
         if zlib.crc32(data) != checksum:
-            raise self._damaged(index, i, "its checksum differs")
+            raise self._corrupt(index, i, "its checksum differs")
         return data
 
     def where(self, name: str) -> str:
         return f"{self._archive}@/{name}"
 
-    def _damaged(self, index: Index, i: int, reason: str) -> DataError:
-        return DataError(f"corrupt in the archive ({reason}): {self.where(index.name(i))}: copy the archive again")
+    def _corrupt(self, index: Index, i: int, reason: str) -> DataError:
+        return DataError(self.where(index.name(i)), f"corrupt in the archive ({reason})", "copy the archive again")
 
 
 def _index_zip(
@@ -82,14 +79,16 @@ def _index_zip(
         names, labels, class_list = below_split(listed.names, split), listed.labels, listed.class_names
         missing = [name for name in names if name not in members]
         if missing:
-            raise DataError(f"{len(missing)} images of {mapped} are missing: {archive}@/{missing[0]}: add them")
+            problem = f"missing, the first of {len(missing)} listed in {mapped}"
+            raise DataError(f"{archive}@/{missing[0]}", problem, "add them")
     chosen = [members[name] for name in names]
     secret = next((m.filename for m in chosen if m.flag_bits & ENCRYPTED), None)
     if secret is not None:
-        raise DataError(f"an encrypted image: {archive}@/{secret}: pack the images without a password")
+        raise DataError(f"{archive}@/{secret}", "the image is encrypted", "pack the images without a password")
     odd = next((m for m in chosen if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)), None)
     if odd is not None:
-        raise DataError(f"unsupported compression ({odd.compress_type}): {archive}@/{odd.filename}: store or deflate")
+        problem = f"unsupported compression type {odd.compress_type}"
+        raise DataError(f"{archive}@/{odd.filename}", problem, "store or deflate it")
     index = Index.build(
         names,
         labels,
@@ -102,12 +101,12 @@ def _index_zip(
 
 
 def _zip_members(archive: Path, split: str) -> dict[str, zipfile.ZipInfo]:
-    """Returns the images of an archive by path, without the split's own folder if all are in it."""
+    """Returns the images of an archive by path, without the folder of the split if all are in it."""
     try:
         with zipfile.ZipFile(archive) as file:
             members = [info for info in file.infolist() if not info.is_dir()]
     except (OSError, zipfile.BadZipFile, EOFError, ValueError) as e:
-        raise DataError(f"not a readable zip archive ({e}): {archive}: copy it again") from e
+        raise DataError(str(archive), f"not a readable zip archive ({e})", "copy it again") from e
     shown = [info for info in members if not is_hidden(info.filename)]
     infos = [info for info in shown if is_image(info.filename)]
     warn_of_ignored([f"{archive}@/{info.filename}" for info in shown if not is_image(info.filename)])

@@ -1,9 +1,9 @@
-"""Checks an image folder before a run: decodes every file, compares classes and contents."""
+"""Checks an image folder for problems: decodes every file, compares classes and contents."""
 
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,19 +21,19 @@ Classes = dict[str, list[str]]  # class -> its files; flat images have the class
 
 @dataclass
 class Report:
-    """`facts` about a data set, and `findings`: problems, one line each."""
+    """`facts` about a dataset, and `findings`: problems, one line each."""
 
     facts: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
 
 
 def check_folder(root: Path, workers: int, channels: int = 3) -> Report:
-    """Checks train/ and val/. Args: workers: processes that decode; channels: of the model (MODEL.SWIN.IN_CHANS).
+    """Checks train/ and val/. Args: workers: decoding processes; channels: of the model (MODEL.SWIN.IN_CHANS).
 
-    Raises: DataError if there is no folder.
+    Raises: DataError if `root` is not a folder.
     """
     if not root.is_dir():
-        raise DataError(f"no folder {root}: name one that contains train/ and val/")
+        raise DataError(str(root), "no such folder", "choose one that contains train/ and val/")
     report, splits = Report(), {}
     for split in ("train", "val"):
         if (root / split).is_dir():
@@ -75,16 +75,16 @@ def _check_names(folder: Path, names: Sequence[str], report: Report) -> None:
         alike[name.strip().casefold()].append(name)
     for group in alike.values():
         if len(group) > 1:
-            report.findings.append(f"class names that hardly differ: {folder}: {', '.join(map(repr, group))}")
+            report.findings.append(f"nearly identical class names: {folder}: {', '.join(map(repr, group))}")
     if len(names) > 1 and all(name.isdigit() for name in names) and sorted(names, key=int) != sorted(names):
         report.findings.append(
-            f"numeric class names that sort as text, so that label 1 is not class 1: {folder}: write them with equally"
-            f" many digits ({sorted(names, key=int)[1].zfill(len(max(names, key=len)))})"
+            f"numeric class names sort as text, so that label 1 is not class 1: {folder}: pad them with zeros"
+            f" ({sorted(names, key=int)[1].zfill(len(max(names, key=len)))})"
         )
 
 
 def _check_strays(folder: Path, report: Report) -> None:
-    """Reports files that are ignored, and broken links."""
+    """Reports ignored files and broken links."""
     strays, broken = [], []
     for parent, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -129,28 +129,24 @@ def _check_contents(splits: dict[str, Classes], workers: int, channels: int, rep
     }
     first: dict[bytes, str] = {}
     again = 0
-    for file, digest, error in _examined(sorted(owner), workers, channels):
-        if error:
-            report.findings.append(error)
-        elif digest not in first:
-            first[digest] = file
-        elif owner[file][0] != owner[first[digest]][0]:
-            report.findings.append(f"the same image in train and val: {first[digest]}, {file}")
-        elif owner[file][1] != owner[first[digest]][1]:
-            report.findings.append(f"the same image in two classes: {first[digest]}, {file}")
-        else:
-            again += 1
+    with worker_pool(workers) as pool:
+        results = pool.map(partial(_examine, channels), sorted(owner), chunksize=16)
+        for file, digest, error in track(results, "checking", len(owner), "files"):
+            if error:
+                report.findings.append(error)
+            elif digest not in first:
+                first[digest] = file
+            elif owner[file][0] != owner[first[digest]][0]:
+                report.findings.append(f"the same image in train and val: {first[digest]}, {file}")
+            elif owner[file][1] != owner[first[digest]][1]:
+                report.findings.append(f"the same image in two classes: {first[digest]}, {file}")
+            else:
+                again += 1
     report.facts.append(f"{len(first):,} distinct images, {count(again, 'duplicate')} within a class")
 
 
-def _examined(files: Sequence[str], workers: int, channels: int) -> Iterator[tuple[str, bytes, str]]:
-    with worker_pool(workers) as pool:
-        results: Iterable[tuple[str, bytes, str]] = pool.map(partial(_examine, channels), files, chunksize=16)
-        yield from track(results, "checking", len(files), "files")
-
-
 def _examine(channels: int, file: str) -> tuple[str, bytes, str]:
-    """Returns (file, digest of its bytes, what is wrong with it), decoded as in training."""
+    """Decodes a file as in training; returns (file, digest of its bytes, problem or "")."""
     if os.path.exists(file) and not os.path.isfile(file):
         return file, b"", f"not a file: {file}"
     try:
@@ -163,7 +159,7 @@ def _examine(channels: int, file: str) -> tuple[str, bytes, str]:
         else:
             decode_jpeg(data, file, *size)
     except OSError as e:
-        return file, b"", f"cannot read an image ({e.strerror}): {file}"
+        return file, b"", f"cannot be read ({e.strerror}): {file}"
     except DataError as e:
-        return file, b"", str(e)
+        return file, b"", f"{e.problem}: {file}"
     return file, hashlib.blake2b(data, digest_size=16).digest(), ""

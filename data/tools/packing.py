@@ -1,4 +1,4 @@
-"""Repacks an image folder: zip archives, a copy with smaller images, validation images in class folders."""
+"""Repacks image folders: zip archives, copies with smaller images, validation images in class folders."""
 
 import functools
 import io
@@ -26,13 +26,13 @@ ORIENTATION = 0x0112  # EXIF
 def pack(root: Path, target: Path, replace: bool = False) -> dict[str, int]:
     """Packs an image folder into train.zip and val.zip with train_map.txt and val_map.txt (path, tab, label).
 
-    Images are stored unchanged. An archive appears under its name once every image was read back and compared.
-    Args: replace: archives that are there. Returns: images in each.
-    Raises: DataError; ResourceError if the target cannot be written.
+    Images are stored unchanged. Archives appear under their names after every image was read back and compared.
+    Args: replace: existing archives. Returns: the number of images in each.
+    Raises: DataError; ResourceError if the target is not writable.
     """
-    there = [target / f"{split}.zip" for split in SPLITS if (target / f"{split}.zip").exists()]
-    if there and not replace:
-        raise DataError(f"there is an archive already: {listing(map(str, there))}: --force: use it to replace it")
+    existing = [f"{split}.zip" for split in SPLITS if (target / f"{split}.zip").exists()]
+    if existing and not replace:
+        raise DataError(str(target), f"already contains {', '.join(existing)}", "pass --force to replace it")
     store = FolderStore(root)
     names = store.class_names("train")
     sources = {split: store.open(split, names) for split in SPLITS}
@@ -55,7 +55,7 @@ def _pack(source: Source, root: Path, folder: Path, split: str) -> None:
         for i in track(range(len(source)), f"{split}.zip", len(source), "images"):
             member = Path(os.path.relpath(source.name(i), root)).as_posix()
             if len(member.split("/")) != 2 or not member.isprintable():
-                raise DataError(f"a name that an archive with a map cannot contain: {source.name(i)}: use class/image")
+                raise DataError(source.name(i), "a label map does not support this name", "rename it to class/image")
             record = source[i]
             archive.writestr(member, record.data)
             lines.append(f"{member}\t{record.target}\n")
@@ -63,29 +63,31 @@ def _pack(source: Source, root: Path, folder: Path, split: str) -> None:
 
 
 def _compare(packed: Source, source: Source) -> None:
-    """Checks that the archive reads back the same. Raises: DataError."""
+    """Checks that the archive reads back identical. Raises: DataError."""
     same = len(packed) == len(source)
     for i in track(range(len(source)), "comparing", len(source), "images"):
         same = same and packed[i][:2] == source[i][:2]
         if not same:
-            raise DataError(f"differs when read back: {source.name(i)}: check the disk, and this name")
+            raise DataError(source.name(i), "differs when read back from the archive", "check the disk, and this name")
 
 
 def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers: int) -> tuple[int, int]:
-    """Copies an image folder, resizing images to at most `short_side` pixels on their shorter side.
+    """Copies an image folder, resizing images to at most `short_side` pixels on the shorter side.
 
-    Smaller images, and those with other channels than RGB and alpha or more than 8 bits, are copied unchanged. An
-    interrupted copy continues when it is started again.
-    Args: quality of the JPEGs written. Returns: images, and how many of them were resized.
-    Raises: DataError for an image that cannot be read, ResourceError if the target cannot be written.
+    Smaller images, and images that would lose bit depth or channels, are copied unchanged. An interrupted copy
+    continues when it is started again.
+    Args: quality of the JPEGs written. Returns: the number of images, and of resized ones.
+    Raises: DataError for an unreadable image, ResourceError if the target is not writable.
     """
     if target.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"the copy would be inside the original: {target}: name another folder")
-    if short_side < 1 or not 1 <= quality <= 100:
-        raise DataError(f"short side {short_side}, quality {quality}: use at least 1 pixel, and a quality of 1 to 100")
+        raise DataError(str(target), f"the copy would be inside the original, {root}", "choose another folder")
+    if short_side < 1:
+        raise DataError("--short-side", f"must be at least 1, got {short_side}", "raise it")
+    if not 1 <= quality <= 100:
+        raise DataError("--quality", f"must be in 1 to 100, got {quality}", "change it")
     files = [file for split in SPLITS for file in images_below(root / split).images]
     if not files:
-        raise DataError(f"no images below train/ and val/: {root}: name a folder that contains them")
+        raise DataError(str(root), "no images below train/ and val/", "choose a folder that contains them")
     work = functools.partial(_copy, root=root, target=target, short_side=short_side, quality=quality)
     smaller = 0
     with write_errors(target, "TARGET"), worker_pool(workers) as pool:
@@ -98,48 +100,43 @@ def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers
 
 
 def _claim(target: Path, settings: str) -> None:
-    """Records the settings of a copy; one with other settings is refused. Raises: DataError."""
+    """Records the settings of a copy. Raises: DataError if there is a copy with other settings."""
     target.mkdir(parents=True, exist_ok=True)
     note = target / ".resized"
-    if note.exists() and note.read_text(encoding="utf-8") != settings:
-        raise DataError(f"there is a copy with {note.read_text(encoding='utf-8')}: {target}: name another folder")
+    if note.exists() and (other := note.read_text(encoding="utf-8")) != settings:
+        raise DataError(str(target), f"contains a copy with {other}", "choose another folder")
     note.write_text(settings, encoding="utf-8")
 
 
 def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) -> bool | DataError:
-    """Returns whether the image was resized, or the error: exceptions would arrive without their class."""
+    """Copies one image; returns whether it was resized, or the error."""
     place = target / os.path.relpath(file, root)
     if place.exists() and place.stat().st_mtime >= os.path.getmtime(file):
         return False
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         data = Path(file).read_bytes()
-        # by the file's extension: other programs rely on it
+        # by extension, which other programs rely on
         kind = Image.registered_extensions().get(place.suffix.lower(), "JPEG")
         image = _to_resize(data, file, kind)
     except OSError as e:
-        return DataError(f"cannot read an image ({e.strerror}): {file}: restore or remove it")
+        return DataError(file, f"cannot be read: {e.strerror}", "restore or remove it")
     except DataError as e:
         return e
-    scale = 1.0 if image is None else short_side / min(image.size)
-    if image is not None and scale < 1:
-        size = [max(1, round(side * scale)) for side in image.size]
-        with atomic_path(place) as temporary:
-            # each channel by itself: colours that are transparent count in training
-            bands = [band.resize(size, Image.Resampling.BICUBIC) for band in image.split()]
-            Image.merge(image.mode, bands).save(temporary, kind, quality=quality, exif=_orientation(data))
-    else:
-        with atomic_path(place) as temporary:
+    with atomic_path(place) as temporary:
+        if image is None or min(image.size) <= short_side:
             temporary.write_bytes(data)
-        return False
+            return False
+        scale = short_side / min(image.size)
+        size = [max(1, round(side * scale)) for side in image.size]
+        # each channel separately: training uses transparent colours
+        bands = [band.resize(size, Image.Resampling.BICUBIC) for band in image.split()]
+        Image.merge(image.mode, bands).save(temporary, kind, quality=quality, exif=_orientation(data))
     return True
 
 
 def _to_resize(data: bytes, file: str, kind: str) -> Image.Image | None:
-    """Returns an image in RGB, with alpha if it has that; None if channels or more than 8 bits would be lost.
-
-    Args: kind: the format that it is written in. Raises: DataError for an unreadable one.
-    """
+    """Decodes to RGB(A) for the format `kind`; None if channels or bit depth would be lost. Raises: DataError."""
     try:
         image = decode(data, file)
     except DataError:
@@ -154,12 +151,12 @@ def _to_resize(data: bytes, file: str, kind: str) -> Image.Image | None:
 
 
 def _orientation(data: bytes) -> Image.Exif:
-    """Returns the metadata that remains valid at another size."""
+    """Returns the metadata that stays valid after resizing."""
     kept = Image.Exif()
     try:
         with Image.open(io.BytesIO(data)) as image:
             turn = image.getexif().get(ORIENTATION)
-    except Exception:  # malformed metadata raises anything
+    except Exception:  # malformed metadata raises any type
         turn = None
     if turn in range(2, 9):
         kept[ORIENTATION] = turn
@@ -169,21 +166,20 @@ def _orientation(data: bytes) -> Image.Exif:
 def sort_validation(root: Path) -> int:
     """Moves ImageNet's flat validation images into one folder per class.
 
-    Returns: how many; 0 if there are only folders of classes. Raises: DataError, with nothing moved, if an image is
-    not ImageNet's, or there is none.
+    Returns: their number; 0 if there are only class folders. Raises: DataError, before anything is moved, if an image
+    is not ImageNet's, or there is none.
     """
     folder, labels, synsets = root / "val", validation_labels(), imagenet_synsets()
     if not folder.is_dir():
-        raise DataError(f"no folder val/ in {root}: name a folder with the validation images in val/")
+        raise DataError(str(root), "no folder val/", "choose a folder with the validation images in val/")
     files = sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name))
     if not files and any((folder / synset).is_dir() for synset in synsets):
         return 0
     strange = [name for name in files if name not in labels]
     if strange or not files:
-        raise DataError(
-            f"no validation images of ImageNet: {folder}: {listing(strange) or 'there are no images in it'}:"
-            " they are named ILSVRC2012_val_00000001.JPEG and so on"
-        )
+        problem = f"not ImageNet's validation images: {listing(strange)}" if strange else "contains no images"
+        remedy = "use ImageNet's, named ILSVRC2012_val_00000001.JPEG and so on"
+        raise DataError(str(folder), problem, remedy)
     with write_errors(folder, "FOLDER"):
         for name in files:
             (folder / synsets[labels[name]]).mkdir(exist_ok=True)

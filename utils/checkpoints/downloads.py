@@ -1,4 +1,4 @@
-"""Weights from elsewhere: a URL, a released model, a Hugging Face repository. They appear whole, or not at all."""
+"""Atomic downloads of weights: from a URL, of a released model, from a Hugging Face repository."""
 
 import hashlib
 import logging
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 
 def local_file(name: str, sha256: str = "") -> Path:
-    """Returns the local path of `name`, after a download if necessary. The main rank calls it (see shared.py).
+    """Returns the local path of `name`, downloading it if necessary. Called on the main rank (see broadcast.py).
 
     Args: name: a path, an http(s) URL, "hub:<released model>" or "hf:<repository>[/file]"; sha256: expected digest of
-    the file, "" if unknown (it is then logged).
-    Raises: CheckpointError for an unreachable, truncated or altered file.
+    the file, "" if unknown (the digest is then logged).
+    Raises: CheckpointError for an unreachable, truncated or modified file.
     """
     kind, _, rest = name.partition(":")
     remote = kind in ("http", "https", "hub", "hf")
@@ -42,7 +42,7 @@ def local_file(name: str, sha256: str = "") -> Path:
 
 
 def newest_in(path: Path) -> Path:
-    """Returns the last checkpoint of the folder of a run; a path that is no such folder, unchanged."""
+    """Returns the last checkpoint in the folder of a run; other paths unchanged."""
     for folder in (path / "checkpoints", path):
         newest = next(iter(list_checkpoints(folder)), None) if path.is_dir() else None
         if newest is not None:
@@ -51,13 +51,13 @@ def newest_in(path: Path) -> Path:
 
 
 def best_in(name: str) -> str:
-    """Returns the best checkpoint of the folder of a run, if `name` is one that has it; other names unchanged."""
+    """Returns the best checkpoint if `name` is the folder of a run that has one; other names unchanged."""
     best = follow(Path(name) / "checkpoints" / "best.pth")
     return str(best) if best.exists() else name
 
 
 def read_weights(name: str, sha256: str = "") -> dict[str, Any]:
-    """Returns the contents of the file that `local_file` finds. Raises: CheckpointError."""
+    """Reads the file located by `local_file`. Raises: CheckpointError."""
     return read_checkpoint(local_file(name, sha256))
 
 
@@ -65,9 +65,9 @@ def _verify(path: Path, sha256: str) -> None:
     try:
         found = sha256_of(path)
     except OSError as e:
-        raise CheckpointError(f"cannot read a checkpoint ({e.strerror}): {path}: name another file") from e
+        raise CheckpointError(str(path), f"cannot be read: {e.strerror}", "choose another file") from e
     if found != sha256.lower():
-        raise CheckpointError(f"the file's sha256 is {found}, not {sha256}: {path}: download it again")
+        raise CheckpointError(str(path), f"the SHA-256 is {found}, not {sha256}", "download it again")
 
 
 def _download(url: str, sha256: str) -> Path:
@@ -75,11 +75,11 @@ def _download(url: str, sha256: str) -> Path:
     try:
         base = Path(unquote(urlsplit(url).path)).name or "weights.pth"
     except ValueError as e:
-        raise CheckpointError(f"not a URL ({e}): {url}: check it") from e
+        raise CheckpointError(url, f"not a valid URL ({e})", "correct it") from e
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]
     target = Path(torch.hub.get_dir(), "checkpoints", f"{Path(base).stem}-{digest}{Path(base).suffix}")
     if target.is_file() and (not sha256 or sha256_of(target) == sha256.lower()):
-        return target  # an altered one is downloaded again
+        return target  # a modified file is downloaded again
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
@@ -87,58 +87,58 @@ def _download(url: str, sha256: str) -> Path:
             if sha256:
                 _verify(temporary, sha256)
     except OSError as e:
-        raise ResourceError(f"cannot store the weights ({e.strerror}): {target.parent}: set TORCH_HOME") from e
+        problem = f"the downloaded weights cannot be stored: {e.strerror}"
+        raise ResourceError(str(target.parent), problem, "set TORCH_HOME to another folder") from e
     return target
 
 
 def _fetch(url: str, target: Path) -> None:
     """Downloads to `target`. Raises: CheckpointError for the network, OSError for the disk."""
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(60)  # torch waits for a silent server forever
+    socket.setdefaulttimeout(60)  # torch would wait for a silent server forever
     try:
-        with urllib.request.urlopen(url) as response:  # torch takes a truncated file for a whole one
+        with urllib.request.urlopen(url) as response:  # torch does not detect truncated files
             size = int(response.headers.get("Content-Length") or 0)
         torch.hub.download_url_to_file(url, str(target))
     except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError, ValueError) as e:
-        reason = getattr(e, "reason", e)
-        raise CheckpointError(f"cannot download the weights ({reason}): {url}: check it, or try again later") from e
+        problem = f"the weights cannot be downloaded ({getattr(e, 'reason', e)})"
+        raise CheckpointError(url, problem, "check the URL, or try again later") from e
     finally:
         socket.setdefaulttimeout(timeout)
     received = target.stat().st_size
     if size and received != size:
-        raise CheckpointError(f"the download ended after {received:,} of {size:,} bytes: {url}: try again")
+        raise CheckpointError(url, f"the download ended after {received:,} of {size:,} bytes", "try again")
 
 
-def _answers(url: str) -> bool:
-    """Returns whether a server responds within five seconds, whatever it says."""
+def _is_reachable(url: str) -> bool:
+    """Returns whether a server responds within five seconds, with any status."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
+    except OSError as e:
+        return isinstance(e, urllib.error.HTTPError)
     return True
 
 
 def _from_hugging_face(name: str) -> Path:
     """Downloads `owner/repository/file`; without a file, tries the usual names of weights."""
+    source = f"hf:{name}"
     try:
         from huggingface_hub import constants, hf_hub_download
         from huggingface_hub import errors as hub
     except ImportError as e:
-        raise CheckpointError(f"hf: needs the package huggingface_hub: hf:{name}: pip install huggingface_hub") from e
-    offline = not _answers(constants.ENDPOINT)  # the package would try for half a minute
+        raise CheckpointError(source, "the package huggingface_hub is missing", "pip install huggingface_hub") from e
+    offline = not _is_reachable(constants.ENDPOINT)  # the package would try for half a minute
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     for candidate in [file] if file else ["model.safetensors", "pytorch_model.bin"]:
         try:
             return Path(hf_hub_download(f"{owner}/{repository}", candidate, local_files_only=offline))
         except hub.LocalEntryNotFoundError as e:
-            raise CheckpointError(
-                f"cannot reach Hugging Face: hf:{name}: try again, or download the file yourself"
-            ) from e
+            remedy = "try again, or download the file yourself"
+            raise CheckpointError(source, "Hugging Face cannot be reached", remedy) from e
         except hub.EntryNotFoundError:
             continue
         except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as e:
-            raise CheckpointError(f"cannot download the weights ({type(e).__name__}): hf:{name}: check the name") from e
-    raise CheckpointError(f"the repository has no weights under a usual name: hf:{name}: append /file to it")
+            problem = f"the weights cannot be downloaded ({type(e).__name__})"
+            raise CheckpointError(source, problem, "check the name") from e
+    raise CheckpointError(source, "the repository has no weights under a common name", "append /FILE to it")

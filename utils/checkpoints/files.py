@@ -1,7 +1,7 @@
 """Checkpoint files: written atomically, verified when read, found by number.
 
-A checkpoint `ckpt_epoch_12.pth` (after epoch 12) or `ckpt_epoch_12_step_500.pth` (within it) has a checksum beside it
-in the format of `sha256sum`. docs/architecture.md lists its contents.
+A checkpoint `ckpt_epoch_12.pth` (after epoch 12) or `ckpt_epoch_12_step_500.pth` (within it) is accompanied by a
+checksum in the format of `sha256sum`. docs/architecture.md lists its contents.
 """
 
 import logging
@@ -24,7 +24,7 @@ _NAME = re.compile(r"ckpt_epoch_(\d+)(?:_step_(\d+))?\.pth")
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:
-    """Returns the file name after `epoch`, or after `step` updates within it."""
+    """Returns the file name of the checkpoint after `epoch`, or after `step` updates within it."""
     return f"ckpt_epoch_{epoch}.pth" if step is None else f"ckpt_epoch_{epoch}_step_{step}.pth"
 
 
@@ -35,7 +35,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoint_position(path: Path | None) -> tuple[float, float]:
-    """Returns (epoch, updates within it), by which checkpoints are ordered; None comes first."""
+    """Returns the sort key of a checkpoint: (epoch, updates within it); None comes first."""
     match = _NAME.fullmatch(path.name) if path else None
     return (int(match[1]), int(match[2]) if match[2] else float("inf")) if match else (-1, 0)
 
@@ -43,7 +43,7 @@ def checkpoint_position(path: Path | None) -> tuple[float, float]:
 def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:
     """Writes a checkpoint and its checksum; the checksum is in place before the checkpoint gets its name.
 
-    Where a file of that name is replaced, the checksums of both are there for a moment.
+    While a file of that name is replaced, the checksum file briefly lists both.
     Raises: ResourceError if the disk is full or not writable; an earlier file of that name is untouched.
     """
     target, checksum = folder / name, _checksum_path(folder / name)
@@ -57,19 +57,18 @@ def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:
             write_text(checksum, line + replaced)
         if replaced:
             write_text(checksum, line)
-    except (OSError, RuntimeError) as e:  # torch turns an error of the disk into one of its own
+    except (OSError, RuntimeError) as e:  # torch wraps disk errors
         with suppress(OSError):  # on a read-only disk this fails too
             if not target.exists():
                 checksum.unlink(missing_ok=True)
-        raise ResourceError(
-            f"cannot save a checkpoint ({_reason(e)}), {free_mib(folder):,.0f} MiB are free: {target}:"
-            " free disk space or set OUTPUT; the checkpoints before are intact"
-        ) from e
+        problem = f"the checkpoint cannot be saved: {_reason(e)}; {free_mib(folder):,.0f} MiB are free"
+        remedy = "free disk space or set OUTPUT; earlier checkpoints are intact"
+        raise ResourceError(str(target), problem, remedy) from e
     return target
 
 
 def _reason(error: BaseException) -> str:
-    """Returns what the operating system said."""
+    """Returns the message of the operating system behind an error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -79,7 +78,7 @@ def _reason(error: BaseException) -> str:
 
 
 def free_mib(folder: Path) -> float:
-    """Returns the free disk space of a folder, or of where it would be, in MiB."""
+    """Returns the free disk space in MiB of a folder, which need not exist."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         disk = os.statvfs(existing)
@@ -89,25 +88,24 @@ def free_mib(folder: Path) -> float:
 
 
 def check_space(folder: Path, size: int, keep: int) -> None:
-    """Checks that the disk has room for the checkpoints to come.
+    """Checks that the disk has room for future checkpoints, including the best one and the one being written.
 
-    Args: size: bytes of one; keep: newest ones that are kept, 0 for all. There is also the best, and the next one.
+    Args: size: bytes of one checkpoint; keep: number of newest checkpoints kept, 0 for all.
     Raises: ResourceError.
     """
     needed = size / 2**20 * max(1, (keep or 1) + 2 - len(list_checkpoints(folder)))
     free = free_mib(folder)
     if free < needed:
-        raise ResourceError(
-            f"the checkpoints need {needed:,.0f} MiB, {free:,.0f} MiB are free: {folder}: free disk space, set OUTPUT,"
-            " or keep fewer (TRAIN.KEEP_CHECKPOINTS)"
-        )
+        problem = f"the checkpoints need {needed:,.0f} MiB, {free:,.0f} MiB are free"
+        remedy = "free disk space, set OUTPUT, or keep fewer by TRAIN.KEEP_CHECKPOINTS"
+        raise ResourceError(str(folder), problem, remedy)
 
 
 def point_to(link: Path, target: Path) -> None:
-    """Makes `link` (last.pth, best.pth) a relative link to `target` beside it, atomically.
+    """Atomically makes `link` (last.pth, best.pth) a relative link to `target` in the same folder.
 
-    On a file system without links, a text file (last.txt, best.txt) holds the name. Failing that, a warning: the
-    checkpoints are found by their numbers.
+    On a file system without links, a text file (last.txt, best.txt) holds the name instead. If that fails too, it only
+    warns: checkpoints are found by number.
     """
     text = link.with_suffix(".txt")
     try:
@@ -135,17 +133,17 @@ def supports_links(folder: Path) -> bool:
 
 
 def follow(path: Path) -> Path:
-    """Returns the file that last.pth or best.pth points at, as a link or by its text file; other paths unchanged."""
+    """Resolves last.pth or best.pth, a link or a text file; returns other paths unchanged."""
     text = path.with_suffix(".txt")
     if path.name not in ("last.pth", "best.pth") or not text.is_file():
         return path
     if path.is_symlink() and path.lstat().st_mtime_ns > text.stat().st_mtime_ns:
-        return path  # the text file is from before there were links
+        return path  # the text file predates the link
     return path.with_name(text.read_text(encoding="utf-8").strip())
 
 
 def remove_old(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints and the targets of best.pth and last.pth. 0 keeps all."""
+    """Removes all checkpoints but the newest `keep` (0: all) and the targets of best.pth and last.pth."""
     kept = {follow(folder / link).resolve() for link in ("best.pth", "last.pth")}
     for path in list_checkpoints(folder)[keep:] if keep else []:
         if path.resolve() in kept:
@@ -158,9 +156,9 @@ def remove_old(folder: Path, keep: int) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what an interrupted save leaves: temporary files, and checksums without a checkpoint."""
+    """Removes the remains of an interrupted save: temporary files, and checksums without a checkpoint."""
     remove_temporaries(folder)
-    for path in folder.glob("*.tmp"):  # of earlier versions
+    for path in folder.glob("*.tmp"):  # written by earlier versions
         path.unlink()
     for path in folder.glob("ckpt_epoch_*.sha256"):
         if not path.with_suffix("").exists():
@@ -168,9 +166,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint or weights file, or a set of one per rank, to the CPU; nothing in it is executed.
+    """Loads a checkpoint or weights file, or a set of one file per rank, to the CPU; nothing in it is executed.
 
-    If there is a checksum beside the file, it is verified.
+    The checksum is verified if there is one.
     Raises: CheckpointError for a missing, corrupt or unsafe file.
     """
     path = follow(path)
@@ -180,14 +178,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     checksum = _checksum_path(path)
     try:
         if checksum.is_file() and sha256_of(path) not in _text_of(checksum).split()[::2]:
-            raise CheckpointError(f"the file is corrupt (its checksum differs): {path}: use another checkpoint")
+            raise CheckpointError(str(path), "the file is corrupt: its checksum differs", "use another checkpoint")
     except OSError as e:
-        raise CheckpointError(f"cannot read a checkpoint ({e.strerror}): {path}: name another file") from e
+        raise CheckpointError(str(path), f"cannot be read: {e.strerror}", "choose another file") from e
     return load_tensors(path)
 
 
 def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Returns the newest intact checkpoint of a run and its contents, None if the run never saved one.
+    """Returns the newest intact checkpoint of a run and its contents, None if the run has not saved any.
 
     Raises: CheckpointError if there are checkpoints but none is intact: starting over would overwrite them.
     """
@@ -195,17 +193,18 @@ def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in found:
         try:
             if not _checksum_path(path).is_file():
-                raise CheckpointError(f"it has no checksum: {path}")
+                raise CheckpointError(str(path), "has no checksum", "use another checkpoint")
             return path, read_checkpoint(path)
         except CheckpointError as e:
-            log.warning("not resuming from %s: %s", path.name, e)
+            log.warning("not resuming from %s: %s", path.name, e.problem)
     if found:
-        raise CheckpointError(f"none of {len(found)} checkpoints is intact: {folder}: restore one or set another --tag")
+        problem = f"none of {len(found)} checkpoints is intact"
+        raise CheckpointError(str(folder), problem, "restore one, or set another --tag")
     return None
 
 
 def _text_of(checksum: Path) -> str:
-    return checksum.read_text(encoding="utf-8", errors="replace")  # a damaged one differs, and is no crash
+    return checksum.read_text(encoding="utf-8", errors="replace")  # a corrupt checksum must differ, not raise
 
 
 def _checksum_path(path: Path) -> Path:

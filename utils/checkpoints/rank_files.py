@@ -1,7 +1,7 @@
-"""Checkpoints in several files: the original saves the experts of every rank of a Swin-MoE in a file of its own.
+"""Checkpoints in several files: the original repository saves the experts of a Swin-MoE in one file per rank.
 
-NAME.pth stands for NAME.pth.rank0, NAME.pth.rank1, ...; what all ranks share is in each of them, or in NAME.pth.master.
-NAME.pth.global is a single file of a model that one rank saved.
+NAME.pth stands for NAME.pth.rank0, NAME.pth.rank1, ...; shared parameters are in each of them, or in NAME.pth.master.
+NAME.pth.global is a single file with a model saved by one rank.
 """
 
 import re
@@ -23,7 +23,7 @@ _PART = re.compile(r"(.+)\.(?:rank(\d+)|master)")
 
 @dataclass(frozen=True)
 class RankFiles:
-    """The files of a checkpoint: `ranks` by number, `shared` for what all ranks have, None if it is in theirs."""
+    """The files of a checkpoint: `ranks` by number; `shared` parameters, None if they are in the files of the ranks."""
 
     path: Path
     ranks: dict[int, Path]
@@ -31,7 +31,7 @@ class RankFiles:
 
 
 def find_rank_files(path: Path) -> RankFiles | None:
-    """Returns the set of files that `path` stands for, or is one of; None for an ordinary file, or none at all."""
+    """Returns the set of files that `path` denotes or belongs to; None for an ordinary file, or a missing one."""
     part = _PART.fullmatch(path.name)
     if part is None and path.exists():
         return None
@@ -44,10 +44,10 @@ def find_rank_files(path: Path) -> RankFiles | None:
 
 
 def read_rank_files(files: RankFiles) -> dict[str, Any]:
-    """Reads a set of files as one model, {"model": ...}, in which every expert layer has all experts.
+    """Merges a set of files into one model, {"model": ...}, in which every expert layer has all experts.
 
-    Rank r has experts r * n to r * n + n - 1; or n ranks in a row have slices of one expert, each some of its hidden
-    channels. Optimizers of single ranks are left out.
+    Rank r has experts r * n to r * n + n - 1; or n consecutive ranks have slices of one expert along its hidden
+    channels. The optimizers of the ranks are dropped.
     Raises: CheckpointError if a file is missing (named), or the files do not belong together.
     """
     _check_gaps(files)
@@ -69,14 +69,13 @@ def read_rank_files(files: RankFiles) -> dict[str, Any]:
             for leaf, parts in leaves.items():
                 merged[f"{layer}.experts.{leaf}"] = _join(leaf, parts, slices, leaves["batched_fc1_w"][0].shape[-1])
     except (RuntimeError, IndexError, KeyError, ZeroDivisionError) as e:
-        raise CheckpointError(
-            f"the files do not belong together ({str(e).splitlines()[0]}): {files.path}.rank*: name another set"
-        ) from e
+        problem = f"the files do not belong together ({str(e).splitlines()[0]})"
+        raise CheckpointError(f"{files.path}.rank*", problem, "choose another set") from e
     return {"model": {**shared, **merged}}
 
 
 def _check_gaps(files: RankFiles) -> None:
-    # a file of what all ranks share is nothing without theirs
+    # the shared parameters are useless without the experts
     least = 1 if files.shared is not None and files.shared.suffix == ".master" else 0
     count = max([least, *(rank + 1 for rank in files.ranks)])
     missing = [rank for rank in range(count) if rank not in files.ranks]
@@ -85,22 +84,21 @@ def _check_gaps(files: RankFiles) -> None:
 
 
 def _missing(files: RankFiles, rank: int, expected: int) -> CheckpointError:
-    return CheckpointError(
-        f"a file of the set is missing: {files.path}.rank{rank}: there is one for each of at least {expected} ranks"
-    )
+    problem = f"the file is missing from a set of at least {expected}, one per rank"
+    return CheckpointError(f"{files.path}.rank{rank}", problem, "add it")
 
 
 def _model(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of one file."""
+    """Loads the tensors of one file."""
     contents = load_tensors(path)
     model = contents.get("model", contents)
     if not isinstance(model, Mapping):
-        raise CheckpointError(f"the file has no weights: {path}: name another set")
+        raise CheckpointError(str(path), "the file has no weights", "choose another set")
     return {name: value for name, value in model.items() if isinstance(value, Tensor)}
 
 
 def _slices(layer: str, parts: list[Tensor], shared: Mapping[str, Tensor], files: RankFiles) -> int:
-    """Returns how many ranks share an expert. Raises: CheckpointError if files are missing, or there are too many.
+    """Returns the number of ranks that share an expert. Raises: CheckpointError if files are missing or surplus.
 
     Args: parts: fc1 of every rank, (local experts, hidden / slices, C).
     """
@@ -113,26 +111,24 @@ def _slices(layer: str, parts: list[Tensor], shared: Mapping[str, Tensor], files
     if len(parts) < expected:
         raise _missing(files, len(files.ranks), expected)
     if len(parts) > expected:
-        raise CheckpointError(
-            f"{len(parts)} files for {experts} experts, {expected} expected: {files.path}.rank*: remove those of"
-            " another run"
-        )
+        problem = f"{len(parts)} files for {experts} experts, {expected} expected"
+        raise CheckpointError(f"{files.path}.rank*", problem, "remove the files of other runs")
     return slices
 
 
 def _count_experts(layer: str, shared: Mapping[str, Tensor]) -> int:
-    """Returns the number of experts that the router of a layer scores."""
+    """Returns the number of experts in a layer, from its router."""
     router = f"{layer}.gates.0"
     linear = shared.get(f"{router}.wg.weight")
     return len(linear) if linear is not None else shared[f"{router}.sim_matrix"].shape[1]
 
 
 def _join(leaf: str, parts: list[Tensor], slices: int, channels: int) -> Tensor:
-    """Joins the parts of a tensor, in order of the ranks, to that of all experts."""
+    """Joins the parts of a tensor, in rank order, for all experts."""
     if slices == 1:
         return torch.cat(parts)
     by_expert = [parts[i : i + slices] for i in range(0, len(parts), slices)]
     experts = [torch.cat(each, 1 if leaf.endswith("_w") else -1) for each in by_expert]
-    if leaf == "batched_fc2_bias":  # of the output: divided and padded, in older files whole in every slice
+    if leaf == "batched_fc2_bias":  # output bias: split and padded; in older files whole in every slice
         experts = [bias[..., :channels] for bias in experts]
     return torch.cat(experts)

@@ -1,4 +1,4 @@
-"""The released models as a table: recipe, cost, published accuracy, URL of the weights."""
+"""A table of the released models: recipe, cost, published accuracy, URL of the weights."""
 
 import json
 from functools import cache
@@ -19,12 +19,11 @@ def released_models() -> list[dict[str, Any]]:
 
 
 def released_url(name: str) -> str:
-    """Returns the URL of the weights of a released model. Raises: CheckpointError with the nearest name."""
+    """Returns the URL of the weights of a released model. Raises: CheckpointError, suggesting the closest name."""
     known = {row["config"]: row["weights_url"] for row in released_models() if row.get("weights_url")}
     known |= _table()["weights_without_a_recipe"]
-    # a file lacks the suffix of its recipe's name
-    known |= {Path(url).stem: url for url in known.values()}
+    known |= {Path(url).stem: url for url in known.values()}  # file names lack the suffix of the recipe
     if name not in known:
         hint = did_you_mean(name, known, "docs/models.md lists them all")
-        raise CheckpointError(f"unknown released model {name!r}: hub:{name}: {hint}")
+        raise CheckpointError(f"hub:{name}", f"unknown released model {name!r}", hint)
     return known[name]

@@ -1,4 +1,4 @@
-"""Reads files of tensors from untrusted sources without executing anything in them."""
+"""Loads tensors from untrusted files without executing anything in them."""
 
 import argparse
 import json
@@ -21,8 +21,8 @@ from utils.errors import CheckpointError
 
 NOTES = "swin"  # metadata key in a .safetensors file; its value is JSON
 _SCALAR: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
-# what training programs store beside the weights. The original's configuration, a pickled CfgNode, is read as a plain
-# dict; timm stores its arguments as a namespace and its metrics as numpy scalars
+# types that training programs store next to the weights. The configuration of the original repository, a pickled
+# CfgNode, is read as a plain dict; timm stores its arguments as a namespace and its metrics as NumPy scalars
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (OrderedDict, "yacs.config.CfgNode"),
     argparse.Namespace,
@@ -42,29 +42,27 @@ def load_tensors(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        _refuse_bomb(path)
+        _check_size(path)
         contents = _unpickle(path)
     except pickle.UnpicklingError as e:
-        raise CheckpointError(_unsafe(path, e)) from e
+        raise _unsafe(path, e) from e
     except SafetensorError as e:
-        raise CheckpointError(f"not a safetensors file ({e}): {path}: name another file") from e
+        raise CheckpointError(str(path), f"not a safetensors file ({e})", "choose another file") from e
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
         reason = getattr(e, "strerror", None) or "it is truncated or not a checkpoint"
-        raise CheckpointError(f"cannot read a checkpoint ({reason}): {path}: name another file") from e
+        raise CheckpointError(str(path), f"cannot be read: {reason}", "choose another file") from e
     if not isinstance(contents, dict):
-        raise CheckpointError(f"not a checkpoint but a {type(contents).__name__}: {path}: name another file")
+        raise CheckpointError(str(path), f"not a checkpoint but a {type(contents).__name__}", "choose another file")
     for name, tensor in _tensors(contents, ""):
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise CheckpointError(f"not a dense tensor: {name} of {path}: save it as a dense one")
+            raise CheckpointError(str(path), f"{name} is not a dense tensor", "convert it to a dense one")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise CheckpointError(
-                f"a tensor claims more values than its storage has: {name} of {path}: do not trust it"
-            )
+            raise CheckpointError(str(path), f"{name} claims more values than its storage holds", "do not trust it")
     return contents
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Returns the tensors, and the metadata that this program's converter wrote."""
+    """Loads the tensors, and the metadata written by this program's converter."""
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get(NOTES, "{}")
     try:
@@ -77,7 +75,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def _unpickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's about files it did not write
+            warnings.simplefilter("ignore")  # torch warns about files it did not write
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError):
         raise
@@ -85,14 +83,15 @@ def _unpickle(path: Path) -> Any:
         raise ValueError(str(e)) from e
 
 
-def _refuse_bomb(path: Path) -> None:
-    """Rejects archives that expand: torch stores its tensors uncompressed."""
+def _check_size(path: Path) -> None:
+    """Rejects compressed archives, which could be zip bombs: torch stores tensors uncompressed."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > path.stat().st_size:
-        raise CheckpointError(f"the file expands to {unpacked:,} bytes, more than its size: {path}: do not trust it")
+        problem = f"the file expands to {unpacked:,} bytes, more than its size"
+        raise CheckpointError(str(path), problem, "do not trust it")
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -106,8 +105,9 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(inner, f"{name}.{i}")
 
 
-def _unsafe(path: Path, error: pickle.UnpicklingError) -> str:
-    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if wanted is None:
-        return f"not a checkpoint, or a corrupt one: {path}: name another file"
-    return f"the file wants to import {wanted[1]}, which weights never need: {path}: do not trust it"
+def _unsafe(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
+    imported = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if imported is None:
+        return CheckpointError(str(path), "not a checkpoint, or a corrupt one", "choose another file")
+    problem = f"the file would import {imported[1]}, which weights never need"
+    return CheckpointError(str(path), problem, "do not trust it")

@@ -1,8 +1,8 @@
-"""Expert parallelism: the experts of a mixture spread over ranks, tokens sent to them and back by all-to-all.
+"""Expert parallelism: experts are sharded over ranks, and tokens exchanged by all-to-all.
 
-The unit of placement is an expert, or a slice of one: a share of its hidden channels. The units of a layer are divided
-evenly among the ranks of a group, in order; groups are replicas of each other. A model is built whole on every rank, so
-that its initial weights do not depend on the number of ranks, and sharded afterwards.
+The unit of placement is an expert, or a slice of one along its hidden channels. The units of a layer are divided evenly
+among the ranks of a group, in order; groups are replicas of each other. A model is built whole on every rank, so that
+its initial weights do not depend on the number of ranks, and sharded afterwards.
 """
 
 import math
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from utils.errors import ConfigError
 
 UNSLICED = "batched_fc2_bias"  # of an MLP: added once, after the products with all slices
-_NEVER = timedelta(days=365)  # the watchdog of the job comes first
+_NEVER = timedelta(days=365)  # timeouts are up to the watchdog
 _groups: dict[tuple[Any, int], tuple[Any, Any]] = {}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the experts of a layer are: `slices` units per expert, `group_size` ranks that hold all units once."""
+    """Placement of the experts of a layer: `slices` units per expert; `group_size` ranks together hold all units."""
 
     experts: int
     slices: int = 1
@@ -36,8 +36,8 @@ class Placement:
     def of(experts: int, local_experts: int, rank: int, world_size: int) -> "Placement":
         """Places the experts of a layer.
 
-        Args: local_experts: experts per rank, or minus the number of ranks that share one. Experts are sliced if the
-        ranks are exactly as many as that asks for; otherwise every rank holds as few whole experts as possible.
+        Args: local_experts: experts per rank, or minus the number of ranks that share one. Experts are sliced only if
+        that requires exactly `world_size` ranks; otherwise every rank holds as few whole experts as possible.
         """
         if local_experts < 0 and world_size == -local_experts * experts:
             return Placement(experts, -local_experts, world_size, rank, world_size)
@@ -45,7 +45,7 @@ class Placement:
 
     @property
     def local_units(self) -> int:
-        """The number of units of a rank."""
+        """The number of units per rank."""
         return self.experts * self.slices // self.group_size
 
     @property
@@ -60,10 +60,10 @@ class Placement:
 
 
 class ShardedExperts(nn.Module):
-    """Experts whose own parameters are stacked in dim 0, one entry per expert, and per unit once sharded.
+    """Experts whose parameters are stacked in dim 0, one entry per expert, or per unit once sharded.
 
-    Dim 1 has the hidden channels, which slices divide; only the parameter UNSLICED belongs to an expert as a whole, and
-    its first slice applies it.
+    Slices divide the hidden channels, dim 1; only the parameter UNSLICED belongs to a whole expert and is applied by
+    its first slice.
     """
 
     def __init__(self, experts: int):
@@ -82,7 +82,7 @@ def sharded_modules(model: nn.Module) -> Iterator[tuple[str, ShardedExperts]]:
 
 
 def expert_parameters(model: nn.Module) -> dict[str, Placement]:
-    """Returns the names of all expert parameters, which DistributedDataParallel must ignore, with their placement."""
+    """Returns the placement of all expert parameters by name; DistributedDataParallel must ignore them."""
     return {
         f"{prefix}.{name}" if prefix else name: module.placement
         for prefix, module in sharded_modules(model)
@@ -91,7 +91,7 @@ def expert_parameters(model: nn.Module) -> dict[str, Placement]:
 
 
 def shard_experts(model: nn.Module, placement: Placement) -> None:
-    """Replaces the parameters of every expert layer by those of this rank's units. Every rank must call it.
+    """Replaces the parameters of every expert layer by this rank's units. A collective operation.
 
     Raises: ConfigError if slices do not divide the hidden channels.
     """
@@ -99,7 +99,7 @@ def shard_experts(model: nn.Module, placement: Placement) -> None:
     if placement.world_size > 1 and modules:
         _process_groups(placement)
     for module in modules:
-        assert module.placement == Placement(placement.experts), "sharded twice, or another number of experts"
+        assert module.placement == Placement(placement.experts), "sharded twice, or wrong number of experts"
         for name, p in list(module.named_parameters(recurse=False)):
             part = own_part(name, p.detach(), placement)
             setattr(module, name, nn.Parameter(part, requires_grad=p.requires_grad))
@@ -108,10 +108,10 @@ def shard_experts(model: nn.Module, placement: Placement) -> None:
 
 @torch.no_grad()
 def reduce_expert_gradients(model: nn.Module) -> None:
-    """Replaces the gradients of experts by their average over all ranks, as DistributedDataParallel does for the rest.
+    """Averages the gradients of experts over all ranks, as DistributedDataParallel does for the other parameters.
 
-    The gradient of an expert already contains the tokens of its group; what is missing is the sum over the replicas.
-    Every rank must call it, once per update.
+    The gradient of an expert already includes the tokens of its group, so only the sum over the replicas is missing.
+    A collective operation, called once per update.
     """
     for _, module in sharded_modules(model):
         placement = module.placement
@@ -137,10 +137,10 @@ def gather_units(local: Tensor, placement: Placement) -> Tensor:
 
 
 def whole_tensor(name: str, local: Tensor, placement: Placement) -> Tensor:
-    """Returns a parameter of all experts, or a tensor of its shape such as a moment of the optimizer.
+    """Gathers a parameter, or a tensor of its shape such as an optimizer moment, for all experts.
 
-    Every rank of the group must call it. Args: name of the parameter, whose last part counts; local (local units, ...).
-    Returns: (experts, ...).
+    A collective operation of the group. Args: name of the parameter, of which the last part matters; local (local
+    units, ...). Returns: (experts, ...).
     """
     units, slices = gather_units(local, placement), placement.slices
     if slices == 1:
@@ -159,10 +159,8 @@ def own_part(name: str, whole: Tensor, placement: Placement) -> Tensor:
         whole = whole.repeat_interleave(slices, 0)
     elif slices > 1:
         if whole.shape[1] % slices:
-            raise ConfigError(
-                f"an expert has {whole.shape[1]} hidden channels, which {slices} ranks cannot share evenly:"
-                " MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS: choose a divisor"
-            )
+            problem = f"the {whole.shape[1]} hidden channels of an expert are not divisible by {slices} ranks"
+            raise ConfigError("MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS", problem, "choose a divisor")
         whole = whole.unflatten(1, (slices, -1)).flatten(0, 1)
     return whole[placement.first_unit :][: placement.local_units].clone()
 
@@ -172,15 +170,15 @@ def _is_unsliced(name: str) -> bool:
 
 
 def all_to_all(x: Tensor, placement: Placement) -> Tensor:
-    """Sends part i of `x` to rank i of the group and returns the parts received, in order of the ranks.
+    """Sends part i of `x` to rank i of the group and returns the received parts in rank order. Differentiable.
 
-    Args: x (group_size * n, ...), of the same shape on every rank. The gradient travels the same way back.
+    Args: x (group_size * n, ...), of the same shape on every rank.
     """
     return _AllToAll.apply(x, _process_groups(placement)[0])
 
 
 class _AllToAll(torch.autograd.Function):
-    """all_to_all_single with equal parts, which is its own inverse and its own transpose."""
+    """all_to_all_single with equal parts, which is self-inverse and symmetric."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -202,27 +200,23 @@ def group_sum(values: Tensor, placement: Placement) -> Tensor:
 
 
 def group_maximum(value: int, placement: Placement) -> int:
-    """Returns the largest `value` of the ranks of the group; exchanged on the CPU, so a GPU is not waited for."""
+    """Returns the maximum of `value` over the ranks of the group; exchanged on the CPU to avoid a GPU sync."""
     box = torch.tensor(value)
     dist.all_reduce(box, dist.ReduceOp.MAX, group=_process_groups(placement)[0])
     return int(box)
 
 
 def _process_groups(placement: Placement) -> tuple[Any, Any]:
-    """Returns the groups of this rank: those that share one set of experts, and those that hold the same units.
-
-    Created on first use, which must therefore be the same on all ranks.
-    """
+    """Returns the groups of this rank: one set of experts, and its replicas. The first call is collective."""
     key = (dist.group.WORLD, placement.group_size)
     if key not in _groups:
         ranks = torch.arange(placement.world_size).view(-1, placement.group_size)  # (replicas, group)
-        groups = [_own_group(split.tolist(), placement.rank) for split in (ranks, ranks.T)]
-        _groups[key] = (groups[0], groups[1])
+        _groups[key] = _own_group(ranks.tolist(), placement.rank), _own_group(ranks.T.tolist(), placement.rank)
     return _groups[key]
 
 
 def _own_group(partition: list[list[int]], rank: int) -> Any:
-    """Creates a process group for each part, on all ranks in the same order; returns that of this rank."""
+    """Creates a process group for each part, in the same order on all ranks; returns this rank's."""
     if len(partition) == 1:
         return dist.group.WORLD
     if len(partition[0]) == 1:

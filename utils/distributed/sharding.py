@@ -1,6 +1,6 @@
-"""Parameters of which every rank holds a part: the whole tensors for checkpoints, and norms over all parts.
+"""Sharded parameters: gathering them for checkpoints, and norms over all shards.
 
-A shard is what FSDP made of a parameter, torch's DTensor, or the experts of a mixture that are on a rank.
+A shard is a parameter under FSDP, torch's DTensor, or the local experts of a mixture.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from utils.distributed.experts import Placement, expert_parameters, group_sum, o
 
 
 class Shard(Protocol):
-    """How a parameter, and any tensor of its shape such as a moment of the optimizer, is divided among the ranks.
+    """The sharding of a parameter, and of any tensor of its shape such as an optimizer moment.
 
     Equal shards have their parts on the same ranks.
     """
@@ -25,7 +25,7 @@ class Shard(Protocol):
         ...
 
     def whole(self, part: Tensor) -> Tensor:
-        """Returns the whole tensor of this rank's part. A collective operation."""
+        """Gathers the whole tensor. A collective operation. Args: part: of this rank."""
         ...
 
     def part(self, whole: Tensor) -> Tensor:
@@ -33,16 +33,16 @@ class Shard(Protocol):
         ...
 
     def holder(self, rank: int) -> int:
-        """Returns the first rank that has the same part as `rank`."""
+        """Returns the first rank with the same part as `rank`."""
         ...
 
     def total(self, values: Tensor) -> Tensor:
-        """Sums values of this rank's parts over all parts. A collective operation."""
+        """Sums values over all parts. A collective operation. Args: values: of this rank's part."""
         ...
 
 
 class DTensorShard:
-    """A shard of FSDP. Args: parameter: a DTensor."""
+    """A parameter under FSDP. Args: parameter: a DTensor."""
 
     def __init__(self, parameter: Any):
         self._mesh, self._placements = parameter.device_mesh, parameter.placements
@@ -75,7 +75,7 @@ class DTensorShard:
 
 @dataclass(frozen=True)
 class ExpertShard:
-    """A parameter of the experts that are on this rank."""
+    """A parameter of this rank's experts."""
 
     name: str = field(compare=False)
     placement: Placement
@@ -97,7 +97,7 @@ class ExpertShard:
 
 
 def shards_of(model: nn.Module) -> dict[str, Shard]:
-    """Returns the sharded parameters of a model, by name; those that every rank holds whole are left out."""
+    """Returns the sharded parameters of a model, by name."""
     shards: dict[str, Shard] = {name: DTensorShard(p) for name, p in model.named_parameters() if is_dtensor(p)}
     placed = expert_parameters(model).items()
     return shards | {name: ExpertShard(name, placement) for name, placement in placed if placement.group_size > 1}
@@ -120,8 +120,8 @@ def local_part(tensor: Any) -> Tensor:
 def whole_tensors(tensors: Mapping[str, Any], shards: Mapping[str, Shard], keep: bool) -> dict[str, Any]:
     """Replaces this rank's parts by whole tensors on the CPU. A collective operation.
 
-    Args: tensors: by the names of parameters; what has another name stays as it is; keep: return them on this rank;
-    others take part only, and get None instead.
+    Args: tensors: by parameter name; other entries are passed through; keep: whether this rank needs the result;
+    otherwise it gets None in place of the tensors.
     """
     return {name: _collected(shards[name].whole, t, keep) if name in shards else t for name, t in tensors.items()}
 
@@ -129,30 +129,28 @@ def whole_tensors(tensors: Mapping[str, Any], shards: Mapping[str, Shard], keep:
 def whole_moments(
     optimizer: Mapping[str, Any], names: Mapping[int, str], shards: Mapping[str, Shard], keep: bool
 ) -> dict[str, Any]:
-    """Does the same for the state dict of an optimizer. Args: names: of the parameters, by its numbers."""
-
-    def moments(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        shard = shards.get(names[number])
-        return {
-            kind: _collected(shard.whole, v, keep) if shard and isinstance(v, Tensor) and v.ndim else v
-            for kind, v in values.items()
-        }
-
-    return {**optimizer, "state": {n: moments(n, values) for n, values in optimizer["state"].items()}}
+    """Applies `whole_tensors` to the state dict of an optimizer. Args: names: of the parameters, by index."""
+    state = _map_moments(optimizer["state"], names, shards, lambda shard, part: _collected(shard.whole, part, keep))
+    return {**optimizer, "state": state}
 
 
 def own_moments(state: Mapping[int, Any], names: Mapping[int, str], shards: Mapping[str, Shard]) -> dict[int, Any]:
-    """Inverts `whole_moments` for the state of an optimizer, without communication."""
+    """Inverts `whole_moments` without communication. Args: state: of an optimizer."""
+    return _map_moments(state, names, shards, lambda shard, whole: shard.part(whole))
 
+
+def _map_moments(
+    state: Mapping[int, Any], names: Mapping[int, str], shards: Mapping[str, Shard], convert: Callable[..., Any]
+) -> dict[int, Any]:
     def moments(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
         shard = shards.get(names[number])
-        return {k: shard.part(v) if shard and isinstance(v, Tensor) and v.ndim else v for k, v in values.items()}
+        return {k: convert(shard, v) if shard and isinstance(v, Tensor) and v.ndim else v for k, v in values.items()}
 
     return {number: moments(number, values) for number, values in state.items()}
 
 
 def total_norms(names: tuple[str, ...], norms: Tensor, shards: Mapping[str, Shard]) -> Tensor:
-    """Returns the norms of whole tensors from those of this rank's parts. A collective operation.
+    """Computes the norms of whole tensors from the norms of this rank's parts. A collective operation.
 
     Args: names of the tensors; norms float32 (N,), in the same order on every rank.
     """

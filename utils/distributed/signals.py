@@ -1,9 +1,9 @@
-"""SIGINT, SIGTERM and SIGUSR1, honoured where a run can stop cleanly.
+"""SIGINT, SIGTERM and SIGUSR1, handled where a run can stop cleanly.
 
 Until training begins there is nothing to save, and a signal ends the process with one line. From then on the handler
-only takes a note: an exception raised from it inside a callback of torch would be lost. After every update the ranks
-begin an all-reduce of what they received, and read the result after the next one: they save and stop after the same
-update, and none waits. A second SIGINT ends the process immediately.
+only records the signal: an exception raised from it inside a torch callback would be lost. After every update the ranks
+start an all-reduce of the recorded signals and read the result after the next one: all save and stop after the same
+update, without waiting. A second SIGINT ends the process immediately.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from utils.errors import TerminatedError, report_error
 
-if TYPE_CHECKING:  # this module is imported before anything slow
+if TYPE_CHECKING:  # this module is imported before any slow ones
     from torch import Tensor
 
     from utils.distributed.world import World
@@ -24,14 +24,14 @@ _AGAIN = "run the same command again to resume"
 
 
 class Decision(NamedTuple):
-    """What all ranks do after an update. `stop`: the signal that ends the run, 0 for none; `save`: a checkpoint."""
+    """The action of all ranks after an update. `stop`: signal that ends the run, 0 for none; `save` a checkpoint."""
 
     stop: int = 0
     save: bool = False
 
 
 class Interrupt:
-    """The signals that this process received, and what the ranks make of them."""
+    """Collects the signals of this process and agrees on them with the other ranks."""
 
     def __init__(self) -> None:
         self._world: World | None = None
@@ -39,54 +39,54 @@ class Interrupt:
         self._stop = 0
         self._interrupted = False  # by SIGINT
         self._save = False
-        self._told = False  # the other ranks' evaluations know of the stop
+        self._announced = False  # the stop, to the evaluations of the other ranks
         self._agreed = Decision()  # by all ranks, for the next update
-        self._pending: tuple[Any, Tensor] | None = None  # an all-reduce under way, and its values
+        self._pending: tuple[Any, Tensor] | None = None  # an all-reduce in flight, and its values
         self.stopped_early = False  # an evaluation ended early
 
     def install(self) -> "Interrupt":
-        """Replaces Python's own handlers."""
+        """Replaces Python's signal handlers; returns self."""
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(each, self._handle)
         return self
 
     def ignore(self) -> None:
-        """Lets nothing disturb the end: a launcher signals ranks whose exit code it does not know yet."""
+        """Ignores signals from here on: a launcher sends them to ranks that are about to exit."""
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             if signal.getsignal(each) == self._handle:
                 signal.signal(each, signal.SIG_IGN)
 
     def join(self, world: "World") -> "World":
-        """Makes signals known to all ranks of `world`; returns it."""
+        """Shares signals with all ranks of `world`; returns it."""
         self._world = world
         return world
 
     def defer(self) -> None:
-        """From here on, signals wait for `decide`."""
+        """Defers signals to `decide` from here on."""
         self._deferred = True
 
     def error(self, stop: int, state: str = "") -> BaseException:
-        """Returns the error that ends a run after the signal `stop`. Args: state: what was saved."""
+        """Returns the error that ends a run after the signal `stop`. Args: state: whether it was saved, in words."""
         if stop == signal.SIGINT:
-            return KeyboardInterrupt(*([f"{state}: {_AGAIN}"] if state else []))
-        return TerminatedError(f"terminated by {signal.Signals(stop).name}{state and ', '}{state}: {_AGAIN}")
+            return KeyboardInterrupt(*([f"{state} ({_AGAIN})"] if state else []))
+        return TerminatedError(signal.Signals(stop).name, f"terminated{state and '; '}{state}", _AGAIN)
 
     def request_save(self) -> None:
-        """Asks for a checkpoint, as SIGUSR1 does."""
+        """Requests a checkpoint, as SIGUSR1 does."""
         self._save = True
 
     def decide(self, update: int) -> Decision:
-        """Returns what to do after `update`: the same on every rank. Every rank calls it after every update.
+        """Returns the action after `update`, the same on every rank. Every rank calls it after every update.
 
-        It is what the ranks knew at the previous call. Every rank has made that call: without it, the gradients of
-        `update` would not have been exchanged.
+        It reflects the signals received before the previous call. Every rank has made that call: otherwise the
+        gradients of `update` could not have been exchanged.
         """
-        save, self._save = self._save, False  # a signal from here on waits for the next call
+        save, self._save = self._save, False  # later signals wait for the next call
         if self._world is None or self._world.size == 1:
             return Decision(self._stop, save)
         self._finish_pending()
         decision, self._agreed = self._agreed, Decision()
-        if not decision.stop:  # nothing is under way when the run ends
+        if not decision.stop:  # nothing must be in flight when the run ends
             import torch
 
             values = torch.tensor([self._stop, int(save)])
@@ -94,13 +94,13 @@ class Interrupt:
         return decision
 
     def interruptible(self, items: Iterable[T]) -> "Interruptible[T]":
-        """Returns an iterable over the batches of an evaluation, which a request to stop ends early."""
+        """Wraps the batches of an evaluation, so that a request to stop ends it early."""
         return Interruptible(self, items)
 
     def stop_of_evaluation(self) -> int:
         """Returns the signal if an evaluation was cut short on any rank, else 0. A collective operation.
 
-        Completes the exchange that the last `decide` began, so that none is under way after the last epoch.
+        Completes the all-reduce started by the last `decide`, so that none is in flight after the last epoch.
         """
         if self._world is None or self._world.size == 1:
             return self._stop if self.stopped_early else 0
@@ -112,23 +112,23 @@ class Interrupt:
         return int(stop) if cut else 0
 
     def wants_stop(self) -> bool:
-        """Returns whether this rank should not begin another batch of an evaluation.
+        """Returns whether this rank should stop evaluating.
 
-        The ranks' shards differ in length, so that they cannot exchange anything between batches: the rank that
-        received the signal sets a key of the store.
+        The shards of the ranks differ in length, which rules out collectives between batches: the rank that received
+        the signal sets a key in the store.
         """
         if self._world is None or self._world.size == 1:
             return bool(self._stop)
         store = self._world.store
-        if self._stop and not self._told:
-            self._told = True
+        if self._stop and not self._announced:
+            self._announced = True
             store.set("stop", str(self._stop))
         if not self._stop and store.check(["stop"]):
             self._stop = int(store.get("stop"))
         return bool(self._stop)
 
     def tick(self, position: str) -> None:
-        """Notes progress for the watchdog."""
+        """Reports progress to the watchdog."""
         if self._world is not None:
             self._world.tick(position)
 
@@ -158,7 +158,7 @@ class Interrupt:
 
 
 class Interruptible(Generic[T]):
-    """Batches that end early when the run should stop; they can be iterated again."""
+    """A re-iterable sequence of batches that ends early when the run should stop."""
 
     def __init__(self, interrupt: Interrupt, items: Iterable[T]):
         self._interrupt, self._items = interrupt, items

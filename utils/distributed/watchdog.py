@@ -1,4 +1,4 @@
-"""A thread beside each rank that ends it when another rank has failed, disappeared or hangs."""
+"""A thread in each rank that ends it when another rank failed, disappeared or hangs."""
 
 import logging
 import os
@@ -13,17 +13,17 @@ from typing import Any
 
 from utils.errors import DistributedError, RunError, TerminatedError, listing, report_error
 
-INTERVAL = 0.5  # seconds between two checks, and between two heartbeats
-SILENCE = 3.0  # seconds without a heartbeat after which a rank counts as gone, once something else looks wrong
-SUSPICIOUS = 60.0  # seconds without progress after which the heartbeats are looked at
+INTERVAL = 0.5  # seconds between checks, and between heartbeats
+SILENCE = 3.0  # seconds without a heartbeat after which a rank counts as gone
+SUSPICIOUS = 60.0  # seconds without progress after which heartbeats are checked
 _LEFT = "left"  # instead of a heartbeat
-PATIENCE = 5.0  # seconds a failed rank waits for the others: one of them may host the store
+PATIENCE = 5.0  # seconds that a failed rank waits for the others: it may host the store
 
 
 class Watchdog(threading.Thread):
     """Watches the other ranks through the store of the job.
 
-    Args: store: a connection of its own, since a store serves one thread at a time; timeout: seconds without progress
+    Args: store: a separate connection, since a store serves one thread at a time; timeout: seconds without progress
     that count as a hang, 0 for never. Progress is measured from the first `tick` on.
     """
 
@@ -41,7 +41,7 @@ class Watchdog(threading.Thread):
         self._send_heartbeat()
 
     def tick(self, position: str) -> None:
-        """Notes that this rank makes progress. Args: position: where it is, for messages."""
+        """Records progress of this rank. Args: position: in the run, for messages."""
         self._progress = (position, time.monotonic())
 
     @property
@@ -58,9 +58,9 @@ class Watchdog(threading.Thread):
                 if self.aborting is not None:
                     self._abort(self.aborting)
                 self._check_progress()
-        except RuntimeError:  # of the store: the rank that hosted it is gone; the job ends, or has ended
+        except RuntimeError:  # the rank that hosted the store is gone; the job is ending, or has ended
             if not self._stopped.wait(15):
-                self._exit(report_error(DistributedError(self._lost("the rank that hosts the store")), speak=True))
+                self._exit(report_error(self._lost("MASTER_ADDR", "the rank that hosts the store"), speak=True))
 
     def stop(self) -> None:
         """Stops checking."""
@@ -69,17 +69,17 @@ class Watchdog(threading.Thread):
             self.join(PATIENCE)
 
     def leave(self) -> None:
-        """Stops checking at the end of the run; the others do not miss this rank."""
+        """Stops checking at the end of the run, and tells the other ranks that this one has left."""
         self.stop()
-        with suppress(RuntimeError):  # the rank that hosted the store has left before
+        with suppress(RuntimeError):  # the rank that hosted the store has already left
             self._store.set(f"beat/{self._rank}", _LEFT)
 
     def claim(self, topic: str) -> bool:
-        """Returns True on the first rank that asks for `topic`."""
+        """Returns True on the first rank that claims `topic`."""
         return self._store.add(f"claim/{topic}", 1) == 1
 
     def raise_alarm(self, code: int) -> int:
-        """Ends the other ranks with `code`, or with the code of an earlier failure; returns which it is."""
+        """Ends the other ranks with `code`, or with the code of an earlier failure, and returns it."""
         self.stop()
         try:
             code = int(self._store.compare_set("code", "", str(code)))
@@ -92,31 +92,31 @@ class Watchdog(threading.Thread):
         return code
 
     def explain(self, error: Exception) -> RunError:
-        """Returns the error of a collective operation as one that says which ranks are gone."""
+        """Converts the error of a collective operation to one that names the ranks that are gone."""
         gone = self._silent_ranks()
         if gone:
-            return DistributedError(self._lost(listing(map(self._describe, gone))))
+            return self._lost_ranks(gone)
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        return DistributedError(
-            f"the ranks lost their connection at {self.position} ({reason[0]}): look at the network and at the logs of"
-            " the other machines, then run the same command again"
-        )
+        problem = f"lost the connection to the other ranks at {self.position} ({reason[0]})"
+        remedy = "check the network and the logs of the other machines, then run the same command again"
+        return DistributedError(f"rank {self._rank}", problem, remedy)
 
-    def _lost(self, who: str) -> str:
-        return (
-            f"{who} disappeared at {self.position}: look for a kill or a lack of memory there, then run the same"
-            " command again to resume"
-        )
+    def _lost_ranks(self, ranks: list[int]) -> DistributedError:
+        return self._lost(listing(f"rank {rank}" for rank in ranks), listing(map(self._host, ranks)))
 
-    def _describe(self, rank: int) -> str:
-        return f"rank {rank} ({self._store.get(f'who/{rank}').decode()})"
+    def _lost(self, subject: str, who: str) -> DistributedError:
+        remedy = "check whether it was killed or ran out of memory, then run the same command again to resume"
+        return DistributedError(subject, f"disappeared at {self.position}: {who}", remedy)
+
+    def _host(self, rank: int) -> str:
+        return self._store.get(f"who/{rank}").decode()
 
     def _send_heartbeat(self) -> None:
         self._beat += 1
         self._store.set(f"beat/{self._rank}", str(self._beat))
 
     def _silent_ranks(self) -> list[int]:
-        """Returns the ranks without a heartbeat during the next seconds; it takes that long."""
+        """Waits for `SILENCE` and returns the ranks without a heartbeat meanwhile."""
         keys = [f"beat/{rank}" for rank in range(self._size)]
         before = self._store.multi_get(keys)
         last = time.monotonic() + SILENCE
@@ -140,33 +140,31 @@ class Watchdog(threading.Thread):
         if idle > patience and now - self._looked > patience:
             gone, self._looked = self._silent_ranks(), now
             if gone and self._progress[1] < now:
-                self._end_all(DistributedError(self._lost(listing(map(self._describe, gone)))))
+                self._end_all(self._lost_ranks(gone))
 
     def _abort(self, error: BaseException) -> None:
-        """Ends the job after a signal; a launcher also sends SIGTERM when a rank is gone, which is then the reason."""
-        if isinstance(error, TerminatedError):
-            gone = self._silent_ranks()
-            error = DistributedError(self._lost(listing(map(self._describe, gone)))) if gone else error
-        self._end_all(error)
+        """Ends the job after a signal; the cause is a lost rank if there is one, since launchers then send SIGTERM."""
+        gone = self._silent_ranks() if isinstance(error, TerminatedError) else []
+        self._end_all(self._lost_ranks(gone) if gone else error)
 
     def _report_hang(self) -> None:
-        """Posts the stacks of this rank; the rank that noticed the hang prints those of all and ends the job."""
+        """Posts the stacks of this rank; the rank that detected the hang prints all stacks and ends the job."""
         self._store.set(f"stacks/{self._rank}", f"at {self.position}\n{format_stacks()}")
         if int(self._store.get("hang")) != self._rank:
             return
         silent = set(self._silent_ranks())
         found, stuck = [], []
         for rank in range(self._size):
-            answered = rank not in silent and self._store.check([f"stacks/{rank}"])
-            stacks = self._store.get(f"stacks/{rank}").decode() if answered else "does not respond\n"
-            found.append(f"{self._describe(rank)} {stacks}")
-            stuck += [] if answered else [self._describe(rank)]
+            who = f"rank {rank} ({self._host(rank)})"
+            if rank not in silent and self._store.check([f"stacks/{rank}"]):
+                found.append(f"{who} {self._store.get(f'stacks/{rank}').decode()}")
+            else:
+                found.append(f"{who} does not respond\n")
+                stuck.append(who)
         who = f"{listing(stuck)} does not respond" if stuck else "all ranks respond, their stacks are above"
-        error = DistributedError(
-            f"no progress for {self._timeout:g} seconds at {self.position}, {who}: TIMEOUT_MINUTES: raise it if an"
-            " update may take longer; otherwise look at that machine and run the same command again"
-        )
-        self._end_all(error, "\n".join(found))
+        problem = f"no progress for {self._timeout:g} seconds at {self.position}; {who}"
+        remedy = "raise it if an update may take longer; otherwise check that machine and run the same command again"
+        self._end_all(DistributedError("TIMEOUT_MINUTES", problem, remedy), "\n".join(found))
 
     def _end_all(self, error: BaseException, detail: str = "") -> None:
         """Reports `error` for the job and ends all ranks."""
@@ -174,7 +172,7 @@ class Watchdog(threading.Thread):
         self._exit(int(self._store.compare_set("code", "", str(code))))
 
     def _exit(self, code: int) -> None:
-        with suppress(RuntimeError):  # the store may be gone
+        with suppress(RuntimeError):  # of a store that is gone
             self._store.add("ended", 1)
         self.before_exit()
         logging.shutdown()
@@ -182,7 +180,7 @@ class Watchdog(threading.Thread):
 
 
 def format_stacks() -> str:
-    """Returns the Python stacks of all threads but the calling one."""
+    """Returns the Python stacks of all threads except the calling one."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks = [
         f"  thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"

@@ -1,4 +1,4 @@
-"""The ranks of a job: how they meet, their devices, and what they exchange."""
+"""The ranks of a job: rendezvous, devices, and communication."""
 
 import logging
 import os
@@ -50,7 +50,7 @@ class World:
     def gather(self, values: Tensor) -> Tensor:
         """Stacks one tensor of equal shape from every rank: (...) -> (size, ...), float64 on the CPU.
 
-        Gathered rather than reduced: the order of the later sum is then fixed, whatever the backend does.
+        All-gather instead of all-reduce fixes the order of a later sum, independent of the backend.
         """
         if self.size == 1:
             return values.detach().cpu().double()[None]
@@ -60,7 +60,7 @@ class World:
         return torch.stack(parts).cpu()
 
     def begin_maximum(self, values: Tensor) -> dist.Work:
-        """Begins to replace CPU values by their maximum over the ranks; they must not be read before `wait`."""
+        """Starts replacing CPU values by their maximum over the ranks; they must not be read before `wait`."""
         work = dist.all_reduce(values, dist.ReduceOp.MAX, async_op=True)
         assert work is not None
         return work
@@ -82,10 +82,10 @@ class World:
         return box[0]
 
     def broadcast_tensor(self, tensor: Tensor) -> None:
-        """Overwrites `tensor` with the main rank's, of the same shape and type."""
+        """Overwrites `tensor` with the main rank's, of the same shape and dtype."""
         if self.size > 1 and tensor.numel():
             box = tensor.detach().contiguous()
-            dist.broadcast(box.view(-1).view(torch.uint8), 0)  # gloo does not know every type
+            dist.broadcast(box.view(-1).view(torch.uint8), 0)  # gloo does not support every dtype
             if box.data_ptr() != tensor.data_ptr():
                 tensor.detach().copy_(box)
 
@@ -94,32 +94,30 @@ class World:
         return self.broadcast(produce() if self.is_main else None)  # type: ignore[return-value]
 
     def check_equal(self, values: Mapping[str, object], remedy: str) -> None:
-        """Checks that named values are the same on every rank.
+        """Checks that named values, such as configuration keys, are the same on every rank.
 
-        Raises: DistributedError on every rank, with the first name and rank that differ from the main rank.
+        Raises: DistributedError on every rank, for the first name and rank that differ from the main rank.
         """
         ranks = self.gather_objects((platform.node(), {name: str(value) for name, value in values.items()}))
-        host, wanted = ranks[0]
+        host, expected = ranks[0]
         for rank, (where, found) in enumerate(ranks):
-            for name in wanted:
-                if found.get(name) != wanted[name]:
-                    raise DistributedError(
-                        f"the ranks differ: {name} is {found.get(name)} on rank {rank} ({where}), {wanted[name]} on"
-                        f" rank 0 ({host}): {remedy}"
-                    )
+            for name, value in expected.items():
+                if found.get(name) != value:
+                    differing = f"{found.get(name)} on rank {rank} ({where}), {value} on rank 0 ({host})"
+                    raise DistributedError(name, f"the ranks differ: {differing}", remedy)
 
     def tick(self, position: str) -> None:
-        """Notes that this rank makes progress. Args: position: where it is, for messages."""
+        """Records progress of this rank. Args: position: in the run, for messages."""
         if self.watchdog is not None:
             self.watchdog.tick(position)
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """Lets the first rank of each machine run the block before the others, however long it takes."""
+        """Runs the block on the first rank of each machine before the others, with no timeout."""
         if self.local_rank != 0:
             self.store.wait([self._turn()], _NEVER)
         yield
-        if self.local_rank == 0 and self.size > 1:  # a launcher need not say how many ranks wait for it
+        if self.local_rank == 0 and self.size > 1:  # not local_size: not every launcher sets LOCAL_WORLD_SIZE
             self.store.set(self._turn(), "done")
 
     def _turn(self) -> str:
@@ -128,9 +126,9 @@ class World:
         return f"turn {len(self._turns)} of rank {self.rank - self.local_rank}"
 
     def count_distinct(self, topic: str, item: str) -> int:
-        """Counts `item` once per job, whichever ranks report it; returns how many distinct items there are now.
+        """Counts `item` once per job, even if several ranks report it; returns the number of distinct items so far.
 
-        Without a store, in a single process, the caller keeps count: returns 0.
+        In a single process there is no store and the caller must count: returns 0.
         """
         if self.store is None:
             return 0
@@ -146,13 +144,13 @@ class World:
     def end_together(self, error: BaseException, debug: bool) -> int:
         """Reports an error once per job and ends all ranks; returns the exit code of the rank that failed first."""
         watchdog = self.watchdog
-        if watchdog is None:  # before the ranks have met, all of them fail alike, but for a missing GPU
+        if watchdog is None:  # before the rendezvous all ranks fail alike, except for a missing GPU
             return report_error(error, speak=self.is_main or isinstance(error, DistributedError), debug=debug)
         if isinstance(error, RuntimeError) and _is_lost_connection(error):
             error = watchdog.explain(error)
         try:
             first = watchdog.claim("error")
-        except RuntimeError:  # the rank that hosted the store is gone: better twice than not at all
+        except RuntimeError:  # the rank that hosted the store is gone: better report twice than never
             first = True
         return watchdog.raise_alarm(report_error(error, speak=first, debug=debug))
 
@@ -165,33 +163,31 @@ class World:
 
 
 def launched_rank() -> int:
-    """Returns the rank that the launcher gave, 0 without one or if it is not a number."""
+    """Returns the rank set by the launcher, 0 if there is none or it is not a number."""
     text = os.environ.get("RANK", "0")
     return int(text) if text.isdigit() else 0
 
 
 def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
-    """Joins the job that torchrun launched, or creates a job of one process; selects the device, tunes the process.
+    """Joins the job launched by torchrun, or creates a single-process one; selects the device, tunes the process.
 
-    Args: timeout_minutes: without progress, after which the job ends; 0 for never; device_type: "auto" for a GPU if
+    Args: timeout_minutes: time without progress after which the job ends, 0 for never; device_type: "auto" for a GPU if
     there is one, "cuda", "cpu".
-    Raises: DistributedError if the launcher's variables are incomplete, the other ranks do not come, or there are more
-    ranks on this machine than GPUs.
+    Raises: DistributedError if environment variables are missing, the other ranks do not join, or this machine has more
+    ranks than GPUs.
     """
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     local_rank, local_size = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)
     if size > 1:
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
-            raise DistributedError(
-                f"WORLD_SIZE is {size} but {missing[0]} is not set: {missing[0]}: start with torchrun, which sets it,"
-                " or unset WORLD_SIZE"
-            )
+            problem = f"not set, although WORLD_SIZE is {size}"
+            raise DistributedError(missing[0], problem, "start with torchrun, which sets it, or unset WORLD_SIZE")
     device = _choose_device(device_type, local_rank, size)
     tune_process(device)
     if size == 1:
         return World(device=device)
-    if device.type == "cuda":  # nccl's own handling would kill the process before the watchdog says why
+    if device.type == "cuda":  # NCCL's error handling would kill the process before the watchdog reports the cause
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     try:
         store, rank, size = next(
@@ -203,25 +199,24 @@ def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
             store=dist.PrefixStore("training", store),
             rank=rank,
             world_size=size,
-            timeout=timedelta(minutes=2 * timeout_minutes) if timeout_minutes else _NEVER,  # the watchdog's comes first
+            timeout=timedelta(minutes=2 * timeout_minutes) if timeout_minutes else _NEVER,  # after the watchdog's
             device_id=device if device.type == "cuda" else None,
         )
     except (RuntimeError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise DistributedError(
-            f"the {size} ranks cannot meet ({reason}): MASTER_ADDR, MASTER_PORT: every machine must reach rank 0"
-        ) from e
+        problem = f"rendezvous of {size} ranks failed ({str(e).strip().splitlines()[0]})"
+        remedy = "check it and MASTER_PORT: every machine must reach rank 0"
+        raise DistributedError("MASTER_ADDR", problem, remedy) from e
     watchdog = Watchdog(dist.PrefixStore("watchdog", store.clone()), rank, size, 60 * timeout_minutes)
     watchdog.start()
     return World(rank, size, device, local_rank, local_size, dist.PrefixStore("world", store), watchdog)
 
 
 def _meet(store: Any, rank: int, size: int) -> str:
-    """Waits until all ranks are there; returns a name for this attempt of the job, the same on every rank.
+    """Waits for all ranks; returns a name for this attempt of the job, the same on every rank.
 
-    The launcher's store outlives an attempt (torchrun --max-restarts), and what an earlier one left in it must not be
-    taken for this one's. Each rank posts a fresh token; the main rank announces the list of tokens, again whenever
-    one of them was replaced, until every rank has found its own in it.
+    The launcher's store outlives an attempt (torchrun --max-restarts), and entries left by an earlier attempt must not
+    be mistaken for this one's. Each rank posts a fresh token; the main rank announces the list of tokens, again
+    whenever one is replaced, until every rank has seen its token in the list.
     """
     own, last = secrets.token_hex(8), time.monotonic() + store.timeout.total_seconds()
     store.set(f"token/{rank}", own)
@@ -238,13 +233,13 @@ def _meet(store: Any, rank: int, size: int) -> str:
             if store.check([f"{attempt}/{r}" for r in range(size)]):
                 return sha256(attempt.encode()).hexdigest()[:16]
         time.sleep(0.02)
-    raise RuntimeError("a rank did not come")
+    raise RuntimeError("a rank did not join")
 
 
 def _variable(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdigit():
-        raise DistributedError(f"{text!r} is not a number: {name}: start with torchrun, which sets it, or unset it")
+        raise DistributedError(name, f"not a number: {text!r}", "start with torchrun, which sets it, or unset it")
     return int(text)
 
 
@@ -257,17 +252,16 @@ def _choose_device(wanted: str, local_rank: int, size: int) -> torch.device:
     if wanted != "cpu" and torch.cuda.is_available():
         count = torch.cuda.device_count()
         if local_rank >= count:
-            raise DistributedError(
-                f"rank {local_rank} of this machine has no GPU: torchrun --nproc_per_node: launch at most {count}"
-            )
+            problem = f"rank {local_rank} of this machine has no GPU"
+            raise DistributedError("--nproc_per_node", problem, f"launch at most {count}")
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     why = f"CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else "torch finds none"
     if wanted == "cuda":
-        raise DistributedError(f"no GPU can be used ({why}): --device: use cpu, or fix the GPU driver")
+        raise DistributedError("--device", f"no GPU is available: {why}", "use cpu, or check the GPU driver")
     if wanted == "auto" and (hidden or Path("/dev/nvidia0").exists()):
-        log.warning("no GPU can be used (%s): running on the CPU; --device cpu if that is meant", why)
+        log.warning("no GPU is available (%s): running on the CPU; --device cpu silences this warning", why)
     if wanted == "auto" and torch.backends.mps.is_available() and size == 1:
         return torch.device("mps")
     return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Figures of losses, metrics and learning rate, drawn from metrics.jsonl: curves.png of a run, runs to compare."""
+"""Plots of losses, metrics and learning rate from metrics.jsonl: curves.png of a run, and comparisons of runs."""
 
 import json
 import logging
@@ -18,21 +18,21 @@ log = logging.getLogger(__name__)
 
 Records = list[dict[str, Any]]
 _STYLES = ("-", "--", ":", "-.")
-_FIRST = 30.0  # seconds until the first drawing
-_PAUSE = 50  # between two drawings, in units of the time that one takes: 2 % of the run
+_FIRST = 30.0  # seconds until the first plot
+_PAUSE = 50  # between plots, as a multiple of the time to draw one: 2 % of the run
 
 
 class Curves:
-    """curves.png of a run, redrawn after an epoch unless the last drawing is too recent.
+    """curves.png of a run, redrawn after an epoch unless the last plot is too recent.
 
-    Args: folder of the run; the others as for `draw_curves`.
+    Args: folder of the run; others as for `draw_curves`.
     """
 
     def __init__(self, folder: Path, updates_per_epoch: int, best: Best | None) -> None:
         self._metrics, self._picture = folder / "metrics.jsonl", folder / "curves.png"
         self._updates_per_epoch, self._best = updates_per_epoch, best
         self._due = time.monotonic() + _FIRST
-        self._outdated = True  # an earlier start may have been killed before it drew its last epochs
+        self._outdated = True  # an earlier start may have been killed before its last plot
 
     def after_epoch(self) -> None:
         self._outdated = True
@@ -42,14 +42,14 @@ class Curves:
             self._due = time.monotonic() + _PAUSE * (time.monotonic() - begun)
 
     def finish(self) -> None:
-        """Draws the picture if it lacks an epoch."""
+        """Redraws the picture if it is outdated."""
         if self._outdated and self._metrics.exists():
             draw_curves(self._metrics, self._picture, self._updates_per_epoch, self._best)
             self._outdated = False
 
 
 def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best | None) -> None:
-    """Redraws the picture from all lines of `metrics`; a failure is a warning.
+    """Draws the picture from all lines of `metrics`; only warns if it fails.
 
     Args: best: the metrics to draw, None for losses only.
     """
@@ -59,7 +59,7 @@ def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best
         figure = curves_figure([("", records)], names, best.title if best else "", updates_per_epoch)
         with atomic_path(picture) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
-    except Exception as e:  # of the disk, or of matplotlib: the run matters more
+    except Exception as e:  # from the disk, or from Matplotlib: the run matters more
         log.warning("cannot draw %s (%s); training continues", picture, one_line(e))
 
 
@@ -69,10 +69,10 @@ def curves_figure(
     title: str = "",
     updates_per_epoch: int = 0,
 ) -> Any:
-    """Returns a figure of losses, metrics, learning rate and gradient norm.
+    """Plots losses, metrics, learning rate and gradient norm.
 
-    Args: runs: names, and the records of their metrics.jsonl; metrics: which to draw, None for all; title: of their
-    panel; updates_per_epoch: converts the axis to epochs, 0: leaves it in updates.
+    Args: runs: names, and the records of their metrics.jsonl; metrics: names to draw, None for all; title: of their
+    panel; updates_per_epoch: to label the axis in epochs, 0: in updates.
     """
     if metrics is None:
         metrics = metric_names([record for _, records in runs for record in records])
@@ -85,17 +85,13 @@ def curves_figure(
         lines += [(judged, val, metric, metric, place) for place, metric in enumerate(metrics)]
         lines += [(rate, train, "lr", "", 0), (norm, train, "grad_norm", "", 0)]
         for axes, points, key, label, place in lines:
-            # of several runs each has a colour, of one run each line
+            # one colour per run, or per line if there is only one run
             color, style = (number, place) if len(runs) > 1 else (place, 0)
             look = {"color": f"C{color}", "linestyle": _STYLES[style % len(_STYLES)]}
             _plot(axes, points, key, updates_per_epoch or 1, label=", ".join(filter(None, (name, label))), **look)
     title = (title or f"validation {', '.join(metrics)}") if judged.lines else "no validation"
-    for axes, text in (
-        (losses, "loss"),
-        (judged, title),
-        (rate, "learning rate"),
-        (norm, "gradient norm before clipping"),
-    ):
+    titles = {losses: "loss", judged: title, rate: "learning rate", norm: "gradient norm before clipping"}
+    for axes, text in titles.items():
         axes.set_title(text)
         axes.grid(alpha=0.3)
         if axes.lines and (axes in (losses, judged) or len(runs) > 1):
@@ -106,7 +102,7 @@ def curves_figure(
 
 
 def metric_names(records: Records) -> list[str]:
-    """Returns the metrics of an evaluation: what is neither a count nor in every record; the loss if there are none."""
+    """Returns the metrics of an evaluation: fields that are neither counts nor reserved; the loss if there are none."""
     val = [record for record in records if record["kind"] == "val"]
     known = [name for record in val for name, value in record.items() if isinstance(value, float)]
     return [name for name in dict.fromkeys(known) if name not in {*RESERVED, "loss"}] or ["loss"]
@@ -120,7 +116,7 @@ def _plot(axes: Any, points: Records, key: str, unit: int, **look: str) -> None:
 
 
 def whole_intervals(records: Records) -> Records:
-    """Leaves out the means of intervals that the end of an epoch cut short: of few updates, they would be spikes."""
+    """Drops means of intervals cut short by the end of an epoch: over few updates, they would show as spikes."""
     lengths = [b["update"] - a["update"] for a, b in pairwise([{"update": 0}, *records])]
     usual = max(lengths, default=0)
     return [record for record, length in zip(records, lengths, strict=True) if 2 * length > usual]

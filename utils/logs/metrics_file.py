@@ -1,4 +1,4 @@
-"""What a run records for programs: metrics.jsonl, and the trackers."""
+"""Machine-readable records of a run: metrics.jsonl, and the trackers."""
 
 import json
 import math
@@ -13,9 +13,9 @@ from utils.files import flush_to_disk, write_text
 from utils.logs.trackers import Trackers
 from utils.pictures import Pictures
 
-# of every record; "loss" is the objective's own
+# fields of the records; the objective defines "loss"
 RESERVED = {"kind", "epoch", "step", "update", "samples", "lr", "grad_norm", "skipped", "train_loss"}
-ATTEMPTS, PAUSE = 4, 1.0  # to write a line of metrics; seconds, longer each time
+ATTEMPTS, PAUSE = 4, 1.0  # to write a line; seconds between them, increasing linearly
 
 
 def finite(value: float) -> float | None:
@@ -24,17 +24,17 @@ def finite(value: float) -> float | None:
 
 
 class MetricsFile:
-    """metrics.jsonl and the trackers of a run; on ranks that do not write, `folder` is None.
+    """metrics.jsonl and the trackers of a run; `folder` is None on ranks that do not write.
 
-    metrics.jsonl contains only what is reproducible, so that an interrupted run ends with the same bytes as an
+    metrics.jsonl contains reproducible values only, so that an interrupted run ends with the same bytes as an
     uninterrupted one; speeds go to the trackers and the log.
     """
 
     def __init__(self, folder: Path | None, update: int, wandb: str = "", evaluated: bool = True):
-        """Continues after `update`: what an interrupted run recorded beyond it is removed.
+        """Continues after `update`; later records of an interrupted run are removed.
 
         Args: wandb: a project of Weights & Biases, "" for none; evaluated: whether the evaluation after `update` is
-        part of the state that the run continues from.
+        part of the state to resume from.
         """
         self._folder = folder
         if folder is None:
@@ -46,7 +46,7 @@ class MetricsFile:
         self._trackers = Trackers(folder, update, wandb)
 
     def write(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
-        """Appends `record`, which contains `update`, as one line, and gives `scalars` to the trackers at that update.
+        """Appends `record`, which contains `update`, as one line, and sends `scalars` to the trackers at that update.
 
         Raises: ResourceError if metrics.jsonl cannot be written; a tracker that fails is disabled with a warning.
         """
@@ -56,15 +56,12 @@ class MetricsFile:
         self._trackers.write(scalars, record["update"])
 
     def show(self, pictures: Pictures, update: int) -> None:
-        """Gives pictures to the trackers; only the rank that writes draws them."""
+        """Sends pictures to the trackers; they are drawn only on the rank that writes."""
         if self._folder is not None:
             self._trackers.show(pictures, update)
 
     def flush(self) -> None:
-        """Puts metrics.jsonl on disk, as a checkpoint is: after a power failure both must be there.
-
-        Raises: ResourceError.
-        """
+        """Syncs metrics.jsonl to disk: it must survive a power failure if a checkpoint does. Raises: ResourceError."""
         if self._folder is None or not self.metrics.exists():
             return
         try:
@@ -73,7 +70,7 @@ class MetricsFile:
             raise self._unwritable(e) from e
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Gives the trackers the configuration and the best metrics of a run that has ended."""
+        """Sends the configuration and the best metrics of a finished run to the trackers."""
         if self._folder is not None:
             self._trackers.finish(settings, metrics)
 
@@ -91,7 +88,7 @@ class MetricsFile:
                         file.write(line)
                     return
                 except OSError:
-                    os.truncate(self.metrics, size)  # half a line
+                    os.truncate(self.metrics, size)  # a partial line
                     raise
             except OSError as e:
                 error = e
@@ -99,22 +96,19 @@ class MetricsFile:
         raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> ResourceError:
-        return ResourceError(
-            f"cannot write the metrics ({error.strerror}): {self.metrics}: free disk space or set OUTPUT, then run the"
-            " same command again to resume"
-        )
+        remedy = "free disk space or set OUTPUT, then run the same command again to resume"
+        return ResourceError(str(self.metrics), f"cannot be written: {error.strerror}", remedy)
 
 
 def refuse_reserved(names: Iterable[str]) -> None:
-    """Raises: ValueError for a part of a loss, or a metric, with the name of a field of metrics.jsonl."""
+    """Raises: ValueError if a loss component or a metric has the name of a field of metrics.jsonl."""
     taken = RESERVED.intersection(names)
     if taken:
-        raise ValueError(f"{', '.join(sorted(taken))}: metrics.jsonl has fields of these names: choose others")
+        raise ValueError(f"{', '.join(sorted(taken))}: names of fields of metrics.jsonl, choose others")
 
 
 def _position(line: str) -> tuple[float, bool]:
-    """Returns the update of a metrics line, and whether it is about a whole epoch, which comes after its last update;
-    a line truncated by a kill counts as never written."""
+    """Returns the update of a line, and whether it follows that update, like evaluations; truncated lines sort last."""
     try:
         record = json.loads(line)
         return record["update"], record.get("kind") in ("val", "epoch")

@@ -1,4 +1,4 @@
-"""A profile of a few updates: where their time goes."""
+"""Profiling of a few updates."""
 
 import logging
 from pathlib import Path
@@ -9,15 +9,15 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from utils.errors import count, one_line
 
 log = logging.getLogger(__name__)
-# updates: the first ones allocate and compile; one more warms the profiler up
+# updates: the first ones allocate and compile; one more warms up the profiler
 SKIPPED, WARM_UP, RECORDED = 5, 1, 3
 OPERATIONS = 10
 
 
 class Profiler:
-    """Records `RECORDED` updates of a run with torch's profiler, once.
+    """Profiles `RECORDED` updates of a run with torch's profiler, once.
 
-    Writes trace.json, which chrome://tracing and ui.perfetto.dev open, and logs the operations that take longest.
+    Writes trace.json, for chrome://tracing or ui.perfetto.dev, and logs the slowest operations.
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -29,7 +29,7 @@ class Profiler:
         self._profiler.start()
 
     def step(self) -> None:
-        """To be called after every update."""
+        """Must be called after every update."""
         if self._left:
             self._left -= 1
             self._recorded += self._left < RECORDED
@@ -38,7 +38,7 @@ class Profiler:
                 self.close()
 
     def close(self) -> None:
-        """Ends the recording, early if need be."""
+        """Ends the recording, early if necessary."""
         if self._profiler is not None:
             self._profiler.stop()
         self._profiler = None  # type: ignore[assignment]
@@ -50,8 +50,8 @@ class Profiler:
         except (OSError, RuntimeError) as e:
             log.warning("cannot write %s (%s); training continues", self._path, one_line(e))
             return
-        averages = recorded.key_averages()
         order = f"self_{'cuda' if self._device.type == 'cuda' else 'cpu'}_time_total"
-        log.info("%s in %s; the operations that took longest:", count(self._recorded, "update"), self._path)
-        for line in averages.table(sort_by=order, row_limit=OPERATIONS, max_name_column_width=40).splitlines():
+        table = recorded.key_averages().table(sort_by=order, row_limit=OPERATIONS, max_name_column_width=40)
+        log.info("%s in %s; the slowest operations:", count(self._recorded, "update"), self._path)
+        for line in table.splitlines():
             log.info("%s", line)

@@ -1,4 +1,4 @@
-"""How a run is doing: means per log interval, speed, time spent waiting for data, remaining time."""
+"""Progress of a run: means per log interval, speed, time spent waiting for data, remaining time."""
 
 import logging
 import time
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Collects updates and reports every `print_freq` of them.
+    """Records updates and reports every `print_freq` of them.
 
-    Losses stay on the device until a report is due; then those of all ranks are gathered. Every rank must therefore
-    call `record` and `collect` alike.
+    Losses stay on the device until a report is due and are then gathered from all ranks, so all ranks must call
+    `record` and `collect` in the same order.
     """
 
     def __init__(self, state: TrainState, plan: RunPlan, *, world: World, journal: MetricsFile, print_freq: int):
@@ -40,24 +40,24 @@ class Progress:
         self._bar = self._new_bar()
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """Passes batches on and measures the time spent waiting for them."""
+        """Yields the batches and measures the time spent waiting for them."""
         now = time.perf_counter()  # the time since the last report was an evaluation, or the start of the run
         self._started += now - self._interval_started
         self._interval_started = now
         iterator = iter(batches)
         with self._new_bar() as self._bar:
             while True:
-                asked = time.perf_counter()
+                requested = time.perf_counter()
                 try:
                     batch = next(iterator)
                 except StopIteration:
                     return
                 finally:
-                    self._waited += time.perf_counter() - asked
+                    self._waited += time.perf_counter() - requested
                 yield batch
 
     def record(self, update: Update) -> bool:
-        """Takes in an update; returns whether a report is due (the same on every rank)."""
+        """Records an update; returns whether a report is due (the same on every rank)."""
         state = self._state
         self._pending.append((update, self._plan.shape.update_size(state.step - 1)))
         self._rate = update.learning_rate
@@ -66,7 +66,7 @@ class Progress:
         return state.step % self._print_freq == 0 or state.step == self._plan.updates_in(state.epoch)
 
     def collect(self) -> None:
-        """Adds the pending losses of all ranks to the means of the state, which must be settled."""
+        """Adds the pending losses of all ranks to the means of the state, which must be synced (`TrainState.sync`)."""
         if not self._pending:
             return
         values: list[Tensor] = [value.float() for update, _ in self._pending for value in update.losses.values()]
@@ -76,7 +76,7 @@ class Progress:
             losses = {name: next(averages) for name in update.losses}
             if not update.applied:
                 continue
-            # weighted by its samples, so that a small last update counts for less
+            # weighted by samples, so that a small last update counts for less
             for name, value in losses.items():
                 self._mean(name).add(value, samples)
             self._state.means["epoch_loss"].add(losses["loss"], samples)
@@ -90,7 +90,7 @@ class Progress:
         return self._state.means.setdefault(name if name == "loss" else f"loss/{name}", Mean())
 
     def report(self) -> None:
-        """Writes log line, metrics and scalars of the interval and starts a new one. `collect` comes first."""
+        """Logs the interval, writes its metrics and scalars, and starts a new one. Must follow `collect`."""
         state, plan, now = self._state, self._plan, time.perf_counter()
         seconds = max(1e-9, now - self._interval_started)
         waiting = min(1.0, self._waited / seconds)
@@ -113,7 +113,7 @@ class Progress:
             "update": state.update,
             "samples": state.samples,
             "lr": self._rate,
-            "loss": finite(loss),  # none if every update was skipped
+            "loss": finite(loss),  # None if every update was skipped
             "grad_norm": finite(norm),
             "skipped": state.skipped,
             **{name: finite(value) for name, value in parts.items()},
@@ -130,7 +130,7 @@ class Progress:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Excludes the block, such as saving, from the measured speed."""
+        """Excludes the block, such as a save, from the measured speed."""
         begun = time.perf_counter()
         yield
         paused = time.perf_counter() - begun
@@ -138,7 +138,7 @@ class Progress:
         self._interval_started += paused
 
     def seconds_left(self) -> float:
-        """Returns how long the rest of the run takes at the speed so far, evaluations and saving not counted."""
+        """Estimates the remaining time from the speed so far, excluding evaluations and saves."""
         average = (time.perf_counter() - self._started) / max(1, self._updates)
         return average * (self._plan.total_updates - self._state.done(self._plan))
 

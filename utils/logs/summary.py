@@ -1,4 +1,4 @@
-"""summary.csv: a row per evaluation, under the names of timm's."""
+"""summary.csv: one row per evaluation, with timm's column names."""
 
 import csv
 import io
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 def metrics_of(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns the metrics of a record of metrics.jsonl, without counts; where it has a field k, topk is top5."""
+    """Returns the metrics of a record of metrics.jsonl, without counts; topk is renamed by the field k, as to top5."""
     own = {name: v for name, v in record.items() if name not in RESERVED and (v is None or isinstance(v, float))}
     k = record.get("k")
     return {f"{name[:-1]}{k}" if k is not None and name == "topk" else name: value for name, value in own.items()}
 
 
 def write_summary(metrics: Path, target: Path) -> None:
-    """Writes a row per epoch under the names of timm's summary.csv, from metrics.jsonl; a failure is a warning."""
+    """Writes one row per epoch from metrics.jsonl, with timm's column names; only warns if it fails."""
     try:
         lines = [json.loads(line) for line in metrics.read_text().splitlines()]
         rows, rate = [], None

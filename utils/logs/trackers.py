@@ -1,10 +1,10 @@
-"""Where a run's scalars go besides metrics.jsonl: one class per tracker. A tracker that fails is disabled."""
+"""Trackers, which receive the scalars of a run in addition to metrics.jsonl. A failing tracker is disabled."""
 
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,20 +17,19 @@ from utils.pictures import Pictures, as_image
 log = logging.getLogger(__name__)
 
 
-class Tracker(Protocol):
-    """Takes scalars by name, such as "train/loss" and "val/top1", at an update."""
+class Tracker:
+    """Receives scalars by name, such as "train/loss" and "val/top1", at an update. The methods default to no-ops."""
 
     def write(self, scalars: Mapping[str, float], update: int) -> None: ...
     def show(self, name: str, picture: Image.Image, update: int) -> None: ...
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Takes the configuration of a run that has ended, and its best metrics."""
-        ...
+        """Receives the configuration and the best metrics of a finished run."""
 
     def close(self) -> None: ...
 
 
-class TensorBoard:
-    """Event files in tensorboard/. Args: update: where the run goes on; later ones of an earlier start are hidden."""
+class TensorBoard(Tracker):
+    """Event files in tensorboard/. Args: update: to continue after; later events of an earlier start are hidden."""
 
     def __init__(self, folder: Path, update: int):
         from torch.utils.tensorboard import SummaryWriter  # slow to import: on the writing rank only
@@ -46,7 +45,7 @@ class TensorBoard:
         self._writer.add_image(name, np.asarray(picture), update, dataformats="HWC")
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Fills the tab HParams."""
+        """Fills the HParams tab."""
         plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in settings.items()}
         self._writer.add_hparams(plain, {f"best/{name}": v for name, v in metrics.items()}, run_name=".")
 
@@ -54,35 +53,26 @@ class TensorBoard:
         self._writer.close()
 
 
-class PictureFiles:
-    """PNG files in pictures/, each replaced by the newest of its name."""
+class PictureFiles(Tracker):
+    """PNG files in pictures/, each overwritten by the newest of its name."""
 
     def __init__(self, folder: Path):
         self._folder = folder / "pictures"
-
-    def write(self, scalars: Mapping[str, float], update: int) -> None:
-        """Has no place for scalars."""
 
     def show(self, name: str, picture: Image.Image, update: int) -> None:
         self._folder.mkdir(exist_ok=True)
         with atomic_path(self._folder / f"{name.replace('/', '_')}.png") as temporary:
             picture.save(temporary, "PNG")
 
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Has no place for settings."""
 
-    def close(self) -> None:
-        """Has nothing open."""
-
-
-class WeightsAndBiases:
+class WeightsAndBiases(Tracker):
     """A run of the project `LOG.WANDB`, the same one after a restart. WANDB_MODE=offline works without a network."""
 
     def __init__(self, folder: Path, project: str):
         try:
             import wandb
         except ImportError as e:
-            raise ConfigError("Weights & Biases needs the package wandb: LOG.WANDB: pip install wandb") from e
+            raise ConfigError("LOG.WANDB", "the package wandb is missing", "pip install wandb") from e
         name = "/".join(folder.resolve().parts[-2:])
         digest = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self._run = wandb.init(project=project, name=name, id=digest, resume="allow", dir=str(folder))
@@ -119,18 +109,18 @@ class Trackers:
                 self._all.append(make())
             except ConfigError:
                 raise
-            except Exception as e:  # of the disk, the network, or the tracker: the run matters more
+            except Exception as e:  # from the disk, the network, or the tracker: the run matters more
                 log.warning("%s cannot be started (%s); training continues", name, one_line(e))
 
     def write(self, scalars: Mapping[str, float], update: int) -> None:
         self._each(lambda tracker: tracker.write(scalars, update))
 
     def show(self, pictures: Pictures, update: int) -> None:
-        """Draws and passes on; a picture that cannot be drawn is left out with a warning."""
+        """Draws the pictures and sends them; skips a picture that cannot be drawn, with a warning."""
         for name, draw in pictures.items():
             try:
                 picture = as_image(draw())
-            except Exception as e:  # of the data, the disk or Matplotlib: the run matters more
+            except Exception as e:  # from the data, the disk or Matplotlib: the run matters more
                 log.warning("cannot draw %s (%s); training continues", name, one_line(e))
                 continue
             self._each(lambda tracker, name=name, picture=picture: tracker.show(name, picture, update))  # type: ignore[misc]
@@ -145,14 +135,14 @@ class Trackers:
         for tracker in list(self._all):
             try:
                 call(tracker)
-            except Exception as e:  # raised by threads of their own, of any kind
+            except Exception as e:  # trackers raise errors of any kind, also from their threads
                 name = type(tracker).__name__
-                log.warning("%s fails and is disabled (%s); training continues", name, one_line(e))
+                log.warning("%s failed and is disabled (%s); training continues", name, one_line(e))
                 self._all.remove(tracker)
 
 
 def flat_settings(config: str) -> dict[str, Any]:
-    """Returns a configuration, given as YAML text, as flat names and values."""
+    """Flattens a configuration, given as YAML text, to dotted names and values."""
     settings: dict[str, Any] = {}
     pending = list((yaml.safe_load(config) or {}).items())
     while pending:

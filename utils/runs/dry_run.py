@@ -1,4 +1,4 @@
-"""--dry-run: a few updates that leave nothing behind, and what the whole run would take."""
+"""--dry-run: estimates the time, memory and disk space of a run from a few updates, without writing anything."""
 
 import logging
 import time
@@ -24,12 +24,12 @@ from utils.training.state import TrainState
 from utils.training.update import Update
 
 log = logging.getLogger(__name__)
-UPDATES = 6  # the first one allocates, compiles and waits for the loader to start: it does not count
+UPDATES = 6  # the first one allocates, compiles and waits for the loader: it is excluded
 BATCHES = 5  # of an evaluation, likewise
 
 
 class Data(Protocol):
-    """What a dry run needs of the data. `val`: the batches of an evaluation, None for no evaluation."""
+    """The data, as seen by a dry run. `val`: the batches of an evaluation, None for no evaluation."""
 
     @property
     def val(self) -> Sized | None: ...
@@ -38,16 +38,16 @@ class Data(Protocol):
 
 
 def dry_run(state: TrainState, data: Data, objective: Objective, plan: RunPlan, folder: RunFolder, keep: int) -> None:
-    """Trains a few updates and logs time, memory and disk space of the whole run. `state` is of no use afterwards.
+    """Trains for a few updates and logs the time, memory and disk space of the whole run. `state` is unusable after.
 
     Args: folder: of the run, which need not exist; keep: checkpoints to keep, 0 for all.
-    Raises: what training raises; ResourceError if the disk has no room.
+    Raises: as for training; ResourceError if disk space is insufficient.
     """
     world = folder.world
-    if state.step >= plan.updates_in(state.epoch):  # only the evaluation of that epoch is missing
+    if state.step >= plan.updates_in(state.epoch):  # only the evaluation of that epoch is pending
         state.epoch, state.step = state.epoch + 1, 0
     if state.epoch >= plan.epochs or state.finished(plan):
-        log.info("dry run: all %s are done: --tag NAME starts another run", count(plan.epochs, "epoch"))
+        log.info("dry run: all %s are done; --tag NAME starts another run", count(plan.epochs, "epoch"))
         return
     left, epochs = plan.total_updates - state.done(plan), plan.epochs - state.epoch
     updates = min(UPDATES, plan.updates_in(state.epoch) - state.step)
@@ -70,10 +70,10 @@ def dry_run(state: TrainState, data: Data, objective: Objective, plan: RunPlan, 
         f"  an epoch  about {duration(epoch)}: {count(plan.updates_per_epoch, 'update')}"
         f" {duration(epoch - evaluation)}, evaluation {duration(evaluation)}"
     )
-    log.info(f"  the run   about {duration(whole)} for {count(epochs, 'epoch')}, besides what saving takes")
+    log.info(f"  the run   about {duration(whole)} for {count(epochs, 'epoch')}, excluding saves")
     log.info(f"  memory    {peak:,} MiB at the peak of {'a rank' if world.size > 1 else 'the process'}, {_room(world)}")
     kept = keep or max(epochs, evaluations)
-    files = kept + 2  # also the best, and the next one while it is written
+    files = kept + 2  # including the best, and the one being written
     log.info(
         f"  disk      {count(files, 'checkpoint')} of {each:,.0f} MiB = {files * each:,.0f} MiB at most;"
         f" {free_mib(folder.checkpoints):,.0f} MiB are free"
@@ -84,28 +84,28 @@ def dry_run(state: TrainState, data: Data, objective: Objective, plan: RunPlan, 
 
 
 class Pace:
-    """How long updates take, and how much of it is waiting for batches. `losses`, `norms`: of every update."""
+    """Times updates, and the waiting for batches among it. `losses`, `norms`: of every update."""
 
     def __init__(self, device: torch.device):
         self._device, self._waited = device, 0.0
         self.losses: list[float] = []
         self.norms: list[float] = []
-        self._laps: list[tuple[float, float]] = []  # whole, waiting
+        self._laps: list[tuple[float, float]] = []  # total, waiting
         self._since = time.perf_counter()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Passes batches on."""
+        """Yields the batches."""
         iterator = iter(batches)
         while True:
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = next(iterator, None)
-            self._waited += time.perf_counter() - asked
+            self._waited += time.perf_counter() - requested
             if batch is None:
                 return
             yield batch
 
     def lap(self, update: Update) -> None:
-        """To be called after every update; waits for the device."""
+        """Must be called after every update; waits for the device."""
         self.losses.append(float(update.losses["loss"]))
         self.norms.append(update.grad_norm)
         if self._device.type == "cuda":
@@ -116,12 +116,12 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Of an update: the median of all but the first, if there are others."""
+        """The median time of an update, excluding the first if there are others."""
         return median(whole for whole, _ in self._laps[1:] or self._laps)
 
     @property
     def waiting(self) -> float:
-        """The part of it that is waiting for batches."""
+        """The fraction of time spent waiting for batches."""
         laps = self._laps[1:] or self._laps
         return sum(waited for _, waited in laps) / sum(whole for whole, _ in laps)
 
@@ -136,10 +136,10 @@ def _first(batches: Iterable[Batch], updates: int) -> Iterator[Batch]:
 
 
 def _evaluation_seconds(state: TrainState, data: Data, world: World) -> float:
-    """Returns about how long an evaluation takes, 0 if there is none."""
+    """Estimates the duration of an evaluation, 0 if there is none."""
     if data.val is None:
         return 0.0
-    # the same on all ranks, of which some may have no sample: an evaluation is a collective operation
+    # the same on all ranks, some of which may have no samples: an evaluation is a collective operation
     batches = max(world.gather_objects(len(data.val)))
     seconds = []
     for limit in (1, min(BATCHES, batches)):
@@ -154,4 +154,4 @@ def _evaluation_seconds(state: TrainState, data: Data, world: World) -> float:
 def _room(world: World) -> str:
     if world.device.type == "cuda":
         return f"of {torch.cuda.get_device_properties(world.device).total_memory // 2**20:,} MiB on {world.device}"
-    return "without the loader's processes"
+    return "without the loader workers"

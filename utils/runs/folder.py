@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Paths of a run. Only the main rank writes, and nobody if the folder is `read_only`."""
+    """The paths of a run. Only the main rank writes, and no rank if the folder is `read_only`."""
 
     def __init__(self, path: Path, world: World, read_only: bool = False):
         self.path = path
@@ -49,7 +49,7 @@ class RunFolder:
     @staticmethod
     @contextmanager
     def open(cfg: CfgNode, world: World) -> "Iterator[RunFolder]":
-        """Holds the folder of a run for the duration of the block. Raises: as `acquire`."""
+        """Holds the folder of a run for the duration of the block. Raises: as for `acquire`."""
         folder = RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world, cfg.DRY_RUN)
         folder.acquire(dump_config(cfg), partial(config_differences, cfg))
         try:
@@ -58,11 +58,11 @@ class RunFolder:
             folder.release()
 
     def acquire(self, config: str, differences: Callable[[str], list[str]]) -> None:
-        """Makes the folder this run's, on the main rank.
+        """Acquires the folder for this run, on the main rank.
 
-        Args: config: the resolved configuration as YAML; differences: lines for the keys in which another one differs.
+        Args: config: the resolved configuration as YAML; differences: compares another one, one line per differing key.
         Raises: ConfigError if another configuration was trained here, or another run writes here; ResourceError if it
-        cannot be written.
+        is not writable.
         """
         if not self.world.is_main:
             return
@@ -70,7 +70,7 @@ class RunFolder:
             self._owner = self._take(config, differences)
 
     def release(self) -> None:
-        """Lets other runs have the folder."""
+        """Releases the folder for other runs."""
         if self._owner is not None:
             self._owner.release()
 
@@ -79,12 +79,11 @@ class RunFolder:
         if self.config.exists() and trained:
             differing = differences(self.config.read_text(encoding="utf-8"))
             if differing:
-                longer = f", which may continue from here: --tag NEW --resume {self.checkpoints / 'last.pth'}"
-                raise ConfigError(
-                    f"the output folder belongs to a run with another configuration: {self.path}:"
-                    f" {'; '.join(differing)}: restore the keys or set another --tag"
-                    + (longer if all(line.startswith("TRAIN.") for line in differing) else "")
-                )
+                remedy = "restore the keys, or set another --tag"
+                if all(line.startswith("TRAIN.") for line in differing):
+                    remedy += f"; to continue from here, --tag NEW --resume {self.checkpoints / 'last.pth'}"
+                problem = f"belongs to a run with another configuration: {'; '.join(differing)}"
+                raise ConfigError(str(self.path), problem, remedy)
         where = f"{platform.node()}, {count(self.world.size, 'rank')} on {device_name(self.world.device)}"
         lines = [f"machine: {where}; torch {torch.__version__}", f"output: {self.path}"]
         if self._read_only:
@@ -99,17 +98,14 @@ class RunFolder:
         log_to_file(self.path / "log.txt")
         log_lines(lines)
         if not supports_links(self.checkpoints):
-            log.info("no symbolic links in %s: last.txt and best.txt will hold the names of files", self.checkpoints)
+            log.info("no symbolic links in %s: last.txt and best.txt will hold file names instead", self.checkpoints)
         return owner
 
     def write_config(self, config: str, state: TrainState) -> None:
-        """Writes the configuration that the run goes on with, and repairs links. Raises: ResourceError."""
+        """Writes the configuration that the run continues with, and restores last.pth and best.pth if a save was
+        interrupted before they were updated. Raises: ResourceError."""
         with write_errors(self.path, "OUTPUT"):
             write_text(self.config, config)
-        self._repair_links(state)
-
-    def _repair_links(self, state: TrainState) -> None:
-        """Points last.pth and best.pth at the right files if a save was interrupted between rename and links."""
         best = self.checkpoints / checkpoint_name(state.best_epoch, state.best_step or None)
         if best.exists():
             point_to(self.checkpoints / "best.pth", best)
@@ -119,7 +115,7 @@ class RunFolder:
 
 
 def _environment(world: World) -> dict[str, Any]:
-    """Returns what the numbers of the run depend on besides its configuration."""
+    """Returns everything the results depend on besides the configuration."""
     root = Path(__file__).resolve().parents[2]
     try:
         describe = ["git", "describe", "--always", "--dirty"]

@@ -1,8 +1,8 @@
-"""One owner for an output folder: two runs that write the same files would spoil both.
+"""Exclusive ownership of an output folder: two runs writing the same files would corrupt both.
 
-owner.json holds host, process, scheduler job and a heartbeat. It is written in place and read by opening it, which is
-what NFS keeps consistent between machines; locks of the operating system are not. A dead owner is replaced without a
-question: on the same machine if its process is gone, on another one if its heartbeat does not move.
+owner.json holds host, process, scheduler job and a heartbeat. It is written in place and read by opening it, which NFS
+keeps consistent between machines, unlike locks of the operating system. A dead owner is replaced automatically: on the
+same machine if its process is gone, on another one if its heartbeat has stopped.
 """
 
 import atexit
@@ -19,14 +19,14 @@ from typing import Any
 from utils.distributed.world import World
 from utils.errors import ConfigError
 
-BEAT = 5.0  # seconds between two heartbeats
-SILENCE = 25.0  # seconds without a heartbeat after which an owner on another machine is dead
+BEAT = 5.0  # seconds between heartbeats
+SILENCE = 25.0  # seconds without a heartbeat after which an owner on another machine counts as dead
 _SIZE = 512  # bytes of the record
-SETTLE = 0.5  # seconds after which a take-over is looked at again: another process may have had the same idea
+SETTLE = 0.5  # seconds after which a take-over is verified: another process may have attempted it too
 
 
 class RunLock(threading.Thread):
-    """Holds the folder until `release`. Create it with `take`."""
+    """Holds the folder until `release`. Created by `acquire`."""
 
     def __init__(self, path: Path, abort: Callable[[BaseException], None]):
         super().__init__(name="owner", daemon=True)
@@ -44,10 +44,10 @@ class RunLock(threading.Thread):
 
     @staticmethod
     def acquire(folder: Path, abort: Callable[[BaseException], None] | None = None) -> "RunLock":
-        """Takes the folder, if necessary after watching its owner on another machine for a while.
+        """Acquires the folder, if necessary after watching the heartbeat of its owner on another machine.
 
-        Args: abort: ends the job, from another thread, if another run took the folder all the same.
-        Raises: ConfigError if another run owns it; OSError if it cannot be written.
+        Args: abort: ends the job, from another thread, if another run takes the folder nevertheless.
+        Raises: ConfigError if another run owns it; OSError if it is not writable.
         """
         owner = RunLock(folder / "owner.json", abort or World().abort)
         try:
@@ -58,19 +58,17 @@ class RunLock(threading.Thread):
             if _is_alive(owner.path, other):
                 other = other or _read(owner.path)  # it was just being written
                 job = f", job {other['job']}" if other.get("job") else ""
-                raise ConfigError(
-                    f"another run writes to this output folder (host {other.get('host')}, process"
-                    f" {other.get('process')}{job}): {folder}: wait for it, set another --tag, or remove {owner.path}"
-                    " if that run is dead"
-                ) from None
-            os.close(os.open(owner.path, os.O_CREAT | os.O_WRONLY, 0o644))  # it may have left meanwhile
+                problem = f"another run writes to this folder ({_describe(other)}{job})"
+                remedy = f"wait for it, set another --tag, or remove {owner.path} if that run is dead"
+                raise ConfigError(str(folder), problem, remedy) from None
+            os.close(os.open(owner.path, os.O_CREAT | os.O_WRONLY, 0o644))  # it may be gone by now
             owner._write()
             time.sleep(SETTLE)
             if _read(owner.path).get("token") != owner._record["token"]:
-                raise ConfigError(f"another run just took this output folder: {folder}: set another --tag") from None
+                raise ConfigError(str(folder), "another run just took this folder", "set another --tag") from None
         owner._write()
         owner.start()
-        atexit.register(owner.release)  # for a run that fails before it has begun
+        atexit.register(owner.release)  # for a run that fails before training
         return owner
 
     def run(self) -> None:
@@ -79,19 +77,16 @@ class RunLock(threading.Thread):
             try:
                 found = _read(self.path)
                 if found and found.get("token") != self._record["token"]:
-                    error = ConfigError(
-                        f"another run (host {found.get('host')}, process {found.get('process')}) took over the output"
-                        f" folder: {self.path.parent}: this one ends"
-                    )
-                    self._abort(error)
+                    problem = f"another run took over this folder ({_describe(found)})"
+                    self._abort(ConfigError(str(self.path.parent), problem, "set another --tag"))
                     return
                 self._record["beat"] += 1
                 self._write()
-            except OSError:  # the disk does not respond: others will see that the heartbeat stands still
+            except OSError:  # the disk does not respond, so the heartbeat stops
                 continue
 
     def release(self) -> None:
-        """Gives the folder back."""
+        """Releases the folder."""
         self._stopped.set()
         if self.is_alive():
             self.join(BEAT)
@@ -99,10 +94,7 @@ class RunLock(threading.Thread):
             self.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        """Writes in place, always as many bytes: on a disk that is full by now the record stays readable.
-
-        It does not create the file, which may have been given back. Raises: OSError.
-        """
+        """Overwrites the existing file, with the same number of bytes: this works on a full disk. Raises: OSError."""
         descriptor = os.open(self.path, os.O_WRONLY)
         try:
             os.pwrite(descriptor, json.dumps(self._record).ljust(_SIZE).encode(), 0)
@@ -110,8 +102,12 @@ class RunLock(threading.Thread):
             os.close(descriptor)
 
 
+def _describe(record: dict[str, Any]) -> str:
+    return f"host {record.get('host')}, process {record.get('process')}"
+
+
 def _read(path: Path) -> dict[str, Any]:
-    """Returns the record, empty if it is being written or gone."""
+    """Reads the record, empty if it is being written or gone."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return record if isinstance(record, dict) else {}
@@ -135,7 +131,7 @@ def _is_alive(path: Path, record: dict[str, Any]) -> bool:
 
 
 def machine_name() -> str:
-    """Returns a name for the set of processes that this one sees: a container has its own, whatever its host name."""
+    """Returns a name for the PID namespace of this process: containers differ, whatever their host names."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -144,10 +140,10 @@ def machine_name() -> str:
 
 
 def _started(process: int) -> str | None:
-    """Returns when a process of this machine started, None if it has ended; its number may be used again."""
+    """Returns the start time of a process on this machine, None if it has ended; process IDs are reused."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-        return None if fields[0] in "ZX" else fields[19]  # a zombie has ended, though nobody has asked for its code
+        return None if fields[0] in "ZX" else fields[19]  # a zombie has ended, but was not reaped
     except (OSError, IndexError):
         pass
     try:  # without /proc

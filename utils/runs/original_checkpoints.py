@@ -1,8 +1,8 @@
-"""Training checkpoints of the original repository, translated so that its runs can be resumed here.
+"""Converts training checkpoints of the original repository, so that its runs can be resumed here.
 
 They hold model, optimizer, lr_scheduler, max_accuracy, scaler, epoch (the one just finished) and config. The optimizer
-numbers its tensors by groups, each in the order of the model's parameters: first those that are decayed, then the
-others; with layer-wise decay, a group per layer and kind, in the order in which they occur.
+numbers its tensors by group, each in the order of the model's parameters: first the decayed ones, then the others; with
+layer-wise decay, one group per layer and kind, in order of occurrence.
 """
 
 import re
@@ -21,25 +21,26 @@ from utils.training.plan import RunPlan
 from utils.training.state import TrainState
 
 _NAME = re.compile(r"ckpt_epoch_(\d+)\.pth")
-# parts of names; in pre-training the original looks for "encoder." and these, which only the last two names contain
+# substrings of names; in pre-training the original prepends "encoder.", which matches only the last two
 _NO_DECAY = ("relative_position_bias_table", "cpb_mlp", "logit_scale", "absolute_pos_embed", "mask_token")
+_WEIGHTS_ONLY = "pass it to --pretrained, with another --tag, to start from its weights"
 
 
 def is_original(contents: Mapping[str, Any]) -> bool:
-    """Returns whether a file is a training checkpoint of the original."""
+    """Returns whether a file is a training checkpoint of the original repository."""
     return {"model", "optimizer", "lr_scheduler", "epoch"} <= contents.keys() and "counters" not in contents
 
 
 def newest_original(folder: Path) -> Path | None:
-    """Returns the newest checkpoint that the original wrote into an output folder (it has no subfolder for them)."""
+    """Returns the newest checkpoint of the original repository in an output folder (it uses no subfolder)."""
     found = {int(m[1]): path for path in folder.glob("ckpt_epoch_*.pth") if (m := _NAME.fullmatch(path.name))}
     return found[max(found)] if found else None
 
 
 def translate(contents: Mapping[str, Any], state: TrainState, plan: RunPlan, origin: Path) -> dict[str, Any]:
-    """Returns the contents in the form of `TrainState.state_dict`.
+    """Converts the contents to the format of `TrainState.state_dict`.
 
-    Raises: CheckpointError if its optimizer does not fit the model.
+    Raises: CheckpointError if the optimizer does not match the model.
     """
     epoch = int(contents["epoch"]) + 1
     return {
@@ -62,17 +63,15 @@ def translate(contents: Mapping[str, Any], state: TrainState, plan: RunPlan, ori
 
 
 def _moments(contents: Mapping[str, Any], state: TrainState, origin: Path) -> dict[int, Any]:
-    """Returns the optimizer's tensors under the indices of this run's optimizer."""
+    """Maps the optimizer's tensors to the indices of this run's optimizer."""
     own = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
     order = [name.removeprefix("module.") for name in contents["model"]]
     order = [name for name in order if name in own]  # without buffers
     sizes = [len(group["params"]) for group in contents["optimizer"]["param_groups"]]
     groups = _layered(order, own, state.model) if len(sizes) > 2 else _by_decay(order, own)
     if sizes != list(map(len, groups)):
-        raise CheckpointError(
-            f"its optimizer has groups of {sizes} tensors, not {list(map(len, groups))}: {origin}:"
-            " pass it to --pretrained, with another --tag, to start from its weights"
-        )
+        problem = f"the optimizer has groups of {sizes} tensors, not {list(map(len, groups))}"
+        raise CheckpointError(str(origin), problem, _WEIGHTS_ONLY)
     order = [name for group in groups for name in group]
     names = {id(p): name for name, p in own.items()}
     saved, step = contents["optimizer"]["state"], _step(contents)
@@ -84,21 +83,19 @@ def _moments(contents: Mapping[str, Any], state: TrainState, origin: Path) -> di
         values = saved.get(order.index(name), {})
         if values and step is not None and not isinstance(state.optimizer, Lamb):
             values = {"step": step, **values}
-        if name.startswith("head."):  # as the head itself: the original always has 1000 outputs
+        if name.startswith("head."):  # like the head: the original repository always has 1000 outputs
             values = {kind: _first_rows(value, parameter) for kind, value in values.items()}
         for kind, value in values.items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                raise CheckpointError(
-                    f"its optimizer does not fit the model ({kind} of {name} has shape {tuple(value.shape)}): {origin}:"
-                    " pass it to --pretrained, with another --tag, to start from its weights"
-                )
+                shape = f"{kind} of {name} has shape {tuple(value.shape)}"
+                raise CheckpointError(str(origin), f"the optimizer does not match the model: {shape}", _WEIGHTS_ONLY)
         if values:
             moments[index] = {k: v if isinstance(v, Tensor) else torch.tensor(float(v)) for k, v in values.items()}
     return moments
 
 
 def _first_rows(value: Any, parameter: Tensor) -> Any:
-    """Returns the rows of a moment that belong to the first classes, which are the data's."""
+    """Truncates a moment to the classes of the data, which come first."""
     if not isinstance(value, Tensor) or not value.ndim or value.shape[1:] != parameter.shape[1:]:
         return value
     return value[: len(parameter)]
@@ -116,7 +113,7 @@ def _is_decayed(name: str, parameter: Tensor, prefix: str) -> bool:
 
 
 def _layered(order: Sequence[str], own: Mapping[str, Tensor], model: nn.Module) -> list[list[str]]:
-    """Returns the groups of layer-wise decay, whatever this run's are; a layer is known by its factor."""
+    """Returns the groups of layer-wise decay, regardless of this run's; the factor identifies a layer."""
     layered = parameter_groups(model, weight_decay=1.0, layer_decay=0.5, rule="simmim")
     factors = {id(p): group["lr_scale"] for group in layered for p in group["params"]}
     groups = defaultdict(list)
@@ -126,12 +123,12 @@ def _layered(order: Sequence[str], own: Mapping[str, Tensor], model: nn.Module) 
 
 
 def _step(contents: Mapping[str, Any]) -> int | None:
-    """Returns the steps that apex's optimizers count once for all; None for torch's, which count them by tensor."""
+    """Returns the step counter of apex's optimizers; None for torch's, which count per tensor."""
     return next((group["step"] for group in contents["optimizer"]["param_groups"] if "step" in group), None)
 
 
 def _groups(contents: Mapping[str, Any], state: TrainState) -> list[dict[str, Any]]:
-    """Returns this run's groups; LAMB counts its steps in them."""
+    """Returns this run's groups, which hold the step counter of LAMB."""
     groups, step = state.optimizer.state_dict()["param_groups"], _step(contents)
     if step is None or not isinstance(state.optimizer, Lamb):
         return groups
@@ -139,13 +136,11 @@ def _groups(contents: Mapping[str, Any], state: TrainState) -> list[dict[str, An
 
 
 def _check_kind(saved: Mapping[int, Any], state: TrainState, origin: Path) -> None:
-    """Raises: CheckpointError if the moments are those of another kind of optimizer."""
+    """Raises: CheckpointError if the moments belong to another kind of optimizer."""
     kinds: set[str] = set().union(*saved.values())
     theirs = "SGD" if "momentum_buffer" in kinds else "Adam"
-    wanted = "SGD" if isinstance(state.optimizer, torch.optim.SGD) else "Adam"
-    if kinds and theirs != wanted:
+    expected = "SGD" if isinstance(state.optimizer, torch.optim.SGD) else "Adam"
+    if kinds and theirs != expected:
         name = {"SGD": "sgd", "Adam": "adamw"}[theirs]
-        raise CheckpointError(
-            f"its optimizer is {theirs}, this run's {type(state.optimizer).__name__}: {origin}:"
-            f" TRAIN.OPTIMIZER.NAME: set it to {name}"
-        )
+        problem = f"the checkpoint's optimizer is {theirs}, this run's is {type(state.optimizer).__name__}"
+        raise CheckpointError(str(origin), problem, f"set TRAIN.OPTIMIZER.NAME to {name}")

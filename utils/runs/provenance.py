@@ -1,4 +1,4 @@
-"""The origin of a checkpoint, which a run that resumes it must share."""
+"""Provenance of a checkpoint, which must match when it is resumed."""
 
 import logging
 import platform
@@ -21,32 +21,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The identity of the training samples: a digest of their names and targets. Tasks add what they need to know."""
+    """The identity of the training samples: a digest of their names and targets. Tasks may add fields."""
 
     fingerprint: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the fields of a checkpoint: plain values."""
+        """Returns the fields to store in a checkpoint: plain values."""
         return {"data_fingerprint": self.fingerprint}
 
     def check(self, saved: Mapping[str, Any], origin: Path, accept_changes: bool) -> None:
-        """Compares with a checkpoint to resume from; fields that it lacks are not compared.
+        """Compares with a checkpoint to resume from; fields missing from it are not compared.
 
-        Args: accept_changes: accept other training samples, with a warning. Raises: CheckpointError.
+        Args: accept_changes: only warn about other training samples. Raises: CheckpointError.
         """
         if saved.get("data_fingerprint") in (None, self.fingerprint):
             return
-        changed = self.difference(saved)
+        problem = f"the training samples changed since {origin} was saved: {self.difference(saved)}"
         if not accept_changes:
-            raise CheckpointError(
-                f"the training samples changed since the checkpoint was saved: {changed}: {origin}: restore them, or"
-                " continue with the new ones by DATA.ACCEPT_CHANGES true"
-            )
-        log.warning("the training samples changed since the checkpoint was saved (%s): %s", changed, origin)
+            remedy = "restore them, or set DATA.ACCEPT_CHANGES to true to continue with the new ones"
+            raise CheckpointError("DATA.DATA_PATH", problem, remedy)
+        log.warning("%s", problem)
 
     def difference(self, saved: Mapping[str, Any]) -> str:
-        """Describes in words how the training samples differ from those of a checkpoint."""
-        return "the names of files differ"
+        """Describes in words how the training samples differ from a checkpoint's."""
+        return "the file names differ"
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Provenance:
         return Provenance(dump_config(cfg), plan.shape.global_batch, preprocessing, info)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the fields of a checkpoint: plain values, with the versions of the libraries."""
+        """Returns the fields to store in a checkpoint: plain values, including library versions."""
         return {
             **self.info.as_dict(),
             "global_batch": self.global_batch,
@@ -76,22 +74,20 @@ class Provenance:
         }
 
     def check(self, saved: Mapping[str, Any], origin: Path, accept_changes: bool) -> None:
-        """Compares with a checkpoint to resume from; fields that it lacks are not compared.
+        """Compares with a checkpoint to resume from; fields missing from it are not compared.
 
-        Args: accept_changes: accept other training samples, with a warning.
+        Args: accept_changes: only warn about other training samples.
         Raises: CheckpointError for other data; ConfigError for another global batch.
         """
         self.info.check(saved, origin, accept_changes)
         batch = saved.get("global_batch")
         if batch is not None and batch != self.global_batch:
-            raise ConfigError(
-                f"the run was trained with a global batch of {batch}, now it is {self.global_batch}: {origin}:"
-                f" set TRAIN.GLOBAL_BATCH_SIZE {batch}"
-            )
+            problem = f"the global batch is {self.global_batch}, but {origin} was trained with {batch}"
+            raise ConfigError("TRAIN.GLOBAL_BATCH_SIZE", problem, f"set it to {batch}")
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of everything the numbers depend on."""
+    """Returns the versions of everything the results depend on."""
     names = ("torchvision", "timm", "numpy", "pillow")
-    own = {"python": platform.python_version(), "torch": str(torch.__version__)}  # with its build tag
-    return {**own, **{name: version(name) for name in names}}
+    torch_version = str(torch.__version__)  # with the build tag
+    return {"python": platform.python_version(), "torch": torch_version, **{name: version(name) for name in names}}

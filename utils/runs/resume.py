@@ -1,4 +1,4 @@
-"""Finds where a run starts: the newest checkpoint in its folder, --resume, --pretrained, or fresh weights."""
+"""The starting point of a run: the newest checkpoint in its folder, --resume, --pretrained, or random weights."""
 
 import logging
 import platform
@@ -26,7 +26,7 @@ _NEWEST, _RESUME, _PRETRAINED = "the newest checkpoint in the output folder", "-
 
 @dataclass(frozen=True)
 class StartOptions:
-    """`auto_resume`: from the newest checkpoint in the folder; `resume`, `pretrained`: names of files, or empty;
+    """`auto_resume`: resume from the newest checkpoint in the folder; `resume`, `pretrained`: file names, or empty;
     `sha256`: expected digest of the file; `first_epoch` of a run without a checkpoint; `accept_changes` of the training
     samples."""
 
@@ -51,8 +51,8 @@ class StartOptions:
 
 @dataclass
 class Start:
-    """The start of a run. `reason` for it; `training_state`: whether the contents hold one; `own`: whether they come
-    from the run's own folder."""
+    """The starting point of a run. `reason`: why it was chosen; `training_state`: whether the contents include one;
+    `own`: whether they come from the folder of the run."""
 
     options: StartOptions
     provenance: Provenance
@@ -64,7 +64,7 @@ class Start:
     loaded: str = ""
 
     def load_weights(self, model: nn.Module, load: Load) -> None:
-        """Copies the weights into a model that is not yet wrapped. Raises: CheckpointError."""
+        """Loads the weights into a model that is not wrapped yet. Raises: CheckpointError."""
         if self.origin is None:
             return
         contents, info = self.contents, self.provenance.info if self.reason == _PRETRAINED else None
@@ -73,14 +73,14 @@ class Start:
         self.loaded = load(model, contents, str(self.origin), info)
 
     def restore(self, state: TrainState, plan: RunPlan, load: Load) -> None:
-        """Restores optimizer, counters and EMA, and logs in one line where the run starts.
+        """Restores optimizer, counters and EMA, and logs the starting point in one line.
 
-        Raises: CheckpointError if they do not fit.
+        Raises: CheckpointError if they do not match the run.
         """
         if self.origin is None or not self.training_state:
             state.start_at(self.options.first_epoch, plan)
-            afresh = "; optimizer, schedule and counters start from scratch" if self.reason == _RESUME else ""
-            log.info("weights: %s (%s)%s", self.loaded or "fresh", self.reason, afresh)
+            scratch = "; optimizer, schedule and counters start from scratch" if self.reason == _RESUME else ""
+            log.info("weights: %s (%s)%s", self.loaded or "fresh", self.reason, scratch)
             return
         try:
             saved = self.contents
@@ -88,33 +88,28 @@ class Start:
                 saved = original_checkpoints.translate(saved, state, plan, self.origin)
             state.load_state_dict(saved, load, str(self.origin))
         except (KeyError, RuntimeError, TypeError, ValueError) as e:
-            raise CheckpointError(
-                f"the training state does not fit this run ({e}): {self.origin}: name another file"
-            ) from e
-        self.contents = {}  # as large as the state itself
+            problem = f"the training state does not match this run ({e})"
+            raise CheckpointError(str(self.origin), problem, "choose another file") from e
+        self.contents = {}  # frees as much memory as the state takes
         log.info("weights: %s (%s), at epoch %d, update %d", self.loaded, self.reason, state.epoch, state.update)
         if state.update != state.done(plan):
-            log.info(
-                "an epoch has %d updates now, %d are done: the learning rate continues from epoch %d",
-                plan.updates_per_epoch,
-                state.update,
-                state.epoch,
-            )
+            text = "an epoch has %d updates now, %d are done: the learning rate continues from epoch %d"
+            log.info(text, plan.updates_per_epoch, state.update, state.epoch)
         if not self.own:
-            state.reset_best()  # that checkpoint is not in this run's folder
+            state.reset_best()  # the best checkpoint is not in this run's folder
         if state.finished(plan):
             log.info("nothing left to train: %d of %d epochs are done", state.epoch + (state.step > 0), plan.epochs)
 
 
 def find_start(cfg: CfgNode, folder: RunFolder, provenance: Provenance, world: World) -> Start:
-    """Returns the start that the configuration asks for; see `start_of`."""
+    """Finds the configured starting point; see `start_of`."""
     return start_of(StartOptions.from_config(cfg), folder, provenance, world)
 
 
 def start_of(options: StartOptions, folder: RunFolder, provenance: Provenance, world: World) -> Start:
     """Finds the newest intact checkpoint of this run, else the file `resume`, else `pretrained`, else nothing.
 
-    The main rank reads it for all; the others need not see its disk.
+    The main rank reads it and broadcasts; the other ranks need no access to its disk.
     Raises: CheckpointError, ConfigError if the checkpoint belongs to another run.
     """
     if options.auto_resume:
@@ -129,18 +124,13 @@ def start_of(options: StartOptions, folder: RunFolder, provenance: Provenance, w
 
 
 def _check_other_disks(folder: RunFolder, world: World) -> None:
-    """Checks that no other machine has a newer checkpoint of this run: a launcher may have numbered the ranks anew.
-
-    Raises: CheckpointError on every rank.
-    """
+    """Raises: CheckpointError if another machine has a newer checkpoint: a launcher may have renumbered the ranks."""
     own = next(iter(list_checkpoints(folder.checkpoints)), None)
     found = world.gather_objects((checkpoint_position(own), platform.node(), str(own)))
     newest = max(found, key=lambda each: each[0])
     if newest[0] > found[0][0]:
-        raise CheckpointError(
-            f"{newest[1]} has a newer checkpoint of this run than {found[0][1]}, the machine of rank 0: {newest[2]}:"
-            " copy its output folder there, or remove it"
-        )
+        problem = f"this checkpoint on {newest[1]} is newer than any on {found[0][1]}, the machine of rank 0"
+        raise CheckpointError(newest[2], problem, "copy its output folder there, or remove it")
 
 
 def _find(options: StartOptions, folder: RunFolder) -> tuple[str, Path | None, dict[str, Any]]:
@@ -161,8 +151,6 @@ def _newest(options: StartOptions, folder: RunFolder) -> tuple[Path, dict[str, A
         path = None if found else original_checkpoints.newest_original(folder.path)
         return found if path is None else (path, read_checkpoint(path))
     if list_checkpoints(folder.checkpoints) or original_checkpoints.newest_original(folder.path):
-        raise ConfigError(
-            f"the output folder holds checkpoints that would be overwritten: {folder.path}:"
-            " set another --tag, or resume from them with TRAIN.AUTO_RESUME true"
-        )
+        remedy = "set another --tag, or resume from them with TRAIN.AUTO_RESUME true"
+        raise ConfigError(str(folder.path), "the checkpoints in this folder would be overwritten", remedy)
     return None

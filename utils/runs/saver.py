@@ -1,4 +1,4 @@
-"""Checkpoints written in the background, so that training waits for a copy of its state only."""
+"""Background checkpoint writing: training waits only for a copy of its state."""
 
 import logging
 import threading
@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from utils.checkpoints.files import point_to, remove_old, save_checkpoint
+from utils.nested import map_tensors
 
 log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes one checkpoint at a time, in a thread. Args: keep: newest checkpoints to keep, 0 for all."""
+    """Writes one checkpoint at a time, in a thread. Args: keep: number of newest checkpoints to keep, 0 for all."""
 
     def __init__(self, folder: Path, keep: int):
         self._folder, self._keep = folder, keep
@@ -21,9 +22,9 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(self, name: str, contents: dict[str, Any], best: bool = False) -> None:
-        """Starts to save `contents` as they are now, once the checkpoint before is written.
+        """Starts saving a copy of `contents`, once the previous checkpoint is written.
 
-        Args: best: whether best.pth is to point at it. Raises: ResourceError if the checkpoint before failed.
+        Args: best: whether best.pth should point at it. Raises: ResourceError if the previous save failed.
         """
         self.finish()
         self._thread = threading.Thread(target=self._write, args=(name, snapshot(contents), best), name="saver")
@@ -43,7 +44,7 @@ class Saver:
         self.check()
 
     def finish_quietly(self) -> None:
-        """Waits a while for the last save, when the process ends for another reason."""
+        """Waits up to 10 s for the last save, when the process ends for another reason."""
         if self._thread is not None:
             self._thread.join(10)
 
@@ -55,17 +56,10 @@ class Saver:
                 point_to(self._folder / "best.pth", path)
             remove_old(self._folder, self._keep)
             log.info("saved %s%s", path, " (best so far)" if best else "")
-        except Exception as e:  # whatever it is, it belongs to the run: `check` raises it there
+        except Exception as e:  # any error is raised in the main thread, by `check`
             self._error = e
 
 
 def snapshot(value: Any) -> Any:
     """Copies nested dictionaries and lists, with all tensors on the CPU."""
-    if isinstance(value, torch.Tensor):
-        copy = torch.empty(value.shape, dtype=value.dtype, device="cpu")
-        return copy.copy_(value.detach())
-    if isinstance(value, dict):
-        return {key: snapshot(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(snapshot(each) for each in value)
-    return value
+    return map_tensors(value, lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu").copy_(t.detach()))

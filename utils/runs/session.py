@@ -1,4 +1,4 @@
-"""A training run around its updates: logs, evaluations, checkpoints."""
+"""The training session around the updates: logging, evaluation, checkpoints."""
 
 import logging
 import os
@@ -36,11 +36,11 @@ from utils.training.state import TrainState
 from utils.training.update import Update
 
 log = logging.getLogger(__name__)
-CHECK_EVERY = 500  # updates between two comparisons of the ranks' weights, besides every save
+CHECK_EVERY = 500  # updates between comparisons of the ranks' weights, in addition to every save
 
 
 class Subject(Protocol):
-    """What a session needs to know of its task and data. `best`: the metric that decides which checkpoint is best."""
+    """The task and its data, as seen by a session. `best`: the metric that selects the best checkpoint."""
 
     @property
     def best(self) -> Best | None: ...
@@ -50,7 +50,7 @@ class Subject(Protocol):
         ...
 
     def evaluate(self, model: nn.Module) -> Evaluation | None:
-        """Evaluates on all ranks; None if there is nothing to evaluate. Must not affect training."""
+        """Evaluates on all ranks; returns None if there is nothing to evaluate. Must not affect training."""
         ...
 
     def show_batch(self, batch: Batch) -> Image.Image:
@@ -64,8 +64,8 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """Log every `print_freq` updates; save every `save_freq` epochs, and within an epoch every `save_updates` updates
-    or `save_minutes` minutes (0: never); keep the newest `keep` checkpoints (0: all). `trace`: profile a few updates;
+    """Logs every `print_freq` updates; saves every `save_freq` epochs, and within an epoch every `save_updates` updates
+    or `save_minutes` minutes (0: never); keeps the newest `keep` checkpoints (0: all). `trace`: profile a few updates;
     `wandb`: a project of Weights & Biases, "" for none."""
 
     print_freq: int = 10
@@ -90,9 +90,9 @@ class SessionOptions:
 
 
 class Session:
-    """Everything but the updates themselves: the loop calls it after each of them and after every epoch.
+    """Everything except the updates: the training loop calls it after every update and every epoch.
 
-    A context manager: when it ends, the last checkpoint is on disk, whatever happened.
+    A context manager: on exit, the last checkpoint is on disk, even after an error.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Session:
         self._tracer = Profiler(folder.path, world.device) if options.trace and world.is_main else None
         self._first_epoch = state.epoch
         self._saved_at = self._interval_started = self._started = time.monotonic()
-        self._unjudged: Update | None = None  # its outcome is known after the next one
+        self._unjudged: Update | None = None  # its outcome is known after the next update
         if world.is_main:
             folder.write_config(provenance.config, state)
         if world.watchdog is not None:
@@ -142,7 +142,7 @@ class Session:
             self.journal.close()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Passes the batches of an epoch on and measures waiting times."""
+        """Yields the batches of an epoch and measures waiting times."""
         self._tick()
         if self._evaluation_is_pending() and self._state.step < self._plan.updates_in(self._state.epoch):
             self._evaluate_within_epoch()  # the run was stopped during this evaluation
@@ -154,10 +154,10 @@ class Session:
             yield batch
 
     def after_update(self, update: Update) -> None:
-        """Logs, evaluates and saves if due. `state.step` updates of the epoch are done.
+        """Logs, evaluates and saves if due, after `state.step` updates of the epoch.
 
-        Raises: NumericsError after too many consecutive updates without a finite gradient; DistributedError if the
-        ranks diverged; ResourceError if a save failed; TerminatedError, KeyboardInterrupt after a signal.
+        Raises: NumericsError after too many consecutive non-finite gradients; DistributedError if the ranks diverged;
+        ResourceError if a save failed; TerminatedError, KeyboardInterrupt after a signal.
         """
         state, options, plan = self._state, self._options, self._plan
         self._tick()
@@ -171,7 +171,7 @@ class Session:
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0
         whole = state.step == plan.updates_in(state.epoch)
         evaluates = not whole and plan.evaluates_after(state.epoch, state.step)
-        if report_due or stop or extra or by_count or evaluates:  # what is saved contains the means up to here
+        if report_due or stop or extra or by_count or evaluates:  # a checkpoint contains the means up to here
             state.sync()
             self.progress.collect()
             if report_due:
@@ -189,8 +189,8 @@ class Session:
         self._saver.check()
 
     def end_epoch(self) -> None:
-        """Evaluates if due, and saves the state as it is at the start of the next epoch, or within a partial last one,
-        from where a longer run can continue. Raises: what `after_update` raises.
+        """Evaluates if due, and saves the state at the start of the next epoch, or within a partial last one, from
+        where a longer run can continue. Raises: as for `after_update`.
         """
         state, plan, options, epoch = self._state, self._plan, self._options, self._state.epoch
         last = epoch + 1 == plan.epochs
@@ -216,14 +216,14 @@ class Session:
         self._draw()
 
     def _evaluate(self, title: str, last: bool) -> bool:
-        """Evaluates and records the result; returns whether it is the best so far. Args: last: of the run."""
+        """Evaluates and records the result; returns whether it is the best so far. Args: last: the run ends here."""
         state = self._state
         trained = time.monotonic() - self._interval_started
         modules = [state.model] if state.ema is None else [state.model, state.ema.module]
         synchronize_buffers(modules, self._world)
         evaluation = self._subject.evaluate(state.evaluated)
         stop = self._interrupt.stop_of_evaluation()
-        if stop:  # it is repeated when the run resumes
+        if stop:  # the evaluation is repeated when the run resumes
             self._stop(stop, self._save(checkpoint_name(state.epoch, state.step)))
         self._interval_started = time.monotonic()
         best = self._is_best(evaluation)
@@ -245,24 +245,21 @@ class Session:
             write_summary(self.journal.metrics, self._folder.path / "summary.csv")
 
     def _conclude(self) -> None:
-        """Logs how the run ended, where everything is, and what to do with it."""
+        """Logs the result of the run, its files, and commands for the next steps."""
         state, folder = self._state, self._folder
         if (state.step and not state.finished(self._plan)) or not list_checkpoints(folder.checkpoints):
             return
-        best, name = folder.checkpoints / "best.pth", "last.pth"
-        trained, before = (
-            state.epoch + (state.step > 0) - self._first_epoch,
-            f" after {self._first_epoch}" if self._first_epoch else "",
-        )
+        best, last = folder.checkpoints / "best.pth", folder.checkpoints / "last.pth"
+        chosen, trained = last, state.epoch + (state.step > 0) - self._first_epoch
+        before = f" after {self._first_epoch}" if self._first_epoch else ""
         lines = [f"trained {count(trained, 'epoch')}{before} in {duration(time.monotonic() - self._started)}"]
         if self._best is not None and state.best_value is not None:
-            name = "best.pth"
+            chosen = best
             lines += [f"  best      {best}: {self._best.metric} {state.best_value:.3f} of epoch {state.best_epoch}"]
-        evaluate = f"{_script('main.py')} --cfg {folder.config} --eval --resume {folder.checkpoints / name}"
         lines += [
-            f"  last      {folder.checkpoints / 'last.pth'}",
+            f"  last      {last}",
             f"  curves    {folder.path / 'curves.png'}, metrics.jsonl, tensorboard/, log.txt",
-            f"  evaluate  python {evaluate}",
+            f"  evaluate  python {_script('main.py')} --cfg {folder.config} --eval --resume {chosen}",
         ]
         if self._subject.predicts:
             lines += [f"  predict   python {_script('scripts/predict.py')} IMAGE --model {folder.path}"]
@@ -272,31 +269,25 @@ class Session:
             self.journal.finish(flat_settings(self._provenance.config), {self._best.metric: state.best_value})
 
     def _watch_clock(self) -> None:
-        """Asks for a save if the last one is too long ago; the ranks agree on the update as they do after a signal."""
-        now = time.monotonic()
-        due = now - self._saved_at >= 60 * self._options.save_minutes
-        if self._options.save_minutes and self._world.is_main and due:
+        """Requests a save if the last one is too old; the ranks agree on the update as for a signal."""
+        now, minutes = time.monotonic(), self._options.save_minutes
+        if minutes and self._world.is_main and now - self._saved_at >= 60 * minutes:
             self._interrupt.request_save()
-            self._saved_at = now  # not again before it is done
+            self._saved_at = now  # no further request until it is done
 
     def _stop(self, stop: int, saved: bool) -> None:
         """Raises: TerminatedError or KeyboardInterrupt, once the state is on disk."""
         self._saver.finish()
-        what = "is saved" if saved else "was not saved, its weights are not finite"
-        raise self._interrupt.error(stop, f"the state after update {self._state.update} {what}")
+        outcome = "is saved" if saved else "was not saved, its weights are not finite"
+        raise self._interrupt.error(stop, f"the state after update {self._state.update} {outcome}")
 
     def _judge(self) -> None:
-        """Reports the last update if its outcome is known and it was skipped.
-
-        Raises: NumericsError after too many in a row.
-        """
+        """Reports the last update if it was skipped. Raises: NumericsError after too many in a row."""
         update, self._unjudged = self._unjudged, None
-        if update is not None and not update.applied:
-            self._report_skipped(update)
-
-    def _report_skipped(self, update: Update) -> None:
+        if update is None or update.applied:
+            return
         state, plan = self._state, self._plan
-        log.warning("update %d skipped: its gradient is not finite (%d skipped so far)", update.number, state.skipped)
+        log.warning("update %d skipped: non-finite gradient (%d skipped so far)", update.number, state.skipped)
         scale = update.loss_scale if state.scaler.is_enabled() else None
         epoch, step = divmod(state.done(plan) - state.update + update.number, plan.updates_per_epoch)
         details = {
@@ -320,11 +311,13 @@ class Session:
         newest = self._world.main_only(lambda: next(iter(list_checkpoints(self._folder.checkpoints)), None))
         again = "start again" if newest is None else f"continue from --resume {newest}"
         half = " AMP_DTYPE bfloat16, or" if scale is not None else ""
+        scaled = f" and loss scale {scale:g}" if scale is not None else ""
         raise NumericsError(
+            "TRAIN.BASE_LR",
             f"no finite gradient in {state.skipped_in_row} consecutive updates, the last is {update.number} at"
-            f" learning rate {update.learning_rate:.3g}{f' and loss scale {scale:g}' if scale is not None else ''}"
-            f" (samples and norms: {self._folder.path / 'incidents'}): TRAIN.BASE_LR: {again} with another --tag and"
-            f" --opts{half} TRAIN.BASE_LR {plan.base_lr / 2:g}"
+            f" learning rate {update.learning_rate:.3g}{scaled}; samples and norms are in"
+            f" {self._folder.path / 'incidents'}",
+            f"{again} with another --tag and --opts{half} TRAIN.BASE_LR {plan.base_lr / 2:g}",
         )
 
     def _is_best(self, evaluation: Evaluation | None) -> bool:
@@ -338,7 +331,7 @@ class Session:
         return True
 
     def _record(self, title: str, evaluation: Evaluation | None) -> None:
-        """Logs the evaluation; without metrics, the mean loss since the last one alone."""
+        """Logs the evaluation; without metrics, only the mean loss since the last one."""
         state = self._state
         record: dict[str, Any] = {"kind": "epoch", "epoch": state.epoch, "update": state.update}
         record["train_loss"] = finite(state.means["epoch_loss"].value)
@@ -355,17 +348,14 @@ class Session:
         )
 
     def _save(self, name: str, best: bool = False) -> bool:
-        """Saves a checkpoint, unless the weights are no longer finite; returns whether it did.
-
-        Every rank takes part in collecting the state; the main rank writes it.
-        """
+        """Saves a checkpoint, unless the weights are not finite; returns whether it did. A collective operation."""
         state = self._state
         check_weights(state.model, self._world, self._position())
         if state.skipped_in_row and not weights_are_finite(state.model, self._world):
             log.warning("not saved after update %d: the weights are not finite", state.update)
             return False
         if self._world.is_main:
-            self._saver.finish()  # before more memory is taken
+            self._saver.finish()  # before allocating more memory
         contents = {**self._provenance.as_dict(), **state.state_dict()}
         if self._world.is_main:
             with self.progress.pause():

@@ -1,4 +1,4 @@
-"""Reports of updates without a finite gradient: what to look at, one file each, in incidents/ of the output folder."""
+"""Reports of updates skipped for a non-finite gradient, one file each, in incidents/ of the output folder."""
 
 import json
 import logging
@@ -9,13 +9,13 @@ from utils.distributed.world import World
 from utils.files import write_text
 
 log = logging.getLogger(__name__)
-MOST = 100  # reports of a run; float16 skips some updates by design
+MOST = 100  # reports per run; float16 skips some updates by design
 
 
 def write_incident(path: Path, world: World, details: dict[str, Any], own: dict[str, Any]) -> None:
-    """Writes a report of `details` and of what every rank adds; a failure is a warning. All ranks call it.
+    """Writes a report; only warns if it fails. A collective operation.
 
-    Args: details: of the update, the same on all ranks; own: of this rank.
+    Args: details: of the update, the same on all ranks; own: details of this rank.
     """
     ranks = world.gather_objects(own)
     if not world.is_main:

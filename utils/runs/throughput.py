@@ -1,4 +1,4 @@
-"""--throughput: images per second of a model."""
+"""--throughput: measures the images per second of a model."""
 
 import logging
 import time
@@ -35,7 +35,7 @@ class Throughput:
 
 
 def log_throughput(cfg: CfgNode, model: nn.Module) -> None:
-    """Logs images/s of a model on random images: neither its weights nor the images affect the speed."""
+    """Logs images/s of a model on random images; neither weights nor images affect the speed."""
     log.info(measure_throughput(cfg, model).line())
 
 
@@ -44,7 +44,7 @@ def log_throughput(cfg: CfgNode, model: nn.Module) -> None:
 def measure_throughput(cfg: CfgNode, model: nn.Module, seconds: float = 10.0) -> Throughput:
     """Times forward passes over a batch of random images: a third of the time is warm-up, then up to 30 rounds.
 
-    Args: seconds: about how long it takes.
+    Args: seconds: approximate duration.
     """
     model.eval()
     device, batch, size = next(model.parameters()).device, cfg.DATA.BATCH_SIZE, image_size(cfg.DATA.IMG_SIZE)
@@ -64,7 +64,7 @@ def measure_throughput(cfg: CfgNode, model: nn.Module, seconds: float = 10.0) ->
     begun, warm = time.perf_counter(), [forward()]
     while time.perf_counter() - begun < seconds / 3:
         warm.append(forward())
-    passes = max(1, int(seconds * 2 / 3 / min(warm) / ROUNDS))  # rounds long enough for the clock
+    passes = max(1, int(seconds * 2 / 3 / min(warm) / ROUNDS))  # makes rounds long enough to time
     speeds: list[float] = []
     with Bar("measuring", ROUNDS, "rounds") as bar:
         while len(speeds) < 3 or (len(speeds) < ROUNDS and time.perf_counter() - begun < seconds):

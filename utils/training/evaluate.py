@@ -1,4 +1,4 @@
-"""Evaluation: one pass over a dataset, with sums that are reduced over the ranks and divided once."""
+"""Evaluation: one pass over a dataset; sums are reduced over the ranks, then divided once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
@@ -18,10 +18,10 @@ Forward = Callable[[nn.Module, Batch], Any]
 
 
 class Evaluator(Protocol):
-    """Accumulates the sums of one evaluation on this rank; made anew for each."""
+    """Accumulates the sums of one evaluation on this rank; created for each evaluation."""
 
     def update(self, outputs: Any, batch: Batch) -> None:
-        """Adds a batch. Args: outputs: of the task's `forward`. Should not wait for the device."""
+        """Adds a batch; should not wait for the device. Args: outputs: of the task's `forward`."""
         ...
 
     def compute(self, world: World) -> Evaluation:
@@ -46,24 +46,23 @@ def evaluate(
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[Batch], forward: Forward, world: World) -> Iterator[tuple[Any, Batch]]:
-    """Yields (outputs, batch) in order, with the model in evaluation mode.
+    """Yields (outputs, batch) in order, with the model in evaluation mode; restores its mode at the end.
 
-    Consumes no random numbers, so training is unaffected; the mode of the model is restored at the end.
+    Consumes no random numbers, so training is unaffected.
     """
+    if isinstance(batches, Sized):
+        batches = track(batches, "evaluating", len(batches), "batches")
     with evaluating(model):
-        for batch in in_step(model, progress_of(batches), forward, world):
+        for batch in in_step(model, batches, forward, world):
             yield forward(model, batch), batch
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode, and restores its mode.
-
-    Tensors derived from parameters alone are cached within the block.
-    """
+    """Puts a model into evaluation mode, with tensors derived from parameters cached, and restores its mode."""
     was_training = model.training
     model.eval()
-    # with FSDP, parameters are gathered for one block at a time and must not be kept
+    # FSDP gathers parameters for one block at a time; they must not be kept
     cached = nullcontext() if needs_all_ranks(model) else keep_derived()
     try:
         with cached:
@@ -73,9 +72,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def in_step(model: nn.Module, batches: Iterable[Batch], forward: Forward, world: World) -> Iterator[Batch]:
-    """Passes batches on; where a forward pass is a collective operation, until no rank has any left.
+    """Yields the batches; where a forward pass is a collective operation, until all ranks have run out.
 
-    A rank without further batches takes part with an image of zeros, whose outputs are discarded.
+    A rank without further batches joins with an image of zeros, whose outputs are discarded.
     """
     if not needs_all_ranks(model):
         yield from batches
@@ -93,7 +92,7 @@ def in_step(model: nn.Module, batches: Iterable[Batch], forward: Forward, world:
 
 
 def _form(batch: Batch | None) -> tuple[bool, tuple[int, ...]] | None:
-    """Returns whether the images of a batch are a tensor, and the shape of one."""
+    """Returns whether the images of a batch are a tensor, and the shape of the first."""
     return None if batch is None else (isinstance(batch.images, Tensor), tuple(batch.images[0].shape))
 
 
@@ -101,8 +100,3 @@ def _zeros(form: tuple[bool, tuple[int, ...]], device: torch.device) -> Batch:
     stacked, shape = form
     image = torch.zeros(shape, device=device)
     return Batch(image[None] if stacked else [image], None, samples=(0,))
-
-
-def progress_of(batches: Iterable[Batch]) -> Iterable[Batch]:
-    """Passes batches on; if their number is known, the progress is shown."""
-    return track(batches, "evaluating", len(batches), "batches") if isinstance(batches, Sized) else batches

@@ -1,4 +1,4 @@
-"""One epoch of training."""
+"""The training loop of one epoch."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,9 +24,9 @@ def train_epoch(
     plan: RunPlan,
     on_update: Callable[[Update], None],
 ) -> None:
-    """Trains to the end of the epoch that `batches` belong to.
+    """Trains on `batches`, which end with the epoch.
 
-    `on_update` is called after every update; the state can be saved then, once it is settled.
+    `on_update` is called after every update; the state can be saved then, once it is synced (`TrainState.sync`).
     """
     state.wrapped.train()
     losses: dict[str, Tensor] = {}
@@ -39,7 +39,7 @@ def train_epoch(
         samples += batch.samples
         if not batch.ends_update:
             continue
-        state.sync()  # waits for the previous update; the passes of this one are queued already
+        state.sync()  # waits for the previous update; this one's passes are already queued
         rate = partial(learning_rate, max(0, state.done(plan) - state.skipped), plan)
         names, outcome = _apply_gradients(state, rate, plan)
         update = Update(state.update, losses, rate(), outcome, names, samples)
@@ -55,7 +55,7 @@ def train_epoch(
 
 def _backward(state: TrainState, batch: Batch, objective: Objective) -> dict[str, Tensor]:
     """Accumulates the gradient of one micro-batch; returns its weighted losses."""
-    # gradients are exchanged once per update, with its last micro-batch
+    # gradients are synchronised once per update, with the last micro-batch
     with synchronize(state.wrapped, batch.ends_update):
         losses = {name: value * batch.weight for name, value in objective.loss(state.wrapped, batch).items()}
         state.scaler.scale(losses["loss"]).backward()
@@ -65,10 +65,9 @@ def _backward(state: TrainState, batch: Batch, objective: Objective) -> dict[str
 def _apply_gradients(
     state: TrainState, rate: Callable[[float], float], plan: RunPlan
 ) -> tuple[tuple[str, ...], Readback]:
-    """Clips and steps, without waiting for the device. A gradient that is not finite is dropped: it is the same on all
-    ranks, so all drop it.
+    """Clips and steps without waiting for the device; all ranks skip the step if the gradient is non-finite.
 
-    Returns: the names of the parameters that have a gradient; its norms and the loss scale, as `Update` reads them.
+    Returns: the names of the parameters with a gradient; its norms and the loss scale, as read by `Update`.
     """
     set_learning_rate(state.optimizer, rate)
     reduce_expert_gradients(state.model)

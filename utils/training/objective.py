@@ -1,4 +1,4 @@
-"""The interface between training and a task: losses, metrics and tables are known by name only."""
+"""The interface between training and a task; losses, metrics and tables are identified by name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from utils.pictures import Pictures
 
 @dataclass(frozen=True)
 class Best:
-    """The metric of an evaluation that decides which checkpoint is the best.
+    """The metric that selects the best checkpoint.
 
-    `title` of its curve, the metric's name if empty; `beside`: further metrics to draw with it.
+    `title` of its curve, the metric's name if empty; `beside`: further metrics in the same plot.
     """
 
     metric: str
@@ -38,13 +38,13 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of an evaluation.
+    """The result of an evaluation.
 
-    `metrics` by name, as metrics.jsonl records them, none without validation data; `line` for the log; `scalars` for
-    TensorBoard, the metrics themselves if None; `samples` evaluated, over all ranks; `notes`: further log lines of an
-    evaluation of files; `tables` by name: "per_class" and "results", a row for a comparison of files, can be written to
-    CSV files, report.py shows all; `pictures`: functions that draw what trackers show at
-    the end of the run, and report.py, by name; `each_epoch`: what trackers show after every evaluation.
+    `metrics` by name, as recorded in metrics.jsonl, empty without validation data; `line` for the log; `scalars` for
+    TensorBoard, None for the metrics; `samples` evaluated, over all ranks; `notes`: further log lines when evaluating
+    files; `tables` by name: "per_class" and "results" (one row, to compare files) can be written to CSV, report.py
+    shows all; `pictures` for report.py and for trackers at the end of the run, drawn on demand; `each_epoch`: pictures
+    for trackers after every evaluation.
     """
 
     metrics: Mapping[str, float]
@@ -58,7 +58,7 @@ class Evaluation:
 
 
 class Objective(Protocol):
-    """What the training loop needs of a task."""
+    """A task, as seen by the training loop."""
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Runs the forward pass of one micro-batch.

@@ -11,13 +11,13 @@ from yacs.config import CfgNode
 
 from utils.distributed.sharding import is_dtensor
 
-Groups = list[dict[str, Any]]  # torch's own form
+Groups = list[dict[str, Any]]  # torch's format
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
     """`name` of the optimizer; `eps`, `betas` for AdamW and LAMB, `momentum` for SGD; `weight_decay` of matrices;
-    `layer_decay`: learning-rate factor per layer below the head, 1 for none; `rule`: how layers are counted, see
+    `layer_decay`: learning-rate factor per layer below the head, 1 for none; `rule` for counting layers, see
     `parameter_groups`."""
 
     name: str = "adamw"
@@ -45,10 +45,10 @@ class OptimizerOptions:
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float, rule: str = "timm") -> Groups:
     """Puts every trainable parameter into exactly one group with `weight_decay` and `lr_scale`.
 
-    Weight decay applies to matrices only: not to vectors, nor to what the model's `no_weight_decay()` names. With
-    `layer_decay` below 1, layer n below the head learns at `layer_decay ** n` of the rate (arXiv 2106.08254), layers
-    as counted by the model's `group_matcher()`; the rule "simmim" counts the absolute position embedding with the head,
-    as the released code does.
+    Weight decay applies to matrices only, except those named by the model's `no_weight_decay()`. With `layer_decay`
+    below 1, layer n below the head learns at `layer_decay ** n` of the rate (arXiv 2106.08254), where layers follow the
+    model's `group_matcher()`; the rule "simmim" counts the absolute position embedding with the head, as in the
+    released code.
     """
     tables: set[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay < 1.0:
@@ -77,7 +77,7 @@ def _sgd(groups: Groups, o: OptimizerOptions) -> torch.optim.Optimizer:
     fused = None if sharded else _can_fuse(groups)
     sgd = torch.optim.SGD(groups, lr=0.0, momentum=o.momentum, nesterov=o.momentum > 0, fused=fused)
     for group in sgd.param_groups if o.momentum else ():
-        for p in group["params"]:  # a fused step that is not taken would leave them uninitialised
+        for p in group["params"]:  # skipping the first fused step would leave them uninitialised
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return sgd
 
@@ -87,7 +87,7 @@ def _fused_lamb(groups: Groups, o: OptimizerOptions) -> torch.optim.Optimizer:
 
 
 def _can_fuse(groups: Groups) -> bool | None:
-    """Whether one kernel can do a step: for Swin-T on the CPU 34 ms, 80 as a loop over tensors."""
+    """Returns True if one kernel can do the step: 34 ms for Swin-T on the CPU, instead of 80 ms."""
     devices = {p.device.type for group in groups for p in group["params"]}
     return True if devices in ({"cpu"}, {"cuda"}) else None
 
@@ -101,13 +101,13 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimizerOptions], torch.optim.Optimizer
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, norm: Tensor, clip: float) -> None:
-    """Takes a step with the gradient clipped to `clip` (0: as it is), or none at all if it is not finite.
+    """Takes a step with the gradient clipped to `clip` (0: unclipped); skips it if the gradient is non-finite.
 
-    A fused optimizer clips within its step, and the device decides whether it is taken; with any other, this function
-    waits for `norm`. Args: norm: of the whole gradient, a scalar on the device.
+    A fused optimizer clips and skips on the device; any other makes this function wait for `norm`.
+    Args: norm: of the whole gradient, a scalar on the device.
     """
     if optimizer.defaults.get("fused"):
-        # what a GradScaler sets: the step divides by the one, and does nothing if the other is 1
+        # as set by GradScaler: the step divides by grad_scale, and is skipped if found_inf is 1
         optimizer.grad_scale = ((norm + 1e-6) / clip).clamp(min=1) if clip else None  # type: ignore[attr-defined]
         optimizer.found_inf = torch.isfinite(norm).logical_not().float()  # type: ignore[attr-defined]
         optimizer.step()
@@ -125,7 +125,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: Callable[[float], 
 
 
 def describe_groups(groups: Iterable[dict[str, Any]], numel: Callable[[Tensor], int] = Tensor.numel) -> str:
-    """Returns a log line: how many parameters are decayed. Args: numel: of the whole parameter, if ranks share it."""
+    """Returns a log line: the number of decayed parameters. Args: numel: of the whole parameter, if it is sharded."""
     groups = list(groups)
     decayed = [p for g in groups if g["weight_decay"] for p in g["params"]]
     kept = [p for g in groups if not g["weight_decay"] for p in g["params"]]

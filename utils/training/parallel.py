@@ -1,4 +1,4 @@
-"""How a model trains on several ranks: sharding, wrapping, synchronisation of gradients, their norm, equal weights."""
+"""Training on several ranks: sharding, wrapping, synchronisation and norms of gradients, comparison of weights."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,15 +16,15 @@ from utils.distributed.sharding import Shard, is_dtensor, local_part, shards_of,
 from utils.distributed.world import World
 from utils.errors import DistributedError, count
 
-_BLOCK = re.compile(r"(^|\.)blocks\.\d+(\.\d+)?$")  # of ours, and of timm's transformers
+_BLOCK = re.compile(r"(^|\.)blocks\.\d+(\.\d+)?$")  # in our models and in timm's transformers
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class ParallelOptions:
     """`kind`: "ddp", every rank holds the whole model, or "fsdp", every rank holds a part of every parameter;
-    `gather_dtype`: in which FSDP sends parameters to the ranks that compute with them; `local_experts`: per rank, or
-    minus the ranks that share one (see `Placement.of`)."""
+    `gather_dtype`: dtype in which FSDP gathers parameters; `local_experts`: per rank, or minus the number of ranks that
+    share one (see `Placement.of`)."""
 
     kind: str = "ddp"
     gather_dtype: torch.dtype = torch.float32
@@ -37,10 +37,10 @@ class ParallelOptions:
 
 
 def shard(model: nn.Module, world: World, options: ParallelOptions) -> None:
-    """Leaves every rank its part of the parameters, in place and on its device, if the options say so.
+    """Shards the parameters in place, as configured. A collective operation.
 
-    FSDP (arXiv 2304.11277, as torch's fully_shard): the parameters of a block are gathered before it computes, forward
-    and backward, and freed afterwards. Otherwise only the experts of a mixture are divided. Every rank must call it.
+    FSDP (arXiv 2304.11277, torch's fully_shard) gathers the parameters of a block before its forward and backward pass
+    and frees them afterwards. Otherwise only the experts of a mixture are sharded.
     """
     if options.kind != "fsdp":
         _place_experts(model, world, options.local_experts)
@@ -52,7 +52,7 @@ def shard(model: nn.Module, world: World, options: ParallelOptions) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(world.device.type, (world.size,))
-    # the residual stream stays in float32, and gradients are averaged in it
+    # the residual stream stays in float32, and gradients are averaged in float32
     policy = MixedPrecisionPolicy(options.gather_dtype, torch.float32, cast_forward_inputs=False)
     blocks = [module for name, module in model.named_modules() if _BLOCK.search(name)]
     for module in (*blocks, model):
@@ -67,7 +67,7 @@ def _place_experts(model: nn.Module, world: World, local_experts: int) -> None:
 
 
 def describe_parallel(model: nn.Module, world: World, options: ParallelOptions) -> list[str]:
-    """Returns log lines: what `shard` did."""
+    """Returns log lines on the sharding."""
     if options.kind == "fsdp":
         return ["parallel: " + (f"FSDP over {world.size} ranks" if world.size > 1 else "one rank, FSDP shards nothing")]
     placement = next((module.placement for _, module in sharded_modules(model)), None)
@@ -82,28 +82,27 @@ def describe_parallel(model: nn.Module, world: World, options: ParallelOptions) 
 
 
 def wrap(model: nn.Module, world: World) -> nn.Module:
-    """Returns the model that averages its gradients over the ranks; the model itself for a single process, and if FSDP
-    does so."""
+    """Wraps the model to average its gradients over the ranks; returns it unchanged for a single process or FSDP."""
     if world.size == 1 or any(is_dtensor(p) for p in model.parameters()):
         return model
     devices = [world.device] if world.device.type == "cuda" else None
     placed = list(shards_of(model))  # reduce_expert_gradients averages theirs
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, placed)
     wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-    # sent with every update; the argument of this name is deprecated, its successor is unknown to older versions
+    # broadcast with every update; the argument of this name is deprecated, and older versions lack its successor
     wrapped.broadcast_buffers = any(True for _ in changing_buffers(model))
     return wrapped
 
 
 def changing_buffers(module: nn.Module) -> Iterator[Tensor]:
-    """Yields the buffers that training changes, such as the running statistics of BatchNorm: floating-point, and part
-    of a checkpoint. Swin's are constants, which every rank computes for itself."""
+    """Yields the buffers that training changes, such as the running statistics of BatchNorm: floating-point and
+    persistent. Swin has only constant ones."""
     stored = module.state_dict()
     return (buffer for name, buffer in module.named_buffers() if name in stored and buffer.is_floating_point())
 
 
 def synchronize(wrapped: nn.Module, enabled: bool) -> AbstractContextManager:
-    """Returns the context of a backward pass; gradients are exchanged in it only if `enabled`."""
+    """Returns the context of a backward pass; gradients are synchronised only if `enabled`."""
     sharded: Any = wrapped
     if hasattr(wrapped, "set_requires_gradient_sync"):  # FSDP
         sharded.set_requires_gradient_sync(enabled)
@@ -111,8 +110,8 @@ def synchronize(wrapped: nn.Module, enabled: bool) -> AbstractContextManager:
 
 
 def gradient_norms(model: nn.Module, shards: Mapping[str, Shard] | None = None) -> tuple[tuple[str, ...], Tensor]:
-    """Returns the names of the N parameters that have a gradient, and its norm in each of them: float32 (N,) on the
-    device, the same on every rank."""
+    """Returns the names of the N parameters with a gradient, and its norms: float32 (N,) on the device, the same on
+    every rank."""
     found = [(name, local_part(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
     names = tuple(name for name, _ in found)
     norms = torch.stack(torch._foreach_norm([grad for _, grad in found], dtype=torch.float32))
@@ -120,7 +119,7 @@ def gradient_norms(model: nn.Module, shards: Mapping[str, Shard] | None = None) 
 
 
 def synchronize_buffers(modules: Iterable[nn.Module], world: World) -> None:
-    """Gives every rank the main rank's floating-point buffers, such as the running statistics of BatchNorm.
+    """Broadcasts the buffers that training changes, such as the running statistics of BatchNorm.
 
     Training is unaffected: DistributedDataParallel does the same before every forward pass.
     """
@@ -136,7 +135,7 @@ def weights_are_finite(model: nn.Module, world: World) -> bool:
 
 
 def check_weights(model: nn.Module, world: World, position: str) -> None:
-    """Checks that all ranks have the same weights, or the same part of sharded ones, by a sum over the bits of each.
+    """Checks that all ranks have the same weights, or the same part of sharded ones, by checksums of their bits.
 
     Raises: DistributedError on every rank, naming the first tensor that differs.
     """
@@ -153,6 +152,8 @@ def check_weights(model: nn.Module, world: World, position: str) -> None:
             other = shards[name].holder(rank) if name in shards else 0
             if theirs[i] != ranks[other][i]:
                 raise DistributedError(
-                    f"rank {rank} has other weights than rank {other} at {position}, the first is {name}: a fault of"
-                    " its memory or device is likely: run the same command again, without that machine, to resume"
+                    f"rank {rank}",
+                    f"its weights differ from rank {other} at {position}, first in {name}; its memory or device is"
+                    " probably faulty",
+                    "run the same command again, without that machine, to resume",
                 )

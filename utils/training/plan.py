@@ -1,4 +1,4 @@
-"""The plan of a run, which follows from the configuration, the number of ranks and the size of the training set."""
+"""The plan of a run, derived from the configuration, the number of ranks and the size of the training set."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ from utils.errors import ConfigError, count
 class RunPlan:
     """Updates and learning rates of a run. Learning rates are effective ones, not per 512 images.
 
-    `epochs`: their number; the last one is partial if the length is stated in `updates`, 0 for whole epochs;
-    `warmup_updates`; `eval_every`: updates between two evaluations, 0 for one after every epoch.
+    `updates`: the length of the run, 0 for whole epochs; `epochs`: their number, of which the last may be partial;
+    `eval_every`: updates between evaluations, 0 for one after every epoch.
     """
 
     shape: EpochShape
@@ -32,36 +32,31 @@ class RunPlan:
     clip_grad: float
     max_skipped: int
     seed: int = 0
-    scale_peak: bool = False  # layer-wise decay scales the peak rate, neither start nor end
+    scale_peak: bool = False  # layer-wise decay scales the peak rate only, neither the first nor the last
     updates: int = 0
     eval_every: int = 0
     power: float = 1.0
 
     @staticmethod
     def from_config(cfg: CfgNode, world_size: int, train_size: int) -> "RunPlan":
-        """Raises: ConfigError if the global batch does not divide, there are fewer samples than ranks, the warm-up
+        """Raises: ConfigError if the global batch is not divisible, there are fewer samples than ranks, the warm-up
         does not end, or nothing is left to train."""
         if train_size < world_size:
-            raise ConfigError(
-                f"{train_size} training samples for {world_size} ranks: DATA.DATA_PATH: launch at most {train_size}"
-            )
+            problem = f"{train_size} training samples for {world_size} ranks"
+            raise ConfigError("DATA.DATA_PATH", problem, f"launch at most {train_size}")
         shape = EpochShape(train_size, *_split_batch(cfg, world_size), world_size)
         train, schedule = cfg.TRAIN, cfg.TRAIN.LR_SCHEDULER
         scale = shape.global_batch / 512.0  # linear scaling rule, arXiv 1706.02677
         warmup = train.WARMUP_UPDATES or round(train.WARMUP_EPOCHS * shape.updates)
         total = train.UPDATES or train.EPOCHS * shape.updates
         if warmup >= total and not cfg.DRY_RUN:
-            raise ConfigError(
-                "TRAIN.WARMUP_UPDATES" if train.WARMUP_UPDATES else "TRAIN.WARMUP_EPOCHS",
-                f"{warmup} of {total} updates are warm-up, TRAIN.BASE_LR would never be reached",
-                f"shorten it to less than {total} updates",
-            )
-        if train.START_EPOCH * shape.updates >= total:
-            raise ConfigError(
-                "TRAIN.START_EPOCH",
-                f"{train.START_EPOCH} epochs are {train.START_EPOCH * shape.updates} updates, the run has {total}",
-                "set it lower",
-            )
+            key = "TRAIN.WARMUP_UPDATES" if train.WARMUP_UPDATES else "TRAIN.WARMUP_EPOCHS"
+            problem = f"{warmup} of {total} updates are warm-up, TRAIN.BASE_LR would never be reached"
+            raise ConfigError(key, problem, f"shorten it to less than {total} updates")
+        first = train.START_EPOCH * shape.updates
+        if first >= total:
+            problem = f"{train.START_EPOCH} epochs are {first} updates, the run has {total}"
+            raise ConfigError("TRAIN.START_EPOCH", problem, "set it lower")
         return RunPlan(
             shape=shape,
             epochs=-(-total // shape.updates),
@@ -94,23 +89,23 @@ class RunPlan:
         return self.updates or self.epochs * self.shape.updates
 
     def updates_in(self, epoch: int) -> int:
-        """Returns the updates of an epoch, of which the last one may be partial."""
+        """Returns the number of updates in an epoch; the last epoch may be partial."""
         return min(self.shape.updates, self.total_updates - epoch * self.shape.updates)
 
     def evaluates_after(self, epoch: int, step: int) -> bool:
-        """Returns whether the model is evaluated once `step` updates of an epoch are done."""
+        """Returns whether the model is evaluated after `step` updates of an epoch."""
         if not self.eval_every:
             return step == self.updates_in(epoch)
         done = epoch * self.shape.updates + step
         return done > 0 and (done % self.eval_every == 0 or done == self.total_updates)
 
     def evaluations_after(self, done: int) -> int:
-        """Returns the number of evaluations that follow after `done` updates."""
+        """Returns the number of evaluations left after `done` updates."""
         interval = self.eval_every or self.shape.updates
         return -(-self.total_updates // interval) - done // interval
 
     def describe(self) -> list[str]:
-        """Returns log lines: what was decided, and by which rule."""
+        """Returns log lines: batch size, learning rate and length, and their derivation."""
         shape, total = self.shape, count(self.total_updates, "update")
         length = f"{count(self.epochs, 'epoch')} x {shape.updates:,} updates = {total}"
         if self.updates:
@@ -130,9 +125,8 @@ def _split_batch(cfg: CfgNode, world_size: int) -> tuple[int, int]:
     if not wanted:
         return cfg.DATA.BATCH_SIZE, cfg.TRAIN.ACCUMULATION_STEPS
     if wanted % world_size:
-        raise ConfigError(
-            f"a global batch of {wanted} does not divide by {world_size} ranks: TRAIN.GLOBAL_BATCH_SIZE: set a multiple"
-        )
+        problem = f"{wanted} is not divisible by {world_size} ranks"
+        raise ConfigError("TRAIN.GLOBAL_BATCH_SIZE", problem, "set it to a multiple")
     own = wanted // world_size
     batch = next(size for size in range(min(cfg.DATA.BATCH_SIZE, own), 0, -1) if own % size == 0)
     return batch, own // batch

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the update."""
+"""Learning-rate schedules, as pure functions of the update."""
 
 import math
 from bisect import bisect_right
@@ -10,10 +10,10 @@ from utils.training.plan import RunPlan
 def learning_rate(update: int, plan: RunPlan, scale: float = 1.0) -> float:
     """Returns the learning rate of update 0, 1, ... of the run: linear warm-up, then the decay of the plan.
 
-    Args: scale: of layer-wise decay: on the rate, or on its peak alone if `plan.scale_peak`.
+    Args: scale: factor of layer-wise decay, applied to the rate, or to the peak only if `plan.scale_peak`.
 
-    The cosine is the paper's (section 4.1). It starts after the warm-up or, with `warmup_prefix` off, at update 0
-    underneath it, as in released runs before October 2022.
+    The cosine follows the paper (section 4.1). It starts after the warm-up or, without `warmup_prefix`, at update 0
+    underneath it, as in runs released before October 2022.
     """
     if plan.scale_peak:
         plan, scale = replace(plan, peak_lr=plan.peak_lr * scale), 1.0
@@ -27,22 +27,24 @@ def _unscaled(update: int, plan: RunPlan) -> float:
     return _DECAYS[plan.scheduler](update, plan)
 
 
+def _progress(update: int, plan: RunPlan, after_warmup: bool) -> float:
+    start = plan.warmup_updates if after_warmup else 0
+    return min(1.0, (update - start) / max(1, plan.total_updates - start))
+
+
 def _cosine(update: int, plan: RunPlan) -> float:
-    start = plan.warmup_updates if plan.warmup_prefix else 0
-    progress = (update - start) / max(1, plan.total_updates - start)
-    return plan.min_lr + 0.5 * (plan.peak_lr - plan.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
+    cosine = math.cos(math.pi * _progress(update, plan, plan.warmup_prefix))
+    return plan.min_lr + 0.5 * (plan.peak_lr - plan.min_lr) * (1 + cosine)
 
 
 def _poly(update: int, plan: RunPlan) -> float:
-    start = plan.warmup_updates if plan.warmup_prefix else 0
-    progress = (update - start) / max(1, plan.total_updates - start)
-    return plan.min_lr + (plan.peak_lr - plan.min_lr) * (1 - min(1.0, progress)) ** plan.power
+    left = 1 - _progress(update, plan, plan.warmup_prefix)
+    return plan.min_lr + (plan.peak_lr - plan.min_lr) * left**plan.power
 
 
 def _linear(update: int, plan: RunPlan) -> float:
-    """Falls to a hundredth of the peak, like the original's linear schedule."""
-    progress = (update - plan.warmup_updates) / max(1, plan.total_updates - plan.warmup_updates)
-    return plan.peak_lr * (1 - 0.99 * min(1.0, progress))
+    """Decays to a hundredth of the peak, like the linear schedule of the original repository."""
+    return plan.peak_lr * (1 - 0.99 * _progress(update, plan, True))
 
 
 def _step(update: int, plan: RunPlan) -> float:

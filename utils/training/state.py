@@ -1,4 +1,4 @@
-"""Everything that a training run changes, in one object."""
+"""The mutable state of a training run."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from utils.training.update import Update
 
 @dataclass
 class Mean:
-    """A running mean, kept as sum and weight so that it can be saved and continued."""
+    """A running mean, stored as sum and weight so that it can be saved and resumed."""
 
     total: float = 0.0
     weight: float = 0.0
@@ -44,9 +44,9 @@ _COUNTERS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples", 
 
 
 class Load(Protocol):
-    """Copies the weights of a file into a model and returns a log line. Raises: CheckpointError.
+    """Loads the contents of a file into a model and returns a log line. Raises: CheckpointError.
 
-    With `info` on the data to train on, parts that belong to other data may be re-initialised; without, all must fit.
+    Given `info` on the training data, parts that belong to other data may be re-initialised; otherwise all must match.
     """
 
     def __call__(self, model: nn.Module, contents: dict[str, Any], origin: str, info: Any = None) -> str: ...
@@ -54,8 +54,7 @@ class Load(Protocol):
 
 @dataclass(frozen=True)
 class StateOptions:
-    """The optimizer, the exponential moving average of the weights (`ema_decay` None for none), and how the ranks share
-    the model."""
+    """The optimizer, the exponential moving average of the weights (`ema_decay` None for none), and the parallelism."""
 
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     ema_decay: float | None = None
@@ -72,13 +71,12 @@ class StateOptions:
 class TrainState:
     """Model, optimizer, EMA weights, loss scaler, counters.
 
-    `model` is the bare model, `wrapped` the same model as it trains. Counters: `epoch` and `step` (updates done in the
-    epoch) are the position in the data; `update` counts all updates of the run, `skipped` those among them whose
-    gradient was not finite, which advance neither weights nor schedule. `pending_update`: an update whose outcome has
-    not been read yet, None when counters and averaged weights are up to date. `evaluated_at`: the value of `update` at
-    the last evaluation. `best_value`, `best_epoch` and `best_step` (0 for a whole epoch) belong to the metric that the
-    task calls best. `shards`: the parameters that are divided among the ranks; whole ones are collected on the rank
-    that `keeps` them.
+    `model` is the bare model, `wrapped` the same model as used in training. Counters: `epoch` and `step` (updates done
+    in the epoch) are the position in the data; `update` counts all updates of the run, including the `skipped` ones,
+    whose gradient was non-finite and which advance neither weights nor schedule. `pending_update`: an update whose
+    outcome has not been read yet, None when counters and EMA are up to date. `evaluated_at`: the value of `update` at
+    the last evaluation. `best_value`, `best_epoch` and `best_step` (0 for a whole epoch) refer to the task's best
+    metric. `shards`: the sharded parameters; whole ones are gathered on the rank that `keeps` them.
     """
 
     def __init__(
@@ -94,30 +92,25 @@ class TrainState:
         self.model, self.wrapped, self.optimizer = model, wrapped, optimizer
         self.precision, self.scaler, self.ema = precision, precision.scaler(), ema
         self.shards, self._keeps = shards_of(model), keeps
-        self.epoch = 0
-        self.step = 0
-        self.update = 0
-        self.skipped = 0
-        self.skipped_in_row = 0
-        self.samples = 0
+        self.epoch = self.step = self.update = self.samples = 0
+        self.skipped = self.skipped_in_row = 0
         self.pending_update: Update | None = None
-        # running statistics change in the forward pass already: an average must have taken in the last update by then
+        # the forward pass changes running statistics: the EMA must include the last update before that
         self.syncs_before_forward = ema is not None and any(True for _ in changing_buffers(model))
         self.best_value: float | None = None
         self.best_epoch, self.best_step = -1, 0
         self.evaluated_at = -1
-        # running means of the epoch and the log interval: saved, so that a resumed run logs the same numbers
+        # of the epoch and the log interval; saved, so that a resumed run logs the same numbers
         self.means = {name: Mean() for name in _BASE_MEANS}
 
     @staticmethod
     def build(model: nn.Module, options: StateOptions, precision: Precision, world: World) -> "TrainState":
         """Builds the state of an untrained run around a model that already has its initial weights.
 
-        The order matters: weights, wrapping, parameter groups, optimizer. Sharding replaces the parameters when the
-        model is wrapped, and the optimizer must hold those.
+        The order matters: sharding replaces the parameters, and the optimizer must hold the new ones.
         """
         ema = None
-        if options.ema_decay is not None:  # of the whole model: a sharded one cannot be copied
+        if options.ema_decay is not None:  # before sharding: a sharded model cannot be copied
             ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=options.ema_warmup)
         for module in [model] if ema is None else [model, ema.module]:
             shard(module, world, options.parallel)
@@ -127,14 +120,11 @@ class TrainState:
         optimizer = build_optimizer(parameter_groups(model, own.weight_decay, own.layer_decay, own.rule), own)
         state = TrainState(model, wrapped, optimizer, precision=precision, ema=ema, keeps=world.is_main)
         if isinstance(optimizer, Lamb) and any(isinstance(each, ExpertShard) for each in state.shards.values()):
-            raise ConfigError(
-                "LAMB needs the norms of whole tensors, the experts are divided among the ranks: TRAIN.OPTIMIZER.NAME:"
-                " use adamw or sgd, or TRAIN.PARALLEL fsdp"
-            )
+            problem = "LAMB needs the norms of whole tensors, but the experts are sharded over the ranks"
+            raise ConfigError("TRAIN.OPTIMIZER.NAME", problem, "use adamw or sgd, or TRAIN.PARALLEL fsdp")
         if state.shards and state.scaler.is_enabled():
-            raise ConfigError(
-                "sharded parameters have no loss scaling: AMP_DTYPE: set it to bfloat16, or AMP_ENABLE False"
-            )
+            problem = "loss scaling does not support sharded parameters"
+            raise ConfigError("AMP_DTYPE", problem, "set it to bfloat16, or AMP_ENABLE to False")
         return state
 
     @property
@@ -142,7 +132,7 @@ class TrainState:
         return next(self.model.parameters()).device
 
     def sync(self) -> None:
-        """Waits for the outcome of the last update, counts it, and moves the averaged weights if it was applied."""
+        """Waits for the outcome of the last update, counts it, and updates the EMA if it was applied."""
         update, self.pending_update = self.pending_update, None
         if update is None:
             return
@@ -152,27 +142,27 @@ class TrainState:
             self.ema.update(self.model, step=self.update - self.skipped)
 
     def start_at(self, epoch: int, plan: RunPlan) -> None:
-        """Starts at a later epoch, as if those before had been trained."""
+        """Starts at a later epoch, as if all earlier ones had been trained."""
         self.epoch = epoch
         self.update = self.evaluated_at = epoch * plan.updates_per_epoch
         self.samples = epoch * plan.shape.samples
 
     def done(self, plan: RunPlan) -> int:
-        """Returns how many updates of the plan are done. `update` counts those that were made, which are others where
-        changed data gave epochs another length."""
+        """Returns how many updates of the plan are done. `update` counts updates performed, which differs if the epoch
+        length changed on resume."""
         return self.epoch * plan.updates_per_epoch + min(self.step, plan.updates_per_epoch)
 
     def finished(self, plan: RunPlan) -> bool:
-        """Returns whether the run is over: all updates of the plan are done, and the last one was evaluated."""
+        """Returns whether all updates of the plan are done and the last one was evaluated."""
         done = self.done(plan) >= plan.total_updates and self.evaluated_at == self.update
         return done or self.epoch >= plan.epochs
 
     def reset_best(self) -> None:
-        """Lets the next evaluation be the best so far."""
+        """Forgets the best evaluation so far."""
         self.best_value, self.best_epoch, self.best_step = None, -1, 0
 
     def describe(self) -> list[str]:
-        """Returns log lines."""
+        """Returns log lines on optimizer, precision and checkpoint size."""
         size = self.checkpoint_bytes() / 2**20
         average = "" if self.ema is None else f", EMA of the weights with decay {self.ema.decay}"
         whole = {id(p): shard.numel(p) for name, p in self.model.named_parameters() if (shard := self.shards.get(name))}
@@ -190,14 +180,14 @@ class TrainState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights to evaluate: the EMA's if there is one."""
+        """The model to evaluate: the EMA if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns tensors and primitives only. Every rank must call it."""
+        """Returns tensors and primitives only. A collective operation."""
         self.sync()
         averaged = {} if self.ema is None else {"model_ema": self._whole(self.ema.module)}
-        windows = getattr(self.model, "pretrained_windows", None)  # Swin V2: not stored in any tensor
+        windows = getattr(self.model, "pretrained_windows", None)  # Swin V2: metadata not stored in any tensor
         return {
             "model": self._whole(self.model),
             **averaged,
@@ -214,7 +204,7 @@ class TrainState:
         return whole_tensors(model.state_dict(), self.shards, self._keeps)
 
     def _numbered(self) -> dict[int, str]:
-        """Returns the names of parameters by their numbers in the optimizer's state."""
+        """Returns parameter names by index in the optimizer's state."""
         names = {id(p): name for name, p in self.model.named_parameters()}
         ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
         return {number: names[id(p)] for number, p in enumerate(ordered)}
@@ -230,9 +220,9 @@ class TrainState:
             own.copy_(self.shards[name].part(weights[name]) if name in self.shards else weights[name])
 
     def load_state_dict(self, saved: dict[str, Any], load: Load, origin: str) -> None:
-        """Restores everything but the model's weights, which are loaded before the model is wrapped.
+        """Restores everything except the model's weights, which are loaded before the model is wrapped.
 
-        Raises: KeyError, RuntimeError or TypeError if the optimizer, the scaler or a counter does not fit.
+        Raises: KeyError, RuntimeError or TypeError if the optimizer, the scaler or a counter does not match.
         """
         if self.ema is not None:
             self._load_average(saved, load, origin)
@@ -240,31 +230,27 @@ class TrainState:
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         counters = saved["counters"]
-        # earlier checkpoints lack it: they were evaluated at the end of an epoch only
+        # missing from earlier checkpoints, which were evaluated only at the end of an epoch
         counters = {"evaluated_at": -1 if counters["step"] else counters["update"], **counters}
         for name in _COUNTERS:
             setattr(self, name, counters[name])
-        self._load_best(saved)
-        self.means = {name: Mean(*mean) for name, mean in saved["means"].items()}
-
-    def _load_best(self, saved: dict[str, Any]) -> None:
-        counters = saved["counters"]
         if "best_top1" in counters:  # before metrics had names
             best = {"value": counters["best_top1"], "epoch": counters["best_epoch"]}
         else:
             best = saved["best"]
         self.best_epoch, self.best_step = best["epoch"], best.get("step", 0)
         self.best_value = best["value"] if best["epoch"] >= 0 else None
+        self.means = {name: Mean(*mean) for name, mean in saved["means"].items()}
 
     def _load_optimizer(self, saved: dict[str, Any]) -> None:
-        """Takes the moments from the file; weight decay, betas and the rest stay as this run has them."""
+        """Loads the moments; weight decay, betas and other options stay as configured for this run."""
         name, own = type(self.optimizer).__name__, self.optimizer.state_dict()
         if saved["optimizer_name"] != name:
-            raise RuntimeError(f"its optimizer is {saved['optimizer_name']}, this run's {name}")
+            raise RuntimeError(f"the checkpoint's optimizer is {saved['optimizer_name']}, this run's is {name}")
         sizes = [[len(group["params"]) for group in each["param_groups"]] for each in (own, saved["optimizer"])]
         if sizes[0] != sizes[1]:
-            raise RuntimeError(f"its parameter groups have {sizes[1]} tensors, this run's {sizes[0]}")
-        # timm's LAMB counts its steps in the groups; the rate is that of the last update, until the next one sets it
+            raise RuntimeError(f"the parameter groups have {sizes[1]} tensors, this run's have {sizes[0]}")
+        # timm's LAMB stores its step counter in the groups; the learning rate is valid until the next update sets it
         pairs = zip(own["param_groups"], saved["optimizer"]["param_groups"], strict=True)
         groups = [{**theirs, **ours, "lr": theirs.get("lr", ours["lr"])} for ours, theirs in pairs]
         state = own_moments(saved["optimizer"]["state"], self._numbered(), self.shards)

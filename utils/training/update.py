@@ -1,4 +1,4 @@
-"""What one update did, read from the device when it is known there, not when it was launched."""
+"""Results of an update, read back from the device asynchronously."""
 
 import math
 from functools import cached_property
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Readback:
-    """Numbers on their way from the device; reading them waits for the device to get there, not for later work.
+    """An asynchronous copy from the device; reading it waits for the copy, not for work queued later.
 
     Args: values: float32 (N,).
     """
@@ -31,8 +31,8 @@ class Update:
     """One update of the weights.
 
     Args: number: of the update in the run, from 0; losses: this rank's contribution to the mean losses, by name,
-    scalars on the device; outcome: the gradient norm of every parameter, the norm of all of them, and the loss scale;
-    names: of the parameters; samples: this rank's, by number.
+    scalars on the device; outcome: the gradient norm of every parameter, the total norm, and the loss scale;
+    names: of the parameters; samples: this rank's, by index.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class Update:
 
     @property
     def loss_scale(self) -> float:
-        """1 without loss scaling."""
+        """The loss scale, 1 without scaling."""
         return self._outcome.numbers[-1]
 
     @property
     def applied(self) -> bool:
-        """Whether the gradient was finite, and the weights were updated."""
+        """Whether the gradient was finite, so that the weights were updated."""
         return math.isfinite(self.grad_norm)
 
     def stage_norms(self) -> dict[str, float]:
-        """Returns the gradient norm of every part of the model: patch_embed, layers.0, ..., head."""
+        """Returns the gradient norm of each part of the model: patch_embed, layers.0, ..., head."""
         squares: dict[str, float] = {}
         for name, norm in zip(self._names, self._outcome.numbers, strict=False):
             parts = name.split(".")

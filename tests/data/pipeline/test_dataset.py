@@ -79,7 +79,7 @@ def test_fault_38_another_sample_with_its_own_label_stands_in(colours):
             assert colour_of(sample) == sample.target
             assert bool(sample.bad) == (index % 8 == 3)
             if sample.bad:
-                assert f"class_{index // 8}/3.png" in sample.bad and sample.number // 8 == sample.target
+                assert sample.bad.subject.endswith(f"class_{index // 8}/3.png") and sample.number // 8 == sample.target
                 replaced.append((index // 8, sample.target))
                 assert samples[epoch, index].target == sample.target  # determined by epoch and index
     assert any(bad != stand_in for bad, stand_in in replaced)
@@ -89,10 +89,10 @@ def test_fault_38_unreadable_images_are_not_evaluated(colours):
     samples = eval_samples(colours.val, on_bad="skip")
     found = [samples[0, index] for index in range(24)]
     skipped = [index for index, sample in enumerate(found) if isinstance(sample, Skipped)]
-    assert skipped == [3, 11, 19] and "class_0/3.png" in found[3].bad
+    assert skipped == [3, 11, 19] and found[3].bad.subject.endswith("class_0/3.png")
     batch = Collator(stack)(found[:12])
     assert batch.samples == (0, 1, 2, 4, 5, 6, 7, 8, 9, 10) and batch.targets.tolist() == [0] * 7 + [1] * 3
-    assert [message.split("val/")[1].split(":")[0] for message in batch.bad] == ["class_0/3.png", "class_1/3.png"]
+    assert [error.subject.split("val/")[1] for error in batch.bad] == ["class_0/3.png", "class_1/3.png"]
     assert Collator(stack)(found[3:4]).samples == ()  # nothing is left of this one
 
 
@@ -100,7 +100,8 @@ def test_fault_38_a_folder_without_readable_images_ends_the_run(own_photos):
     for file in (own_photos / "train").rglob("*.jpg"):
         file.write_bytes(b"")
     samples = train_samples(open_folder(own_photos).train, PLAIN, on_bad="skip")
-    assert "20 samples that could replace it cannot be read either" in str(samples[0, 0])
+    error = samples[0, 0]
+    assert error.subject.startswith(str(own_photos / "train")) and "20 replacements" in error.problem
 
 
 def test_the_first_error_takes_the_place_of_its_batch(colours):

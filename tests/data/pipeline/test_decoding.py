@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size
+from tests.tools.errors import raises
 from utils.errors import DataError
 
 PHOTO = Image.fromarray(load_sample_images().images[1])
@@ -57,9 +58,9 @@ def test_fault_39_sixteen_bits_are_scaled_not_clipped(kind):
     [(b"", "empty file"), (b"this is text", "unknown format"), (encoded(noise(), "JPEG")[:900], "truncated")],
 )
 def test_fault_38_unreadable_images_are_named(data, reason):
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, "train/n01/x.jpg", reason) as caught:
         decode(data, "train/n01/x.jpg")
-    assert reason in str(caught.value) and "BytesIO" not in str(caught.value) and "train/n01/x.jpg" in str(caught.value)
+    assert "BytesIO" not in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["zeros", "cut and closed", "a gap"])
@@ -73,9 +74,9 @@ def test_fault_38_damage_inside_a_jpeg_is_refused_not_filled_with_grey(damage):
         "a gap": data[:half] + data[half + 4000 :],
     }[damage]
     for upright in (False, True):
-        with pytest.raises(DataError, match="truncated or corrupt.*: x.jpg"):
+        with raises(DataError, "x.jpg", "truncated or corrupt"):
             decode(bad, "x.jpg", upright)
-    with pytest.raises(DataError, match="truncated or corrupt.*: x.jpg"):
+    with raises(DataError, "x.jpg", "truncated or corrupt"):
         decode_jpeg(bad, "x.jpg", *jpeg_size(bad), reduce=2)
 
 
@@ -172,7 +173,7 @@ def test_fault_40_orientation_is_ignored_or_applied(orientation):
 def test_fault_41_a_decompression_bomb_is_refused_before_it_takes_memory():
     data = encoded(Image.new("1", (20_000, 20_000)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match="exceeds limit"):
+    with raises(DataError, "bomb.png", "exceeds limit"):
         decode(data, "bomb.png")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
 
@@ -191,7 +192,7 @@ def test_other_images_and_corrupt_ones_are_left_to_pillow():
     crop = PHOTO.crop((0, 0, 64, 48))
     assert jpeg_size(encoded(crop)) is None and jpeg_size(b"\xff\xd8 no more") is None and jpeg_size(b"") is None
     assert jpeg_size(encoded(crop.convert("CMYK"), "JPEG")) is None
-    with pytest.raises(DataError, match="not a readable image .*: x.jpg"):
+    with raises(DataError, "x.jpg"):
         decode_jpeg(encoded(crop, "JPEG", quality=95)[:-600], "x.jpg", 48, 64)
 
 
@@ -209,16 +210,16 @@ def test_reduced_decoding_rounds_the_sides_up(reduce):
 def test_tiffs_of_many_bands_are_decoded_as_they_are(dtype, planar, channels):
     data, bands = tiff(channels, dtype, planar)
     assert np.array_equal(decode_bands(data, "a", channels), bands)
-    with pytest.raises(DataError, match=f"an image of {channels} channels: x.tif: IN_CHANS is 4"):
+    with raises(DataError, "x.tif", f"{channels} channels", "IN_CHANS is 4"):
         decode_bands(data, "x.tif", 4)
 
 
 def test_other_types_of_values_are_refused():
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, np.zeros((4, 4, 5), np.float32), photometric="minisblack", planarconfig="contig")
-    with pytest.raises(DataError, match="values of type float32: x.tif: store 8 or 16 bits"):
+    with raises(DataError, "x.tif", "float32"):
         decode_bands(buffer.getvalue(), "x.tif", 5)
-    with pytest.raises(DataError, match="not a readable image .*: x.tif"):
+    with raises(DataError, "x.tif"):
         decode_bands(buffer.getvalue()[:60], "x.tif", 5)
 
 

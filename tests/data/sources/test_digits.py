@@ -5,6 +5,7 @@ from PIL import Image
 
 from data.sources.digits import write_digits
 from tests.tools.builders import open_data
+from tests.tools.errors import raises
 from utils.errors import DataError
 
 
@@ -41,8 +42,8 @@ def test_a_folder_with_some_of_the_digits_is_taken_as_it_is(digits, tmp_path):
 
 def test_digits_do_not_overwrite_another_folder(tmp_path):
     (tmp_path / "x").mkdir()
-    with pytest.raises(DataError, match="not the digits"):
+    with raises(DataError, tmp_path / "x", "--data-path"):
         write_digits(tmp_path / "x")
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot write the digits \(.*\): .*file/x: name another folder"):
+    with raises(DataError, tmp_path / "file" / "x", "cannot be written", "--data-path"):
         write_digits(tmp_path / "file" / "x")

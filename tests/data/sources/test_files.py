@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from data.sources.files import FileSource, find_images
+from tests.tools.errors import raises
 from utils.errors import DataError
 
 
@@ -34,15 +35,13 @@ def test_an_image_that_is_named_twice_comes_once(folder):
 @pytest.mark.parametrize("name", ["gone.jpg", "*.bmp", "empty"])
 def test_a_name_without_images_is_refused(folder, name):
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match=f"no images: .*{name.replace('*', '.')}"):
+    with raises(DataError, folder / name, "no images"):
         find_images([str(folder / "b.png"), str(folder / name)])
 
 
 def test_a_text_that_is_no_list_is_refused(folder):
     (folder / "README.txt").write_text("\n# Title\n\nText\n")
-    with pytest.raises(
-        DataError, match=r"no such image: # Title, the first of .*README.txt: a .txt file lists one path"
-    ):
+    with raises(DataError, folder / "README.txt", "# Title"):
         find_images([str(folder / "README.txt")])
 
 
@@ -50,6 +49,6 @@ def test_a_source_reads_and_names_them(folder):
     source = FileSource([folder / "b.png", folder / "gone.png"])
     assert len(source) == 2 and source[0].target is None
     assert source[0].data == (folder / "b.png").read_bytes() and source.name(0) == str(folder / "b.png")
-    with pytest.raises(DataError, match="cannot read an image .*gone.png"):
+    with raises(DataError, folder / "gone.png"):
         _ = source[1]
     assert source.fingerprint() != FileSource([folder / "b.png"]).fingerprint()

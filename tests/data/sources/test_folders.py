@@ -1,11 +1,12 @@
 """Image folders: class map, hidden and stray files, flat validation images."""
 
+import errno
+import os
 import shutil
-
-import pytest
 
 from data.sources.folders import FolderStore, imagenet_synsets, images_below, is_image, validation_labels
 from tests.tools.builders import labels_of, open_folder, open_validation
+from tests.tools.errors import raises
 from utils.errors import DataError
 
 
@@ -29,13 +30,13 @@ def test_fault_43_hidden_and_stray_files_are_passed_over(own_photos):
 
 def test_fault_43_an_empty_class_is_refused_by_name(own_photos):
     (own_photos / "train" / "class_9").mkdir()
-    with pytest.raises(DataError, match="no images for class class_9"):
+    with raises(DataError, own_photos / "train/class_9", "class_9"):
         open_folder(own_photos)
 
 
 def test_fault_44_unknown_validation_classes_are_named(own_photos):
     (own_photos / "val" / "class_1").rename(own_photos / "val" / "klass_1")
-    with pytest.raises(DataError, match="1 classes of .*val are not among the 3 of training: klass_1"):
+    with raises(DataError, own_photos / "val", "1 classes", 3, "klass_1"):
         open_folder(own_photos)
 
 
@@ -69,7 +70,7 @@ def test_files_that_are_ignored_are_named(own_photos, caplog):
 def test_a_file_that_vanished_is_named(own_photos):
     source = open_folder(own_photos).train
     (own_photos / "train" / "class_0" / "photo_0.jpg").unlink()
-    with pytest.raises(DataError, match=r"No such file.*class_0/photo_0\.jpg"):
+    with raises(DataError, own_photos / "train/class_0/photo_0.jpg", os.strerror(errno.ENOENT)):
         _ = source[0]
 
 
@@ -94,15 +95,15 @@ def test_flat_validation_images_are_labelled_by_name(photos, tmp_path):
     val = open_folder(tmp_path).val
     assert sorted(labels_of(val)) == [0, 1] and len(val.class_names) == 2
     shutil.copy(photos / "val/class_0/photo_0.jpg", tmp_path / "val/holiday.jpg")
-    with pytest.raises(DataError, match=r"no class folders, and 1 of its images are not ImageNet's.*holiday\.jpg"):
+    with raises(DataError, tmp_path / "val", 1, "holiday.jpg"):
         open_validation(tmp_path)
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(DataError, match=r"no class folders: .*train: it must contain one folder of images per class"):
+    with raises(DataError, tmp_path / "train", "class folders"):
         FolderStore(tmp_path).open("train")
-    with pytest.raises(DataError, match=r"cannot list a folder \(No such file or directory\): .*val"):
+    with raises(DataError, tmp_path / "val", os.strerror(errno.ENOENT)):
         FolderStore(tmp_path).class_names("val")
 
 

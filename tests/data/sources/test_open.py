@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-import pytest
-
 from data.sources.open import SourceOptions, check_ranks, find_store, some_samples
 from data.sources.tar import TarStore
 from data.sources.zip import ZipStore
 from tests.data.sources.storages import as_tar, as_zip
 from tests.tools.builders import open_folder
+from tests.tools.errors import raises
 from utils.distributed.world import World
 from utils.errors import DistributedError
 
@@ -28,12 +27,13 @@ def test_samples_that_are_named_are_spread_over_the_split(photos):
 
 def test_ranks_that_see_other_samples_are_named(photos, monkeypatch):
     train = open_folder(photos).train
-    other = {"the number of training samples": "35", "the digest of names and targets of the training samples": "x"}
+    other = {"DATA.DATA_PATH": "35 training samples with digest x"}
 
     def gather(self, value):
         return [value, ("elsewhere", other)]
 
     monkeypatch.setattr(World, "gather_objects", gather)
     check_ranks(World(), {"training": train})  # a single process
-    with pytest.raises(DistributedError, match=r"the number of training samples is 35 on rank 1 .*DATA\.DATA_PATH"):
+    shown = f"36 training samples with digest {train.fingerprint()[:16]} on rank 0"
+    with raises(DistributedError, "DATA.DATA_PATH", "35 training samples with digest x on rank 1 (elsewhere)", shown):
         check_ranks(replace(World(), size=2), {"training": train, "validation": None})

@@ -10,6 +10,7 @@ import pytest
 from data.sources.tar import TarStore
 from tests.data.sources.storages import files, write_shard, write_tars
 from tests.tools.builders import labels_of
+from tests.tools.errors import raises
 from utils.errors import DataError
 
 
@@ -48,16 +49,16 @@ def test_keys_of_webdataset_may_repeat_in_other_shards(photos, tmp_path, image):
     assert TarStore(tmp_path).open("train", ["a", "b", "c"]).class_names == ("a", "b", "c")
 
 
-@pytest.mark.parametrize(("label", "message"), [(None, "no label from 0 to 2"), ("3", "0 to 2"), ("-1", "0 to 2")])
-def test_an_image_of_webdataset_needs_a_label_in_range(tmp_path, image, label, message):
+@pytest.mark.parametrize("label", [None, "3", "-1"])
+def test_an_image_of_webdataset_needs_a_label_in_range(tmp_path, image, label):
     write_shard(tmp_path / "train.tar", [(image, "a", "0"), (image, "b", label)])
-    with pytest.raises(DataError, match=rf"{message}: .*@/b\.jpg: its \.cls must contain one"):
+    with raises(DataError, f"{tmp_path}@/b.jpg", "0 to 2", ".cls"):
         TarStore(tmp_path).open("train", None, 3)
 
 
 def test_a_label_that_is_no_number_is_refused(tmp_path, image):
     write_shard(tmp_path / "train.tar", [(image, "a", "dog")])
-    with pytest.raises(DataError, match=r"not a readable tar archive \(.*dog.*train\.tar"):
+    with raises(DataError, tmp_path / "train.tar", "dog"):
         TarStore(tmp_path).open("train")
 
 
@@ -66,7 +67,7 @@ def test_fault_46_paths_out_of_the_root_are_refused_in_a_tar(tmp_path):
         info = tarfile.TarInfo("../x.jpg")
         info.size = 1
         archive.addfile(info, io.BytesIO(b"x"))
-    with pytest.raises(DataError, match=r"leads out of the data folder: .*train\.tar@/"):
+    with raises(DataError, f"{tmp_path}/train.tar@/../x.jpg", "'../x.jpg'"):
         TarStore(tmp_path).open("train")
 
 
@@ -74,11 +75,11 @@ def test_fault_47_compressed_and_truncated_tars_are_refused(photos, tmp_path):
     write_tars(photos, tmp_path)
     source = TarStore(tmp_path).open("train")
     os.truncate(tmp_path / "train.tar", 1000)
-    with pytest.raises(DataError, match=r"truncated within an image: .*@/class_0/photo_0\.jpg"):
+    with raises(DataError, f"{tmp_path}@/class_0/photo_0.jpg", "truncated"):
         _ = source[0]
     with tarfile.open(tmp_path / "val.tar", "w:gz") as archive:
         archive.add(photos / "val", arcname="val")
-    with pytest.raises(DataError, match=r"not a readable tar archive .*val\.tar: copy it again, uncompressed"):
+    with raises(DataError, tmp_path / "val.tar", "uncompressed"):
         TarStore(tmp_path).open("val")
 
 

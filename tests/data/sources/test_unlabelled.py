@@ -1,8 +1,7 @@
 """Folders of images without labels."""
 
-import pytest
-
 from data.sources.unlabelled import UnlabelledStore
+from tests.tools.errors import raises
 from utils.errors import DataError
 
 
@@ -16,7 +15,7 @@ def test_any_folder_is_a_training_set(photos):
 
 
 def test_a_folder_without_images_is_rejected(tmp_path):
-    with pytest.raises(DataError, match="no images: .*--data-path"):
+    with raises(DataError, "--data-path", f"no images in {tmp_path}"):
         UnlabelledStore(tmp_path).open("train")
-    with pytest.raises(DataError, match="no such folder"):
+    with raises(DataError, "--data-path", tmp_path / "gone"):
         UnlabelledStore(tmp_path / "gone").open("train")

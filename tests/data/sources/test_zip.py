@@ -7,6 +7,7 @@ import pytest
 from data.sources.zip import ZipStore
 from tests.data.sources.storages import ESCAPING, SPLITS, files, write_lists, write_zips
 from tests.tools.builders import labels_of, open_folder
+from tests.tools.errors import raises
 from utils.errors import DataError
 
 
@@ -53,7 +54,7 @@ def test_fault_43_hidden_folders_in_an_archive_are_passed_over(photos, tmp_path)
 def test_fault_46_paths_out_of_the_root_are_refused_in_a_map(photos, tmp_path, name):
     write_zips(photos, tmp_path)
     (tmp_path / "train_map.txt").write_text(f"{name}\t0\n")
-    with pytest.raises(DataError, match=r"leads out of the data folder: .*train_map\.txt:1"):
+    with raises(DataError, f"{tmp_path}/train_map.txt:1", repr(name)):
         ZipStore(tmp_path).open("train")
 
 
@@ -61,7 +62,7 @@ def test_fault_46_paths_out_of_the_root_are_refused_in_a_map(photos, tmp_path, n
 def test_fault_46_paths_out_of_the_root_are_refused_in_an_archive(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
         archive.writestr(name, b"x")
-    with pytest.raises(DataError, match=r"leads out of the data folder: .*train\.zip@/"):
+    with raises(DataError, f"{tmp_path}/train.zip@/{name}", repr(name)):
         ZipStore(tmp_path).open("train")
 
 
@@ -72,31 +73,31 @@ def test_fault_47_corrupt_archives_are_refused(photos, tmp_path):
     data = bytearray(archive.read_bytes())
     data[200] ^= 1  # in the first member
     archive.write_bytes(data)
-    with pytest.raises(DataError, match=r"its checksum differs\): .*train\.zip@/class_0/photo_0\.jpg"):
+    with raises(DataError, f"{archive}@/class_0/photo_0.jpg", "checksum"):
         _ = source[0]
     archive.write_bytes(data[:5000])
-    with pytest.raises(DataError, match=r"no member starts there\): .*train\.zip@/class_2/photo_9\.jpg"):
+    with raises(DataError, f"{archive}@/class_2/photo_9.jpg", "no member"):
         _ = source[35]
-    with pytest.raises(DataError, match=r"not a readable zip archive .*train\.zip"):
+    with raises(DataError, archive):
         open_folder(tmp_path, zipped=True)
 
 
 def test_fault_47_missing_and_encrypted_members_are_refused(photos, tmp_path):
     write_zips(photos, tmp_path)
     (tmp_path / "train_map.txt").write_text("class_0/photo_0.jpg\t0\nclass_0/gone.jpg\t0\n")
-    with pytest.raises(DataError, match=r"train\.zip@/class_0/gone\.jpg"):
+    with raises(DataError, f"{tmp_path}/train.zip@/class_0/gone.jpg", 1, tmp_path / "train_map.txt"):
         ZipStore(tmp_path).open("train")
     (tmp_path / "train_map.txt").unlink()
     data = bytearray((tmp_path / "train.zip").read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag of encryption, in the directory
     (tmp_path / "train.zip").write_bytes(data)
-    with pytest.raises(DataError, match=r"an encrypted image: .*train\.zip@/train/class_0/photo_0\.jpg"):
+    with raises(DataError, f"{tmp_path}/train.zip@/train/class_0/photo_0.jpg", "encrypted"):
         ZipStore(tmp_path).open("train")
 
 
 def test_fault_47_other_compressions_are_refused(photos, tmp_path):
     write_zips(photos, tmp_path, zipfile.ZIP_BZIP2)
-    with pytest.raises(DataError, match=r"unsupported compression \(12\): .*@/train/class_0/photo_0\.jpg"):
+    with raises(DataError, f"{tmp_path}/train.zip@/train/class_0/photo_0.jpg", 12):
         ZipStore(tmp_path).open("train")
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from data.tools.checking import check_folder
+from tests.tools.errors import raises
 from utils.errors import DataError
 
 
@@ -72,11 +73,11 @@ def test_class_names_that_sort_or_read_badly(tmp_path):
     shutil.copytree(tmp_path / "train/1", tmp_path / "train/dog")
     Image.new("L", (4, 4), 99).save(tmp_path / "train/dog/a.png")
     report = check_folder(tmp_path, workers=1)
-    assert any("hardly differ" in text and "'Dog', 'dog'" in text for text in report.findings)
+    assert any("class names" in text and "'Dog', 'dog'" in text for text in report.findings)
 
 
 def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no folder .*gone"):
+    with raises(DataError, tmp_path / "gone"):
         check_folder(tmp_path / "gone", workers=1)
 
 

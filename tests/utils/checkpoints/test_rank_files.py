@@ -1,8 +1,12 @@
 """Sets of files in the layout of the released Swin-MoE, made here, and what is wrong with sets."""
 
+import errno
+import os
+
 import pytest
 import torch
 
+from tests.tools.errors import raises
 from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.rank_files import find_rank_files, read_rank_files
 from utils.errors import CheckpointError
@@ -90,9 +94,7 @@ def test_an_ordinary_file_and_nothing_are_no_set(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "m.pth")
     assert find_rank_files(tmp_path / "m.pth") is None and "a" in read_checkpoint(tmp_path / "m.pth")
     assert find_rank_files(tmp_path / "n.pth") is None and find_rank_files(tmp_path / "p.pth") is None
-    with pytest.raises(
-        CheckpointError, match=r"cannot read a checkpoint \(No such file or directory\): .*n\.pth: name"
-    ):
+    with raises(CheckpointError, tmp_path / "n.pth", os.strerror(errno.ENOENT)):
         read_checkpoint(tmp_path / "n.pth")
     (tmp_path / "[m].pth.rank0").write_bytes((tmp_path / "m.pth.rank0").read_bytes())
     assert list(find_rank_files(tmp_path / "[m].pth").ranks) == [0]
@@ -113,34 +115,30 @@ def test_a_missing_file_is_named(tmp_path, local, gone, named):
     path = write(tmp_path, model(), local, master=True)
     for rank in gone:
         (tmp_path / f"m.pth.rank{rank}").unlink()
-    with pytest.raises(
-        CheckpointError, match=rf"a file of the set is missing: .*m\.pth\.{named}: there is one for each"
-    ):
+    with raises(CheckpointError, tmp_path / f"m.pth.{named}", "missing"):
         read_checkpoint(path)
 
 
 def test_what_all_ranks_share_alone_is_not_enough(tmp_path):
     torch.save({"model": model()}, tmp_path / "m.pth.master")
     for name in ("m.pth", "m.pth.master"):
-        with pytest.raises(CheckpointError, match=r"is missing: .*m\.pth\.rank0"):
+        with raises(CheckpointError, tmp_path / "m.pth.rank0", "missing"):
             read_checkpoint(tmp_path / name)
 
 
 def test_too_many_files_and_files_of_another_model_are_refused(tmp_path):
     path = write(tmp_path, model(), 2)
     torch.save(torch.load(tmp_path / "m.pth.rank1"), tmp_path / "m.pth.rank2")
-    with pytest.raises(CheckpointError, match=r"3 files for 4 experts, 2 expected: .*m\.pth\.rank\*: remove those of"):
+    with raises(CheckpointError, tmp_path / "m.pth.rank*", "3 files for 4 experts", "2 expected"):
         read_checkpoint(path)
     (tmp_path / "m.pth.rank2").unlink()
     other = torch.load(tmp_path / "m.pth.rank1")
     other["model"][f"{LAYER}.experts.batched_fc2_w"] = torch.zeros(2, HIDDEN, 9)
     torch.save(other, tmp_path / "m.pth.rank1")
-    with pytest.raises(
-        CheckpointError, match=r"the files do not belong together \(Sizes of tensors.*: name another set"
-    ):
+    with raises(CheckpointError, tmp_path / "m.pth.rank*", "Sizes of tensors"):
         read_checkpoint(path)
     torch.save({"model": 3}, tmp_path / "m.pth.rank1")
-    with pytest.raises(CheckpointError, match=r"the file has no weights: .*m\.pth\.rank1"):
+    with raises(CheckpointError, tmp_path / "m.pth.rank1"):
         read_checkpoint(path)
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from yacs.config import CfgNode
 
+from tests.tools.errors import raises
 from utils.checkpoints.safe_load import load_tensors
 from utils.errors import CheckpointError
 
@@ -45,7 +46,7 @@ def test_fault_20_malformed_safetensors_are_refused(tmp_path, content):
     if content.endswith(b"\x00{}"):  # the one that is well-formed, and empty
         assert load_tensors(path) == {}
         return
-    with pytest.raises(CheckpointError, match="a.safetensors"):
+    with raises(CheckpointError, path):
         load_tensors(path)
 
 
@@ -55,20 +56,20 @@ def test_fault_20_a_zip_bomb_is_refused_before_memory_is_taken(tmp_path):
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
         archive.writestr("archive/data/0", bytes(200 << 20))
     assert path.stat().st_size < 1 << 20
-    with pytest.raises(CheckpointError, match="expands to 209,715,2"):
+    with raises(CheckpointError, path, "209,715,2"):
         load_tensors(path)
 
 
 def test_fault_20_a_tensor_that_claims_more_than_it_holds_is_refused(tmp_path):
     torch.save({"model": {"norm.weight": torch.zeros(1).expand(10**12)}}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"claims more values than its storage has: model\.norm\.weight"):
+    with raises(CheckpointError, tmp_path / "a.pth", "model.norm.weight", "storage"):
         load_tensors(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("odd", [torch.zeros(3, device="meta"), torch.eye(3).to_sparse()])
 def test_tensors_without_plain_values_are_refused(tmp_path, odd):
     torch.save({"model": {"norm.weight": odd}}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"not a dense tensor: model\.norm\.weight"):
+    with raises(CheckpointError, tmp_path / "a.pth", "model.norm.weight", "dense"):
         load_tensors(tmp_path / "a.pth")
 
 

@@ -9,6 +9,7 @@ from models.moe.mixture import MoeMlp
 from models.moe.routing import RoutingOptions
 from tests.conftest import run_ranks
 from tests.tools.builders import small
+from tests.tools.errors import raises
 from utils.distributed.experts import (
     Placement,
     expert_parameters,
@@ -49,7 +50,7 @@ def test_a_slice_has_a_share_of_the_hidden_channels_and_the_whole_last_bias():
     assert own_part("x.batched_fc1_w", weight, third).tolist() == weight[1:, 2:4].tolist()
     assert own_part("batched_fc1_bias", weight[..., 0], third).tolist() == weight[1:, 2:4, 0].tolist()
     assert own_part("x.batched_fc2_bias", bias, third).tolist() == bias[1:].tolist()
-    with pytest.raises(ConfigError, match=r"6 hidden channels, which 4 ranks .*: MODEL\.SWIN_MOE\.NUM_LOCAL_EXPERTS"):
+    with raises(ConfigError, "MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS", "6 hidden channels", "4 ranks"):
         own_part("batched_fc1_w", weight, Placement(2, slices=4, group_size=8, world_size=8))
 
 

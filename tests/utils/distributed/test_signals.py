@@ -40,7 +40,7 @@ def interrupt():
 @pytest.mark.parametrize(
     ("number", "code", "line"),
     [
-        (signal.SIGTERM, 75, "error: terminated by SIGTERM: run the same command again to resume\n"),
+        (signal.SIGTERM, 75, "error: SIGTERM: terminated (run the same command again to resume)\n"),
         (signal.SIGINT, 130, "error: interrupted\n"),
     ],
 )
@@ -102,11 +102,11 @@ def test_the_error_of_a_signal_says_what_was_saved_and_how_to_go_on():
     error = Interrupt().error
     terminated = error(signal.SIGTERM, "the state after update 5 is saved")
     assert isinstance(terminated, TerminatedError) and terminated.exit_code == 75
-    again = "run the same command again to resume"
-    assert str(terminated) == f"terminated by SIGTERM, the state after update 5 is saved: {again}"
-    assert str(error(signal.SIGTERM)) == f"terminated by SIGTERM: {again}"
+    assert terminated.subject == "SIGTERM" and "the state after update 5 is saved" in terminated.problem
+    assert "run the same command again" in terminated.remedy
+    assert error(signal.SIGTERM).args == ("SIGTERM", "terminated", terminated.remedy)
     interrupted = error(signal.SIGINT, "saved")
-    assert isinstance(interrupted, KeyboardInterrupt) and str(interrupted) == f"saved: {again}"
+    assert isinstance(interrupted, KeyboardInterrupt) and str(interrupted) == f"saved ({terminated.remedy})"
     assert error(signal.SIGINT).args == ()
 
 

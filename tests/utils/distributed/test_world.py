@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from tests.conftest import free_port, run_ranks
 from tests.tools.builders import LostStore
+from tests.tools.errors import raises
 from utils.distributed import watchdog, world
 from utils.distributed.watchdog import Watchdog
 from utils.distributed.world import World, join_world, launched_rank
@@ -84,7 +85,7 @@ def test_fault_26_a_lost_connection_names_the_rank_that_is_gone(ranks, capsys, e
     ranks[0].tick("epoch 1, update 3")
     assert ranks[0].end_together(error, debug=False) == 5
     err = capsys.readouterr().err
-    assert err.startswith("error: rank 1 (") and "disappeared at epoch 1, update 3" in err and "Traceback" not in err
+    assert err.startswith("error: rank 1: ") and "at epoch 1, update 3" in err and "Traceback" not in err
 
 
 def test_an_error_of_the_program_is_not_taken_for_a_lost_connection(ranks, capsys):
@@ -119,37 +120,36 @@ def test_without_a_launcher_there_is_one_rank(launched):
 
 
 @pytest.mark.parametrize(
-    ("variables", "place", "message"),
+    ("variables", "place", "subject", "value"),
     [
-        ({"WORLD_SIZE": 2}, (0, 2), "WORLD_SIZE is 2 but RANK is not set: RANK: start with torchrun"),
-        ({"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "localhost"}, (1, 2), "MASTER_PORT is not set"),
-        ({"WORLD_SIZE": "two"}, (0, 1), "'two' is not a number: WORLD_SIZE: start with torchrun"),
-        ({"RANK": "x"}, (0, 1), "'x' is not a number: RANK: start with torchrun"),
+        ({"WORLD_SIZE": 2}, (0, 2), "RANK", "WORLD_SIZE is 2"),
+        ({"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "localhost"}, (1, 2), "MASTER_PORT", 2),
+        ({"WORLD_SIZE": "two"}, (0, 1), "WORLD_SIZE", "'two'"),
+        ({"RANK": "x"}, (0, 1), "RANK", "'x'"),
     ],
 )
-def test_variables_of_a_launcher_that_are_wrong_are_named(launched, variables, place, message):
+def test_variables_of_a_launcher_that_are_wrong_are_named(launched, variables, place, subject, value):
     launched(**variables)
     assert launched_rank() == place[0]
-    with pytest.raises(DistributedError, match=message):
+    with raises(DistributedError, subject, value, "torchrun"):
         join_world()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_that_do_not_meet_say_so(launched, rank):
     launched(WORLD_SIZE=2, RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="localhost", MASTER_PORT=free_port())
-    with pytest.raises(DistributedError, match="the 2 ranks cannot meet .*MASTER_ADDR, MASTER_PORT: every machine"):
+    with raises(DistributedError, "MASTER_ADDR", "2 ranks", "MASTER_PORT"):
         join_world(timeout_minutes=0.01)
 
 
 def test_a_gpu_that_cannot_be_used_is_a_warning_or_if_it_was_wanted_an_error(launched, monkeypatch, caplog):
     launched(CUDA_VISIBLE_DEVICES="abc")
     assert join_world().device.type == "cpu"
-    assert caplog.messages == [
-        "no GPU can be used (CUDA_VISIBLE_DEVICES is 'abc'): running on the CPU; --device cpu if that is meant"
-    ]
+    (warning,) = caplog.messages
+    assert "CUDA_VISIBLE_DEVICES is 'abc'" in warning and "--device cpu" in warning
     caplog.clear()
     assert join_world(device_type="cpu").device.type == "cpu" and not caplog.messages
-    with pytest.raises(DistributedError, match="no GPU can be used .*: --device: use cpu"):
+    with raises(DistributedError, "--device", "CUDA_VISIBLE_DEVICES is 'abc'", "cpu"):
         join_world(device_type="cuda")
 
 
@@ -157,7 +157,7 @@ def test_more_ranks_than_gpus_are_refused(launched, monkeypatch):
     launched(WORLD_SIZE=2, RANK=1, LOCAL_RANK=1, MASTER_ADDR="localhost", MASTER_PORT=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(DistributedError, match="rank 1 of this machine has no GPU: .*launch at most 1"):
+    with raises(DistributedError, "--nproc_per_node", "rank 1", "at most 1"):
         join_world()
 
 
@@ -187,7 +187,7 @@ def test_what_an_earlier_attempt_left_in_the_store_of_the_launcher_disturbs_noth
     assert codes == [[2, 2], [4, 4], [0, 0]], err
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and errors[0] == "error: wrong key", err
-    assert "cannot read a checkpoint (No such file or directory): gone.pth" in errors[1]
+    assert errors[1].startswith("error: gone.pth: ") and "No such file or directory" in errors[1]
 
 
 @pytest.mark.seconds
@@ -221,10 +221,9 @@ def test_tensors_of_any_type_and_layout_are_broadcast(found):
 def test_what_differs_is_named_on_every_rank_with_the_rank_and_its_machine(found):
     host = socket.gethostname()
     for rank in found:
-        assert rank["unequal"] == (
-            f"the ranks differ: TRAIN.BASE_LR is 1.1 on rank 1 ({host}), 0.1 on rank 0 ({host}): use one command"
-            " everywhere"
-        )
+        assert rank["unequal"].startswith("TRAIN.BASE_LR: ")
+        for part in (f"1.1 on rank 1 ({host}), 0.1 on rank 0 ({host})", "(use one command everywhere)"):
+            assert part in rank["unequal"]
 
 
 @pytest.mark.seconds
@@ -240,8 +239,8 @@ def test_a_file_that_only_the_main_rank_sees_is_read_by_all(found):
 def test_fault_33_a_weight_that_differs_is_named_on_every_rank(found):
     for rank in found:
         for key, update in (("weights", 5), ("zeros", 6)):
-            start = f"rank 1 has other weights than rank 0 at epoch 0, update {update}, the first is 2.weight: "
-            assert rank[key].startswith(start) and "same command again" in rank[key]
+            assert rank[key].startswith("rank 1: ") and "same command again" in rank[key]
+            assert f"rank 0 at epoch 0, update {update}" in rank[key] and "2.weight" in rank[key]
 
 
 @pytest.mark.seconds
@@ -278,5 +277,5 @@ def test_a_rank_that_does_not_come_is_not_waited_for_forever(monkeypatch):
     store = dist.HashStore()
     store.set_timeout(world.timedelta(seconds=0.2))
     store.set("token/1", "of an earlier attempt")
-    with pytest.raises(RuntimeError, match="a rank did not come"):
+    with pytest.raises(RuntimeError, match="a rank did not join"):
         world._meet(store, 0, 2)

@@ -8,6 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
+from tests.tools.errors import raises
 from utils.errors import ResourceError
 from utils.logs import metrics_file as module
 from utils.logs.metrics_file import MetricsFile, refuse_reserved
@@ -122,8 +123,7 @@ def test_fault_15_metrics_that_can_never_be_written_end_the_run(tmp_path, failin
     journal = MetricsFile(tmp_path, 0)
     journal.write({"update": 1}, {})
     failing(99)
-    message = r"cannot write the metrics \(No space left on device\): .*metrics.jsonl: free disk space or set OUTPUT"
-    with pytest.raises(ResourceError, match=message):
+    with raises(ResourceError, tmp_path / "metrics.jsonl", "No space left on device", "OUTPUT"):
         journal.write({"update": 2}, {})
     journal.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"update": 1}\n'  # not half a line
@@ -153,7 +153,7 @@ def test_fault_55_an_event_file_that_fails_later_is_given_up_with_one_warning(tm
     journal.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "TensorBoard fails and is disabled ([Errno 28] No space left on device); training continues"
+        "TensorBoard failed and is disabled ([Errno 28] No space left on device); training continues"
     ]
 
 
@@ -170,5 +170,5 @@ def test_fault_55_an_event_file_that_fails_when_it_is_closed_is_a_warning(tmp_pa
 
 def test_names_of_fields_are_refused_for_parts_and_metrics():
     refuse_reserved(["loss", "distance", "top1"])
-    with pytest.raises(ValueError, match=r"lr, update: metrics\.jsonl has fields"):
+    with pytest.raises(ValueError, match=r"lr, update: .*metrics\.jsonl"):
         refuse_reserved(["update", "loss", "lr"])

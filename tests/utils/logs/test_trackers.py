@@ -7,6 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from tests.tools.errors import raises
 from utils.errors import ConfigError
 from utils.logs.trackers import Trackers, WeightsAndBiases
 
@@ -43,7 +44,7 @@ def test_weights_and_biases_needs_no_network(tmp_path, monkeypatch, caplog):
 
 def test_without_its_package_a_tracker_that_was_asked_for_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="LOG.WANDB: pip install wandb"):
+    with raises(ConfigError, "LOG.WANDB", "pip install wandb"):
         Trackers(tmp_path, 0, wandb="project")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.tools.builders import CPU, batches, evaluation_of, objective, plan, shape, small, train_state
+from tests.tools.errors import raises
 from utils.distributed.world import World
 from utils.errors import ResourceError
 from utils.runs import dry_run as module
@@ -84,7 +85,7 @@ def test_nothing_is_left_of_a_run_that_has_ended(tmp_path, said):
 
 def test_a_disk_without_room_is_found_out(tmp_path, monkeypatch, said):
     monkeypatch.setattr("utils.checkpoints.files.free_mib", lambda folder: 0.01)
-    with pytest.raises(ResourceError, match=r"the checkpoints need .* MiB are free"):
+    with raises(ResourceError, tmp_path / "none/a/b/checkpoints", "MiB are free"):
         run(tmp_path, train_state(small()))
 
 

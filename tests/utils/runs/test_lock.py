@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.tools.builders import in_child
+from tests.tools.errors import raises
 from utils.errors import ConfigError
 from utils.runs import lock as module
 from utils.runs.lock import RunLock
@@ -58,8 +59,8 @@ def test_the_record_says_who_owns_the_folder_and_moves(tmp_path, monkeypatch):
 
 
 def test_fault_09_a_live_process_on_this_machine_is_named(taken, tmp_path):
-    message = rf"another run writes to this output folder \(host {platform.node()}, process {os.getpid()}\): {tmp_path}"
-    with pytest.raises(ConfigError, match=message + ": wait for it, set another --tag, or remove .*owner.json"):
+    owner = f"(host {platform.node()}, process {os.getpid()})"
+    with raises(ConfigError, tmp_path, owner, "--tag", tmp_path / "owner.json"):
         RunLock.acquire(tmp_path)
     assert read(tmp_path)["token"] == taken._record["token"]
 
@@ -74,7 +75,7 @@ def sleeper():
 def test_fault_09_a_dead_process_is_replaced_at_once(tmp_path, sleeper):
     started = module._started(sleeper.pid)
     write(tmp_path, process=sleeper.pid, started=started, job="77")
-    with pytest.raises(ConfigError, match=f"process {sleeper.pid}, job 77"):
+    with raises(ConfigError, tmp_path, f"process {sleeper.pid}, job 77"):
         RunLock.acquire(tmp_path)
     os.kill(sleeper.pid, signal.SIGKILL)
     state = Path(f"/proc/{sleeper.pid}/stat")
@@ -128,7 +129,7 @@ def beating(folder, seconds, **record):
 
 def test_fault_09_an_owner_on_another_machine_whose_heartbeat_moves_is_named(tmp_path):
     thread = beating(tmp_path, 0.5, started="1", job="9")
-    with pytest.raises(ConfigError, match=r"\(host elsewhere, process 5, job 9\)"):
+    with raises(ConfigError, tmp_path, "(host elsewhere, process 5, job 9)"):
         RunLock.acquire(tmp_path)
     thread.join()
     assert read(tmp_path)["host"] == "elsewhere"
@@ -140,7 +141,7 @@ def test_fault_09_an_owner_that_was_just_writing_is_named(tmp_path, monkeypatch)
     complete, calls = module._read, []
     monkeypatch.setattr(module, "_is_alive", lambda path, other: True)
     monkeypatch.setattr(module, "_read", lambda path: complete(path) if calls else calls.append(path) or {})
-    with pytest.raises(ConfigError, match=r"\(host elsewhere, process 5\)"):
+    with raises(ConfigError, tmp_path, "(host elsewhere, process 5)"):
         RunLock.acquire(tmp_path)
 
 

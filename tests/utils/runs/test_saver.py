@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.tools.builders import in_child
+from tests.tools.errors import raises
 from tests.tools.inject import Fault, Injector
 from utils.checkpoints.files import find_newest, follow, list_checkpoints, read_checkpoint, remove_leftovers
 from utils.errors import ResourceError
@@ -120,7 +121,7 @@ def test_a_failed_save_is_reported_once_by_whatever_comes_next(tmp_path, monkeyp
             patch.setattr(os, "fsync", full)
             saver.save("ckpt_epoch_1.pth", contents(1))
             saver.finish_quietly()
-        with pytest.raises(ResourceError, match="No space left on device"):
+        with raises(ResourceError, tmp_path / "ckpt_epoch_1.pth", os.strerror(errno.ENOSPC)):
             ask()
         saver.check()
         saver.finish()

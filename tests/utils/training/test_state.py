@@ -67,9 +67,9 @@ def test_the_optimizer_holds_the_parameters_of_the_model_that_trains():
 
 def test_another_optimizer_is_refused_and_settings_are_those_of_the_run():
     saved = trained(ema=None).state_dict()
-    with pytest.raises(RuntimeError, match="its optimizer is AdamW, this run's SGD"):
+    with pytest.raises(RuntimeError, match="optimizer is AdamW, .* is SGD"):
         restored(saved, optimizer=OptimizerOptions("sgd"))
-    with pytest.raises(RuntimeError, match="its parameter groups have"):
+    with pytest.raises(RuntimeError, match="parameter groups have"):
         restored(saved, optimizer=OptimizerOptions(layer_decay=0.5))
     state = restored(saved, optimizer=OptimizerOptions(weight_decay=0.3))
     assert sorted(group["weight_decay"] for group in state.optimizer.param_groups) == [0.0, 0.3]
