@@ -37,13 +37,12 @@ class RunError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, subject: str, problem: str = "", remedy: str = ""):
+    def __init__(self, subject: str, problem: str, remedy: str = ""):
         super().__init__(subject, problem, remedy)
         self.subject, self.problem, self.remedy = subject, problem, remedy
 
     def __str__(self) -> str:
-        text = f"{self.subject}: {self.problem}" if self.problem else self.subject
-        return f"{text} ({self.remedy})" if self.remedy else text
+        return f"{self.subject}: {self.problem}{f' ({self.remedy})' if self.remedy else ''}"
 
 
 class ConfigError(RunError):

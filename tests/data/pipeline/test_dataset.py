@@ -105,5 +105,5 @@ def test_fault_38_a_folder_without_readable_images_ends_the_run(own_photos):
 
 
 def test_the_first_error_takes_the_place_of_its_batch(colours):
-    first, second = DataError("a"), DataError("b")
+    first, second = DataError("a", "unreadable"), DataError("b", "unreadable")
     assert Collator(stack)([train_samples(colours.train)[0, 0], first, second]) is first

@@ -21,7 +21,7 @@ import os, signal, sys
 from tests.data.pipeline.test_workers import error_of, monitored
 from tests.data.pipeline.troubled import GroupOfWorker
 
-print(str(error_of(monitored(GroupOfWorker(), workers=1))), os.getpgid(0), sep="|")
+print(error_of(monitored(GroupOfWorker(), workers=1)).problem, os.getpgid(0), sep="|")
 print(signal.pthread_sigmask(signal.SIG_BLOCK, ()), "data.pipeline.worker_group" in sys.modules)
 """
 

@@ -54,7 +54,7 @@ def error_of(loader, release=lambda: None):
 def test_workers_are_not_forked_from_a_process_with_threads(persistent):
     # a forked child can inherit a lock from a thread that it does not have: runs hung at the start of an evaluation
     parent = error_of(monitored(ParentOfWorker(), workers=1, persistent=persistent))
-    assert int(str(parent)) != os.getpid()
+    assert int(parent.problem) != os.getpid()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -43,7 +43,7 @@ class ParentOfWorker(Deadly):
     """Answers with the parent of the process that reads."""
 
     def __getitem__(self, i: int) -> Record:
-        raise DataError(str(os.getppid()))
+        raise DataError("parent", str(os.getppid()))
 
 
 class GroupOfWorker(Deadly):
@@ -51,7 +51,7 @@ class GroupOfWorker(Deadly):
 
     def __getitem__(self, i: int) -> Record:
         blocked = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-        raise DataError(f"{os.getpgid(0)} {os.getppid()} {[int(each) for each in blocked]}")
+        raise DataError("group", f"{os.getpgid(0)} {os.getppid()} {[int(each) for each in blocked]}")
 
 
 class ManyPaths:

@@ -38,7 +38,7 @@ def first(rank):
     with world.local_main_first():
         pass
     if rank == 1:
-        return world.end_together(ConfigError("wrong key"), debug=False)
+        return world.end_together(ConfigError("TAG", "wrong"), debug=False)
     world.gather(torch.zeros(1))
 
 

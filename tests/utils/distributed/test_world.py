@@ -28,8 +28,8 @@ def test_a_single_process_needs_nobody(capsys):
     with world.local_main_first():
         world.tick("the only block")
     assert world.count_distinct("bad images", "x") == 0  # the caller counts
-    assert world.end_together(ConfigError("wrong key"), debug=False) == 2
-    assert capsys.readouterr().err == "error: wrong key\n"
+    assert world.end_together(ConfigError("TAG", "wrong"), debug=False) == 2
+    assert capsys.readouterr().err == "error: TAG: wrong\n"
     world.leave()
 
 
@@ -43,11 +43,11 @@ def test_ranks_of_a_machine_take_turns_even_if_the_launcher_does_not_say_how_man
 
 
 def test_before_the_ranks_have_met_the_main_rank_speaks_unless_a_rank_has_no_gpu(capsys):
-    error = ConfigError("wrong key")
+    error = ConfigError("TAG", "wrong")
     assert [World(rank).end_together(error, debug=False) for rank in (0, 1)] == [2, 2]
-    assert capsys.readouterr().err == "error: wrong key\n"
-    assert World(1).end_together(DistributedError("no GPU"), debug=False) == 5
-    assert capsys.readouterr().err == "error: no GPU\n"
+    assert capsys.readouterr().err == "error: TAG: wrong\n"
+    assert World(1).end_together(DistributedError("rank 1", "no GPU"), debug=False) == 5
+    assert capsys.readouterr().err == "error: rank 1: no GPU\n"
 
 
 def test_an_item_is_counted_once():
@@ -68,9 +68,9 @@ def ranks(monkeypatch):
 
 def test_all_ranks_end_with_the_code_and_the_line_of_the_first_failure(ranks, capsys):
     first, second = reversed(ranks)
-    assert first.end_together(ConfigError("wrong key"), debug=False) == 2
-    assert second.end_together(DistributedError("the other one is gone"), debug=False) == 2
-    assert capsys.readouterr().err == "error: wrong key\n"
+    assert first.end_together(ConfigError("TAG", "wrong"), debug=False) == 2
+    assert second.end_together(DistributedError("rank 1", "gone"), debug=False) == 2
+    assert capsys.readouterr().err == "error: TAG: wrong\n"
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_an_error_of_the_program_is_not_taken_for_a_lost_connection(ranks, capsy
 
 def test_if_the_store_is_gone_every_rank_reports_and_ends(ranks, capsys):
     ranks[1].watchdog._store = LostStore()
-    assert ranks[1].end_together(ConfigError("wrong key"), debug=False) == 2
-    assert capsys.readouterr().err == "error: wrong key\n"
+    assert ranks[1].end_together(ConfigError("TAG", "wrong"), debug=False) == 2
+    assert capsys.readouterr().err == "error: TAG: wrong\n"
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_what_an_earlier_attempt_left_in_the_store_of_the_launcher_disturbs_noth
     _, codes, err = two_ranks
     assert codes == [[2, 2], [4, 4], [0, 0]], err
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2 and errors[0] == "error: wrong key", err
+    assert len(errors) == 2 and errors[0] == "error: TAG: wrong", err
     assert errors[1].startswith("error: gone.pth: ") and "No such file or directory" in errors[1]
 
 
