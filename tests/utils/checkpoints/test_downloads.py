@@ -204,13 +204,13 @@ for name in sys.argv[1:]:
     path = Path(found)
     assert path.name == "pytorch_model.bin" and path.read_bytes() == b"weights" * 1000 and tmp_path in path.parents
     assert "/owner/model/resolve/main/model.safetensors" in [path for _, path in Repository.asked]
-    assert "has no weights under a usual name: hf:owner/other: append /file" in other
-    assert "cannot download the weights (RepositoryNotFoundError): hf:none/model" in unknown
-    assert "cannot download the weights (HFValidationError): hf:--" in invalid
+    assert other.startswith("hf:owner/other: ") and "append /FILE" in other
+    assert unknown.startswith("hf:none/model: ") and "RepositoryNotFoundError" in unknown
+    assert invalid.startswith("hf:--: ") and "HFValidationError" in invalid
     server.shutdown()
     server.server_close()
     offline, cached = fetch("hf:owner/more", "hf:owner/model/pytorch_model.bin")
-    assert "cannot reach Hugging Face: hf:owner/more" in offline and cached == found
+    assert offline.startswith("hf:owner/more: ") and "cannot be reached" in offline and cached == found
 
 
 def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path):
