@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ class Started:
         """Returns what it and the processes that it started wrote until they ended; they must end soon after it."""
         self.wait(timeout)
         self._wait_for(lambda: members(self.pid) == [] or None, 20)
-        return self._output()
+        return self.output()
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -65,14 +66,20 @@ class Started:
         file = self._folder / name
         return int(file.read_text()) if file.exists() else None
 
-    def _output(self) -> tuple[str, str]:
-        return (self._folder / "out").read_text(), (self._folder / "err").read_text()
+    @property
+    def peak_memory(self) -> int:
+        """Resident bytes of the process, or of the largest that it started, once it has ended."""
+        return 1024 * self._wait_for(lambda: self._number("peak"), 10)
+
+    def output(self) -> tuple[str, str]:
+        """Returns what it wrote so far."""
+        return tuple((self._folder / name).read_text(errors="replace") for name in ("out", "err"))  # type: ignore[return-value]
 
     def _wait_for(self, found: Callable[[], T | None], timeout: float) -> T:
         deadline = time.monotonic() + timeout
         while (value := found()) is None:
             if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(str(self._folder), timeout, *self._output())
+                raise subprocess.TimeoutExpired(str(self._folder), timeout, *self.output())
             time.sleep(0.005)
         return value
 
@@ -96,21 +103,29 @@ class Starter:
     def __init__(self) -> None:
         self._server: subprocess.Popen | None = None
         self._count = 0
+        self._lock = threading.Lock()
 
     def start(self, script: Path, arguments: Sequence[object], cwd: Path, environment: dict[str, str]) -> Started:
-        if self._server is None or self._server.poll() is not None:
-            self._folder = Path(tempfile.mkdtemp(prefix="started_"))
-            line = [sys.executable, "-m", "tests.tools.warm", str(self._folder)]
-            neutral = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-            self._server = subprocess.Popen(line, stdin=subprocess.PIPE, text=True, cwd=ROOT, env=neutral)
-        folder = self._folder / str(self._count)
-        folder.mkdir()
-        for name in ("out", "err"):
-            (folder / name).touch()
-        self._count += 1
-        order = {"folder": str(folder), "argv": [str(script), *map(str, arguments)], "cwd": str(cwd)}
-        print(json.dumps({**order, "environment": environment}), file=self._server.stdin, flush=True)
-        return Started(folder, self._server)
+        with self._lock:
+            if self._server is None or self._server.poll() is not None:
+                self._folder = Path(tempfile.mkdtemp(prefix="started_"))
+                line = [sys.executable, "-m", "tests.tools.warm", str(self._folder)]
+                neutral = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+                self._server = subprocess.Popen(line, stdin=subprocess.PIPE, text=True, cwd=ROOT, env=neutral)
+            folder = self._folder / str(self._count)
+            folder.mkdir()
+            for name in ("out", "err"):
+                (folder / name).touch()
+            self._count += 1
+            order = {"folder": str(folder), "argv": [str(script), *map(str, arguments)], "cwd": str(cwd)}
+            print(json.dumps({**order, "environment": environment}), file=self._server.stdin, flush=True)
+            return Started(folder, self._server)
+
+    def close(self) -> None:
+        """Ends the process, and all that it started."""
+        if self._server is not None:
+            self._server.stdin.close()  # type: ignore[union-attr]
+            self._server.wait(30)
 
 
 def _become(order: dict) -> None:
@@ -144,7 +159,8 @@ def _reap(folders: dict[int, Path]) -> None:
         if ended is None:
             continue
         _write(folder / "code", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
-        os.waitpid(pid, 0)
+        _, _, usage = os.wait4(pid, 0)
+        _write(folder / "peak", usage.ru_maxrss)
         del folders[pid]
 
 
