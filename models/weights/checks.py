@@ -52,10 +52,12 @@ def misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
 
 
 def check_shapes(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: list[str], origin: str) -> None:
-    """Raises: WrongModelError with the shapes of `names`, the tensors that do not fit, if there are any."""
+    """Checks that no tensor has the wrong shape, given the names of those that do. Raises: WrongModelError."""
     if names:
         shapes = [f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}" for name in names]
-        raise WrongModelError(origin, f"does not fit the model, {len(names)} of another shape: {listing(shapes, 10)}")
+        raise WrongModelError(
+            origin, f"does not fit the model, {len(names)} of a different shape: {listing(shapes, 10)}"
+        )
 
 
 def trained_as(contents: Mapping[str, Any], origin: str) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""Fits weights to a model of another size: windows, image sizes, input channels, classes."""
+"""Fits weights to a model of a different size: windows, image sizes, input channels, classes."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -16,7 +16,7 @@ from utils.preprocessing import Size
 Weights = dict[str, Tensor]
 # the file's head must fit; or is re-initialised if it does not fit; or is always re-initialised
 Head = Literal["fit", "renew", "replace"]
-# resampling of position tables to another window
+# resampling of position tables to a different window size
 Tables = Literal["bicubic", "geometric"]
 
 
@@ -52,7 +52,7 @@ def _is_square(rows: Tensor) -> bool:
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """Resizes a position table to another window: (S * S, heads) -> (rows, heads).
+    """Resizes a position table to a different window size: (S * S, heads) -> (rows, heads).
 
     Bicubic over the grid of offsets, as in the released recipes.
     """
@@ -63,7 +63,7 @@ def resize_bias_table(table: Tensor, rows: int) -> Tensor:
 
 
 def resize_geometrically(table: Tensor, rows: int) -> Tensor:
-    """Resizes a position table to another window: (S * S, heads) -> (rows, heads), as SimMIM's fine-tuning does.
+    """Resizes a position table to a different window size: (S * S, heads) -> (rows, heads), as SimMIM does.
 
     The offsets of the table are placed at 0, 1, 1 + q, 1 + q + q^2, ... and their negatives, with q such that the last
     one matches the target; a bicubic spline through them is sampled at integer offsets. Small offsets, where values
@@ -90,7 +90,7 @@ def geometric_offsets(count: int, last: int) -> np.ndarray:
 
 
 def adapt_input_channels(filters: Tensor, channels: int) -> Tensor:
-    """Adapts filters (dim, c, p, p) to another number of input channels, preserving the scale of their response.
+    """Adapts filters (dim, c, p, p) to a different number of input channels, preserving the scale of their response.
 
     One channel: the sum over c, exact for grey images. More: the filters repeated, scaled by c / channels.
     """
@@ -102,7 +102,7 @@ def adapt_input_channels(filters: Tensor, channels: int) -> Tensor:
 
 
 def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: str) -> str:
-    """Fits a head with another number of classes, or a missing one; returns a note for the log.
+    """Fits a head with a different number of classes, or a missing one; returns a note for the log.
 
     From 22K to 1K the rows of the 1K classes are selected. Unless `head` is "fit", a head that does not fit is
     re-initialised to zero, as in the original. For fewer classes, "fit" uses the first rows of a 1000-class head: the
@@ -124,8 +124,11 @@ def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: st
         if rows == CLASSES_22K and classes == CLASSES_1K:
             weights |= {name: map_head(weights[name]) for name in names}
             return "head mapped from 22K to 1K classes"
+    if head != "fit" and not rows:
+        weights |= {name: own[name].clone() for name in names}
+        return f"head initialised at random for {classes} classes (the file has none)"
     if head != "fit":
-        reason = "other classes" if head == "replace" and rows else f"{rows or 'no'} classes"
+        reason = "other classes" if head == "replace" else f"{rows} classes"
         weights |= {name: torch.zeros_like(own[name]) for name in names}
         return f"head re-initialised to zero for {classes} classes (the file has {reason})"
     if not rows:
@@ -133,7 +136,7 @@ def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: st
     if rows == CLASSES_1K and classes < rows:
         weights |= {name: weights[name][:classes] for name in names}
         return f"the first {classes} of {rows} outputs, in the label order of the folders, as the original trains them"
-    remedy = "fine-tune it with --pretrained and another --tag"
+    remedy = "fine-tune it with --pretrained and a different --tag"
     if rows > classes:
         remedy += f", or set MODEL.NUM_CLASSES {rows} if the data are its first classes"
     raise CheckpointError(origin, f"the head has {rows} classes, the data {classes}", remedy)

@@ -64,6 +64,8 @@ class Layout:
 def recognise(names: Collection[str]) -> Layout:
     """Returns the layout of a file by its names, without prefixes of wrappers."""
     joined = "\n".join(names)
+    if re.search(r"\.attention\.q_proj\.", joined):
+        return TRANSFORMERS_5
     for sign, layout in _SIGNS.items():
         if re.search(sign, joined, re.MULTILINE):
             v2 = re.search(r"\.logit_scale$", joined, re.MULTILINE)
@@ -192,6 +194,19 @@ _MM_NAMES = (
     ("head", "head.fc"),
 )
 
+_TRANSFORMERS_NAMES = (
+    ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    ("patch_embed.norm", "embeddings.norm"),
+    ("absolute_pos_embed", "embeddings.position_embeddings"),
+    (f"{_BLOCK}.norm1", f"{_TRANSFORMERS_BLOCK}.layernorm_before"),
+    (f"{_BLOCK}.norm2", f"{_TRANSFORMERS_BLOCK}.layernorm_after"),
+)
+_TRANSFORMERS_END = (
+    ("layers.{i}.downsample", "encoder.layers.{i}.downsample"),
+    ("norm", "layernorm"),
+    ("head", "classifier"),
+)
+
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
@@ -214,19 +229,13 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "transformers",
             (
-                ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-                ("patch_embed.norm", "embeddings.norm"),
-                ("absolute_pos_embed", "embeddings.position_embeddings"),
-                (f"{_BLOCK}.norm1", f"{_TRANSFORMERS_BLOCK}.layernorm_before"),
-                (f"{_BLOCK}.norm2", f"{_TRANSFORMERS_BLOCK}.layernorm_after"),
+                *_TRANSFORMERS_NAMES,
                 (f"{_BLOCK}.attn.proj", f"{_TRANSFORMERS_BLOCK}.attention.output.dense"),
                 (f"{_BLOCK}.attn.cpb_mlp", f"{_TRANSFORMERS_BLOCK}.attention.self.continuous_position_bias_mlp"),
                 (f"{_BLOCK}.attn", f"{_TRANSFORMERS_BLOCK}.attention.self"),
                 (f"{_BLOCK}.mlp.fc1", f"{_TRANSFORMERS_BLOCK}.intermediate.dense"),
                 (f"{_BLOCK}.mlp.fc2", f"{_TRANSFORMERS_BLOCK}.output.dense"),
-                ("layers.{i}.downsample", "encoder.layers.{i}.downsample"),
-                ("norm", "layernorm"),
-                ("head", "classifier"),
+                *_TRANSFORMERS_END,
             ),
             _split_qkv,
             _join_qkv,
@@ -252,6 +261,24 @@ LAYOUTS: dict[str, Layout] = {
         ),
     )
 }
+
+# V1 in the memory of transformers 5, which writes and reads files in the layout above
+TRANSFORMERS_5 = Layout(
+    "transformers 5",
+    (
+        *_TRANSFORMERS_NAMES,
+        (f"{_BLOCK}.attn.query", f"{_TRANSFORMERS_BLOCK}.attention.q_proj"),
+        (f"{_BLOCK}.attn.key", f"{_TRANSFORMERS_BLOCK}.attention.k_proj"),
+        (f"{_BLOCK}.attn.value", f"{_TRANSFORMERS_BLOCK}.attention.v_proj"),
+        (f"{_BLOCK}.attn.proj", f"{_TRANSFORMERS_BLOCK}.attention.o_proj"),
+        (f"{_BLOCK}.attn", f"{_TRANSFORMERS_BLOCK}.attention.relative_position_bias"),
+        (f"{_BLOCK}.mlp", f"{_TRANSFORMERS_BLOCK}.mlp"),
+        *_TRANSFORMERS_END,
+    ),
+    _split_qkv,
+    _join_qkv,
+    "swin.",
+)
 
 _SIGNS = {
     r"^features\.0\.0\.": "torchvision",

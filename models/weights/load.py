@@ -27,8 +27,9 @@ from models.weights.timm import load_timm
 from utils.errors import CheckpointError, listing
 
 # keys that wrap the weights; EMA first: published accuracies were measured with it
-WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
-TRAINING_PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")
+WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "model_state_dict")
+# of DistributedDataParallel, torch.compile and Lightning
+TRAINING_PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")
 # prefixes of the backbone in larger models, such as detectors
 BACKBONES = ("backbone.", "encoder.", "swin.", "swinv2.")
 HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "classifier.weight")
@@ -73,7 +74,7 @@ class Found:
 
     @property
     def classes(self) -> int:
-        """The number of outputs of the head, 0 without a head."""
+        """Number of head outputs; 0 if there is no head."""
         head = next((value for name, value in self.tensors.items() if name in HEAD_WEIGHTS), None)
         return 0 if head is None or not head.ndim else len(head)
 
@@ -99,7 +100,7 @@ def has_encoder(model: nn.Module) -> TypeGuard[HasEncoder]:
 def find_weights(contents: Mapping[str, Any], origin: str, encoder_name: str = "") -> Found:
     """Finds the weights of a Swin in the contents of a file.
 
-    Args: encoder_name: prefix of the Swin if the file may be of a `HasEncoder`.
+    Args: encoder_name: prefix of the Swin if the file may come from a `HasEncoder`.
     Raises: CheckpointError if there are none, or one is not finite.
     """
     place, tensors = _unwrap(contents, origin)
@@ -119,8 +120,8 @@ def load_weights(model: SwinBackbone, found: Found, head: Head = "fit", tables: 
     """Copies weights into a model, fitted to its windows, image size, input channels and classes.
 
     Args: head: "fit": the head must fit; "renew": re-initialised if it does not; "replace": always re-initialised;
-    tables: resampling of position tables to another window.
-    Returns: a log line. Raises: CheckpointError with the first names that are missing, unexpected, or of another shape.
+    tables: resampling of position tables to a different window size.
+    Returns: a log line. Raises: CheckpointError with the first names that are missing, unexpected or misshapen.
     """
     own = model.state_dict()
     apart = {name: own.pop(name) for name in LAYOUTS["original"].extras(own)}  # load_composite loads them
@@ -202,15 +203,25 @@ def load_composite(
 
 
 def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, Weights]:
-    """Returns the location of the weights in a file, and the weights without wrapper prefixes."""
-    for place in (*WRAPPERS, ""):
-        group = contents.get(place) if place else contents
-        items = group.items() if isinstance(group, Mapping) else ()
-        named = [(name, v) for name, v in items if isinstance(v, Tensor) and isinstance(name, str)]
-        tensors = {TRAINING_PREFIXES.sub("", name): v for name, v in named}
-        if tensors:
-            return place or "top level", tensors
-    raise CheckpointError(origin, f"has no weights, only {listing(contents, 3) or 'nothing'}", "name another file")
+    """Returns the location of the weights in a file, and the weights without wrapper prefixes.
+
+    Under an unusual name, they are the group with the most tensors.
+    """
+    groups = {str(name): _tensors(group) for name, group in contents.items() if isinstance(group, Mapping)}
+    place = next((name for name in WRAPPERS if groups.get(name)), None)
+    if place is None:
+        groups["top level"] = _tensors(contents)
+        place = max(groups, key=lambda name: len(groups[name]))
+    if groups[place]:
+        return place, groups[place]
+    names = listing(map(str, contents), 3) or "nothing"
+    raise CheckpointError(origin, f"has no weights, only {names}", "name another file")
+
+
+def _tensors(group: Mapping[str, Any]) -> Weights:
+    tensors = {name: v for name, v in group.items() if isinstance(v, Tensor) and isinstance(name, str)}
+    tensors.pop("n_averaged", None)  # the counter of torch's AveragedModel
+    return {TRAINING_PREFIXES.sub("", name): v for name, v in tensors.items()}
 
 
 def _check_layout(found: Found, own: Weights) -> None:

@@ -53,7 +53,7 @@ def test_tensors_of_another_shape_are_listed():
     wanted = {"same": torch.zeros(2), "other": torch.ones(2), "missing": torch.ones(4)}
     assert misfits(given, wanted) == ["other"]
     check_shapes(given, wanted, [], "x.pth")
-    with raises(WrongModelError, "x.pth", "1 of another shape: other (2, 1) for (2,)"):
+    with raises(WrongModelError, "x.pth", "1 of a different shape: other (2, 1) for (2,)"):
         check_shapes(given, wanted, ["other"], "x.pth")
 
 

@@ -58,7 +58,7 @@ def test_other_input_channels(channels):
 
 
 def test_what_cannot_be_fitted_is_left_for_the_checks():
-    """Other heads, no square, another patch size, another number of dimensions."""
+    """Other heads, no square, another patch size, a different number of dimensions."""
     own = small(ape=True).state_dict()
     table = "layers.0.blocks.0.attn.relative_position_bias_table"
     for name, shape in (
@@ -93,7 +93,6 @@ def test_a_22k_head_becomes_a_1k_head():
     ("policy", "rows", "note"),
     [
         ("renew", 9, "head re-initialised to zero for 5 classes (the file has 9 classes)"),
-        ("renew", 0, "head re-initialised to zero for 5 classes (the file has no classes)"),
         ("renew", 1000, "head re-initialised to zero for 5 classes (the file has 1000 classes)"),
         ("replace", 5, "head re-initialised to zero for 5 classes (the file has other classes)"),
         ("renew", 5, ""),
@@ -108,6 +107,14 @@ def test_a_head_that_does_not_fit_is_zero_only_if_it_may_be(policy, rows, note):
         assert weights["head.weight"].shape == (5, 4) and not any(value.any() for value in weights.values())
     else:
         assert weights == before
+
+
+@pytest.mark.parametrize("policy", ["renew", "replace"])
+def test_a_head_that_the_file_lacks_stays_as_it_was_initialised(policy):
+    """As in the original's fine-tuning after SimMIM."""
+    weights, own = {}, head(5)
+    assert fit_head(weights, own, policy, "x.pth") == "head initialised at random for 5 classes (the file has none)"
+    assert weights.keys() == own.keys() and all(torch.equal(weights[name], own[name]) for name in own)
 
 
 @pytest.mark.parametrize("classes", [7, 999])

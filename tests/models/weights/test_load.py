@@ -12,7 +12,7 @@ from models.weights.checks import WrongModelError
 from models.weights.layouts import LAYOUTS
 from models.weights.load import find_weights, has_encoder, load_composite, load_contents, load_weights
 from tests.models.weights.conftest import filled
-from tests.tools.builders import small
+from tests.tools.builders import randomize, small
 from tests.tools.errors import raises
 from utils.errors import CheckpointError
 
@@ -139,9 +139,9 @@ def test_fault_10_missing_unexpected_and_other_shapes_are_named(model, weights):
     with raises(WrongModelError, "x.pth", "1 missing: norm.weight; 1 unexpected: layers.0.odd"):
         load_contents(model, renamed, "x.pth")
     short = {**weights, "norm.bias": torch.zeros(3)}
-    with raises(WrongModelError, "x.pth", "1 of another shape: norm.bias (3,) for (16,)"):
+    with raises(WrongModelError, "x.pth", "1 of a different shape: norm.bias (3,) for (16,)"):
         load_contents(model, short, "x.pth")
-    with raises(WrongModelError, "x.pth", "1 of another shape: norm1.bias (3,) for (16,)"):
+    with raises(WrongModelError, "x.pth", "1 of a different shape: norm1.bias (3,) for (16,)"):
         load_contents(model, LAYOUTS["mmdetection"].from_original(short), "x.pth")
 
 
@@ -281,7 +281,7 @@ def test_a_model_with_an_encoder_loads_whole(build, encoder_only):
 
 
 def test_the_encoder_of_a_whole_model_is_translated_and_fitted():
-    """From mmsegmentation's layout, to another window; the window that V2's coordinates had is adopted."""
+    """From mmsegmentation's layout, to a different window size; the window that V2's coordinates had is adopted."""
     source, target = filled_with(Segmenter()), Segmenter(window_size=8)
     encoder = LAYOUTS["mmdetection"].from_original(source.backbone.state_dict())
     head = {name: value for name, value in source.state_dict().items() if name.startswith("decode_head.")}
@@ -342,3 +342,31 @@ def test_a_file_of_another_family_is_rejected_for_an_encoder_too():
 def test_a_classifier_names_what_it_ignores_of_a_larger_model(model):
     line = load_contents(model, Segmenter().state_dict(), "x.pth", head_for=[])
     assert "7 ignored (decode_head.0.weight, decode_head.0.bias, decode_head.1.weight, ...)" in line
+
+
+def test_the_state_of_a_swin_of_transformers_loads():
+    """transformers 5 renames V1 in memory, but not in its files."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    peer = randomize(transformers.SwinForImageClassification(transformers.SwinConfig(**sizes, num_labels=5)))
+    model = small().eval()
+    load_contents(model, peer.state_dict(), "peer")
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), peer(images).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model_ema": {"n_averaged": torch.tensor(7), **{f"module.{k}": v for k, v in state.items()}}},
+        lambda state: {"model_state_dict": state, "loss": torch.tensor(0.3)},
+        lambda state: {"net": state, "loss": torch.tensor(0.3), "optimizer": {"lr": torch.tensor(0.1)}},
+        lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}, "epoch": 3},
+        lambda state: {**state, "history": {"loss": torch.tensor(0.3)}},
+    ],
+    ids=["AveragedModel", "model_state_dict", "another name", "Lightning", "top level"],
+)
+def test_weights_are_found_under_the_names_that_training_programs_use(wrap):
+    source, target = randomize(small()), small()
+    load_contents(target, wrap(source.state_dict()), "file")
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())

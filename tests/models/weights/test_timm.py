@@ -31,7 +31,7 @@ def test_models_load_by_their_own_names(resnet):
 
 def test_a_classifier_of_other_classes_is_re_initialised_only_when_asked(resnet):
     other = timm_model("resnet10t", num_classes=7)
-    with raises(WrongModelError, "x", "2 of another shape: fc.weight (4, 512) for (7, 512)"):
+    with raises(WrongModelError, "x", "2 of a different shape: fc.weight (4, 512) for (7, 512)"):
         load_contents(other, resnet, "x")
     line = load_contents(other, resnet, "x", head_for=list("1234567"))
     assert "fc.weight, fc.bias re-initialised to zero" in line
