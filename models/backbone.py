@@ -305,13 +305,26 @@ class SwinBackbone(nn.Module):
         return {name for name, _ in self.named_parameters() if "position_bias_table" in name or "pos_embed" in name}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Returns timm's parameter groups for layer-wise learning-rate decay: stem, one per block (or stage), head."""
-        blocks: Any = r"^layers\.(\d+)"
-        if not coarse:
-            # the merging is grouped with the last block of its stage
-            merging = [(rf"^layers\.{i}\.downsample", (i, len(s.blocks) - 1)) for i, s in enumerate(self.stages())]
-            blocks = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), *merging]
+        """Returns timm's groups for layer-wise learning-rate decay: stem, blocks (or stages), head.
+
+        A merging is grouped with the first block of the next stage, the final norm with the last block.
+        """
+        first = (lambda stage: (stage,)) if coarse else (lambda stage: (stage, 0))
+        blocks: list[Any] = [(rf"^layers\.{i}\.downsample", first(i + 1)) for i in range(len(self.layers))]
+        blocks += [(r"^layers\.(\d+)" if coarse else r"^layers\.(\d+)\.blocks\.(\d+)", None)]
+        blocks += [] if coarse else [(r"^norm\.", _WITH_PREVIOUS)]
         return {"stem": r"^patch_embed|^absolute_pos_embed", "blocks": blocks}
+
+    def simmim_group_matcher(self) -> dict[str, Any]:
+        """Returns the groups of layer-wise learning-rate decay as in SimMIM's fine-tuning: stem, blocks; then the rest.
+
+        A merging is grouped with the last block before it, the absolute position embedding with the head.
+        """
+        merging = [(rf"^layers\.{i}\.downsample", (i, len(s.blocks) - 1)) for i, s in enumerate(self.stages())]
+        return {"stem": r"^patch_embed", "blocks": [(r"^layers\.(\d+)\.blocks\.(\d+)", None), *merging]}
+
+
+_WITH_PREVIOUS = (99999,)  # timm's MATCH_PREV_GROUP
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:

@@ -1,18 +1,22 @@
 """The shared backbone, tested on every family of the registry."""
 
+import re
+
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.models import group_parameters
 
 from configs.loading import load_config
 from models.backbone import init_weights, resize_position_embedding
-from models.registry import MODELS, model_options
+from models.registry import MODELS, build_model, model_options
 from models.swin import SwinOptions
 from tests.conftest import ROOT
 from tests.tools.builders import SMALL, randomize, small
 from tests.tools.errors import raises
 from utils.errors import ConfigError
+from utils.training.optim import parameter_groups
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -28,7 +32,7 @@ def test_logits_are_finite_at_any_size(family, size):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 def test_logits_do_not_depend_on_the_batch_an_image_is_in(family, dtype, tolerance):
-    """Up to float rounding: a matrix product may be summed in another order for another number of rows."""
+    """Up to float rounding: a matrix product may be summed in a different order for a different number of rows."""
     model, images = randomize(small(family)), torch.randn(9, 3, 32, 32)
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         together = model(images).float()
@@ -109,10 +113,44 @@ def test_layers_for_layer_decay(family):
     layer = group_parameters(model, model.group_matcher(), reverse=True)
     assert set(layer) == {name for name, _ in model.named_parameters()}
     assert layer["patch_embed.proj.weight"] == layer["absolute_pos_embed"] == 0
+    assert layer["layers.0.blocks.1.norm1.weight"] == 2
+    assert layer["layers.1.blocks.0.norm1.weight"] == layer["layers.0.downsample.norm.weight"] == 3
+    assert (layer["norm.weight"], layer["head.bias"]) == (4, 5)
+    assert set(group_parameters(model, model.group_matcher(coarse=True), reverse=True).values()) == {0, 1, 2, 3}
+
+
+def test_layers_for_layer_decay_in_simmim(family):
+    model = small(family, ape=True)
+    layer = group_parameters(model, model.simmim_group_matcher(), reverse=True)
+    assert set(layer) == {name for name, _ in model.named_parameters()} and layer["patch_embed.proj.weight"] == 0
     assert layer["layers.0.blocks.1.norm1.weight"] == layer["layers.0.downsample.norm.weight"] == 2
     assert layer["layers.1.blocks.0.norm1.weight"] == 3
-    assert layer["norm.weight"] == layer["head.bias"] == 5
-    assert set(group_parameters(model, model.group_matcher(coarse=True), reverse=True).values()) == {0, 1, 2, 3}
+    assert layer["norm.weight"] == layer["head.bias"] == layer["absolute_pos_embed"] == 5
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "size", "window"),
+    [("swin", "swin_tiny_patch4_window7_224", 224, 7), ("swinv2", "swinv2_tiny_window8_256", 256, 8)],
+)
+def test_layer_decay_equals_that_of_timm(ours, theirs, size, window):
+    """For every parameter of timm's model, under the names of timm."""
+    sizes = {"num_classes": 5, "embed_dim": 8, "depths": (2, 2, 3, 1), "num_heads": (1, 1, 2, 2)}
+    peer = timm.create_model(theirs, **sizes)
+    model = build_model(ours, img_size=size, window_size=window, patch_size=4, **sizes)
+
+    def scales(model, names):
+        numbers = {id(p): name for name, p in zip(names, model.parameters(), strict=True)}
+        groups = parameter_groups(model, 0.05, 0.7)
+        return {numbers[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+
+    def of_timm(name):  # the merging is at the start of the next stage there
+        name = re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name)
+        return name.replace("head.", "head.fc.")
+
+    expected = scales(peer, [name for name, _ in peer.named_parameters()])
+    found = scales(model, [of_timm(name) for name, _ in model.named_parameters()])
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found["layers.2.downsample.norm.weight"] == pytest.approx(0.7**5)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -46,19 +47,16 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float, 
     """Puts every trainable parameter into exactly one group with `weight_decay` and `lr_scale`.
 
     Weight decay applies to matrices only, except those named by the model's `no_weight_decay()`. With `layer_decay`
-    below 1, layer n below the head learns at `layer_decay ** n` of the rate (arXiv 2106.08254), where layers follow the
-    model's `group_matcher()`; the rule "simmim" counts the absolute position embedding with the head, as in the
-    released code.
+    below 1, layer n below the head learns at `layer_decay ** n` of the rate (arXiv 2106.08254). `rule` selects how
+    layers are counted: by the model's `group_matcher()` ("timm") or, if it has one, its `simmim_group_matcher()`.
     """
     tables: set[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay < 1.0:
-        groups = param_groups_layer_decay(model, weight_decay, tables, layer_decay=layer_decay)
-        embedding = getattr(model, "absolute_pos_embed", None)
-        if rule == "simmim" and embedding is not None and embedding.requires_grad:
-            for group in groups:
-                group["params"] = [p for p in group["params"] if p is not embedding]
-            groups.append({"params": [embedding], "weight_decay": 0.0, "lr_scale": 1.0})
-        return groups
+        matcher = getattr(model, "simmim_group_matcher", None) if rule == "simmim" else None
+        layered: Any = model
+        if matcher is not None:
+            layered = SimpleNamespace(named_parameters=model.named_parameters, group_matcher=lambda coarse: matcher())
+        return param_groups_layer_decay(layered, weight_decay, tables, layer_decay=layer_decay)
     groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tables)
     return [{**group, "lr_scale": 1.0} for group in groups if group["params"]]
 
