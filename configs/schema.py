@@ -136,7 +136,7 @@ SCHEMA: dict[str, Any] = {
         "TIMM": {"NAME": Key("", "new: with TYPE timm: name of the model in timm")},
         "TABLE_INTERPOLATION": Key(
             "bicubic",
-            "new: resampling of position tables to another window size; geometric in the simmim_finetune recipes",
+            "new: resampling of position tables to a different window size; geometric in the simmim_finetune recipes",
             one_of("bicubic", "geometric"),
         ),
     },

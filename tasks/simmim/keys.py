@@ -18,12 +18,14 @@ _KEYS = {
                 "ENABLE": Key(False, "normalise the target by its neighbourhood"),
                 "PATCH_SIZE": Key(47, "side of the neighbourhood, pixels; odd", odd),
             },
+            "DECAY_POSITION_BIAS": Key(True, "new: apply weight decay to position biases, as the original does"),
         },
     },
 }
 
 # hard-coded in the original's scripts; files and options override them
 _DEFAULTS = {
+    "AMP_ENABLE": False,
     "DATA.INTERPOLATION": "bilinear",
     "AUG.SCALE": [0.67, 1.0],
     "AUG.AUTO_AUGMENT": "none",

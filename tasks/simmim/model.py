@@ -16,20 +16,22 @@ class SimMIM(nn.Module):
     A learned token replaces masked tokens after the patch embedding; a single linear layer on the last feature map
     predicts the pixels. Parameter names match the released weights: `encoder.*`, `encoder.mask_token`, `decoder.0.*`.
 
-    Args: encoder: its head is removed; square: side of a masked square, in pixels.
+    Args: encoder: its head is removed; square: side of a masked square, in pixels; decay_position_bias: whether weight
+    decay applies to position biases too.
     Raises: ConfigError if squares do not divide into patches, or images into tokens of the last map.
     """
 
     num_classes = 0
     encoder_name: ClassVar[str] = "encoder."
 
-    def __init__(self, encoder: SwinBackbone, square: int = 32):
+    def __init__(self, encoder: SwinBackbone, square: int = 32, decay_position_bias: bool = True):
         super().__init__()
         _check_sizes(encoder, square)
         encoder.reset_classifier(0)
         encoder.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.options.embed_dim))
         nn.init.trunc_normal_(encoder.mask_token, std=0.02)
         self.encoder = encoder
+        self._decay_position_bias = decay_position_bias
         self.feature_info = encoder.feature_info
         self._tokens = square // encoder.options.patch_size  # per side of a square
         stride = encoder.feature_info[-1]["reduction"]
@@ -54,8 +56,12 @@ class SimMIM(nn.Module):
         self.encoder.set_grad_checkpointing(enable, stages)
 
     def no_weight_decay(self) -> set[str]:
-        """Returns the names of the encoder's position tables and the mask token."""
-        return {f"encoder.{name}" for name in (*self.encoder.no_weight_decay(), "mask_token")}
+        """Returns the names of the mask token and the position embedding and, unless they are decayed, position biases.
+
+        The original means to spare position biases too, but its names for them match no parameter.
+        """
+        names = {"absolute_pos_embed"} if self._decay_position_bias else self.encoder.no_weight_decay()
+        return {f"encoder.{name}" for name in (*names, "mask_token")}
 
     def pretrained_windows(self) -> list[int]:
         """Returns the window that each stage's coordinates are normalised to; empty for V1, which has none."""

@@ -65,7 +65,7 @@ class Reconstruction(Task):
         encoder = build(self.options, info.classes if info else 0)
         if not isinstance(encoder, SwinBackbone):
             raise ConfigError("MODEL.TYPE", "SimMIM pre-trains only Swin models", "set it to swin or swinv2")
-        return SimMIM(encoder, self.cfg.DATA.MASK_PATCH_SIZE)
+        return SimMIM(encoder, self.cfg.DATA.MASK_PATCH_SIZE, self.cfg.MODEL.SIMMIM.DECAY_POSITION_BIAS)
 
     def load(self, model: nn.Module, contents: Mapping[str, Any], origin: str, info: DataInfo | None = None) -> str:
         """Loads weights; with `info`, the encoder accepts any Swin."""
@@ -122,7 +122,7 @@ class MeanError:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def compute(self, world: World) -> Evaluation:
-        """Reduces over all ranks. Raises: DataError if no sample could be read."""
+        """Reduces across all ranks. Raises: DataError if no sample could be read."""
         own = torch.zeros(2, device=world.device) if self._sums is None else self._sums
         total, seen = world.gather(own).sum(0).tolist()
         if not seen:

@@ -19,6 +19,7 @@ def test_keys_of_a_task_are_in_its_folder():
     assert list(flatten(TASKS["simmim"].keys)) == [
         *("DATA.MASK_PATCH_SIZE", "DATA.MASK_RATIO"),
         *("MODEL.SIMMIM.NORM_TARGET.ENABLE", "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE"),
+        "MODEL.SIMMIM.DECAY_POSITION_BIAS",
     ]
     assert all(flatten(own.keys).keys() <= KEYS.keys() for own in TASKS.values())
 

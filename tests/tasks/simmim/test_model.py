@@ -93,13 +93,19 @@ def test_sizes_that_do_not_divide_are_rejected():
         SimMIM(small(img_size=34), 2)
 
 
-def test_the_mask_token_and_tables_are_not_decayed():
-    model = pretraining()
-    (free,) = [g for g in parameter_groups(model, 0.05, 1.0) if not g["weight_decay"]]
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+@pytest.mark.parametrize("decay", [True, False])
+def test_weight_decay_as_in_the_original(family, decay):
+    """It spares vectors, the mask token and the position embedding; sparing position biases needs another key."""
+    model = SimMIM(small(family, ape=True), 8, decay_position_bias=decay)
     names = {id(p): name for name, p in model.named_parameters()}
-    free = {names[id(p)] for p in free["params"]}
-    assert {"encoder.mask_token", "encoder.layers.0.blocks.0.attn.relative_position_bias_table"} <= free
-    assert "decoder.0.weight" not in free
+    groups = parameter_groups(model, 0.05, 1.0)
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    biases = ("relative_position_bias_table", "logit_scale", "cpb_mlp.0.weight", "cpb_mlp.2.weight")
+    spared = ("encoder.mask_token", "encoder.absolute_pos_embed")
+    matrices = {name for name, p in model.named_parameters() if p.ndim > 1 and name not in spared}
+    assert any(name.endswith(biases) for name in matrices)
+    assert decayed == {name for name in matrices if decay or not name.endswith(biases)}
 
 
 @pytest.mark.parametrize("family", ["swin", "swinv2"])
@@ -109,7 +115,7 @@ def test_a_checkpoint_loads_whole_for_pretraining_and_as_an_encoder_for_a_classi
     assert torch.equal(source(IMAGES, MASK), target(IMAGES, MASK))
     classifier = small(family).eval()
     line = load_contents(classifier, {"model": source.state_dict()}, "x.pth", head_for=list("abcde"))
-    assert "3 ignored" in line and "head re-initialised" in line
+    assert "3 ignored" in line and "head initialised at random" in line
     assert torch.equal(classifier.forward_features(IMAGES), source.encoder.forward_features(IMAGES))
 
 
@@ -126,7 +132,7 @@ def test_pretraining_starts_from_a_classifier_only_if_it_is_meant():
 @pytest.mark.parametrize(
     ("name", "value", "kind", "problem"),
     [
-        ("decoder.0.weight", torch.zeros(12, 16, 1, 1), WrongModelError, "1 of another shape: decoder.0.weight"),
+        ("decoder.0.weight", torch.zeros(12, 16, 1, 1), WrongModelError, "1 of a different shape: decoder.0.weight"),
         ("decoder.0.bias", torch.full((48,), float("nan")), CheckpointError, "decoder.0.bias is not finite"),
         ("encoder.mask_token", None, WrongModelError, "1 missing: encoder.mask_token"),
     ],
