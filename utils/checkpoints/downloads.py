@@ -1,12 +1,14 @@
 """Atomic downloads of weights: from a URL, of a released model, from a Hugging Face repository."""
 
+import errno
 import hashlib
 import logging
+import os
+import re
 import socket
-import ssl
 import urllib.error
 import urllib.request
-from http.client import HTTPException
+import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,10 +17,12 @@ import torch
 
 from utils.checkpoints.files import follow, list_checkpoints, read_checkpoint
 from utils.checkpoints.released import released_url
+from utils.checkpoints.safe_load import load_tensors
 from utils.errors import CheckpointError, ResourceError
 from utils.files import atomic_path, sha256_of
 
 log = logging.getLogger(__name__)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EPERM, errno.EFBIG)
 
 
 def local_file(name: str, sha256: str = "") -> Path:
@@ -44,7 +48,7 @@ def local_file(name: str, sha256: str = "") -> Path:
 def newest_in(path: Path) -> Path:
     """Returns the last checkpoint in the folder of a run; other paths unchanged."""
     for folder in (path / "checkpoints", path):
-        newest = next(iter(list_checkpoints(folder)), None) if path.is_dir() else None
+        newest = next(iter(list_checkpoints(folder)), None) if os.path.isdir(path) else None
         if newest is not None:
             return newest
     return path
@@ -53,7 +57,7 @@ def newest_in(path: Path) -> Path:
 def best_in(name: str) -> str:
     """Returns the best checkpoint if `name` is the folder of a run that has one; other names unchanged."""
     best = follow(Path(name) / "checkpoints" / "best.pth")
-    return str(best) if best.exists() else name
+    return str(best) if os.path.exists(best) else name
 
 
 def read_weights(name: str, sha256: str = "") -> dict[str, Any]:
@@ -71,25 +75,45 @@ def _verify(path: Path, sha256: str) -> None:
 
 
 def _download(url: str, sha256: str) -> Path:
-    """Downloads into torch's hub cache; the file name contains a digest of the URL."""
+    """Downloads into torch's hub cache; the file name contains a digest of the URL.
+
+    A file enters the cache only if it opens; one that does not, as earlier versions stored them, is fetched again.
+    """
     try:
         base = Path(unquote(urlsplit(url).path)).name or "weights.pth"
     except ValueError as e:
         raise CheckpointError(url, f"not a valid URL ({e})", "correct it") from e
-    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-    target = Path(torch.hub.get_dir(), "checkpoints", f"{Path(base).stem}-{digest}{Path(base).suffix}")
-    if target.is_file() and (not sha256 or sha256_of(target) == sha256.lower()):
-        return target  # a modified file is downloaded again
+    digest = hashlib.sha256(url.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    stem, suffix = (re.sub(r"[^\w.-]", "_", part) for part in (Path(base).stem[:100], Path(base).suffix[:20]))
+    target = Path(torch.hub.get_dir(), "checkpoints", f"{stem}-{digest}{suffix}")
+    if target.is_file() and (sha256_of(target) == sha256.lower() if sha256 else _looks_whole(target)):
+        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
             _fetch(url, temporary)
             if sha256:
                 _verify(temporary, sha256)
+            else:
+                _check_opens(temporary, url)
     except OSError as e:
         problem = f"the downloaded weights cannot be stored: {e.strerror}"
         raise ResourceError(str(target.parent), problem, "set TORCH_HOME to another folder") from e
     return target
+
+
+def _looks_whole(path: Path) -> bool:
+    """Returns whether a file is plausible without reading it: torch's archives end in their table of contents."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    return zipfile.is_zipfile(path) if head.startswith(b"PK") else bool(head) and not head.lstrip().startswith(b"<")
+
+
+def _check_opens(path: Path, url: str) -> None:
+    try:
+        load_tensors(path)
+    except CheckpointError as e:
+        raise CheckpointError(url, f"the server did not send a checkpoint: {e.problem}", "check the URL") from e
 
 
 def _fetch(url: str, target: Path) -> None:
@@ -100,9 +124,11 @@ def _fetch(url: str, target: Path) -> None:
         with urllib.request.urlopen(url) as response:  # torch does not detect truncated files
             size = int(response.headers.get("Content-Length") or 0)
         torch.hub.download_url_to_file(url, str(target))
-    except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError, ValueError) as e:
-        problem = f"the weights cannot be downloaded ({getattr(e, 'reason', e)})"
-        raise CheckpointError(url, problem, "check the URL, or try again later") from e
+    except Exception as e:  # a server can make the libraries raise anything
+        if isinstance(e, OSError) and e.errno in DISK_ERRORS:
+            raise
+        reason = " ".join(str(getattr(e, "reason", e)).split()) or type(e).__name__
+        raise CheckpointError(url, f"the weights cannot be downloaded ({reason})", "check the URL, or try again") from e
     finally:
         socket.setdefaulttimeout(timeout)
     received = target.stat().st_size
@@ -114,7 +140,7 @@ def _is_reachable(url: str) -> bool:
     """Returns whether a server responds within five seconds, with any status."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
-    except OSError as e:
+    except Exception as e:  # not a URL, no connection, no HTTP
         return isinstance(e, urllib.error.HTTPError)
     return True
 
@@ -130,15 +156,20 @@ def _from_hugging_face(name: str) -> Path:
     offline = not _is_reachable(constants.ENDPOINT)  # the package would try for half a minute
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
+    if ".." in Path(file).parts:
+        raise CheckpointError(source, "the file is outside of the repository", "name it by its path in it")
     for candidate in [file] if file else ["model.safetensors", "pytorch_model.bin"]:
         try:
-            return Path(hf_hub_download(f"{owner}/{repository}", candidate, local_files_only=offline))
+            path = Path(hf_hub_download(f"{owner}/{repository}", candidate, local_files_only=offline))
+            if not path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):  # named by the server
+                raise ValueError("the server names a file outside of the cache")
+            return path
         except hub.LocalEntryNotFoundError as e:
             remedy = "try again, or download the file yourself"
             raise CheckpointError(source, "Hugging Face cannot be reached", remedy) from e
         except hub.EntryNotFoundError:
             continue
-        except (hub.HfHubHTTPError, hub.HFValidationError, OSError) as e:
+        except Exception as e:  # a server can make the package raise anything
             problem = f"the weights cannot be downloaded ({type(e).__name__})"
             raise CheckpointError(source, problem, "check the name") from e
     raise CheckpointError(source, "the repository has no weights under a common name", "append /FILE to it")

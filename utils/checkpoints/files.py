@@ -134,12 +134,12 @@ def supports_links(folder: Path) -> bool:
 
 def follow(path: Path) -> Path:
     """Resolves last.pth or best.pth, a link or a text file; returns other paths unchanged."""
-    text = path.with_suffix(".txt")
-    if path.name not in ("last.pth", "best.pth") or not text.is_file():
+    if path.name not in ("last.pth", "best.pth") or not os.path.isfile(text := path.with_suffix(".txt")):
         return path
     if path.is_symlink() and path.lstat().st_mtime_ns > text.stat().st_mtime_ns:
         return path  # the text file predates the link
-    return path.with_name(text.read_text(encoding="utf-8").strip())
+    name = text.read_text(encoding="utf-8", errors="replace").strip()
+    return path.with_name(name) if _NAME.fullmatch(name) else path
 
 
 def remove_old(folder: Path, keep: int) -> None:
@@ -171,17 +171,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     The checksum is verified if there is one.
     Raises: CheckpointError for a missing, corrupt or unsafe file.
     """
-    path = follow(path)
-    parts = find_rank_files(path)
-    if parts is not None:
-        return read_rank_files(parts)
-    checksum = _checksum_path(path)
     try:
-        if checksum.is_file() and sha256_of(path) not in _text_of(checksum).split()[::2]:
+        path = follow(path)
+        parts = find_rank_files(path)
+        checksum = _checksum_path(path)
+        if parts is None and checksum.is_file() and sha256_of(path) not in _text_of(checksum).split()[::2]:
             raise CheckpointError(str(path), "the file is corrupt: its checksum differs", "use another checkpoint")
-    except OSError as e:
-        raise CheckpointError(str(path), f"cannot be read: {e.strerror}", "choose another file") from e
-    return load_tensors(path)
+    except (OSError, ValueError) as e:  # also for names that no file can have
+        reason = getattr(e, "strerror", None) or e
+        raise CheckpointError(str(path), f"cannot be read: {reason}", "choose another file") from e
+    return load_tensors(path) if parts is None else read_rank_files(parts)
 
 
 def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -199,7 +198,7 @@ def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             log.warning("not resuming from %s: %s", path.name, e.problem)
     if found:
         problem = f"none of {len(found)} checkpoints is intact"
-        raise CheckpointError(str(folder), problem, "restore one, or set another --tag")
+        raise CheckpointError(str(folder), problem, "restore one, or set a different --tag")
     return None
 
 

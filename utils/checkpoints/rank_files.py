@@ -23,7 +23,7 @@ _PART = re.compile(r"(.+)\.(?:rank(\d+)|master)")
 
 @dataclass(frozen=True)
 class RankFiles:
-    """The files of a checkpoint: `ranks` by number; `shared` parameters, None if they are in the files of the ranks."""
+    """The files of a checkpoint: `ranks` by number; `shared` parameters, None if they are in the per-rank files."""
 
     path: Path
     ranks: dict[int, Path]

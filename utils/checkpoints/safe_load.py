@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
+from utils.checkpoints.contents import checked
 from utils.errors import CheckpointError
 
 NOTES = "swin"  # metadata key in a .safetensors file; its value is JSON
@@ -26,6 +27,9 @@ _SCALAR: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assi
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (OrderedDict, "yacs.config.CfgNode"),
     argparse.Namespace,
+    *(list, dict, set, int, float),  # factories of a defaultdict
+    (lambda *_: {}, "collections.defaultdict"),
+    (lambda *_: [], "collections.deque"),
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64")),
     *(type(np.dtype(kind)) for kind in ("uint16", "uint32", "uint64", "bool", "str")),
@@ -34,8 +38,25 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
+# libraries whose objects may stand next to weights; they are replaced by placeholders
+_LIBRARIES = (
+    *("_codecs", "collections", "datetime", "lightning", "mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg"),
+    *("numpy", "omegaconf", "pathlib", "pytorch_lightning", "timm", "torchvision", "uuid", "yacs"),
+)
+
+
+class _Placeholder:
+    """Stands for an object of a library; accepts its state and forgets it."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> "_Placeholder":
+        return super().__new__(cls)
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Loads a .pth (torch.save) or .safetensors file to the CPU.
+    """Loads a .pth (torch.save) or .safetensors file to the CPU; metadata of unexpected types are dropped.
 
     Raises: CheckpointError for a missing, corrupt or unsafe file, before memory is allocated for it.
     """
@@ -53,6 +74,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(str(path), f"cannot be read: {reason}", "choose another file") from e
     if not isinstance(contents, dict):
         raise CheckpointError(str(path), f"not a checkpoint but a {type(contents).__name__}", "choose another file")
+    contents = checked(contents, path)
     for name, tensor in _tensors(contents, ""):
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise CheckpointError(str(path), f"{name} is not a dense tensor", "convert it to a dense one")
@@ -76,11 +98,20 @@ def _unpickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files it did not write
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_placeholders(path)):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError):
         raise
     except Exception as e:  # a corrupt pickle stream can raise anything
         raise ValueError(str(e)) from e
+
+
+def _placeholders(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Returns the classes and functions of harmless libraries that a file imports, as placeholders."""
+    if not zipfile.is_zipfile(path):
+        return []  # torch lists the imports of its current format only
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(_Placeholder, name) for name in names if name.split(".")[0] in _LIBRARIES]
 
 
 def _check_size(path: Path) -> None:

@@ -120,7 +120,7 @@ class TrainState:
         optimizer = build_optimizer(parameter_groups(model, own.weight_decay, own.layer_decay, own.rule), own)
         state = TrainState(model, wrapped, optimizer, precision=precision, ema=ema, keeps=world.is_main)
         if isinstance(optimizer, Lamb) and any(isinstance(each, ExpertShard) for each in state.shards.values()):
-            problem = "LAMB needs the norms of whole tensors, but the experts are sharded over the ranks"
+            problem = "LAMB needs the norms of whole tensors, but the experts are sharded across the ranks"
             raise ConfigError("TRAIN.OPTIMIZER.NAME", problem, "use adamw or sgd, or TRAIN.PARALLEL fsdp")
         if state.shards and state.scaler.is_enabled():
             problem = "loss scaling does not support sharded parameters"
@@ -240,7 +240,7 @@ class TrainState:
             best = saved["best"]
         self.best_epoch, self.best_step = best["epoch"], best.get("step", 0)
         self.best_value = best["value"] if best["epoch"] >= 0 else None
-        self.means = {name: Mean(*mean) for name, mean in saved["means"].items()}
+        self.means |= {name: Mean(*mean) for name, mean in saved["means"].items()}
 
     def _load_optimizer(self, saved: dict[str, Any]) -> None:
         """Loads the moments; weight decay, betas and other options stay as configured for this run."""

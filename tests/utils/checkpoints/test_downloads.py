@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import resource
 import subprocess
@@ -11,6 +12,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -20,6 +22,15 @@ from tests.tools.errors import raises
 from utils.checkpoints import downloads
 from utils.checkpoints.downloads import best_in, local_file, read_weights
 from utils.errors import CheckpointError, ResourceError
+
+
+def checkpoint_bytes(**more):
+    stream = io.BytesIO()
+    torch.save({"model": {"weight": torch.ones(2000)}, **more}, stream)
+    return stream.getvalue()
+
+
+WEIGHTS = checkpoint_bytes()
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -61,7 +72,7 @@ def serve(handler):
 def site(tmp_path):
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / "w.pth").write_bytes(b"weights" * 1000)
+    (folder / "w.pth").write_bytes(WEIGHTS)
     Quiet.served.clear()
     server, address = serve(partial(Quiet, directory=str(folder)))
     yield address
@@ -71,12 +82,12 @@ def site(tmp_path):
 get = local_file
 
 
-SHA256 = hashlib.sha256(b"weights" * 1000).hexdigest()
+SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 
 
 def test_a_path_is_itself(tmp_path):
     assert get(str(tmp_path / "a.pth")) == tmp_path / "a.pth"
-    (tmp_path / "a.pth").write_bytes(b"weights" * 1000)
+    (tmp_path / "a.pth").write_bytes(WEIGHTS)
     assert get(str(tmp_path / "a.pth"), SHA256.upper()) == tmp_path / "a.pth"
     with raises(CheckpointError, tmp_path / "a.pth", SHA256, "0" * 64):
         get(str(tmp_path / "a.pth"), "0" * 64)
@@ -85,7 +96,7 @@ def test_a_path_is_itself(tmp_path):
 def test_an_address_is_fetched_once_and_its_checksum_logged(site, hub, caplog, monkeypatch):
     caplog.set_level("INFO")
     path = get(f"{site}/w.pth")
-    assert path.read_bytes() == b"weights" * 1000 and path.parent == hub
+    assert path.read_bytes() == WEIGHTS and path.parent == hub
     assert SHA256 in caplog.text
     asked = len(Quiet.served)
     assert get(f"{site}/w.pth") == path and len(Quiet.served) == asked
@@ -105,7 +116,7 @@ def test_fault_57_an_altered_download_is_refused_and_not_kept(site, hub):
 def test_fault_57_an_altered_file_of_the_cache_is_fetched_again(site, hub):
     path = get(f"{site}/w.pth")
     path.write_bytes(b"altered")
-    assert get(f"{site}/w.pth", SHA256.upper()).read_bytes() == b"weights" * 1000
+    assert get(f"{site}/w.pth", SHA256.upper()).read_bytes() == WEIGHTS
 
 
 def test_fault_57_a_truncated_download_is_refused_and_not_kept(hub):
@@ -114,6 +125,52 @@ def test_fault_57_a_truncated_download_is_refused_and_not_kept(hub):
         get(f"{address}/w.pth")
     server.shutdown()
     assert list(hub.iterdir()) == []
+
+
+class SignIn(BaseHTTPRequestHandler):
+    """Answers with a page, then with the file; without a Content-Length."""
+
+    answers: ClassVar[list] = []
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.answers[0])
+
+
+@pytest.mark.parametrize("answer", [b"<html>sign in</html>", WEIGHTS[:4000], b""])
+def test_what_is_not_a_checkpoint_does_not_enter_the_cache(hub, answer):
+    server, address = serve(SignIn)
+    url = f"{address}/w.pth"
+    SignIn.answers[:] = [answer]
+    with raises(CheckpointError, url):
+        get(url)
+    assert list(hub.iterdir()) == []
+    SignIn.answers[:] = [WEIGHTS]
+    path = get(url)
+    path.write_bytes(answer)  # as an earlier version cached it
+    assert get(url).read_bytes() == WEIGHTS
+    server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["x%00.pth", "a" * 300 + ".pth", "..", "%2e%2e", "\u202ex.pth", "", "?x=/../y"])
+def test_the_name_of_a_download_is_safe(hub, name):
+    server, address = serve(SignIn)
+    SignIn.answers[:] = [WEIGHTS]
+    path = get(f"{address}/{quote(name, safe='%/?=.')}")
+    assert path.parent == hub and path.read_bytes() == WEIGHTS
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "name", ["x\0.pth", "a" * 5000, "/" + "a/" * 3000 + "a", "http://[::1", "http://a b/", "https://", "hf:"]
+)
+def test_a_name_that_cannot_exist_is_refused(hub, name):
+    with raises(CheckpointError, name):
+        read_weights(name)
 
 
 def test_what_cannot_be_reached_is_said(site, hub):
@@ -171,13 +228,13 @@ class Repository(BaseHTTPRequestHandler):
             self.send_header("X-Error-Code", "RepoNotFound" if "/none/" in self.path else "EntryNotFound")
         self.send_header("X-Repo-Commit", "a" * 40)
         self.send_header("ETag", '"b"')
-        self.send_header("Content-Length", "7000" if found else "0")
+        self.send_header("Content-Length", str(len(WEIGHTS)) if found else "0")
         self.end_headers()
         return found
 
     def do_GET(self):
         if self.do_HEAD():
-            self.wfile.write(b"weights" * 1000)
+            self.wfile.write(WEIGHTS)
 
 
 @pytest.mark.slow
@@ -200,17 +257,19 @@ for name in sys.argv[1:]:
         run = [sys.executable, "-c", script, *names]
         return subprocess.run(run, env=own, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
 
-    found, other, unknown, invalid = fetch("hf:owner/model", "hf:owner/other", "hf:none/model", "hf:--")
+    names = ["hf:owner/model", "hf:owner/other", "hf:none/model", "hf:--", "hf:owner/model/../../x"]
+    found, other, unknown, invalid, outside = fetch(*names)
     path = Path(found)
-    assert path.name == "pytorch_model.bin" and path.read_bytes() == b"weights" * 1000 and tmp_path in path.parents
+    assert path.name == "pytorch_model.bin" and path.read_bytes() == WEIGHTS and tmp_path in path.parents
     assert "/owner/model/resolve/main/model.safetensors" in [path for _, path in Repository.asked]
-    assert other.startswith("hf:owner/other: ") and "append /FILE" in other
+    assert other.startswith("hf:owner/other: ") and "/FILE" in other
     assert unknown.startswith("hf:none/model: ") and "RepositoryNotFoundError" in unknown
     assert invalid.startswith("hf:--: ") and "HFValidationError" in invalid
+    assert outside.startswith("hf:owner/model/../../x: ")
     server.shutdown()
     server.server_close()
     offline, cached = fetch("hf:owner/more", "hf:owner/model/pytorch_model.bin")
-    assert offline.startswith("hf:owner/more: ") and "cannot be reached" in offline and cached == found
+    assert offline.startswith("hf:owner/more: ") and cached == found
 
 
 def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path):

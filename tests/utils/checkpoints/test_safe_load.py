@@ -1,7 +1,15 @@
 """Foreign files: what is read, and what is refused before it costs anything."""
 
 import argparse
+import datetime
+import importlib
+import os
+import subprocess
+import sys
+import types
 import zipfile
+from collections import Counter, defaultdict, deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,3 +103,51 @@ def test_damaged_bytes_never_end_in_a_traceback(tmp_path):
         except CheckpointError:
             refused += 1
     assert refused > 100
+
+
+def test_objects_of_libraries_next_to_the_weights_are_read_as_placeholders(tmp_path):
+    """As mmengine's history, NumPy's random state, paths and dates; the classes are not imported."""
+    others = {
+        "random_state": np.random.default_rng(0).bit_generator.state,
+        "legacy": np.random.get_state(),
+        "array": np.arange(3),
+        "path": Path("/data"),
+        "date": datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.UTC),
+        "counts": Counter("ab"),
+        "log": defaultdict(list, loss=[1.0]),
+        "queue": deque([1, 2], 3),
+    }
+    for name, value in others.items():
+        torch.save({"state_dict": STATE, name: value}, tmp_path / f"{name}.pth")
+        contents = load_tensors(tmp_path / f"{name}.pth")
+        assert torch.equal(contents["state_dict"]["norm.weight"], STATE["norm.weight"])
+
+
+def test_an_object_of_a_library_is_not_run(tmp_path, monkeypatch):
+    """The stand-in for a class of mmengine, which is not installed."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+
+    class HistoryBuffer:
+        def __init__(self):
+            self.history = [1.0]
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
+    module.HistoryBuffer = HistoryBuffer
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    torch.save({"state_dict": STATE, "message_hub": {"loss": HistoryBuffer()}}, tmp_path / "a.pth")
+    monkeypatch.undo()
+    contents = load_tensors(tmp_path / "a.pth")
+    assert "mmengine" not in sys.modules and not isinstance(contents["message_hub"]["loss"], HistoryBuffer)
+
+
+@pytest.mark.parametrize("call", [os.system, eval, subprocess.run, importlib.import_module])
+def test_what_no_library_stores_is_refused(tmp_path, call):
+    class Attack:
+        def __reduce__(self):
+            return call, (f"touch {tmp_path}/done",)
+
+    torch.save({"state_dict": STATE, "x": Attack()}, tmp_path / "a.pth")
+    with raises(CheckpointError, tmp_path / "a.pth", call.__name__):
+        load_tensors(tmp_path / "a.pth")
+    assert not (tmp_path / "done").exists()

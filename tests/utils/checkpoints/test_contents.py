@@ -1,0 +1,83 @@
+"""Metadata of checkpoints: right types, bounded nesting."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tools.errors import raises
+from utils.checkpoints.contents import checked
+from utils.errors import CheckpointError
+
+COUNTERS = {"epoch": 1, "step": 0, "update": 4, "skipped": 0, "skipped_in_row": 0, "samples": 16, "evaluated_at": 4}
+MOMENTS = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2)}}, "param_groups": [{"params": [0]}]}
+OURS = {
+    "model": {"weight": torch.zeros(2)},
+    "optimizer": MOMENTS,
+    "optimizer_name": "AdamW",
+    "scaler": {},
+    "counters": COUNTERS,
+    "best": {"value": 81.2, "epoch": 0, "step": 0},
+    "means": {"loss": [1.0, 2.0]},
+    "class_names": ["cat", "dog"],
+    "preprocessing": {"mean": [0.5], "std": [0.5], "crop_pct": 0.9, "interpolation": "bicubic"},
+    "config": "TAG: x",
+    "pretrained_windows": None,
+    "versions": {"torch": "2"},
+}
+PATH = Path("some.pth")
+
+
+def test_a_checkpoint_of_this_program_is_unchanged():
+    assert checked(OURS, PATH) == OURS
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("counters", [1]),
+        ("counters", {**COUNTERS, "step": None}),
+        ("counters", {**COUNTERS, "step": -1}),
+        ("counters", {**COUNTERS, "update": 1.5}),
+        ("counters", {}),
+        ("means", None),
+        ("means", {"loss": [1.0]}),
+        ("class_names", 5),
+        ("class_names", ["cat", 5]),
+        ("optimizer", torch.zeros(2)),
+        ("optimizer", {"state": {}, "param_groups": [{}]}),
+        ("optimizer", {"state": {0: {"exp_avg": "x"}}, "param_groups": []}),
+        ("preprocessing", {}),
+        ("preprocessing", {"mean": [], "std": [0.5], "crop_pct": 1.0}),
+        ("best", 81.2),
+        ("best", {"value": "x", "epoch": 0}),
+        ("scaler", 3),
+        ("config", 5),
+        ("versions", ["2"]),
+        ("pretrained_windows", ["x"]),
+    ],
+)
+def test_malformed_metadata_are_refused_in_our_checkpoints_and_dropped_from_others(name, value):
+    with raises(CheckpointError, PATH, name):
+        checked({**OURS, name: value}, PATH)
+    foreign = {"state_dict": OURS["model"], name: value, "epoch": 3}
+    assert checked(foreign, PATH) == {"state_dict": OURS["model"], "epoch": 3}
+
+
+def looped():
+    value = {}
+    value["x"] = [value]
+    return value
+
+
+def deep():
+    value = []
+    for _ in range(5000):
+        value = [value]
+    return {"x": value}
+
+
+@pytest.mark.parametrize("contents", [looped, deep])
+def test_nesting_is_bounded(contents):
+    with raises(CheckpointError, PATH):
+        checked(contents(), PATH)

@@ -1,0 +1,118 @@
+"""The metadata in a checkpoint next to its tensors: names and types, checked once, when a file is read."""
+
+from collections.abc import Callable, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from utils.errors import CheckpointError
+
+Check = Callable[[Any], bool]
+# in every training checkpoint of this program
+_OURS = {"model", "optimizer", "counters", "means"}
+MAX_DEPTH, MAX_VALUES = 100, 2_000_000
+
+
+def checked(contents: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the contents of a file, whose metadata have the types that the program expects.
+
+    In a file of another program, the same names may mean something else: metadata of an unexpected type are dropped.
+    Raises: CheckpointError for nesting without bounds, and for metadata of the wrong type in a training checkpoint of
+    this program.
+    """
+    _check_nesting(contents, path)
+    wrong = [name for name, fits in _FIELDS.items() if name in contents and not fits(contents[name])]
+    if wrong and contents.keys() >= _OURS:
+        raise CheckpointError(str(path), f"the file is corrupt: {wrong[0]} is malformed", "use another checkpoint")
+    return {name: value for name, value in contents.items() if name not in wrong}
+
+
+def _check_nesting(contents: dict[str, Any], path: Path) -> None:
+    level: list[Any] = [contents]
+    for _ in range(MAX_DEPTH):
+        level = [inner for value in level for inner in _children(value)]
+        if len(level) > MAX_VALUES:
+            break
+        if not level:
+            return
+    raise CheckpointError(str(path), "its contents are nested too deeply, or contain themselves", "do not trust it")
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _or_none(fits: Check) -> Check:
+    return lambda value: value is None or fits(value)
+
+
+def _list_of(fits: Check, length: int = 0) -> Check:
+    return lambda value: (
+        isinstance(value, list | tuple) and all(map(fits, value)) and (not length or len(value) == length)
+    )
+
+
+def _dict_of(fits: Check, **required: Check) -> Check:
+    """Checks that a mapping has the `required` values, and that `fits` holds for all others."""
+
+    def matches(value: Any) -> bool:
+        return (
+            isinstance(value, Mapping)
+            and required.keys() <= value.keys()
+            and all(required.get(name, fits)(inner) for name, inner in value.items())
+        )
+
+    return matches
+
+
+def _is_anything(_: Any) -> bool:
+    return True
+
+
+def _is_moment(value: Any) -> bool:
+    return isinstance(value, Tensor) or _is_number(value) or value is None
+
+
+def _are_numbers(value: Any) -> bool:
+    return _list_of(_is_number)(value) and len(value) > 0
+
+
+def _is_epoch(value: Any) -> bool:
+    return _is_count(value) or value == -1
+
+
+_COUNTS = dict.fromkeys(("epoch", "step", "update", "skipped", "skipped_in_row", "samples"), _is_count)
+_GROUP = _dict_of(_is_anything, params=_list_of(_is_count))
+_FIELDS: dict[str, Check] = {
+    "config": lambda value: isinstance(value, str | Mapping),  # a mapping in files of the original
+    "optimizer_name": _is_text,
+    "data_fingerprint": _is_text,
+    "global_batch": _is_count,
+    "class_names": _list_of(_is_text),
+    "data_counts": _list_of(_is_count),
+    "pretrained_windows": _or_none(_list_of(_is_count)),
+    "versions": _dict_of(_is_text),
+    "preprocessing": _or_none(_dict_of(_is_text, mean=_are_numbers, std=_are_numbers, crop_pct=_is_number)),
+    "counters": _dict_of(_or_none(_is_number), **_COUNTS),
+    "best": _dict_of(_or_none(_is_number), epoch=_is_epoch),
+    "means": _dict_of(_list_of(_is_number, 2)),
+    "scaler": _or_none(_dict_of(_is_anything)),
+    "optimizer": _dict_of(_is_anything, state=_dict_of(_dict_of(_is_moment)), param_groups=_list_of(_GROUP)),
+    "epoch": _is_number,
+}
