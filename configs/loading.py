@@ -7,6 +7,7 @@ anything is built.
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -22,6 +23,15 @@ log = logging.getLogger(__name__)
 # keys of the modes that replace training
 MODES = {"EVAL_MODE": "--eval", "THROUGHPUT_MODE": "--throughput", "DRY_RUN": "--dry-run"}
 CONFIGS = Path(__file__).parent
+# "~" stands for the home folder at their beginning
+PATHS = (
+    *("OUTPUT", "DATA.DATA_PATH", "MODEL.RESUME", "MODEL.PRETRAINED"),
+    *("DISTILLATION.WEIGHTS", "TEST.RESULTS", "TEST.PER_CLASS"),
+)
+
+
+# bounds of a YAML file: characters, and values with every alias expanded
+MAX_TEXT, MAX_VALUES = 2**20, 50_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,6 +40,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not a string", problem_mark=key_node.start_mark)
@@ -42,7 +54,7 @@ class _Loader(yaml.SafeLoader):
 def load_config(path: str | Path, overrides: Iterable[tuple[str, Any, str]] = ()) -> CfgNode:
     """Merges the schema's defaults, a YAML file and `overrides`, and checks every value.
 
-    Args: overrides: (KEY, value, origin) in rising precedence; errors name the origin, such as "--batch-size".
+    Args: overrides: (KEY, value, origin), by increasing precedence; errors name the origin, such as "--batch-size".
     Returns: a frozen CfgNode with every key of the schema.
     Raises: ConfigError.
     """
@@ -86,6 +98,7 @@ def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[
     _merge(values, origins, overrides)
     chosen += [name for name, _, _ in overrides]
     values["BASE"] = [""]
+    values.update({name: os.path.expanduser(values[name]) for name in PATHS})
     _drop_deprecated(values, origins)
     _resolve_task(values, chosen, origins)
     _resolve_experts(values)
@@ -139,9 +152,9 @@ def find_config(name: str | Path, option: str = "--cfg") -> Path:
     Args: option: the option or key that `name` was given to, for messages. Raises: ConfigError if there is none.
     """
     path = Path(name)
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):  # false for names that no file can have
         return path
-    if (CONFIGS.parent / path).is_file():
+    if os.path.isfile(CONFIGS.parent / path):
         return CONFIGS.parent / path
     known = {file.stem: file for file in sorted(CONFIGS.rglob("*.yaml"), reverse=True)}
     if path.parent == Path() and path.suffix in ("", ".yaml") and path.stem in known:
@@ -158,10 +171,11 @@ def _read_chain(path: Path, chain: tuple[Path, ...]) -> list[tuple[Path, dict[st
         raise ConfigError(str(path), "not a YAML file", "name a file that ends in .yaml or .yml")
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError) as e:  # also for a name with a null byte
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
         inherited = f", inherited through {links}" if chain else ""
-        raise ConfigError(str(path), f"cannot be read ({reason}){inherited}", "name an existing file") from e
+        remedy = "name an existing file" if isinstance(e, OSError) else "save it as UTF-8"
+        raise ConfigError(str(path), f"cannot be read ({reason}){inherited}", remedy) from e
     given = _parse(text, str(path))
     bases = _coerce("BASE", given.pop("BASE", [""]), str(path))
     files: list[tuple[Path, dict[str, Any]]] = []
@@ -171,20 +185,38 @@ def _read_chain(path: Path, chain: tuple[Path, ...]) -> list[tuple[Path, dict[st
 
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
+    """Returns flat {KEY: value}. Raises: ConfigError for anything that is not a bounded tree of plain values."""
+    where, problem = origin, ""
     try:
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"longer than {MAX_TEXT:,} characters")
+        if _size(yaml.compose(text, _Loader), {}) > MAX_VALUES:
+            raise ValueError(f"its anchors expand to more than {MAX_VALUES:,} values")
         tree = yaml.load(text, _Loader)
-    except yaml.YAMLError as e:
-        mark, problem = getattr(e, "problem_mark", None), getattr(e, "problem", None) or str(e)
-        where = f"{origin}:{mark.line + 1}" if mark else origin
-        raise ConfigError(where, f"invalid YAML: {' '.join(problem.split())}", "correct the file") from e
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
+        flat = flatten(tree) if isinstance(tree, dict) else {}
+    except yaml.MarkedYAMLError as e:
+        where = f"{origin}:{e.problem_mark.line + 1}" if e.problem_mark else origin
+        problem = e.problem or str(e)
+    except RecursionError:
+        problem = "nested too deeply, or an anchor that contains itself"
+    except Exception as e:  # constructors of scalars, such as dates, raise anything
+        problem = str(e)
+    if problem:
+        raise ConfigError(where, f"invalid YAML: {' '.join(problem.split())}", "correct the file")
+    if tree is not None and not isinstance(tree, dict):
         raise ConfigError(origin, "contains no KEY: value pairs", "see configs/swin_tiny.yaml for the format")
-    try:
-        return flatten(tree)
-    except RecursionError as e:
-        raise ConfigError(origin, "a YAML anchor contains itself", "write the keys out") from e
+    return flat
+
+
+def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Returns the number of values below a node, counting those of an anchor at each of its aliases."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1  # for an anchor within itself
+        children = list(chain.from_iterable(node.value)) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(node)]
 
 
 def _coerce(name: str, value: Any, origin: str) -> Any:
@@ -197,7 +229,7 @@ def _coerce(name: str, value: Any, origin: str) -> Any:
     kind = key.kind or kind_of(key.default)
     try:
         result = kind.convert(value)
-    except (TypeError, ValueError, SyntaxError, OverflowError) as e:
+    except Exception as e:  # a literal of Python may also be nested too deeply
         raise ConfigError(name, f"must be {kind.wanted}, got {value!r}", f"change it in {origin}") from e
     complaint = key.check(result) if key.check and result is not None else None
     if complaint:

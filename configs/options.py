@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from configs.loading import dump_config, load_config
 from configs.schema import KEYS
 from configs.synonyms import SYNONYMS, meant_by
-from utils.errors import EXIT_CODES, ConfigError, did_you_mean, report_error
+from utils.errors import EXIT_CODES, ConfigError, accept_any_text, did_you_mean, report_error
 
 
 class Option(NamedTuple):
@@ -65,8 +65,11 @@ GROUPS: dict[str, dict[str, Option]] = {
 OPTIONS = {name: option for group in GROUPS.values() for name, option in group.items()}
 
 
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-inf|-nan")
+
+
 class CommandLine(NamedTuple):
-    """The YAML file, and overrides in rising precedence."""
+    """The YAML file, and overrides in order of increasing precedence."""
 
     cfg: str
     overrides: tuple[tuple[str, Any, str], ...]
@@ -86,6 +89,8 @@ def parse_command_line(argv: list[str]) -> CommandLine:
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue="VALUE"):
         if argument.startswith("--") and argument[2:].partition("=")[0] in SYNONYMS:
             _check_meaning(argument, following)  # before argparse takes it for an abbreviation
+    # argparse takes a negative number with an exponent for an option, but nothing that begins with a space
+    arguments = [f" {a}" if NEGATIVE.fullmatch(a) else a for a in arguments]
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         _check_meaning(*unknown[:2])
@@ -151,6 +156,7 @@ def _check_meaning(option: str, value: str = "VALUE") -> None:
 
 def check_command_line(argv: list[str]) -> None:
     """Handles --help, --print-config and mistakes before anything slow is imported; exits for each of them."""
+    accept_any_text()
     logging.disable(logging.WARNING)  # main() warns about deprecated keys
     try:
         cfg = load_config(*parse_command_line(argv))

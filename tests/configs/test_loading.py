@@ -287,6 +287,56 @@ def test_malformed_files_are_rejected(tmp_path, text, place, name):
         load_config(write(tmp_path, text))
 
 
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else '1'] * 9)}]\n" for i in range(9))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("TAG: 2024-13-45", "TAG: !!bool foo", "TAG: !!float foo", "TAG: !!timestamp foo", "TAG: !!int ''"),
+        *(
+            f"TAG: {'[' * 5000}",
+            f"TAG: {'{a: ' * 5000}",
+            BOMB + "AUG: {SCALE: *a8}",
+            BOMB + "TRAIN: {LR_SCHEDULER: *a8}",
+        ),
+        *("TAG: x\n" + "#" * 2**20, "AUG: {SCALE: *gone}", "? [a, b]\n: c", "TAG: \x00", "%YAML 9.9\n---\nTAG: x"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_whatever_yaml_raises_is_one_error_of_the_file(tmp_path, text):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    assert caught.value.subject.partition(":")[0] == str(tmp_path / "a.yaml") and len(caught.value.problem) < 200
+
+
+@pytest.mark.parametrize("text", ["[-" * 20_000, "[" * 20_000, "9" * 5000, "1e99999", "{" * 300, "\x1b]0;x\x07"])
+def test_a_value_that_cannot_be_read_is_an_error_of_its_key(tmp_path, text):
+    path = write(tmp_path, f"AUG: {{SCALE: {json.dumps(text)}}}")
+    with raises(ConfigError, "AUG.SCALE"):
+        load_config(path)
+
+
+def test_merge_keys_are_accepted_as_in_the_original(tmp_path):
+    text = "AUG: &a {MIXUP: 0.1, CUTMIX: 0.2}\nTRAIN: {EPOCHS: 30}\n"
+    path = write(tmp_path, "MODEL: {SWIN: {<<: &s {EMBED_DIM: 32}, DEPTHS: [2, 2, 2, 2]}}\n" + text)
+    cfg = load_config(path)
+    assert (cfg.MODEL.SWIN.EMBED_DIM, cfg.MODEL.SWIN.DEPTHS, cfg.AUG.MIXUP) == (32, [2, 2, 2, 2], 0.1)
+
+
+def test_a_file_that_is_not_utf8_is_said(tmp_path):
+    (tmp_path / "a.yaml").write_bytes("TAG: é".encode("utf-16"))
+    with raises(ConfigError, tmp_path / "a.yaml", "UTF-8"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    cfg = load_config(write(tmp_path, "OUTPUT: ~/runs\nDATA: {DATA_PATH: ~/images}\nMODEL: {PRETRAINED: a~b}"))
+    assert (cfg.OUTPUT, cfg.DATA.DATA_PATH) == ("/home/someone/runs", "/home/someone/images")
+    assert cfg.MODEL.PRETRAINED == "a~b"
+
+
 def test_an_empty_file_is_the_defaults(tmp_path):
     assert changed(load_config(write(tmp_path, ""))) == {}
 
@@ -421,6 +471,12 @@ def test_a_folder_is_not_a_recipe(tmp_path, monkeypatch):
     assert find_config("swin_tiny") == ROOT / "configs/swin_tiny.yaml"
     with raises(ConfigError, "--cfg", tmp_path):
         find_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".", "..", "", "a" * 300, "a/" * 3000 + "b", "x\0.yaml", "\ud800"])
+def test_a_name_that_no_file_can_have_is_reported(name):
+    with raises(ConfigError, "--cfg"):
+        find_config(name)
 
 
 @pytest.mark.parametrize("name", ["swin_tny", "swin_tny.yaml", "gone/swin_tny.yaml"])

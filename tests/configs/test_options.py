@@ -109,3 +109,9 @@ def test_the_whole_configuration_can_be_printed(capsys):
         check_command_line(["--cfg", CFG, "--print_config", "--opts", "TAG", "x"])
     assert not end.value.code
     assert parse_config(capsys.readouterr().out, "printed") == flat_config(parse("--opts", "TAG", "x"))
+
+
+@pytest.mark.parametrize("value", ["-1e-5", "-1.5E+3", "-.5", "-3", "-inf"])
+def test_a_negative_number_is_a_value_not_an_option(value):
+    given = parse_command_line(["--cfg", CFG, "--opts", "TRAIN.BASE_LR", value, "TAG", "x"]).overrides
+    assert [(key, text.strip()) for key, text, _ in given] == [("TRAIN.BASE_LR", value), ("TAG", "x")]
