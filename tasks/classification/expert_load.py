@@ -32,7 +32,7 @@ class RoutingMeter:
         self._dropped: Tensor | None = None
 
     def add(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Adds a forward pass without synchronising with the device.
+        """Accumulates the statistics of a forward pass without synchronising with the device.
 
         Args: statistics: of `SwinMoe.routing_statistics`, empty without experts.
         Returns: "dropped" and "busiest" (see `Routing`) of this pass, scalars; empty without experts.
@@ -47,7 +47,7 @@ class RoutingMeter:
         return {"dropped": share, "busiest": (load / even).max()}
 
     def result(self, world: World) -> Routing | None:
-        """Returns the sum over all ranks, None without experts, and resets it. A collective operation."""
+        """Returns the sum across all ranks, None without experts, and resets it. A collective operation."""
         own = None if self._load is None or self._dropped is None else (self._load.cpu(), float(self._dropped))
         self._load = self._dropped = None
         found = [each for each in world.gather_objects(own) if each is not None]

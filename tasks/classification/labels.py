@@ -39,7 +39,7 @@ class ClassInfo(DataInfo):
         names = saved.get("class_names")
         if names is not None and list(names) != list(self.class_names):
             counts = f"the checkpoint has {len(names)} classes, the data {len(self.class_names)}"
-            remedy = "use another --tag to train on other data, or fine-tune this file with --pretrained"
+            remedy = "use a different --tag to train on other data, or fine-tune this file with --pretrained"
             raise CheckpointError(str(origin), f"{counts}; {_first_difference(names, self.class_names)}", remedy)
         super().check(saved, origin, accept_changes)
 

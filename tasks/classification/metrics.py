@@ -1,5 +1,6 @@
 """Accuracy and loss, reduced as sums and divided once, and the classification evaluator."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from utils.batches import Batch
 from utils.distributed.world import World
 from utils.errors import DataError
 from utils.training.objective import Evaluation, Table
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Accuracy:
 
 
 class AccuracyCounter:
-    """Accumulates the sums of this rank; `result` reduces them over all ranks and divides once.
+    """Accumulates the sums of this rank; `result` reduces them across all ranks and divides once.
 
     Args: classes of the model; k is 5, or `classes` if fewer.
     """
@@ -57,7 +60,7 @@ class AccuracyCounter:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def result(self, world: World) -> Accuracy:
-        """Reduces over all ranks. Raises: DataError if no sample was counted."""
+        """Reduces across all ranks. Raises: DataError if no sample was counted."""
         own = torch.zeros(4, device=world.device) if self._sums is None else self._sums  # more ranks than samples
         return accuracy_of(world.gather(own).sum(0), self.k)
 
@@ -65,10 +68,11 @@ class AccuracyCounter:
 def accuracy_sums(logits: Tensor, targets: Tensor, k: int) -> Tensor:
     """Returns correct at 1, correct at k, summed cross-entropy and count of a batch: (4,).
 
+    An image with a NaN logit counts as wrong.
     Args: logits (B, classes) of any dtype; targets int64 (B,); 1 <= k <= classes.
     """
     logits = logits.float()
-    ranked = logits.topk(k, dim=1).indices == targets[:, None]
+    ranked = (logits.topk(k, dim=1).indices == targets[:, None]) & ~logits.isnan().any(1, keepdim=True)
     loss = F.cross_entropy(logits, targets, reduction="sum")
     # float64 keeps counts and sums exact over a dataset; MPS does not support it
     dtype = torch.float32 if logits.device.type == "mps" else torch.float64
@@ -119,6 +123,8 @@ class ClassificationEvaluator:
     def compute(self, world: World) -> Evaluation:
         warn_of_drops(self._meter.result(world))
         accuracy, predictions = self._counter.result(world), self._collector.result(world)
+        if invalid := int((predictions.predicted < 0).sum()):
+            log.warning("the logits of %d of %d images are NaN: they count as wrong", invalid, accuracy.count)
         source = self._val.source
         tables = {
             "results": Table(

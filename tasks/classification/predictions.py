@@ -13,8 +13,8 @@ from utils.distributed.world import World
 class Predictions:
     """One entry per readable sample, in dataset order.
 
-    `samples` int64 (N,): indices in the dataset; `labels`, `predicted` int64 (N,); `confidence` float32 (N,): the
-    probability of the predicted class.
+    `samples` int64 (N,): indices in the dataset; `labels`, `predicted` int64 (N,), -1 for an image with NaN logits;
+    `confidence` float32 (N,): the probability of the predicted class.
     """
 
     samples: Tensor
@@ -24,7 +24,8 @@ class Predictions:
 
     def confusion(self, classes: int) -> Tensor:
         """Returns the confusion matrix, true classes in rows: int64 (classes, classes)."""
-        pairs = self.labels * classes + self.predicted
+        valid = self.predicted >= 0
+        pairs = self.labels[valid] * classes + self.predicted[valid]
         return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
 
     def per_class(self, classes: int) -> list["ClassScore"]:
@@ -32,7 +33,7 @@ class Predictions:
         labels, predicted = self.labels, self.predicted
         counts = torch.bincount(labels, minlength=classes)
         correct = torch.bincount(labels[labels == predicted], minlength=classes)
-        wrong = labels != predicted
+        wrong = (labels != predicted) & (predicted >= 0)
         pairs, often = torch.unique(torch.stack([labels[wrong], predicted[wrong]]), dim=1, return_counts=True)
         usual: dict[int, tuple[int, int]] = {}  # class: count, predicted class; ties keep the first
         for label, other, times in zip(*pairs.tolist(), often.tolist(), strict=True):
@@ -45,7 +46,7 @@ class Predictions:
 
     def worst(self, count: int) -> list[int]:
         """Returns the entries of the most confident wrong predictions, worst first."""
-        wrong = (self.labels != self.predicted).nonzero().flatten()
+        wrong = ((self.labels != self.predicted) & (self.predicted >= 0)).nonzero().flatten()
         order = self.confidence[wrong].argsort(descending=True, stable=True)
         return wrong[order][:count].tolist()
 
@@ -74,6 +75,7 @@ class PredictionCollector:
     def add(self, logits: Tensor, batch: Batch) -> None:
         """Adds a batch. Args: logits (B, classes); batch: with int64 (B,) targets."""
         confidence, predicted = logits.float().softmax(1).max(1)
+        predicted = predicted.masked_fill(confidence.isnan(), -1)
         samples = torch.tensor(batch.samples, device=logits.device)
         # float64 holds every index exactly; MPS does not support it, and float32 holds 16 million
         dtype = torch.float32 if logits.device.type == "mps" else torch.float64

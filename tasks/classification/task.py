@@ -1,6 +1,7 @@
 """Image classification: smoothed cross-entropy, optionally with a teacher, evaluated by top-1 accuracy."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class Outputs(NamedTuple):
 
 
 class Classification(Task):
-    """The task of the Swin papers."""
+    """Image classification, as in the Swin papers."""
 
     name = "classification"
     best = Best("top1", title="validation accuracy, %", beside=("topk",))
@@ -149,6 +150,8 @@ class Classification(Task):
         probabilities, classes = outputs.logits.float().softmax(1).topk(min(limit, len(names)))
         for index, own, labels in zip(batch.samples, probabilities.tolist(), classes.tolist(), strict=True):
             words = [names[label] for label in labels]
+            if math.isnan(own[0]):  # of the logits: no class is more probable than others
+                words, own = [""] * len(words), [None] * len(own)
             cells: dict[str, Any] = {}
             for place, (word, probability) in enumerate(zip(words, own, strict=True), 1):
                 cells |= {f"class_{place}": word, f"probability_{place}": probability}

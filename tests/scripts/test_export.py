@@ -63,3 +63,12 @@ def test_a_mixture_of_experts_is_rejected_in_one_line(tmp_path):
     opened = SimpleNamespace(model=small("swin_moe"))
     with raises(ConfigError, "MODEL.TYPE", "mixture of experts"):
         export(opened, tmp_path / "x.onnx", 0)
+
+
+@pytest.mark.seconds
+def test_an_export_that_gives_nan_does_not_appear(made, tmp_path, monkeypatch):
+    wrong = torch.full((1, 3), float("nan"))
+    monkeypatch.setattr("scripts.exported_model.Exported.forward", lambda self, images: wrong.expand(len(images), 3))
+    with raises(CheckpointError, tmp_path / "model.pt2", "nan"):
+        export(open_model(str(made[0] / "model.pth")), tmp_path / "model.pt2", 0)
+    assert not list(tmp_path.iterdir())

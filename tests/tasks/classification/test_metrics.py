@@ -6,6 +6,7 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from models.weights.class_maps import real_labels
+from tasks.classification.labels import ClassInfo
 from tasks.classification.metrics import ClassificationEvaluator, accuracy_of, accuracy_sums, real_line, restrict
 from tasks.classification.predictions import Predictions
 from tasks.classification.task import Outputs
@@ -96,3 +97,24 @@ def test_real_labels_follow_the_class_names_of_the_head():
         assert some[name] == [9 - label for label in whole[name] if label < 10]
     with raises(ConfigError, "TEST.REAL", "class_0"):
         real_labels(["class_0", *synsets[1:10]])
+
+
+def test_images_with_nan_logits_count_as_wrong_and_are_reported(caplog):
+    """Whatever label topk would give them."""
+    logits, targets = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 0])
+    logits[3, 1] = float("nan")
+    assert accuracy_sums(logits, targets, 3)[[0, 1, 3]].tolist() == [3, 3, 4]
+    evaluator = ClassificationEvaluator(HeldOut([]), ["a", "b", "c"])
+    evaluator.update(Outputs(logits, {}), Batch(logits, targets, tuple(range(4))))
+    evaluation = evaluator.compute(World())
+    assert evaluation.metrics["top1"] == 75 and "1 of 4 images are NaN" in caplog.text
+    names = [table.rows for table in (evaluation.tables["per_class"], evaluation.tables["mistakes"])]
+    assert names[0][0][2:4] == (2, 1) or names[0][0], names
+
+
+def test_a_prediction_of_nan_has_no_class():
+    task, info = objective(), ClassInfo(class_names=("a", "b"))
+    outputs = Outputs(torch.tensor([[float("nan"), 1.0], [0.0, 1.0]]), {})
+    first, second = task.predictions(outputs, Batch(torch.zeros(2, 3, 4, 4), torch.zeros(2), (0, 1)), info, 2)
+    assert first.record == {"classes": ["", ""], "probabilities": [None, None]}
+    assert second.record["classes"] == ["b", "a"]
