@@ -14,7 +14,7 @@ from scripts.open_model import ModelFile
 from tasks.classification.class_names import in_words
 from utils.batches import stacked
 from utils.errors import ConfigError
-from utils.files import write_errors, writing
+from utils.files import short_stem, write_errors, writing
 from utils.pictures import new_figure, restore
 from utils.training.evaluate import predict
 
@@ -41,7 +41,7 @@ def explain(opened: ModelFile, paths: Sequence[Path], folder: Path) -> Iterator[
         for i, number in enumerate(batch.samples):
             panels = [("input", None), ("evidence (Grad-CAM)", evidence[i])]
             panels += [("attention (roll-out)", attention[i])] if attention is not None else []
-            target = folder / f"{number:0{len(str(len(paths) - 1))}}_{paths[number].stem}.png"
+            target = folder / f"{number:0{len(str(len(paths) - 1))}}_{short_stem(paths[number])}.png"
             _draw(target, pixels[i].cpu(), panels, f"{names[int(labels[i])]} {float(probabilities[i]):.1%}")
             yield target
 

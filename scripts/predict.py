@@ -32,7 +32,7 @@ from tasks.base import Row, Task
 from utils.batches import stacked
 from utils.distributed.world import join_world
 from utils.errors import ConfigError, DataError, count, run_to_exit_code
-from utils.files import writing
+from utils.files import short_stem, writing
 from utils.script_parser import ScriptParser
 from utils.terminal import start_logging, table_lines, track
 from utils.training.evaluate import predict
@@ -86,7 +86,7 @@ def save_pictures(opened: ModelFile, paths: list[Path], folder: Path, limit: int
         for row in task.predictions(outputs, batch, opened.info, limit):
             read += 1
             if row.picture is not None:
-                name = f"{row.sample:0{len(str(len(paths) - 1))}}_{paths[row.sample].stem}.png"
+                name = f"{row.sample:0{len(str(len(paths) - 1))}}_{short_stem(paths[row.sample])}.png"
                 with writing(folder / name, "--pictures") as temporary:
                     row.picture().save(temporary, "PNG")
                 count += 1

@@ -1,6 +1,5 @@
 """Runs read from their folders, for comparisons and reports."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from configs.schema import DEFAULT_TASK
 from tasks.registry import task_class
 from utils.errors import DataError
 from utils.logs import curves
+from utils.logs.metrics_file import read_records
 from utils.training.objective import Best, Table
 
 UNINTERESTING = ("OUTPUT", "TAG", "BASE")
@@ -31,10 +31,11 @@ class Run:
         """Reads a run. Raises: DataError if the folder does not contain one."""
         try:
             config = parse_config((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
-            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            lines = read_records(folder / "metrics.jsonl")
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", e)
             raise DataError(str(folder), f"not the folder of a run ({reason})", "name output/<MODEL.NAME>/<TAG>") from e
+        lines = [line for line in lines if "kind" in line and "epoch" in line]
         train, epochs = ([line for line in lines if line["kind"] in kinds] for kinds in (("train",), ("val", "epoch")))
         return Run(folder, config, train, epochs)
 

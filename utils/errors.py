@@ -30,7 +30,7 @@ EXIT_CODES = {
 
 
 class RunError(Exception):
-    """Base of all errors that the user can fix.
+    """Base class for errors the user can fix.
 
     Args: subject: the configuration key, option or file at fault; problem: what is wrong with it; remedy: what to do.
     """
@@ -114,9 +114,22 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message on one line, with control characters escaped."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m.group()):02x}", text)
+    """Returns the message on one line, with control characters escaped and long values shortened."""
+    words = str(error).split() or [type(error).__name__]
+    return printable(" ".join(word if len(word) <= 200 else f"{word[:150]}...{word[-40:]}" for word in words)[:2000])
+
+
+def printable(text: str) -> str:
+    """Escapes control characters, except line breaks and tabs, and changes of the writing direction."""
+    escaped = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+    return re.sub(escaped, lambda m: m.group().encode("unicode_escape").decode(), text)
+
+
+def accept_any_text() -> None:
+    """Makes stdout and stderr escape what their encoding lacks, such as letters in file names."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not if closed or replaced
+            stream.reconfigure(errors="backslashreplace")
 
 
 def report_error(error: BaseException, *, speak: bool, debug: bool = False, detail: str = "") -> int:
@@ -148,6 +161,7 @@ def report_error(error: BaseException, *, speak: bool, debug: bool = False, deta
 
 def run_to_exit_code(action: Callable[[], int | None], debug: bool = False) -> int:
     """Runs a script and reports its error; returns the exit code, 0 for None."""
+    accept_any_text()
     try:
         return action() or 0
     except BrokenPipeError:  # the reader of the output, such as head, has exited

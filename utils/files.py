@@ -1,8 +1,10 @@
 """Atomic writing of files, links and folders."""
 
+import errno
 import hashlib
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +23,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     Raises: OSError, also if `target` is a non-empty folder.
     """
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.tmp{target.suffix}")
+    temporary = target.with_name(f".{short_stem(target)}.{secrets.token_hex(4)}.tmp{target.suffix[:20]}")
     try:
         yield temporary
         if temporary.is_file() and not temporary.is_symlink():
@@ -76,11 +78,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def short_stem(path: Path) -> str:
+    """Returns the name without its suffix, cut to 200 bytes: names are limited to 255, and need room for additions."""
+    return os.fsdecode(os.fsencode(path.stem)[:200])
+
+
+def quoted(path: Path | str) -> str:
+    """Returns a path as a word of the shell, for commands that are printed."""
+    return shlex.quote(str(path))
+
+
 def flush_to_disk(path: Path) -> None:
-    """Syncs a file, or the names in a folder, to disk. Raises: OSError."""
+    """Syncs a file, or the entries of a folder, to disk. Raises: OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some systems cannot sync folders
+            raise
     finally:
         os.close(descriptor)
 

@@ -51,9 +51,11 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], title: str, subtitle: str, c
 
 def new_figure(width: float, height: float) -> Any:
     """Creates a Matplotlib figure that needs no display. Args: width, height in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
+    import matplotlib  # slow to import
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["text.parse_math"] = False  # class names may contain dollar signs
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, TypeVar
 
 from termcolor import colored
 
+from utils.errors import accept_any_text, printable
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _FORMAT, _TIME = "[%(asctime)s] %(message)s", "%m-%d %H:%M:%S"
@@ -26,6 +28,14 @@ _NARROW = 8  # minimum width of a folded text column
 QUIET = 30.0  # seconds between progress lines without a bar
 
 
+class _Formatter(logging.Formatter):
+    """Escapes control characters, which names of files and classes may contain."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
 class _Terminal(logging.Handler):
     """Prints coloured lines, above the progress bar if there is one."""
 
@@ -33,7 +43,7 @@ class _Terminal(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter(colored("[%(asctime)s]", "green") + " %(message)s", _TIME))
+        self.setFormatter(_Formatter(colored("[%(asctime)s]", "green") + " %(message)s", _TIME))
 
     def emit(self, record: logging.LogRecord) -> None:
         if hasattr(record, "in_bar") and Bar.shown is not None:
@@ -177,7 +187,7 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: in
 
 def _cell(value: object) -> str:
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
-    return re.sub(r"[\t\n\r\v\f]", " ", text)
+    return printable(re.sub(r"[\t\n\r\v\f]", " ", text))
 
 
 def _console() -> Any:
@@ -198,8 +208,7 @@ def start_logging(is_main: bool) -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller
             _discard(name)
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot encode
+    accept_any_text()
     Bar.allowed = is_main
     if not is_main:
         everywhere = logging.getLogger(EVERY_RANK)
@@ -240,7 +249,7 @@ class _LogFile(logging.FileHandler):
 def log_to_file(path: Path) -> None:
     """Also appends all log records to a plain text file. Raises: OSError."""
     handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
+    handler.setFormatter(_Formatter(_FORMAT, _TIME))
     root = logging.getLogger()
     for buffered in [h for h in root.handlers if isinstance(h, MemoryHandler)]:
         buffered.setTarget(handler)

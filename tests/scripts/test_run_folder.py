@@ -41,7 +41,7 @@ def test_differences_leave_names_of_runs_out(tmp_path):
 
 def test_intervals_that_an_epoch_cut_short_are_not_drawn(tmp_path):
     write(tmp_path / "a", 0.1, 1.0)
-    lines = [{"kind": "train", "update": u, "loss": float(u)} for u in (10, 20, 23)]
+    lines = [{"kind": "train", "epoch": 0, "update": u, "loss": float(u)} for u in (10, 20, 23)]
     (tmp_path / "a/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     losses = curves_figure([Run.read(tmp_path / "a")]).axes[0]
     assert list(losses.lines[0].get_xdata()) == [10, 20]

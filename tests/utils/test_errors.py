@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from utils.errors import (
     did_you_mean,
     listing,
     one_line,
+    printable,
     report_error,
     run_to_exit_code,
 )
@@ -164,3 +166,22 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 0
+
+
+def test_long_values_are_shortened():
+    line = one_line(ConfigError("TAG", f"must be short, got {'a' * 5000!r}", f"see {'b/' * 3000}c"))
+    assert len(line) < 500 and line.startswith("TAG: must be short, got 'aaa") and line.endswith("b/c)")
+    assert len(one_line(ConfigError("TAG", "x " * 5000))) <= 2000
+
+
+def test_the_direction_of_the_text_is_not_changed():
+    assert printable("a\u202eb\u2066c\x1b\n\té") == r"a\u202eb\u2066c\x1b" + "\n\té"
+
+
+def test_text_that_the_terminal_cannot_encode_is_escaped():
+    """In main.py as in the scripts."""
+    main = [sys.executable, "main.py", "--cfg", "swin_tiny", "--print-config", "--tag", "caf\u00e9"]
+    script = [sys.executable, "-c", "from utils.errors import run_to_exit_code as r; r(lambda: print('caf\u00e9'))"]
+    for line in (main, script):
+        done = subprocess.run(line, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+        assert done.returncode == 0 and rb"caf\xe9" in done.stdout, done.stderr

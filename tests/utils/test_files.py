@@ -3,12 +3,22 @@
 import errno
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
 from tests.tools.errors import raises
 from utils.errors import ResourceError
-from utils.files import atomic_path, remove_temporaries, sha256_of, write_text, writing
+from utils.files import (
+    atomic_path,
+    flush_to_disk,
+    quoted,
+    remove_temporaries,
+    sha256_of,
+    short_stem,
+    write_text,
+    writing,
+)
 
 
 def make_file(path):
@@ -134,3 +144,27 @@ def test_errors_of_the_library_that_writes_count_if_they_are_named(tmp_path):
     with pytest.raises(KeyError), writing(tmp_path / "a", "A"):
         raise KeyError("odd shapes")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".jpg", "\u00e9" * 120 + ".png", "x." + "b" * 250])
+def test_a_name_of_any_length_can_be_replaced(tmp_path, name):
+    target = tmp_path / name
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new" and len(os.fsencode(f"12_{short_stem(target)}.png")) <= 255
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_flushed_is_tolerated_but_not_a_file(tmp_path, monkeypatch, number):
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    flush_to_disk(tmp_path)
+    (tmp_path / "a").touch()
+    with pytest.raises(OSError, match=os.strerror(number)):
+        flush_to_disk(tmp_path / "a")
+
+
+def test_paths_are_quoted_for_the_shell():
+    assert [quoted(path) for path in ("a b", "$(date)", Path("plain/path"))] == ["'a b'", "'$(date)'", "plain/path"]

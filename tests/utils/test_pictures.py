@@ -33,3 +33,11 @@ def test_a_figure_becomes_an_image():
     figure = new_figure(2, 1)
     figure.subplots().plot([0, 1])
     assert rendered(figure, dpi=100).size == (200, 100)
+
+
+def test_a_dollar_in_a_name_is_not_mathematics():
+    figure = new_figure(2, 2)
+    axes = figure.subplots()
+    axes.set_title(r"$\frac{$")
+    axes.set_xticks([0, 1], ["$5_$10", r"\x$"])
+    assert rendered(figure).width > 100

@@ -171,3 +171,12 @@ def test_a_bar_stays_on_its_line_below_the_log(columns):
 def test_no_color_is_honoured():
     seen = on_terminal(80, NO_COLOR="1")
     assert not re.search(r"\x1b\[[0-9;]*[39]\d(;|m)", seen) and "epoch 3: Acc@1 81.3" in seen
+
+
+def test_names_do_not_control_the_terminal_or_the_log(tmp_path, capsys):
+    start_logging(is_main=True)
+    log_to_file(tmp_path / "log.txt")
+    log.info("class %s", "\x1b]0;title\x07cat\u202e")
+    expected = r"class \x1b]0;title\x07cat\u202e"
+    assert expected in (tmp_path / "log.txt").read_text() and expected in capsys.readouterr().out
+    assert table_lines(["name"], [["\x1b[2Jdog"]])[1] == r"\x1b[2Jdog"

@@ -1,6 +1,5 @@
 """Plots of losses, metrics and learning rate from metrics.jsonl: curves.png of a run, and comparisons of runs."""
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from utils.errors import one_line
 from utils.files import atomic_path
-from utils.logs.metrics_file import RESERVED
+from utils.logs.metrics_file import RESERVED, read_records
 from utils.pictures import new_figure
 from utils.training.objective import Best
 
@@ -54,7 +53,7 @@ def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best
     Args: best: the metrics to draw, None for losses only.
     """
     try:
-        records = [json.loads(line) for line in metrics.read_text().splitlines()]
+        records = read_records(metrics)
         names = (best.metric, *best.beside) if best else ()
         figure = curves_figure([("", records)], names, best.title if best else "", updates_per_epoch)
         with atomic_path(picture) as temporary:

@@ -15,6 +15,7 @@ from utils.pictures import Pictures
 
 # fields of the records; the objective defines "loss"
 RESERVED = {"kind", "epoch", "step", "update", "samples", "lr", "grad_norm", "skipped", "train_loss"}
+_FIELD_TYPES = (int, float, type(None))
 ATTEMPTS, PAUSE = 4, 1.0  # to write a line; seconds between them, increasing linearly
 
 
@@ -40,8 +41,7 @@ class MetricsFile:
         if folder is None:
             return
         self.metrics = folder / "metrics.jsonl"
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        kept = [line for line in lines if _position(line) <= (update, evaluated)]
+        kept = [line for line in _lines(self.metrics) if _position(line) <= (update, evaluated)]
         write_text(self.metrics, "".join(line + "\n" for line in kept))
         self._trackers = Trackers(folder, update, wandb)
 
@@ -107,10 +107,30 @@ def refuse_reserved(names: Iterable[str]) -> None:
         raise ValueError(f"{', '.join(sorted(taken))}: names of fields of metrics.jsonl, choose others")
 
 
-def _position(line: str) -> tuple[float, bool]:
-    """Returns the update of a line, and whether it follows that update, like evaluations; truncated lines sort last."""
+def read_records(metrics: Path) -> list[dict[str, Any]]:
+    """Returns the records of metrics.jsonl; corrupt lines are dropped. Raises: OSError."""
+    return [record for line in _lines(metrics, required=True) if (record := _record(line)) is not None]
+
+
+def _lines(metrics: Path, required: bool = False) -> list[str]:
+    if not required and not metrics.exists():
+        return []
+    return metrics.read_text(encoding="utf-8", errors="replace").split("\n")
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """Parses a line; None if it is corrupt. Every field is a number or null, except for `kind`."""
     try:
         record = json.loads(line)
-        return record["update"], record.get("kind") in ("val", "epoch")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return float("inf"), True
+        numbers = [value for name, value in record.items() if name != "kind"]
+        counts = [record.get("epoch", 0), record["update"]]
+    except Exception:  # truncated, changed, nested too deeply
+        return None
+    valid = all(type(each) is int for each in counts) and all(type(each) in _FIELD_TYPES for each in numbers)
+    return record if valid and record.get("kind", "train") in ("train", "val", "epoch") else None
+
+
+def _position(line: str) -> tuple[float, bool]:
+    """Returns the update of a line, and whether it follows that update, like evaluations; corrupt lines sort last."""
+    record = _record(line)
+    return (float("inf"), True) if record is None else (record["update"], record.get("kind") in ("val", "epoch"))

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from utils.errors import one_line
 from utils.files import write_text
-from utils.logs.metrics_file import RESERVED
+from utils.logs.metrics_file import RESERVED, read_records
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +24,8 @@ def metrics_of(record: Mapping[str, Any]) -> dict[str, float | None]:
 def write_summary(metrics: Path, target: Path) -> None:
     """Writes one row per epoch from metrics.jsonl, with timm's column names; only warns if it fails."""
     try:
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
         rows, rate = [], None
-        for line in lines:
+        for line in read_records(metrics):
             if line["kind"] == "train":
                 rate = line["lr"]
                 continue

@@ -24,8 +24,8 @@ from utils.checkpoints.files import (
     supports_links,
 )
 from utils.distributed.world import World
-from utils.errors import ConfigError, count
-from utils.files import write_errors, write_text
+from utils.errors import ConfigError, ResourceError, count
+from utils.files import quoted, write_errors, write_text
 from utils.runs.lock import RunLock
 from utils.runs.provenance import versions
 from utils.runtime import device_name
@@ -60,9 +60,10 @@ class RunFolder:
     def acquire(self, config: str, differences: Callable[[str], list[str]]) -> None:
         """Acquires the folder for this run, on the main rank.
 
-        Args: config: the resolved configuration as YAML; differences: compares another one, one line per differing key.
-        Raises: ConfigError if another configuration was trained here, or another run writes here; ResourceError if it
-        is not writable.
+        Args: config: the resolved configuration as YAML; differences: compares it with a stored one, one line per
+        differing key.
+        Raises: ConfigError if a different configuration was trained here, or another run writes here; ResourceError if
+        the folder is not writable.
         """
         if not self.world.is_main:
             return
@@ -77,12 +78,17 @@ class RunFolder:
     def _take(self, config: str, differences: Callable[[str], list[str]]) -> RunLock | None:
         trained = list_checkpoints(self.checkpoints) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
         if self.config.exists() and trained:
-            differing = differences(self.config.read_text(encoding="utf-8"))
+            try:
+                differing = differences(self.config.read_text(encoding="utf-8"))
+            except (UnicodeDecodeError, ConfigError) as e:
+                reason = e.problem if isinstance(e, ConfigError) else "not UTF-8 text"
+                remedy = "restore the file, or remove it to continue with the configuration given now"
+                raise ResourceError(str(self.config), f"the file is corrupt: {reason}", remedy) from e
             if differing:
-                remedy = "restore the keys, or set another --tag"
+                remedy = "restore the keys, or set a different --tag"
                 if all(line.startswith("TRAIN.") for line in differing):
-                    remedy += f"; to continue from here, --tag NEW --resume {self.checkpoints / 'last.pth'}"
-                problem = f"belongs to a run with another configuration: {'; '.join(differing)}"
+                    remedy += f"; to continue from here, --tag NEW --resume {quoted(self.checkpoints / 'last.pth')}"
+                problem = f"belongs to a run with a different configuration: {'; '.join(differing)}"
                 raise ConfigError(str(self.path), problem, remedy)
         where = f"{platform.node()}, {count(self.world.size, 'rank')} on {device_name(self.world.device)}"
         lines = [f"machine: {where}; torch {torch.__version__}", f"output: {self.path}"]

@@ -18,6 +18,7 @@ from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoin
 from utils.cost import peak_memory
 from utils.distributed.signals import Interrupt
 from utils.errors import NumericsError, count
+from utils.files import quoted
 from utils.logs.curves import Curves
 from utils.logs.metrics_file import MetricsFile, finite, refuse_reserved
 from utils.logs.profiler import Profiler
@@ -259,17 +260,17 @@ class Session:
         lines += [
             f"  last      {last}",
             f"  curves    {folder.path / 'curves.png'}, metrics.jsonl, tensorboard/, log.txt",
-            f"  evaluate  python {_script('main.py')} --cfg {folder.config} --eval --resume {chosen}",
+            f"  evaluate  python {_script('main.py')} --cfg {quoted(folder.config)} --eval --resume {quoted(chosen)}",
         ]
         if self._subject.predicts:
-            lines += [f"  predict   python {_script('scripts/predict.py')} IMAGE --model {folder.path}"]
+            lines += [f"  predict   python {_script('scripts/predict.py')} IMAGE --model {quoted(folder.path)}"]
         for line in lines:
             log.info(line, extra=SUMMARY)
         if self._best is not None and state.best_value is not None:
             self.journal.finish(flat_settings(self._provenance.config), {self._best.metric: state.best_value})
 
     def _watch_clock(self) -> None:
-        """Requests a save if the last one is too old; the ranks agree on the update as for a signal."""
+        """Requests a save if the last one was too long ago; as with signals, the ranks agree on the update."""
         now, minutes = time.monotonic(), self._options.save_minutes
         if minutes and self._world.is_main and now - self._saved_at >= 60 * minutes:
             self._interrupt.request_save()
@@ -309,7 +310,7 @@ class Session:
             return
         self._saver.finish()
         newest = self._world.main_only(lambda: next(iter(list_checkpoints(self._folder.checkpoints)), None))
-        again = "start again" if newest is None else f"continue from --resume {newest}"
+        again = "start again" if newest is None else f"continue from --resume {quoted(newest)}"
         half = " AMP_DTYPE bfloat16, or" if scale is not None else ""
         scaled = f" and loss scale {scale:g}" if scale is not None else ""
         raise NumericsError(
@@ -317,7 +318,7 @@ class Session:
             f"no finite gradient in {state.skipped_in_row} consecutive updates, the last is {update.number} at"
             f" learning rate {update.learning_rate:.3g}{scaled}; samples and norms are in"
             f" {self._folder.path / 'incidents'}",
-            f"{again} with another --tag and --opts{half} TRAIN.BASE_LR {plan.base_lr / 2:g}",
+            f"{again} with a different --tag and --opts{half} TRAIN.BASE_LR {plan.base_lr / 2:g}",
         )
 
     def _is_best(self, evaluation: Evaluation | None) -> bool:
@@ -373,4 +374,4 @@ class Session:
 
 def _script(name: str) -> str:
     """Returns the path of one of this program's scripts, relative to the working directory."""
-    return os.path.relpath(Path(__file__).resolve().parents[2] / name)
+    return quoted(os.path.relpath(Path(__file__).resolve().parents[2] / name))

@@ -11,7 +11,7 @@ from tensorboard.summary.writer import event_file_writer
 from tests.tools.errors import raises
 from utils.errors import ResourceError
 from utils.logs import metrics_file as module
-from utils.logs.metrics_file import MetricsFile, refuse_reserved
+from utils.logs.metrics_file import MetricsFile, read_records, refuse_reserved
 
 
 def test_lines_beyond_the_checkpoint_are_removed(tmp_path):
@@ -172,3 +172,24 @@ def test_names_of_fields_are_refused_for_parts_and_metrics():
     refuse_reserved(["loss", "distance", "top1"])
     with pytest.raises(ValueError, match=r"lr, update: .*metrics\.jsonl"):
         refuse_reserved(["update", "loss", "lr"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"kind": "train", "epoch": 0, "update": 3, "loss": \xff1}',
+        b'{"kind": "train\xff", "epoch": 0, "update": 3}',
+        b'{"kind": "train", "epoch": "0", "update": 3}',
+        b'{"kind": "train", "epoch": 0, "update": 3, "loss": [1]}',
+        b"[" * 3000,
+        b"5",
+        b"",
+    ],
+)
+def test_corrupt_lines_are_dropped(tmp_path, line):
+    whole = [{"kind": "train", "epoch": 0, "update": n, "loss": 0.5} for n in (1, 2)]
+    lines = [json.dumps(record).encode() for record in whole]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([lines[0], line, lines[1], b""]))
+    assert read_records(tmp_path / "metrics.jsonl") == whole
+    MetricsFile(tmp_path, 2).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(each + b"\n" for each in lines)

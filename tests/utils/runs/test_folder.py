@@ -164,3 +164,11 @@ def test_the_folder_follows_from_output_name_and_tag_and_is_released(tmp_path, m
     with RunFolder.open(cfg, World()) as folder:
         assert str(folder.path) == f"out/{cfg.MODEL.NAME}/t/1" and (folder.path / "owner.json").exists()
     assert not (folder.path / "owner.json").exists()
+
+
+def test_a_corrupt_configuration_of_the_folder_is_said(tmp_path):
+    folder = RunFolder(tmp_path, World())
+    save_checkpoint(folder.checkpoints, "ckpt_epoch_0.pth", {"model": {}})
+    folder.config.write_bytes(b"TAG: \xff\n")
+    with raises(ResourceError, folder.config, "UTF-8"):
+        folder.acquire("TAG: x\n", same)

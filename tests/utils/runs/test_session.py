@@ -192,7 +192,7 @@ def test_fault_35_too_many_skipped_updates_end_the_run_and_say_how_to_go_on(tmp_
     run_state, run_plan = train_state(small()), plan()
     work = [*batches(4), *poisoned(batches(5))]
     newest = tmp_path / "checkpoints/ckpt_epoch_0_step_6.pth"
-    remedy = f"--resume {newest} with another --tag and --opts TRAIN.BASE_LR 0.05"
+    remedy = f"--resume {newest} with a different --tag and --opts TRAIN.BASE_LR 0.05"
     names = ("3 consecutive", "is 6 at learning rate 0.000401", tmp_path / "incidents", remedy)
     with (
         raises(NumericsError, "TRAIN.BASE_LR", *names) as caught,
