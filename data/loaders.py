@@ -121,7 +121,7 @@ class EvalLoader:
 
     def batch(self, indices: Sequence[int]) -> Batch | None:
         """Returns samples of the whole dataset as one batch on the device, without unreadable ones that are skipped;
-        None if none is left. Raises: DataError."""
+        None if none remain. Raises: DataError."""
         collated = self._collate([self._samples[0, index] for index in indices])
         if isinstance(collated, DataError):
             raise collated

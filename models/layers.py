@@ -27,7 +27,7 @@ class PatchEmbed(nn.Module):
 def gather_patches(x: Tensor) -> Tensor:
     """Concatenates 2x2 neighbours: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 4 * C).
 
-    In the order of the released models: the first column top to bottom, then the second.
+    Patches are concatenated in the order the released models use: the first column top to bottom, then the second.
     """
     batch, height, width, channels = x.shape
     if height % 2 or width % 2:

@@ -51,7 +51,7 @@ class ContinuousBackbone(SwinBackbone):
         return [attention[0].window for attention in self._attentions()]
 
     def adopt_pretrained_windows(self, windows: Sequence[int]) -> bool:
-        """Normalises to the windows the weights were trained with, unless the configuration sets them.
+        """Normalises coordinates to the windows the weights were trained with, unless the configuration sets them.
 
         Returns: whether anything changed.
         """

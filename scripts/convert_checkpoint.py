@@ -82,13 +82,13 @@ def _known_windows(model: SwinBackbone, found: Found) -> list[int]:
 
 
 def _model(options: PyramidOptions, found: Found) -> SwinBackbone:
-    """Builds the configured model. Raises: CheckpointError if the file has another size."""
+    """Builds the configured model. Raises: CheckpointError if the file has a different size."""
     model = build(options).eval()
     assert isinstance(model, SwinBackbone)
     wrong = misfits(found.weights, model.state_dict())
     if wrong and found.family == model.family:
         shapes = f"{tuple(found.weights[wrong[0]].shape)} for {tuple(model.state_dict()[wrong[0]].shape)}"
-        problem = f"another size than configured, {wrong[0]} {shapes}, and conversion resizes nothing"
+        problem = f"a different size than configured, {wrong[0]} {shapes}, and conversion resizes nothing"
         raise CheckpointError(found.origin, problem, "use the --cfg it was trained with")
     return model
 

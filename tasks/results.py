@@ -43,7 +43,7 @@ class Result:
 def evaluate_files(cfg: CfgNode, world: World) -> None:
     """Evaluates the files of --resume or --pretrained in turn.
 
-    Tables are written after each file, so an error in a later one loses no results.
+    Tables are written after each file, so an error in a later file does not lose earlier results.
     Raises: CheckpointError, ConfigError, DataError, ResourceError.
     """
     results: list[Result] = []

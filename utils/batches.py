@@ -25,7 +25,7 @@ class EpochShape:
 
     @property
     def global_batch(self) -> int:
-        """Samples per update over all ranks."""
+        """Samples per update across all ranks."""
         return self.batch_size * self.accumulation * self.world_size
 
     @property
@@ -40,7 +40,7 @@ class EpochShape:
         return min(self.train_size, self.updates * self.global_batch)
 
     def update_size(self, step: int) -> int:
-        """Returns the number of samples in update `step` of an epoch, over all ranks."""
+        """Returns the number of samples in update `step` of an epoch, across all ranks."""
         return min(self.global_batch, self.train_size - step * self.global_batch)
 
 
@@ -50,7 +50,7 @@ class Batch:
 
     images float32 (B, C, H, W), or a list of (C, H, W) of different sizes; targets: task-specific, for classification
     int64 (B,) labels, or float32 (B, classes) for mixed samples; `samples`: their indices in the dataset. `weight`
-    times the mean loss of the micro-batch, summed over micro-batches and averaged over ranks, is the mean loss of the
+    times the mean loss of the micro-batch, summed over micro-batches and averaged across ranks, is the mean loss of the
     update.
     """
 

@@ -1,4 +1,4 @@
-"""A cache, valid during evaluation, of tensors derived from parameters: a position bias, a weight in another dtype."""
+"""A cache, valid during evaluation, of tensors derived from parameters: position biases, weights cast to bfloat16."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -36,7 +36,7 @@ def _blend(start: NDArray[Any] | int, end: NDArray[Any], factor: float) -> NDArr
 
 
 def _move(pixels: Pixels, matrix: Sequence[float], fillcolor: Sequence[int], resample: Any) -> Pixels:
-    """Applies an affine transform. Args: matrix: Pillow's, from pixel corners of the result to corners of `pixels`."""
+    """Applies an affine transform. Args: matrix: in Pillow's convention, from result to `pixels`."""
     if isinstance(resample, list | tuple):
         resample = random.choice(resample)
     a, b, c, d, e, f = matrix
@@ -81,7 +81,7 @@ def rotate(pixels: Pixels, degrees: float, **how: Any) -> Pixels:
 
 
 def auto_contrast(pixels: Pixels, **_: Any) -> Pixels:
-    """Stretches the range of every channel to 0 to 255."""
+    """Stretches every channel to the range [0, 255]."""
     used = _histograms(pixels) > 0
     low, high = used.argmax(0).astype(float), 255.0 - used[::-1].argmax(0)
     flat = high <= low

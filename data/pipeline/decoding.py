@@ -93,7 +93,7 @@ def decode_bands(data: bytes, name: str, channels: int, upright: bool = False) -
     """Decodes an image of any number of channels to (height, width, channels).
 
     16-bit values are scaled to 8 bits. RGB and grey channels are repeated to fill the number of channels.
-    Raises: DataError for an unreadable image, or one with another number of channels.
+    Raises: DataError for an unreadable image, or one with a different number of channels.
     """
     pixels = tiff_bands(data, name) if data.startswith(TIFF) else None
     if pixels is None:

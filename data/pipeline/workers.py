@@ -65,7 +65,7 @@ def default_workers() -> int:
 
 
 class MonitoredLoader:
-    """A DataLoader that fails with one clear error and counts skipped samples over all ranks."""
+    """A DataLoader that fails with one clear error and counts skipped samples across all ranks."""
 
     def __init__(
         self,

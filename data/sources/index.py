@@ -16,7 +16,7 @@ from utils.files import atomic_path
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the cached files; an index of another format is rebuilt
+FORMAT = 3  # of the cached files; an index of a different format is rebuilt
 BYTES_AT_ONCE = 1 << 24
 UNUSED = 30 * 24 * 3600.0  # seconds after which an unused index is removed
 
@@ -70,7 +70,7 @@ class Index:
         return np.bincount(self.labels, minlength=classes).tolist()
 
     def digest(self, class_names: Sequence[str]) -> str:
-        """Returns the SHA-256 over class names, sample names and labels, in order."""
+        """Returns the SHA-256 of class names, sample names and labels, in order."""
         digest = hashlib.sha256("\0".join(class_names).encode("utf-8", "surrogateescape"))
         for array in (self._ends, self.labels, self._text):
             for start in range(0, len(array), BYTES_AT_ONCE):

@@ -59,11 +59,11 @@ class ListStore(Store):
 def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Listed:
     """Reads a list.
 
-    Class names are the given ones; else the folders of the images if labels and folders correspond one to one; else the
-    labels as text. If the given names list those folders at other labels, the names take precedence: a subset may be
-    renumbered.
+    Class names are those given; otherwise the folders of the images if labels and folders correspond one to one;
+    otherwise the labels as text. If the given names list those folders under different labels, the names take
+    precedence: a subset may be renumbered.
 
-    Args: classes: their number, 0 for the largest label plus one.
+    Args: classes: number of classes; 0 means the largest label plus one.
     Raises: DataError with file and line.
     """
     try:
@@ -99,7 +99,7 @@ def _by_name(labels: list[int], folders: dict[int, str], class_names: Sequence[s
         problem = f"label {label} is {folders[label]}, which the class map lists as {other}"
         problem += f", and {len(unknown)} folders are missing from it: {listing(unknown)}"
         raise DataError(str(path), problem, "number the classes as in the class map")
-    log.info("labels of %s: taken from the folders of its images, which the class map lists in another order", path)
+    log.info("labels of %s: taken from the folders of its images, which the class map lists in a different order", path)
     return [own[label] for label in labels]
 
 

@@ -108,7 +108,7 @@ def find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
 
 
 def _check_folder(path: Path, split: str) -> None:
-    """Raises: DataError for a missing folder, a single split, or a split under another name."""
+    """Raises: DataError for a missing folder, a single split, or a split under a different name."""
     if not path.is_dir():
         raise DataError("--data-path", f"no such folder: {path}", "choose one that contains train/ and val/")
     if path.name in ("train", "val") and (path.parent / split).is_dir():

@@ -142,7 +142,7 @@ def _to_resize(data: bytes, file: str, kind: str) -> Image.Image | None:
     except DataError:
         if not data.startswith(TIFF) or tiff_bands(data, file) is None:
             raise
-        return None  # another number of bands
+        return None  # a different number of bands
     with Image.open(io.BytesIO(data)) as original:
         if original.mode == "RGBA" and kind in ("PNG", "TIFF", "WEBP"):
             image.putalpha(original.getchannel("A"))

@@ -175,7 +175,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """(B, windows, N, heads, d) -> (B * windows * heads, N, d), contiguous."""
+    """Reshapes (B, windows, N, heads, d) to (B * windows * heads, N, d), contiguous."""
     return x.transpose(2, 3).contiguous().flatten(0, 2)
 
 

@@ -1,8 +1,8 @@
 """Stochastic depth (arXiv 1603.09382): every sample skips each residual branch with a given probability.
 
 A branch is computed only for the samples that keep it. They are drawn once per forward pass for all branches, on the
-CPU: shapes depend on the draw, and a draw on an accelerator would synchronise with it. A compiled model has fixed
-shapes and draws on the device, so that a CUDA graph can contain the draw.
+CPU: shapes depend on the draw, and drawing on an accelerator would force a synchronisation. A compiled model has fixed
+shapes and draws on the device, so that a CUDA graph can capture the draw.
 """
 
 from collections.abc import Callable, Sequence

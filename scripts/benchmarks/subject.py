@@ -86,7 +86,7 @@ class Contender:
         return self._receive()
 
     def measure(self, task: str, dtype: torch.dtype = torch.float32) -> float:
-        """Returns images/s of one "evaluate" or "train", or MiB of "memory" including the weights."""
+        """Returns images/s for "evaluate" or "train", or the peak memory in MiB, including weights, for "memory"."""
         assert self.exists
         with suppress(BrokenPipeError):  # the process died, which _receive reports
             self._connection.send((task, dtype))
@@ -152,7 +152,7 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
 
 
 def _resident() -> int:
-    """Returns the current MiB of this process."""
+    """Returns the resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() // 2**20
 

@@ -145,7 +145,7 @@ def test_windows_of_pre_training_come_from_the_file_unless_configured():
     assert configured.pretrained_windows() == [4, 8] and not configured.is_configured()
     assert small("swinv2", **WINDOW_16, pretrained_window_sizes=(4, 4)).is_configured()
     state["layers.0.blocks.0.attn.relative_coords_table"] = log_coordinates(8, 6).view(1, 15, 15, 2)
-    assert find_weights(state, "x").windows == (6, 8)  # normalised to yet another window
+    assert find_weights(state, "x").windows == (6, 8)  # normalised to yet a different window size
     again = small("swinv2", **WINDOW_16)
     load_weights(again, find_weights({"model": model.state_dict(), "pretrained_windows": [8, 8]}, "x"))
     assert again.pretrained_windows() == [8, 8]

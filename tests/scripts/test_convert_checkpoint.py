@@ -76,7 +76,7 @@ def test_there_and_back_gives_the_same_bits(tmp_path, family, layout, ending, wi
 @pytest.mark.parametrize("layout", ["original", "timm", "transformers", "mmpretrain"])
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 def test_the_window_of_pre_training_is_stored(tmp_path, layout, ending):
-    """The converted file of a V2 model for another window gives the same model in a recipe that leaves it open."""
+    """The converted file of a V2 model for other windows gives the same model in a recipe that leaves it open."""
     cfg, weights = write(tmp_path, "swinv2", OPEN)
     torch.save({"model": weights, "pretrained_windows": [3, 2]}, tmp_path / "in.pth")
     if (layout, ending) == LOSES_WINDOWS:

@@ -53,7 +53,7 @@ def test_a_swin_is_written_for_both_programs(made, tmp_path):
 
 @pytest.mark.parametrize("recipe", SMALL)
 def test_other_families(tmp_path, recipe):
-    """V2, pre-trained in another window, is timm's too; Swin-MLP and Swin-MoE are not."""
+    """V2, pre-trained in a different window size, is timm's too; Swin-MLP and Swin-MoE are not."""
     more = {"MODEL__SWINV2__PRETRAINED_WINDOW_SIZES": [6, 6]} if "v2" in recipe else {}
     more |= {"MODEL__SWIN_MOE__MOE_BLOCKS": [[1], [0]]} if "moe" in recipe else {}
     opened = stored(tmp_path / "model.pth", recipe, SMALL[recipe], **more)

@@ -1,4 +1,4 @@
-"""Expert parallelism: experts are sharded over ranks, and tokens exchanged by all-to-all.
+"""Expert parallelism: experts are sharded across ranks, and tokens exchanged by all-to-all.
 
 The unit of placement is an expert, or a slice of one along its hidden channels. The units of a layer are divided evenly
 among the ranks of a group, in order; groups are replicas of each other. A model is built whole on every rank, so that
@@ -108,9 +108,9 @@ def shard_experts(model: nn.Module, placement: Placement) -> None:
 
 @torch.no_grad()
 def reduce_expert_gradients(model: nn.Module) -> None:
-    """Averages the gradients of experts over all ranks, as DistributedDataParallel does for the other parameters.
+    """Averages the gradients of experts across all ranks, as DistributedDataParallel does for the other parameters.
 
-    The gradient of an expert already includes the tokens of its group, so only the sum over the replicas is missing.
+    The gradient of an expert already includes the tokens of its group, so only the sum across replicas remains.
     A collective operation, called once per update.
     """
     for _, module in sharded_modules(model):
@@ -194,13 +194,13 @@ class _AllToAll(torch.autograd.Function):
 
 
 def group_sum(values: Tensor, placement: Placement) -> Tensor:
-    """Sums a tensor over the ranks of the group, in place."""
+    """Sums a tensor across the ranks of the group, in place."""
     dist.all_reduce(values, group=_process_groups(placement)[0])
     return values
 
 
 def group_maximum(value: int, placement: Placement) -> int:
-    """Returns the maximum of `value` over the ranks of the group; exchanged on the CPU to avoid a GPU sync."""
+    """Returns the maximum of `value` across the ranks of the group; exchanged on the CPU to avoid a GPU sync."""
     box = torch.tensor(value)
     dist.all_reduce(box, dist.ReduceOp.MAX, group=_process_groups(placement)[0])
     return int(box)

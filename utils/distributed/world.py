@@ -60,7 +60,7 @@ class World:
         return torch.stack(parts).cpu()
 
     def begin_maximum(self, values: Tensor) -> dist.Work:
-        """Starts replacing CPU values by their maximum over the ranks; they must not be read before `wait`."""
+        """Starts replacing CPU values by their maximum across the ranks; they must not be read before `wait`."""
         work = dist.all_reduce(values, dist.ReduceOp.MAX, async_op=True)
         assert work is not None
         return work

@@ -59,13 +59,13 @@ class RunLock(threading.Thread):
                 other = other or _read(owner.path)  # it was just being written
                 job = f", job {other['job']}" if other.get("job") else ""
                 problem = f"another run writes to this folder ({_describe(other)}{job})"
-                remedy = f"wait for it, set another --tag, or remove {owner.path} if that run is dead"
+                remedy = f"wait for it, set a different --tag, or remove {owner.path} if that run is dead"
                 raise ConfigError(str(folder), problem, remedy) from None
             os.close(os.open(owner.path, os.O_CREAT | os.O_WRONLY, 0o644))  # it may be gone by now
             owner._write()
             time.sleep(SETTLE)
             if _read(owner.path).get("token") != owner._record["token"]:
-                raise ConfigError(str(folder), "another run just took this folder", "set another --tag") from None
+                raise ConfigError(str(folder), "another run just took this folder", "set a different --tag") from None
         owner._write()
         owner.start()
         atexit.register(owner.release)  # for a run that fails before training
@@ -78,7 +78,7 @@ class RunLock(threading.Thread):
                 found = _read(self.path)
                 if found and found.get("token") != self._record["token"]:
                     problem = f"another run took over this folder ({_describe(found)})"
-                    self._abort(ConfigError(str(self.path.parent), problem, "set another --tag"))
+                    self._abort(ConfigError(str(self.path.parent), problem, "set a different --tag"))
                     return
                 self._record["beat"] += 1
                 self._write()
@@ -131,7 +131,7 @@ def _is_alive(path: Path, record: dict[str, Any]) -> bool:
 
 
 def machine_name() -> str:
-    """Returns a name for the PID namespace of this process: containers differ, whatever their host names."""
+    """Returns a name for the PID namespace of this process: containers differ even if host names match."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"

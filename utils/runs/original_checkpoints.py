@@ -23,7 +23,7 @@ from utils.training.state import TrainState
 _NAME = re.compile(r"ckpt_epoch_(\d+)\.pth")
 # substrings of names; in pre-training the original prepends "encoder.", which matches only the last two
 _NO_DECAY = ("relative_position_bias_table", "cpb_mlp", "logit_scale", "absolute_pos_embed", "mask_token")
-_WEIGHTS_ONLY = "pass it to --pretrained, with another --tag, to start from its weights"
+_WEIGHTS_ONLY = "pass it to --pretrained, with a different --tag, to start from its weights"
 
 
 def is_original(contents: Mapping[str, Any]) -> bool:
@@ -136,7 +136,7 @@ def _groups(contents: Mapping[str, Any], state: TrainState) -> list[dict[str, An
 
 
 def _check_kind(saved: Mapping[int, Any], state: TrainState, origin: Path) -> None:
-    """Raises: CheckpointError if the moments belong to another kind of optimizer."""
+    """Raises: CheckpointError if the moments belong to a different kind of optimizer."""
     kinds: set[str] = set().union(*saved.values())
     theirs = "SGD" if "momentum_buffer" in kinds else "Adam"
     expected = "SGD" if isinstance(state.optimizer, torch.optim.SGD) else "Adam"

@@ -77,7 +77,7 @@ class Provenance:
         """Compares with a checkpoint to resume from; fields missing from it are not compared.
 
         Args: accept_changes: only warn about other training samples.
-        Raises: CheckpointError for other data; ConfigError for another global batch.
+        Raises: CheckpointError for other data; ConfigError for a different global batch.
         """
         self.info.check(saved, origin, accept_changes)
         batch = saved.get("global_batch")

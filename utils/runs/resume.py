@@ -151,6 +151,6 @@ def _newest(options: StartOptions, folder: RunFolder) -> tuple[Path, dict[str, A
         path = None if found else original_checkpoints.newest_original(folder.path)
         return found if path is None else (path, read_checkpoint(path))
     if list_checkpoints(folder.checkpoints) or original_checkpoints.newest_original(folder.path):
-        remedy = "set another --tag, or resume from them with TRAIN.AUTO_RESUME true"
+        remedy = "set a different --tag, or resume from them with TRAIN.AUTO_RESUME true"
         raise ConfigError(str(folder.path), "the checkpoints in this folder would be overwritten", remedy)
     return None

@@ -1,4 +1,4 @@
-"""Evaluation: one pass over a dataset; sums are reduced over the ranks, then divided once."""
+"""Evaluation: one pass over a dataset; sums are reduced across the ranks, then divided once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
@@ -25,7 +25,7 @@ class Evaluator(Protocol):
         ...
 
     def compute(self, world: World) -> Evaluation:
-        """Reduces the sums over all ranks and divides them once. A collective operation.
+        """Reduces the sums across all ranks and divides them once. A collective operation.
 
         Raises: DataError if no sample was counted on any rank.
         """

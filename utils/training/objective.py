@@ -41,7 +41,7 @@ class Evaluation:
     """The result of an evaluation.
 
     `metrics` by name, as recorded in metrics.jsonl, empty without validation data; `line` for the log; `scalars` for
-    TensorBoard, None for the metrics; `samples` evaluated, over all ranks; `notes`: further log lines when evaluating
+    TensorBoard, None for the metrics; `samples` evaluated, across all ranks; `notes`: further log lines when evaluating
     files; `tables` by name: "per_class" and "results" (one row, to compare files) can be written to CSV, report.py
     shows all; `pictures` for report.py and for trackers at the end of the run, drawn on demand; `each_epoch`: pictures
     for trackers after every evaluation.

@@ -82,7 +82,7 @@ def describe_parallel(model: nn.Module, world: World, options: ParallelOptions) 
 
 
 def wrap(model: nn.Module, world: World) -> nn.Module:
-    """Wraps the model to average its gradients over the ranks; returns it unchanged for a single process or FSDP."""
+    """Wraps the model to average its gradients across the ranks; returns it unchanged for a single process or FSDP."""
     if world.size == 1 or any(is_dtensor(p) for p in model.parameters()):
         return model
     devices = [world.device] if world.device.type == "cuda" else None
