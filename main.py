@@ -2,14 +2,19 @@
 
 import sys
 
-from configs.options import check_command_line, parse_command_line
+from utils.distributed.launcher import launched_rank, watch_launcher
 from utils.distributed.signals import Interrupt
 from utils.openmp import wait_briefly
 
 interrupt = Interrupt()
-if __name__ == "__main__":  # before the slow imports
+if __name__ == "__main__":  # before anything slow is imported
     interrupt.install()
+    watch_launcher(interrupt.before_exit)
     wait_briefly()
+
+from configs.options import check_command_line, parse_command_line
+
+if __name__ == "__main__":
     check_command_line(sys.argv[1:])
 
 from yacs.config import CfgNode
@@ -19,7 +24,7 @@ from tasks.base import TrainingData
 from tasks.registry import new_task
 from tasks.results import evaluate_files
 from utils.cost import explain_memory
-from utils.distributed.world import World, join_world, launched_rank
+from utils.distributed.world import World, join_world
 from utils.runs.dry_run import dry_run
 from utils.runs.folder import RunFolder
 from utils.runs.provenance import Provenance, versions

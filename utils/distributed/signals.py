@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1, handled where a run can stop cleanly.
+"""Signals, handled where a run can stop cleanly: those of `STOPPING` and SIGINT end it, SIGUSR1 saves a checkpoint.
 
 Until training begins there is nothing to save, and a signal ends the process with one line. From then on the handler
 only records the signal: an exception raised from it inside a torch callback would be lost. After every update the ranks
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from utils.distributed.launcher import launched_rank
 from utils.errors import TerminatedError, report_error
 
 if TYPE_CHECKING:  # this module is imported before any slow ones
@@ -20,11 +21,16 @@ if TYPE_CHECKING:  # this module is imported before any slow ones
     from utils.distributed.world import World
 
 T = TypeVar("T")
+# sent by schedulers, and by a terminal that is closed
+STOPPING = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2, signal.SIGXCPU})
+HANDLED = STOPPING | {signal.SIGINT, signal.SIGUSR1}
+MOVED = 1000  # no signal: the output folder was moved or removed
 _AGAIN = "run the same command again to resume"
 
 
 class Decision(NamedTuple):
-    """The action of all ranks after an update. `stop`: signal that ends the run, 0 for none; `save` a checkpoint."""
+    """The action of all ranks after an update. `stop`: signal that ends the run, or `MOVED`, 0 for none; `save` a
+    checkpoint."""
 
     stop: int = 0
     save: bool = False
@@ -45,14 +51,15 @@ class Interrupt:
         self.stopped_early = False  # an evaluation ended early
 
     def install(self) -> "Interrupt":
-        """Replaces Python's signal handlers; returns self."""
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(each, self._handle)
+        """Replaces the signal handlers; returns self. A signal that is ignored, as under nohup, stays ignored."""
+        for each in HANDLED:
+            if signal.getsignal(each) != signal.SIG_IGN:
+                signal.signal(each, self._handle)
         return self
 
     def ignore(self) -> None:
         """Ignores signals from here on: a launcher sends them to ranks that are about to exit."""
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for each in HANDLED:
             if signal.getsignal(each) == self._handle:
                 signal.signal(each, signal.SIG_IGN)
 
@@ -70,6 +77,10 @@ class Interrupt:
         if stop == signal.SIGINT:
             return KeyboardInterrupt(*([f"{state} ({_AGAIN})"] if state else []))
         return TerminatedError(signal.Signals(stop).name, f"terminated{state and '; '}{state}", _AGAIN)
+
+    def request_stop(self) -> None:
+        """Requests the end of the run because its output folder was moved or removed."""
+        self._stop = self._stop or MOVED
 
     def request_save(self) -> None:
         """Requests a checkpoint, as SIGUSR1 does."""
@@ -132,6 +143,11 @@ class Interrupt:
         if self._world is not None:
             self._world.tick(position)
 
+    def before_exit(self) -> None:
+        """Waits for a checkpoint that is being written, when the process ends without unwinding."""
+        if self._world is not None and self._world.watchdog is not None:
+            self._world.watchdog.before_exit()
+
     def _finish_pending(self) -> None:
         if self._pending is not None:
             (work, values), self._pending = self._pending, None
@@ -154,7 +170,7 @@ class Interrupt:
         elif watchdog is not None:
             watchdog.aborting = self.error(number)
         else:
-            os._exit(report_error(self.error(number), speak=os.environ.get("RANK", "0") == "0"))
+            os._exit(report_error(self.error(number), speak=launched_rank() == 0))
 
 
 class Interruptible(Generic[T]):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from utils.distributed.launcher import wait_if_launcher_is_gone
 from utils.errors import DistributedError, RunError, TerminatedError, listing, report_error
 
 INTERVAL = 0.5  # seconds between checks, and between heartbeats
@@ -60,7 +61,7 @@ class Watchdog(threading.Thread):
                 self._check_progress()
         except RuntimeError:  # the rank that hosted the store is gone; the job is ending, or has ended
             if not self._stopped.wait(15):
-                self._exit(report_error(self._lost("MASTER_ADDR", "the rank that hosts the store"), speak=True))
+                self._exit(report_error(self._lost_store(), speak=True))
 
     def stop(self) -> None:
         """Stops checking."""
@@ -93,7 +94,11 @@ class Watchdog(threading.Thread):
 
     def explain(self, error: Exception) -> RunError:
         """Converts the error of a collective operation to one that names the ranks that are gone."""
-        gone = self._silent_ranks()
+        try:
+            gone = self._silent_ranks()
+        except RuntimeError:  # of a store that is gone
+            wait_if_launcher_is_gone()
+            return self._lost_store()
         if gone:
             return self._lost_ranks(gone)
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -103,6 +108,9 @@ class Watchdog(threading.Thread):
 
     def _lost_ranks(self, ranks: list[int]) -> DistributedError:
         return self._lost(listing(f"rank {rank}" for rank in ranks), listing(map(self._host, ranks)))
+
+    def _lost_store(self) -> DistributedError:
+        return self._lost("MASTER_ADDR", "the rank that hosts the store")
 
     def _lost(self, subject: str, who: str) -> DistributedError:
         remedy = "check whether it was killed or ran out of memory, then run the same command again to resume"

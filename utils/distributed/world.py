@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.distributed.launcher import wait_if_launcher_is_gone
 from utils.distributed.watchdog import Watchdog
 from utils.errors import DistributedError, report_error
 from utils.runtime import tune_process
@@ -24,6 +26,7 @@ from utils.runtime import tune_process
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _NEVER = timedelta(days=365)
+REACH = 10.0  # seconds to connect to torchrun
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class World:
         try:
             first = watchdog.claim("error")
         except RuntimeError:  # the rank that hosted the store is gone: better report twice than never
+            wait_if_launcher_is_gone()
             first = True
         return watchdog.raise_alarm(report_error(error, speak=first, debug=debug))
 
@@ -162,22 +166,20 @@ class World:
             dist.destroy_process_group()
 
 
-def launched_rank() -> int:
-    """Returns the rank set by the launcher, 0 if there is none or it is not a number."""
-    text = os.environ.get("RANK", "0")
-    return int(text) if text.isdigit() else 0
-
-
 def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
     """Joins the job launched by torchrun, or creates a single-process one; selects the device, tunes the process.
 
     Args: timeout_minutes: time without progress after which the job ends, 0 for never; device_type: "auto" for a GPU if
     there is one, "cuda", "cpu".
-    Raises: DistributedError if environment variables are missing, the other ranks do not join, or this machine has more
-    ranks than GPUs.
+    Raises: DistributedError if environment variables are missing or contradict each other, the other ranks do not join,
+    or this machine has more ranks than GPUs.
     """
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     local_rank, local_size = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)
+    if rank >= size:
+        found = f"is {size}" if "WORLD_SIZE" in os.environ else "is not set"
+        remedy = "start with torchrun, which sets both, or unset RANK"
+        raise DistributedError("WORLD_SIZE", f"{found}, although RANK is {rank}", remedy)
     if size > 1:
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
@@ -189,6 +191,8 @@ def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
         return World(device=device)
     if device.type == "cuda":  # NCCL's error handling would kill the process before the watchdog reports the cause
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        _reach(os.environ["MASTER_ADDR"], _variable("MASTER_PORT", 0))
     try:
         store, rank, size = next(
             dist.rendezvous("env://", rank, size, timeout=timedelta(minutes=timeout_minutes or 60))
@@ -209,6 +213,19 @@ def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
     watchdog = Watchdog(dist.PrefixStore("watchdog", store.clone()), rank, size, 60 * timeout_minutes)
     watchdog.start()
     return World(rank, size, device, local_rank, local_size, dist.PrefixStore("world", store), watchdog)
+
+
+def _reach(host: str, port: int) -> None:
+    """Checks that torchrun's store responds: it was started before this rank. Raises: DistributedError."""
+    last = time.monotonic() + REACH
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=REACH).close()
+        except OSError as e:
+            if time.monotonic() >= last:
+                problem = f"torchrun does not respond at {host}:{port} ({e.strerror or e})"
+                raise DistributedError("MASTER_ADDR", problem, "run the same command again to resume") from e
+        time.sleep(0.5)
 
 
 def _meet(store: Any, rank: int, size: int) -> str:

@@ -13,17 +13,15 @@ import torch
 import torch.distributed as dist
 
 from tests.tools.builders import in_child
-from utils.distributed.signals import Decision, Interrupt
+from utils.distributed.signals import HANDLED, MOVED, STOPPING, Decision, Interrupt
 from utils.distributed.world import World
 from utils.errors import TerminatedError
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @pytest.fixture(autouse=True)
 def own_handlers():
     """pytest's own handlers are back afterwards."""
-    before = {each: signal.getsignal(each) for each in SIGNALS}
+    before = {each: signal.getsignal(each) for each in HANDLED}
     yield
     for each, handler in before.items():
         signal.signal(each, handler)
@@ -40,11 +38,13 @@ def interrupt():
 @pytest.mark.parametrize(
     ("number", "code", "line"),
     [
-        (signal.SIGTERM, 75, "error: SIGTERM: terminated (run the same command again to resume)\n"),
+        *((each, 75, f"error: {each.name}: terminated (run the same command again to resume)\n") for each in STOPPING),
         (signal.SIGINT, 130, "error: interrupted\n"),
     ],
 )
 def test_before_training_a_signal_ends_the_process_with_one_line(monkeypatch, number, code, line):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
     def start():
         Interrupt().install()
         signal.raise_signal(signal.SIGUSR1)  # there is nothing to save
@@ -53,6 +53,20 @@ def test_before_training_a_signal_ends_the_process_with_one_line(monkeypatch, nu
     assert in_child(start) == (code, line)
     monkeypatch.setenv("RANK", "1")
     assert in_child(start) == (code, "")  # rank 0 speaks
+
+
+def test_fault_23_a_signal_that_is_ignored_from_the_start_stays_ignored():
+    """nohup ignores SIGHUP."""
+
+    def start():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        started = Interrupt().install()
+        signal.raise_signal(signal.SIGHUP)
+        started.defer()
+        signal.raise_signal(signal.SIGHUP)
+        assert started.decide(1) == Decision()
+
+    assert in_child(start) == (0, "")
 
 
 def test_fault_25_a_second_signal_ends_the_process_at_once():
@@ -73,6 +87,22 @@ def test_fault_25_ctrl_c_twice_ends_a_process_that_was_terminated_before():
             signal.raise_signal(number)
 
     assert in_child(start) == (130, "")
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_fault_23_what_schedulers_send_stops_at_the_next_update(interrupt, number):
+    signal.raise_signal(number)
+    assert interrupt.decide(1) == Decision(stop=number)
+    assert interrupt.error(number).subject == number.name
+
+
+def test_fault_63_a_folder_that_was_moved_stops_unless_a_signal_did(interrupt):
+    interrupt.request_stop()
+    assert interrupt.decide(1) == Decision(stop=MOVED)
+    other = Interrupt()
+    other._stop = signal.SIGTERM
+    other.request_stop()
+    assert other.decide(1) == Decision(stop=signal.SIGTERM)
 
 
 def test_sigterm_twice_is_sigterm_once(interrupt):

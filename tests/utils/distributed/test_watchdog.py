@@ -96,6 +96,12 @@ def test_a_rank_that_has_ended_is_not_missed():
     assert one.explain(RuntimeError("x")).subject == "rank 0"
 
 
+def test_fault_61_if_the_store_is_gone_its_host_is_named():
+    one, _ = pair()
+    one._store = LostStore()
+    assert one.explain(RuntimeError("Connection reset by peer")).subject == "MASTER_ADDR"
+
+
 def test_if_all_ranks_are_there_the_network_is_to_blame():
     one, other = pair()
     other.start()

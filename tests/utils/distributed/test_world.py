@@ -11,8 +11,9 @@ from tests.conftest import free_port, run_ranks
 from tests.tools.builders import LostStore
 from tests.tools.errors import raises
 from utils.distributed import watchdog, world
+from utils.distributed.launcher import launched_rank
 from utils.distributed.watchdog import Watchdog
-from utils.distributed.world import World, join_world, launched_rank
+from utils.distributed.world import World, join_world
 from utils.errors import ConfigError, DistributedError
 
 
@@ -126,6 +127,8 @@ def test_without_a_launcher_there_is_one_rank(launched):
         ({"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "localhost"}, (1, 2), "MASTER_PORT", 2),
         ({"WORLD_SIZE": "two"}, (0, 1), "WORLD_SIZE", "'two'"),
         ({"RANK": "x"}, (0, 1), "RANK", "'x'"),
+        ({"RANK": 1}, (0, 1), "WORLD_SIZE", "RANK is 1"),
+        ({"RANK": 2, "WORLD_SIZE": 2}, (0, 2), "WORLD_SIZE", "RANK is 2"),
     ],
 )
 def test_variables_of_a_launcher_that_are_wrong_are_named(launched, variables, place, subject, value):
@@ -140,6 +143,15 @@ def test_ranks_that_do_not_meet_say_so(launched, rank):
     launched(WORLD_SIZE=2, RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="localhost", MASTER_PORT=free_port())
     with raises(DistributedError, "MASTER_ADDR", "2 ranks", "MASTER_PORT"):
         join_world(timeout_minutes=0.01)
+
+
+def test_fault_61_the_store_of_a_launcher_that_is_gone_is_not_waited_for(launched, monkeypatch):
+    port = free_port()
+    launched(WORLD_SIZE=2, RANK=0, LOCAL_RANK=0, MASTER_ADDR="localhost", MASTER_PORT=port)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(world, "REACH", 0.1)
+    with raises(DistributedError, "MASTER_ADDR", f"localhost:{port}"):
+        join_world()
 
 
 def test_a_gpu_that_cannot_be_used_is_a_warning_or_if_it_was_wanted_an_error(launched, monkeypatch, caplog):

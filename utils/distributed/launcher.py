@@ -1,0 +1,56 @@
+"""The launcher of this rank: what it sets in the environment, and whether it still runs.
+
+torchrun starts every rank in a separate session, hosts the store of the job, and ends the ranks when it ends. If it is
+killed, nobody ends them: the store is gone, and ranks that are still meeting would wait for it until a timeout.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from utils.errors import DistributedError, report_error
+
+INTERVAL = 0.5  # seconds between checks
+NOTICE = 2.0  # seconds within which the end of the launcher shows after its store is gone
+_parent: list[int] = []  # the process that started this rank, if it is torchrun
+
+
+def launched_rank() -> int:
+    """Returns the rank set by the launcher, 0 if there is none or it is not a number below WORLD_SIZE."""
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return int(rank) if rank.isdigit() and size.isdigit() and int(rank) < int(size) else 0
+
+
+def watch_launcher(before_exit: Callable[[], None]) -> None:
+    """Ends this rank from now on when torchrun is gone; does nothing under another launcher.
+
+    Args: before_exit: called before the process ends.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _parent[:] = [os.getppid()]
+        threading.Thread(target=_watch, args=(before_exit,), name="launcher", daemon=True).start()
+
+
+def wait_if_launcher_is_gone() -> None:
+    """Does not return if torchrun is gone, so that `watch_launcher` alone reports it; waits `NOTICE` to find out."""
+    last = time.monotonic() + NOTICE
+    while _parent and time.monotonic() < last:
+        if os.getppid() != _parent[0]:
+            threading.Event().wait()
+        time.sleep(0.05)
+
+
+def _watch(before_exit: Callable[[], None]) -> None:
+    while os.getppid() == _parent[0]:
+        time.sleep(INTERVAL)
+    _end(before_exit)
+
+
+def _end(before_exit: Callable[[], None]) -> NoReturn:
+    problem = f"it was killed: process {_parent[0]} on this machine"
+    error = DistributedError("torchrun", problem, "run the same command again to resume")
+    code = report_error(error, speak=os.environ.get("LOCAL_RANK", "0") == "0")
+    before_exit()
+    os._exit(code)
