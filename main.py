@@ -4,6 +4,7 @@ import sys
 
 from utils.distributed.launcher import launched_rank, watch_launcher
 from utils.distributed.signals import Interrupt
+from utils.home import ensure_home
 from utils.openmp import wait_briefly
 
 interrupt = Interrupt()
@@ -11,6 +12,7 @@ if __name__ == "__main__":  # before anything slow is imported
     interrupt.install()
     watch_launcher(interrupt.before_exit)
     wait_briefly()
+    ensure_home(warn=launched_rank() == 0)
 
 from configs.options import check_command_line, parse_command_line
 

@@ -6,12 +6,14 @@ import sys
 from typing import Any, NoReturn
 
 from utils.errors import ConfigError, report_error
+from utils.home import ensure_home
 
 
 class ScriptParser(argparse.ArgumentParser):
     """Keeps the formatting of the description, and reports errors as main.py does: in one line, with exit code 2."""
 
     def __init__(self, description: str | None = None, **more: Any) -> None:
+        ensure_home()
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
     def error(self, message: str) -> NoReturn:

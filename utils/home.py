@@ -1,0 +1,29 @@
+"""A home folder and a user name for libraries, where the system has none."""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+def ensure_home(warn: bool = True) -> None:
+    """Sets HOME to a folder below the temporary one if it is unset and the user is not in the user database.
+
+    This is common in containers that run as an arbitrary user. Without a home folder, libraries that look for their
+    caches fail; must be called before they are imported. Args: warn: whether to log a warning about it.
+    """
+    if os.path.expanduser("~") != "~":
+        return
+    folder = Path(tempfile.gettempdir(), f"home-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError
+    except OSError:  # somebody else's
+        folder = Path(tempfile.mkdtemp(prefix="home-"))
+    os.environ["HOME"] = str(folder)
+    os.environ.setdefault("USER", f"user-{os.getuid()}")
+    if warn:
+        log.warning("HOME is not set and the user has no home folder: caches are written to %s", folder)
