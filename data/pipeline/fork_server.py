@@ -8,21 +8,36 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from utils.distributed.signals import HANDLED
+from utils.errors import ResourceError
+
 _ROOT = Path(__file__).resolve().parents[2]  # of the program
+# bytes of a folder in which "/pymp-12345678/listener-12345678" is a valid name of a socket: 108 with the final zero
+# on Linux, 104 on macOS
+_LONGEST = 103 - len("/pymp-12345678/listener-12345678")
+_unregister = resource_tracker.unregister
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def server_context() -> BaseContext:
-    """Returns a context that forks from the server, which it starts if necessary; one that spawns where unsupported."""
+    """Returns a context that forks from the server, which it starts if necessary; one that spawns where unsupported.
+
+    Raises: ResourceError if no folder for sockets is found.
+    """
+    _choose_socket_folder()
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -30,9 +45,10 @@ def server_context() -> BaseContext:
     program = [name for name, module in list(sys.modules.items()) if _is_ours(name, module)]
     context.set_forkserver_preload(["data.pipeline.worker_group", *program])
     # started first, since it would unblock the signals; silence its warning about semaphores leaked by a kill
+    _outlive_tracker()
     with _environment(PYTHONWARNINGS="ignore:resource_tracker"):
         resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     try:  # it inherits the mask, see worker_group.py; a folder data/ in the working directory must not hide the package
         with _environment(PYTHONPATH=str(_ROOT), PYTHONSAFEPATH="1"):
             forkserver.ensure_running()
@@ -43,10 +59,15 @@ def server_context() -> BaseContext:
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Yields a pool of at least one process; cancels pending work at the end of the block."""
+    """Yields a pool of at least one process; cancels pending work at the end of the block.
+
+    Raises: ResourceError if a process of the pool died.
+    """
     pool = ProcessPoolExecutor(max(1, workers), server_context(), initializer=exit_with_program)
     try:
         yield pool
+    except BrokenProcessPool as e:
+        raise ResourceError("--workers", "a worker died, probably for lack of memory", "use fewer") from e
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -61,6 +82,37 @@ def _wait_for_program() -> None:
     if program is not None:
         wait([program.sentinel])  # a pipe whose other end the program holds
         os._exit(1)
+
+
+def _choose_socket_folder() -> None:
+    """Moves multiprocessing's sockets to a shorter folder if TMPDIR is too long for the name of a socket."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= _LONGEST:
+        return
+    shorter = next((each for each in _SHORT if os.access(each, os.W_OK | os.X_OK)), None)
+    if shorter is None:
+        problem = f"too long for the sockets of worker processes, {_LONGEST} bytes are allowed: {folder}"
+        raise ResourceError("TMPDIR", problem, "set a shorter one")
+    tempfile.tempdir = shorter
+    try:
+        util.get_temp_dir()  # made by the first call
+    finally:
+        tempfile.tempdir = folder
+
+
+def _outlive_tracker() -> None:
+    """Lets the program go on quietly with a new resource tracker if the old one is killed.
+
+    A new one does not know the semaphores of the old one and would print a traceback for each that is released.
+    """
+    warnings.filterwarnings("ignore", "resource_tracker: process died")
+    resource_tracker.unregister = _register_and_unregister
+
+
+def _register_and_unregister(name: Any, kind: str) -> None:
+    with suppress(OSError):  # it was killed just now
+        resource_tracker.register(name, kind)
+        _unregister(name, kind)
 
 
 def _is_ours(name: str, module: Any) -> bool:

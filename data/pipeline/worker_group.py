@@ -2,10 +2,16 @@
 
 Launchers and terminals signal the whole process group. They must not kill the workers while the rank is saving its
 state, so the server and its workers form a separate group. The rank blocked the signals while it started the server.
+Schedulers signal every process of a job: what the rank handles is ignored here, except for SIGTERM, by which torch ends
+workers.
 """
 
 import os
 import signal
 
+from utils.distributed.signals import HANDLED
+
 os.setpgid(0, 0)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+for each in HANDLED - {signal.SIGTERM}:
+    signal.signal(each, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)

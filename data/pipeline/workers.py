@@ -2,12 +2,15 @@
 
 import gc
 import logging
+import math
+import multiprocessing
 import os
-import re
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
@@ -19,12 +22,15 @@ from yacs.config import CfgNode
 from data.pipeline.dataset import Collator, EvalSamples, Key, TrainSamples
 from data.pipeline.fork_server import exit_with_program, server_context
 from data.pipeline.sample import Collate, Collated, stack
+from utils.distributed.signals import HANDLED
 from utils.distributed.world import World
-from utils.errors import DataError, ResourceError, listing
+from utils.errors import DataError, ResourceError, listing, one_line
 from utils.terminal import EVERY_RANK
 
 log = logging.getLogger(EVERY_RANK)
 PREFETCH = 2  # batches that each worker prepares in advance
+POLL = 2.0  # seconds without a batch after which the loader checks that its workers are alive
+NOTICE = 2.0  # seconds until the fork server has reported the death of a worker
 SHARED_MEMORY = "/dev/shm"
 # file descriptors of the program, and per worker: pipes, and one for each tensor in flight
 _OWN_FILES, _FILES_PER_WORKER = 128, 24
@@ -79,36 +85,37 @@ class MonitoredLoader:
     ):
         """Args: collate: see `Pipeline`; persistent: keep workers alive between epochs."""
         cv2.setNumThreads(1)  # here and in the workers: parallelism is over images
-        self._samples, self._timeout, self._world = samples, options.timeout, world
+        self._samples, self._sampler, self._options, self._world = samples, sampler, options, world
+        self._collate, self._persistent = Collator(collate), persistent and options.workers > 0
         self._split = "training" if isinstance(samples, TrainSamples) else "validation"
         self._bad: set[str] = set()
         self._max_bad = None if options.on_bad == "skip_any" else max(ALWAYS_BAD, int(MAX_BAD * len(samples)))
         # the index of the sample that each worker is processing, -1 for none
         self._current = torch.full((max(options.workers, 1),), -1, dtype=torch.int64).share_memory_()
-        self._loader = DataLoader(
-            _Watched(samples, self._current),
-            batch_sampler=sampler,
-            num_workers=options.workers,
-            multiprocessing_context=server_context() if options.workers else None,
-            collate_fn=Collator(collate),
+        self._processes: list[BaseProcess] = []
+        self._loader = self._new_loader()
+
+    def _new_loader(self) -> DataLoader:
+        options, workers = self._options, self._options.workers
+        return DataLoader(
+            _Watched(self._samples, self._current),
+            batch_sampler=self._sampler,
+            num_workers=workers,
+            multiprocessing_context=server_context() if workers else None,
+            collate_fn=self._collate,
             pin_memory=options.pin_memory and torch.cuda.is_available(),
-            persistent_workers=persistent and options.workers > 0,
-            prefetch_factor=PREFETCH if options.workers else None,
-            timeout=options.timeout if options.workers else 0,
+            persistent_workers=self._persistent,
+            prefetch_factor=PREFETCH if workers else None,
+            # torch checks its workers only when this expires; `_next` waits for DATA.TIMEOUT
+            timeout=min(POLL, options.timeout or POLL) if workers else 0,
             worker_init_fn=_start_worker,
             # otherwise every iteration would draw from the global generator
             generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[Collated]:
-        batches = iter(self._loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as e:
-                raise self._explain(e) from e
+        batches = self._start()
+        while (batch := self._next(batches)) is not None:
             if isinstance(batch, DataError):
                 try:
                     raise batch
@@ -117,6 +124,35 @@ class MonitoredLoader:
             for error in batch.bad:
                 self._skip(error)
             yield batch
+
+    def _start(self) -> Iterator[Any]:
+        """Starts the workers, or resumes those of the last epoch. Raises: ResourceError."""
+        if not self._options.workers:
+            return iter(self._loader)
+        self._processes = multiprocessing.active_children()
+        try:
+            server_context()  # again, if it was killed
+            try:
+                batches = iter(self._loader)
+            except RuntimeError as e:
+                if not _timed_out(e):
+                    raise
+                self._loader = self._new_loader()  # persistent workers that do not resume are replaced
+                batches = iter(self._loader)
+        except (RuntimeError, OSError, EOFError) as e:
+            raise self._explain(e) from e
+        self._processes = multiprocessing.active_children()
+        return batches
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """Returns the next batch, None after the last. Raises: DataError after DATA.TIMEOUT, ResourceError."""
+        last = time.monotonic() + (self._options.timeout or math.inf)
+        while True:
+            try:
+                return next(batches, None)
+            except (RuntimeError, OSError, EOFError) as e:
+                if not _timed_out(e) or time.monotonic() >= last:
+                    raise self._explain(e) from e
 
     def _skip(self, error: DataError) -> None:
         message = str(error).encode("utf-8", "backslashreplace").decode()  # file names may contain any bytes
@@ -132,19 +168,46 @@ class MonitoredLoader:
             raise DataError(error.subject, problem, "find them all with scripts/prepare_data.py check")
         log.warning("skipped, %d of at most %d %s samples: %s", count, self._max_bad, self._split, message)
 
-    def _explain(self, error: RuntimeError) -> Exception:
-        text = str(error)
-        if "timed out" in text:
+    def _explain(self, error: Exception) -> Exception:
+        """Converts an error of the loader itself; others, raised by a dataset, are bugs and returned unchanged."""
+        if not self._options.workers or "in DataLoader worker process" in str(error):
+            return error
+        if _timed_out(error):
             names = [self._samples.name(index) for index in self._current.tolist() if index >= 0]
             cause = f"a loader worker hangs reading {listing(names)}" if names else "the machine may be overloaded"
             remedy = "check whether the disk responds" if names else "start fewer processes"
-            problem = f"no batch for {self._timeout:g} seconds, {cause}"
+            problem = f"no batch for {self._options.timeout:g} seconds, {cause}"
             return DataError("DATA.TIMEOUT", problem, f"{remedy}, or raise it")
-        died = re.search(r"pid\(?s?\)? ?\(?:?\s*([\d, ]+)", text)
-        if "DataLoader worker" not in text or died is None:
-            return error
-        problem = f"a loader worker died (process {died[1].strip()}), probably for lack of memory"
-        return ResourceError("DATA.NUM_WORKERS", problem, "use fewer, or a smaller DATA.BATCH_SIZE")
+        remedy = "use fewer, or a smaller DATA.BATCH_SIZE"
+        lost = self._lost_processes()
+        if lost and not any(map(_exists, lost)):
+            problem = f"a loader worker died (process {listing(map(str, lost))}), probably for lack of memory"
+        elif lost or isinstance(error, EOFError | ConnectionError):
+            problem = "the server process of the loader workers died, probably for lack of memory"
+        else:
+            problem, remedy = f"the loader workers failed: {one_line(error)}", "use fewer, or raise ulimit -n"
+        return ResourceError("DATA.NUM_WORKERS", problem, remedy)
+
+    def _lost_processes(self) -> list[int]:
+        """Returns the workers that are gone according to the fork server: all of them if it is gone itself."""
+        last = time.monotonic() + NOTICE
+        while True:
+            lost = [process.pid for process in self._processes if process.pid and not process.is_alive()]
+            if lost or time.monotonic() >= last:
+                return lost
+            time.sleep(0.05)
+
+
+def _timed_out(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader timed out")
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
 
 
 class _Watched(Dataset):
@@ -195,6 +258,6 @@ def check_resources(options: LoaderOptions, sample_bytes: int, local_size: int) 
 def _start_worker(_worker: int) -> None:
     exit_with_program()
     gc.freeze()  # a collection would write to, and thus copy, 100 MB shared with the fork server
-    for each in (signal.SIGINT, signal.SIGUSR1):  # the main process handles them
+    for each in HANDLED - {signal.SIGTERM}:  # the main process handles them; torch ends workers by SIGTERM
         signal.signal(each, signal.SIG_IGN)
     cv2.setNumThreads(1)

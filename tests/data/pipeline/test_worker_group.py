@@ -11,8 +11,9 @@ import pytest
 
 from tests.conftest import ROOT, environment
 from tests.tools.builders import in_child
+from utils.distributed.signals import HANDLED
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = tuple(HANDLED)
 MODULE = "data.pipeline.worker_group"
 
 
@@ -21,19 +22,29 @@ import os, signal, sys
 from tests.data.pipeline.test_workers import error_of, monitored
 from tests.data.pipeline.troubled import GroupOfWorker
 
-print(error_of(monitored(GroupOfWorker(), workers=1)).problem, os.getpgid(0), sep="|")
+from multiprocessing.resource_tracker import _resource_tracker
+
+loader = monitored(GroupOfWorker(), workers=1, persistent=True)
+print(error_of(loader).problem, os.getpgid(0), sep="|")
 print(signal.pthread_sigmask(signal.SIG_BLOCK, ()), "data.pipeline.worker_group" in sys.modules)
+os.kill(_resource_tracker._pid, signal.SIGKILL)
+assert error_of(monitored(GroupOfWorker(), workers=1)).subject == "group"
 """
 
 
 @pytest.mark.seconds
 def test_workers_are_in_the_group_of_their_server_and_block_nothing(tmp_path):
-    """In a process of its own: here another test may have started a fork server, which all share."""
+    """In a process of its own: here another test may have started a fork server, which all share.
+
+    Nor does a TMPDIR that is too long for the name of a socket matter, or a resource tracker that is killed (fault 65).
+    """
     (tmp_path / "data").mkdir()  # as a user's own folder: it must not hide the package
-    env = environment(PYTHONPATH=str(ROOT))
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    env = environment(PYTHONPATH=str(ROOT), TMPDIR=str(long))
     run = [sys.executable, "-c", ALONE]
     done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     first, second = done.stdout.splitlines()
     worker, own_group = first.split("|")
     group, server, blocked = worker.split(" ", 2)

@@ -5,6 +5,9 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 from configs.loading import load_config
+from data.pipeline import workers as module
 from data.pipeline.dataset import TrainSamples
 from data.pipeline.samplers import EvalSampler
 from data.pipeline.transforms import TrainTransform
@@ -104,6 +108,75 @@ def test_fault_30_a_killed_worker_is_named():
     error = error_of(monitored(Deadly(), workers=2))
     assert isinstance(error, ResourceError) and error.subject == "DATA.NUM_WORKERS"
     assert re.search(r"process \d+", error.problem)
+
+
+def test_fault_30_a_killed_worker_is_noticed_long_before_the_timeout(monkeypatch):
+    """torch alone looks at its workers once, after DATA.TIMEOUT."""
+    monkeypatch.setattr(module, "POLL", 0.2)
+    error = error_of(monitored(Deadly(), workers=2, timeout=500))
+    assert isinstance(error, ResourceError) and error.subject == "DATA.NUM_WORKERS"
+    assert re.search(r"process \d+", error.problem)
+
+
+@contextlib.contextmanager
+def another_server():
+    """A fork server that a test may kill: others of this process keep theirs."""
+    server = multiprocessing.forkserver._forkserver
+    before = {name: value for name, value in vars(server).items() if name != "_preload_modules"}
+    server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
+    try:
+        module.server_context()
+        yield server._forkserver_pid
+    finally:
+        server._stop()
+        vars(server).update(before)
+
+
+def kill_workers():
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def test_fault_30_workers_killed_with_batches_on_their_way_end_the_run_with_one_error(photos):
+    """The main process fetches the memory of a batch from the worker that made it."""
+    batches = iter(monitored(open_folder(photos).train, workers=2))
+    next(batches)
+    time.sleep(0.5)  # both workers are ahead
+    kill_workers()
+    error = error_of(batches)
+    assert isinstance(error, ResourceError) and error.subject == "DATA.NUM_WORKERS"
+
+
+@pytest.mark.seconds
+def test_fault_30_a_killed_fork_server_is_replaced_or_ends_the_run_with_one_error(photos):
+    with another_server() as server:
+        loader = monitored(open_folder(photos).train, workers=1)
+        before = [batch.targets.tolist() for batch in loader]
+        os.kill(server, signal.SIGKILL)
+        os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
+        assert [batch.targets.tolist() for batch in loader] == before
+        replaced = multiprocessing.forkserver._forkserver._forkserver_pid
+        assert replaced != server
+        os.kill(replaced, signal.SIGSTOP)  # it is asked for a worker, and dies before it answers
+        killer = threading.Timer(0.5, os.kill, (replaced, signal.SIGKILL))
+        killer.start()
+        error = error_of(loader)
+        killer.join()
+    assert isinstance(error, ResourceError) and error.subject == "DATA.NUM_WORKERS"
+    assert "server" in error.problem
+
+
+@pytest.mark.seconds
+def test_persistent_workers_that_do_not_resume_are_replaced(photos, monkeypatch):
+    monkeypatch.setattr(module, "POLL", 0.3)
+    others = set(multiprocessing.active_children())
+    loader = monitored(open_folder(photos).train, workers=1, persistent=True)
+    before = [batch.targets.tolist() for batch in loader]
+    (worker,) = set(multiprocessing.active_children()) - others
+    os.kill(worker.pid, signal.SIGSTOP)
+    threading.Timer(1.0, os.kill, (worker.pid, signal.SIGCONT)).start()
+    assert [batch.targets.tolist() for batch in loader] == before
+    assert not worker.is_alive()
 
 
 @pytest.mark.seconds
