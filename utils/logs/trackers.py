@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,13 @@ class TensorBoard(Tracker):
     def __init__(self, folder: Path, update: int):
         from torch.utils.tensorboard import SummaryWriter  # slow to import: on the writing rank only
 
-        self._folder = folder / "tensorboard"
-        self._writer = SummaryWriter(str(self._folder), purge_step=update + 1)
+        _silence_threads_of("tensorboard.")
+        folder = folder / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        # its files are opened at every flush: by this name also if the output folder was moved
+        kept = Path(f"/proc/self/fd/{self._descriptor}")
+        self._writer = SummaryWriter(str(kept if kept.exists() else folder), purge_step=update + 1)
 
     def write(self, scalars: Mapping[str, float], update: int) -> None:
         for name, value in scalars.items():
@@ -51,6 +58,7 @@ class TensorBoard(Tracker):
 
     def close(self) -> None:
         self._writer.close()
+        os.close(self._descriptor)
 
 
 class PictureFiles(Tracker):
@@ -139,6 +147,17 @@ class Trackers:
                 name = type(tracker).__name__
                 log.warning("%s failed and is disabled (%s); training continues", name, one_line(e))
                 self._all.remove(tracker)
+
+
+def _silence_threads_of(package: str) -> None:
+    """Prints no tracebacks of failed threads of `package`, whose next call raises the same error."""
+    report = threading.excepthook
+
+    def report_others(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith(package):
+            report(failure)
+
+    threading.excepthook = report_others
 
 
 def flat_settings(config: str) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """TensorBoard, and Weights & Biases without a network."""
 
+import shutil
 import sys
+import threading
 import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from tests.tools.builders import in_child
 from tests.tools.errors import raises
 from utils.errors import ConfigError
 from utils.logs.trackers import Trackers, WeightsAndBiases
@@ -23,6 +26,22 @@ def test_the_settings_of_a_run_stand_beside_its_best_metric(tmp_path):
     data = plugin_data_pb2.HParamsPluginData.FromString(summaries.plugin_data.content)
     assert data.session_start_info.hparams["TRAIN.BASE_LR"].number_value == 0.1
     assert data.session_start_info.hparams["MODEL.SWIN.DEPTHS"].string_value == "[2, 2]"
+
+
+def test_fault_55_a_folder_that_is_removed_disables_tensorboard_with_one_warning(tmp_path):
+    def start():
+        threading.excepthook = threading.__excepthook__  # pytest's collects what fails
+        trackers = Trackers(tmp_path, 0)
+        shutil.rmtree(tmp_path / "tensorboard")
+        (board,) = [thread for thread in threading.enumerate() if type(thread).__module__.startswith("tensorboard")]
+        trackers.write({"train/loss": 0.5}, 1)
+        board.join(10)  # it has failed
+        for update in (2, 3):
+            trackers.write({"train/loss": 0.5}, update)
+        trackers.close()
+
+    code, err = in_child(start)
+    assert code == 0 and err.count("\n") == 1 and err.startswith("TensorBoard failed and is disabled"), err
 
 
 @pytest.mark.seconds
