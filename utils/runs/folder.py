@@ -39,12 +39,21 @@ class RunFolder:
     """The paths of a run. Only the main rank writes, and no rank if the folder is `read_only`."""
 
     def __init__(self, path: Path, world: World, read_only: bool = False):
-        self.path = path
-        self.checkpoints = path / "checkpoints"
-        self.config = path / "config.yaml"
-        self.metrics = path / "metrics.jsonl"
+        self.path = self._given = path
         self.world, self._read_only = world, read_only
         self._owner: RunLock | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
 
     @staticmethod
     @contextmanager
@@ -74,6 +83,23 @@ class RunFolder:
         """Releases the folder for other runs."""
         if self._owner is not None:
             self._owner.release()
+
+    def follow_move(self) -> bool:
+        """Returns whether the folder was moved since it was acquired; then `path` is where it is now.
+
+        Raises: ResourceError if it was removed.
+        """
+        place = self.path if self._owner is None else self._owner.place()
+        if place is None:
+            problem = "was removed while the run was writing to it, with its checkpoints"
+            raise ResourceError(str(self._given), problem, "restore it, or run the same command again to start over")
+        self.path = place
+        return place != self._given
+
+    def moved_error(self, state: str) -> ResourceError:
+        """Returns the error that ends a run whose folder was moved. Args: state: whether it was saved, in words."""
+        problem = f"was moved to {self.path} while the run was writing to it; {state}"
+        return ResourceError(str(self._given), problem, "move it back, then run the same command again to resume")
 
     def _take(self, config: str, differences: Callable[[str], list[str]]) -> RunLock | None:
         trained = list_checkpoints(self.checkpoints) or (self.metrics.exists() and self.metrics.stat().st_size > 0)

@@ -1,5 +1,7 @@
 """Exclusive ownership of an output folder: two runs writing the same files would corrupt both.
 
+The owner keeps the folder open, and so notices when it is moved or removed.
+
 owner.json holds host, process, scheduler job and a heartbeat. It is written in place and read by opening it, which NFS
 keeps consistent between machines, unlike locks of the operating system. A dead owner is replaced automatically: on the
 same machine if its process is gone, on another one if its heartbeat has stopped.
@@ -28,10 +30,11 @@ SETTLE = 0.5  # seconds after which a take-over is verified: another process may
 class RunLock(threading.Thread):
     """Holds the folder until `release`. Created by `acquire`."""
 
-    def __init__(self, path: Path, abort: Callable[[BaseException], None]):
+    def __init__(self, folder: Path, abort: Callable[[BaseException], None]):
         super().__init__(name="owner", daemon=True)
-        self.path, self._abort = path, abort
-        self._stopped = threading.Event()
+        self._folder, self._abort = folder, abort
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._stopped, self._released = threading.Event(), False
         self._record: dict[str, Any] = {
             "host": platform.node(),
             "machine": machine_name(),
@@ -49,53 +52,85 @@ class RunLock(threading.Thread):
         Args: abort: ends the job, from another thread, if another run takes the folder nevertheless.
         Raises: ConfigError if another run owns it; OSError if it is not writable.
         """
-        owner = RunLock(folder / "owner.json", abort or World().abort)
+        owner = RunLock(folder, abort or World().abort)
         try:
-            descriptor = os.open(owner.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            os.close(descriptor)
-        except FileExistsError:
-            other = _read(owner.path)
-            if _is_alive(owner.path, other):
-                other = other or _read(owner.path)  # it was just being written
-                job = f", job {other['job']}" if other.get("job") else ""
-                problem = f"another run writes to this folder ({_describe(other)}{job})"
-                remedy = f"wait for it, set a different --tag, or remove {owner.path} if that run is dead"
-                raise ConfigError(str(folder), problem, remedy) from None
-            os.close(os.open(owner.path, os.O_CREAT | os.O_WRONLY, 0o644))  # it may be gone by now
-            owner._write()
-            time.sleep(SETTLE)
-            if _read(owner.path).get("token") != owner._record["token"]:
-                raise ConfigError(str(folder), "another run just took this folder", "set a different --tag") from None
-        owner._write()
+            owner._take()
+        except BaseException:
+            os.close(owner._descriptor)
+            raise
         owner.start()
         atexit.register(owner.release)  # for a run that fails before training
         return owner
 
+    def _take(self) -> None:
+        """Writes the record, unless there is a living owner. Raises: as for `acquire`."""
+        folder, path = self._folder, self._folder / "owner.json"
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            other = _read(path)
+            if _is_alive(path, other):
+                other = other or _read(path)  # it was just being written
+                job = f", job {other['job']}" if other.get("job") else ""
+                problem = f"another run writes to this folder ({_describe(other)}{job})"
+                remedy = f"wait for it, set a different --tag, or remove {path} if that run is dead"
+                raise ConfigError(str(folder), problem, remedy) from None
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))  # it may be gone by now
+            self._write(path)
+            time.sleep(SETTLE)
+            if _read(path).get("token") != self._record["token"]:
+                raise ConfigError(str(folder), "another run just took this folder", "set a different --tag") from None
+        self._write(path)
+
+    def place(self) -> Path | None:
+        """Returns the path of the folder: another one if it was moved, None if it was removed."""
+        try:
+            own = os.fstat(self._descriptor)
+            if os.path.samestat(own, os.stat(self._folder)):
+                return self._folder
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError:  # the disk does not respond
+            return self._folder
+        try:
+            moved = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
+            return moved if os.path.samestat(own, os.stat(moved)) else None
+        except OSError:  # also where there is no /proc
+            return None
+
     def run(self) -> None:
         """Sends heartbeats; ends the process if another run took the folder."""
         while not self._stopped.wait(BEAT):
+            place = self.place()
+            if place is None:
+                continue
             try:
-                found = _read(self.path)
+                found = _read(place / "owner.json")
                 if found and found.get("token") != self._record["token"]:
                     problem = f"another run took over this folder ({_describe(found)})"
-                    self._abort(ConfigError(str(self.path.parent), problem, "set a different --tag"))
+                    self._abort(ConfigError(str(place), problem, "set a different --tag"))
                     return
                 self._record["beat"] += 1
-                self._write()
+                self._write(place / "owner.json")
             except OSError:  # the disk does not respond, so the heartbeat stops
                 continue
 
     def release(self) -> None:
         """Releases the folder."""
+        if self._released:
+            return
+        self._released = True
         self._stopped.set()
         if self.is_alive():
             self.join(BEAT)
-        if _read(self.path).get("token") == self._record["token"]:
-            self.path.unlink(missing_ok=True)
+        place = self.place()
+        if place is not None and _read(place / "owner.json").get("token") == self._record["token"]:
+            (place / "owner.json").unlink(missing_ok=True)
+        os.close(self._descriptor)
 
-    def _write(self) -> None:
+    def _write(self, path: Path) -> None:
         """Overwrites the existing file, with the same number of bytes: this works on a full disk. Raises: OSError."""
-        descriptor = os.open(self.path, os.O_WRONLY)
+        descriptor = os.open(path, os.O_WRONLY)
         try:
             os.pwrite(descriptor, json.dumps(self._record).ljust(_SIZE).encode(), 0)
         finally:

@@ -8,16 +8,20 @@ from typing import Any
 import torch
 
 from utils.checkpoints.files import point_to, remove_old, save_checkpoint
+from utils.errors import ResourceError
 from utils.nested import map_tensors
 
 log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes one checkpoint at a time, in a thread. Args: keep: number of newest checkpoints to keep, 0 for all."""
+    """Writes one checkpoint at a time, in a thread.
+
+    Args: folder: of the checkpoints, below the output folder; keep: number of newest checkpoints to keep, 0 for all.
+    """
 
     def __init__(self, folder: Path, keep: int):
-        self._folder, self._keep = folder, keep
+        self.folder, self._keep = folder, keep
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -27,7 +31,8 @@ class Saver:
         Args: best: whether best.pth should point at it. Raises: ResourceError if the previous save failed.
         """
         self.finish()
-        self._thread = threading.Thread(target=self._write, args=(name, snapshot(contents), best), name="saver")
+        work = (self.folder, name, snapshot(contents), best)
+        self._thread = threading.Thread(target=self._write, args=work, name="saver")
         self._thread.start()
 
     def check(self) -> None:
@@ -48,13 +53,15 @@ class Saver:
         if self._thread is not None:
             self._thread.join(10)
 
-    def _write(self, name: str, contents: dict[str, Any], best: bool) -> None:
+    def _write(self, folder: Path, name: str, contents: dict[str, Any], best: bool) -> None:
         try:
-            path = save_checkpoint(self._folder, name, contents)
-            point_to(self._folder / "last.pth", path)
+            if not folder.parent.is_dir():  # it would be made anew
+                raise ResourceError(str(folder.parent), "was moved or removed during a save", "move it back")
+            path = save_checkpoint(folder, name, contents)
+            point_to(folder / "last.pth", path)
             if best:
-                point_to(self._folder / "best.pth", path)
-            remove_old(self._folder, self._keep)
+                point_to(folder / "best.pth", path)
+            remove_old(folder, self._keep)
             log.info("saved %s%s", path, " (best so far)" if best else "")
         except Exception as e:  # any error is raised in the main thread, by `check`
             self._error = e

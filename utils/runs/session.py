@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from utils.batches import Batch
 from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
 from utils.cost import peak_memory
-from utils.distributed.signals import Interrupt
+from utils.distributed.signals import MOVED, Interrupt
 from utils.errors import NumericsError, count
 from utils.files import quoted
 from utils.logs.curves import Curves
@@ -167,11 +167,13 @@ class Session:
         if self._tracer is not None:
             self._tracer.step()
         report_due = self.progress.record(update)
-        self._watch_clock()
-        stop, extra = self._interrupt.decide(state.update)
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0
         whole = state.step == plan.updates_in(state.epoch)
         evaluates = not whole and plan.evaluates_after(state.epoch, state.step)
+        self._watch_clock()
+        if report_due or by_count or evaluates:
+            self._watch_folder()
+        stop, extra = self._interrupt.decide(state.update)
         if report_due or stop or extra or by_count or evaluates:  # a checkpoint contains the means up to here
             state.sync()
             self.progress.collect()
@@ -227,6 +229,7 @@ class Session:
         if stop:  # the evaluation is repeated when the run resumes
             self._stop(stop, self._save(checkpoint_name(state.epoch, state.step)))
         self._interval_started = time.monotonic()
+        self._watch_folder()
         best = self._is_best(evaluation)
         log.info(
             f"{title}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak memory"
@@ -248,6 +251,8 @@ class Session:
     def _conclude(self) -> None:
         """Logs the result of the run, its files, and commands for the next steps."""
         state, folder = self._state, self._folder
+        if self._world.is_main and folder.follow_move():
+            raise folder.moved_error("the run is complete")
         if (state.step and not state.finished(self._plan)) or not list_checkpoints(folder.checkpoints):
             return
         best, last = folder.checkpoints / "best.pth", folder.checkpoints / "last.pth"
@@ -276,11 +281,23 @@ class Session:
             self._interrupt.request_save()
             self._saved_at = now  # no further request until it is done
 
+    def _watch_folder(self) -> None:
+        """Requests a stop if the output folder was moved; until then, files are written to its new place.
+
+        Raises: ResourceError if it was removed.
+        """
+        if self._world.is_main and self._folder.follow_move():
+            self.journal.metrics, self._saver.folder = self._folder.metrics, self._folder.checkpoints
+            self._interrupt.request_stop()
+
     def _stop(self, stop: int, saved: bool) -> None:
-        """Raises: TerminatedError or KeyboardInterrupt, once the state is on disk."""
+        """Raises: TerminatedError, KeyboardInterrupt or ResourceError, once the state is on disk."""
         self._saver.finish()
         outcome = "is saved" if saved else "was not saved, its weights are not finite"
-        raise self._interrupt.error(stop, f"the state after update {self._state.update} {outcome}")
+        outcome = f"the state after update {self._state.update} {outcome}"
+        if stop == MOVED:
+            raise self._world.main_only(lambda: self._folder.moved_error(outcome))
+        raise self._interrupt.error(stop, outcome)
 
     def _judge(self) -> None:
         """Reports the last update if it was skipped. Raises: NumericsError after too many in a row."""
@@ -355,6 +372,7 @@ class Session:
         if state.skipped_in_row and not weights_are_finite(state.model, self._world):
             log.warning("not saved after update %d: the weights are not finite", state.update)
             return False
+        self._watch_folder()
         if self._world.is_main:
             self._saver.finish()  # before allocating more memory
         contents = {**self._provenance.as_dict(), **state.state_dict()}

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import threading
@@ -204,18 +205,19 @@ def test_fault_09_a_run_whose_folder_was_taken_over_ends(tmp_path):
         time.sleep(20)
 
     code, err = in_child(start)
-    assert code == 2 and err.startswith(f"error: {tmp_path}: ") and "(host elsewhere, process 5)" in err
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith(f"error: {tmp_path}: ") and "(host elsewhere, process 5)" in err
     assert read(tmp_path)["token"] == "other"
 
 
 def test_a_heartbeat_under_way_does_not_take_the_folder_back(tmp_path, monkeypatch):
     write_record, writing, released = RunLock._write, threading.Event(), threading.Event()
 
-    def slow(self):
+    def slow(self, path):
         if threading.current_thread() is self:
             writing.set()
             released.wait(1)
-        write_record(self)
+        write_record(self, path)
 
     monkeypatch.setattr(RunLock, "_write", slow)
     owner = RunLock.acquire(tmp_path)
@@ -224,6 +226,38 @@ def test_a_heartbeat_under_way_does_not_take_the_folder_back(tmp_path, monkeypat
     released.set()
     owner.join(5)
     assert not (tmp_path / "owner.json").exists()
+
+
+def test_fault_63_the_owner_follows_a_folder_that_is_moved(tmp_path):
+    """A run that starts at the old place is no other owner of this one."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    owner = RunLock.acquire(first)
+    assert owner.place() == first
+    first.rename(second)
+    first.mkdir()
+    other = RunLock.acquire(first)
+    before = read(second)["beat"]
+    deadline = time.monotonic() + 5
+    while not (second / "owner.json").read_text() or read(second)["beat"] <= before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert owner.place() == second and read(second)["token"] != read(first)["token"]
+    owner.release()
+    assert not list(second.iterdir()) and (first / "owner.json").exists()
+    other.release()
+
+
+def test_fault_63_a_folder_that_is_removed_has_no_place(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    owner = RunLock.acquire(folder)
+    shutil.rmtree(folder)
+    folder.mkdir()  # another one
+    time.sleep(3 * module.BEAT)
+    assert owner.place() is None and owner.is_alive()
+    owner.release()
+    assert not list(folder.iterdir())
 
 
 def test_what_another_run_took_is_not_released(tmp_path, monkeypatch):

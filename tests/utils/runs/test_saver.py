@@ -265,3 +265,11 @@ def test_fault_15_a_limit_of_the_size_of_files_is_a_full_disk(tmp_path, caplog):
     assert in_child(start)[0] == 7
     assert names(tmp_path) == [*both(1), "last.pth"]
     assert find_newest(tmp_path)[1]["counters"]["epoch"] == 1
+
+
+def test_fault_63_a_save_makes_no_folder_that_was_removed(tmp_path):
+    saver = Saver(tmp_path / "run/checkpoints", 0)
+    saver.save("ckpt_epoch_1.pth", contents(1))
+    with raises(ResourceError, tmp_path / "run"):
+        saver.finish()
+    assert not (tmp_path / "run").exists()

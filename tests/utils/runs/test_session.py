@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -373,3 +374,36 @@ def test_options_come_from_the_configuration():
     overrides = [(name, value, "test") for name, value in given.items()]
     cfg = load_config(ROOT / "configs/swin_tiny.yaml", overrides)
     assert SessionOptions.from_config(cfg) == SessionOptions(3, 4, 5, 15.0, 7)
+
+
+def test_fault_63_a_folder_that_is_moved_ends_the_run_with_the_state_in_its_new_place(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    run_state, run_plan = train_state(small()), plan()
+    move = iter([None, None, None, lambda: before.rename(after)])
+    with (
+        raises(ResourceError, before, after, "update 5", "move it back"),
+        session(before, run_state, run_plan) as run_session,
+    ):
+        train(run_session, run_state, run_plan, after=lambda: (next(move, None) or (lambda: None))())
+    assert not before.exists() and not (after / "owner.json").exists()
+    assert find_newest(after / "checkpoints")[1]["counters"]["update"] == 5
+    assert [json.loads(line)["update"] for line in (after / "metrics.jsonl").read_text().splitlines()] == [5]
+    assert list((after / "tensorboard").iterdir())
+
+
+def test_fault_63_a_folder_that_is_moved_in_the_last_evaluation_holds_the_whole_run(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    run_state, run_plan = train_state(small()), plan(epochs=1)
+    with raises(ResourceError, before, after, "complete"), session(before, run_state, run_plan) as run_session:
+        train(run_session, run_state, run_plan)
+        before.rename(after)
+        run_session.end_epoch(judged(50.0))
+    assert not before.exists() and saved(after) == ["ckpt_epoch_0.pth"]
+
+
+def test_fault_63_a_folder_that_is_removed_ends_the_run_and_is_not_made_anew(tmp_path):
+    folder, run_state, run_plan = tmp_path / "run", train_state(small()), plan()
+    with raises(ResourceError, folder, "removed"), session(folder, run_state, run_plan) as run_session:
+        shutil.rmtree(folder)
+        train(run_session, run_state, run_plan)
+    assert run_state.update == 5 and not folder.exists()
