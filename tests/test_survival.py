@@ -139,11 +139,12 @@ def assert_nothing_left(folder: Path, seconds: float = 10) -> None:
 @pytest.mark.slow
 def test_fault_23_sigterm_saves_and_the_run_continues_bit_equal(disks, undisturbed):
     """To one rank in an update, in an evaluation, in a save; then to the launcher. Rank 1 never sees a checkpoint."""
-    in_a_save = "step:3:usr1:1,save:5:term:0"
-    for faults, earliest, latest in (("step:4:term:1", 4, 7), ("evaluation:1:term:1", 9, 9), (in_a_save, 10, 15)):
+    in_a_save = "step:3:usr1:1,save:5:hup:0"
+    for faults, earliest, latest in (("step:4:hup:1", 4, 7), ("evaluation:1:term:1", 9, 9), (in_a_save, 10, 15)):
         ended = start(disks, faults=faults).wait()
         assert ended.codes == [75, 75], ended.err
-        assert ended.error.startswith("error: SIGTERM: terminated; the state after update"), ended.err
+        name = "SIGTERM" if "term" in faults else "SIGHUP"
+        assert ended.error.startswith(f"error: {name}: terminated; the state after update"), ended.err
         stopped = int(re.search(r"after update (\d+)", ended.error)[1])
         assert earliest <= stopped <= latest  # the ranks agree first
         assert max(int(line["update"]) for line in records(disks[0] / RUN)) <= stopped
@@ -215,6 +216,33 @@ def test_fault_26_the_other_ranks_end_with_5(disks):
     assert ended.error.startswith("error: rank 1: ") and "at epoch 0" in ended.error
     assert f"{socket.gethostname()}, process {job.jobs[1].pid}" in ended.error
     assert_nothing_left(disks[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["imports:1:kill=launcher:1", "step:4:kill=launcher:0"])
+def test_fault_61_ranks_end_with_torchrun_and_one_line(disks, fault):
+    """The pipes are closed when the last of them has ended."""
+    job = torchrun(disks[0], faults=fault)
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == -signal.SIGKILL
+    assert only_error(err).startswith(f"error: torchrun: it was killed: process {job.pid}"), err
+    assert "Traceback" not in err and "done" not in out
+    assert_nothing_left(disks[0])
+
+
+def test_fault_63_a_folder_that_is_moved_ends_both_ranks_and_comes_back(disks, undisturbed):
+    """A move at any time; nothing of it is lost."""
+    folder, moved = disks[0] / RUN, disks[0] / "elsewhere"
+    job = start(disks, faults="step:2:sleep=0.2")
+    wait_for(folder / "log.txt", "[0/2][3/9]", job.jobs[0])
+    folder.rename(moved)
+    ended = job.wait()
+    assert ended.codes == [7, 7], ended.err
+    assert ended.error.startswith(f"error: {RUN}: was moved to {moved} ") and "the state after update" in ended.error
+    assert not folder.exists()
+    moved.rename(folder)
+    assert start(disks).wait().codes == [0, 0]
+    assert compare(undisturbed, folder) == ""
 
 
 def test_fault_27_a_rank_that_hangs_is_named_with_the_stacks_of_the_others(disks):
@@ -405,13 +433,15 @@ PRINT_FREQ: 4
 def test_soak(monkeypatch, tmp_path, capsys):
     """Five kills, one in each phase, of a small run; docs/faults.md has the record of 200, each with a fresh start."""
 
-    def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = "") -> tuple[int, str]:
+    def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = "") -> soak.Outcome:
         assert processes == 1
         job = starter.start(INJECT, [faults, *soak.arguments(folder, recipe, output)], ROOT, environment())
         out, err = job.communicate()
-        return job.returncode, out + err
+        return soak.Outcome(job.returncode, out + err)
 
     monkeypatch.setattr(soak, "run", run)
+    monkeypatch.setattr(soak, "TARGETS", dict.fromkeys(soak.PHASES, ("rank",)))
+    monkeypatch.setattr(soak, "PHASES", (*soak.PHASES[:5], "rendezvous"))
     monkeypatch.setattr(soak, "write_digits", partial(write_photos, classes=3, train=64, val=16, size=32))
     monkeypatch.setattr(soak, "RECIPE", SOAK)
     code = soak.main([*"--kills 5 --seed 4 --processes 1 --epochs 1 --folder".split(), str(tmp_path / "soak")])

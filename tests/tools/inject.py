@@ -1,16 +1,19 @@
 """Runs main.py with faults injected from outside: python tests/tools/inject.py FAULTS [arguments of main.py]
 
 FAULTS is a list such as "step:7:kill:1,save:3:full": at the 7th update rank 1 is killed, at the 3rd system call of
-saving the disk is full. Points: start, step, evaluation, epoch (between two epochs), save (all system calls of the
-thread that saves), fsync, replace, symlink, unlink (single ones). Actions: kill, term, int, usr1, stop (SIGSTOP),
-raise, full (no space), nan and change (one weight), sleep=SECONDS (from then on, at every call). Without a rank all
-ranks do it; "+N" after the count: only in restart N of torchrun. For tests/tools/soak.py and the tests.
+saving the disk is full. Points: imports, rendezvous, start, step, evaluation, epoch (between two epochs), save (all
+system calls of the thread that saves), fsync, replace, symlink, unlink (single ones). Actions: kill, kill=PROCESS (a
+loader worker, its fork server, the resource tracker or the launcher: worker, server, tracker, launcher), term, hup,
+int, usr1, stop (SIGSTOP), raise, full (no space), nan and change (one weight), sleep=SECONDS (from then on, at every
+call). Without a rank all ranks do it; "+N" after the count: only in restart N of torchrun. For tests/tools/soak.py and
+the tests.
 """
 
 import builtins
 import errno
 import functools
 import io
+import multiprocessing
 import os
 import runpy
 import signal
@@ -25,7 +28,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-_SIGNALS = {"kill": "SIGKILL", "term": "SIGTERM", "int": "SIGINT", "usr1": "SIGUSR1", "stop": "SIGSTOP"}
+_SIGNALS = {
+    "kill": "SIGKILL",
+    "term": "SIGTERM",
+    "hup": "SIGHUP",
+    "int": "SIGINT",
+    "usr1": "SIGUSR1",
+    "stop": "SIGSTOP",
+}
+_SLOW = "configs.options"  # the first module that the program imports once it handles signals
 
 
 @dataclass
@@ -69,9 +80,13 @@ class Injector:
                 time.sleep(float(fault.action[6:]))
 
     def _act(self, action: str, subject: Any) -> None:
-        print(f"injected {action}", file=sys.stderr, flush=True)
+        action, _, other = action.partition("=") if action.startswith("kill=") else (action, "", "")
+        process = process_of(other) if other else os.getpid()
+        if process is None:  # it is not there yet
+            return
+        print(f"injected {action}", *filter(None, [other]), file=sys.stderr, flush=True)
         if action in _SIGNALS:
-            os.kill(os.getpid(), getattr(signal, _SIGNALS[action]))
+            os.kill(process, getattr(signal, _SIGNALS[action]))
         elif action == "raise":
             raise RuntimeError("injected")
         elif action == "full":
@@ -113,14 +128,26 @@ class Injector:
         builtins.open = io.open = counting
 
 
-def main(argv: list[str]) -> None:
-    """Patches the library, then runs the program as if it had been started itself."""
-    injector = Injector([Fault.parse(each) for each in filter(None, argv[0].split(","))])
+def process_of(name: str) -> int | None:
+    """Returns a process that belongs to this rank, None if it has not been started."""
+    if name == "launcher":
+        return os.getppid()
+    if name == "worker":
+        workers = multiprocessing.active_children()
+        return workers[-1].pid if workers else None
+    from multiprocessing import forkserver, resource_tracker
+
+    return {"server": forkserver._forkserver._forkserver_pid, "tracker": resource_tracker._resource_tracker._pid}[name]
+
+
+def patch_library(injector: Injector) -> None:
+    """Counts the calls of every point; imports the library."""
     import torch
 
     from tasks.classification import metrics
     from utils.runs import resume, session
 
+    injector.around(torch.distributed, "rendezvous", "rendezvous")
     injector.around(resume, "find_start", "start")
     injector.around(torch.optim.AdamW, "step", "step")
     injector.around(metrics.AccuracyCounter, "add", "evaluation")
@@ -128,6 +155,28 @@ def main(argv: list[str]) -> None:
     for name in ("fsync", "replace", "symlink", "unlink"):
         injector.around(os, name, "save", name, saver_only=True)
     injector.watch_writes()
+
+
+class AtImports:
+    """Patches the library when the program begins to import it."""
+
+    def __init__(self, injector: Injector):
+        self._injector = injector
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == _SLOW and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            self._injector.reached("imports")
+            patch_library(self._injector)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the program as if it had been started itself, with faults."""
+    injector = Injector([Fault.parse(each) for each in filter(None, argv[0].split(","))])
+    if _SLOW in sys.modules:
+        patch_library(injector)
+    else:
+        sys.meta_path.insert(0, AtImports(injector))
     sys.argv = [str(ROOT / "main.py"), *argv[1:]]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

@@ -3,17 +3,20 @@
 python tests/tools/soak.py --kills 200 --seed 1
 
 Everything is on: RandAugment, erasing, mixup and CutMix, stochastic depth, EMA, clipping, accumulation, workers. The
-kills hit updates, saves, evaluations, the time between epochs and the start, of one rank or of all. Losses, weights,
-EMA, optimizer and TensorBoard scalars must be equal bit for bit.
+kills hit a rank or all of them, a loader worker, the fork server, the resource tracker or the launcher, in every phase
+of a run. Each must end the run within 30 seconds, with the right code and at most one error line, or change nothing. At
+the end losses, weights, EMA, optimizer and TensorBoard scalars must be equal bit for bit.
 """
 
 import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -43,49 +46,106 @@ TRAIN:
 AUG: {{AUTO_AUGMENT: rand-m9-mstd0.5-inc1, REPROB: 0.25, MIXUP: 0.8, CUTMIX: 1.0}}
 PRINT_FREQ: 4
 """
-PHASES = ("step", "save", "evaluation", "epoch", "start")
+PHASES = ("step", "save", "evaluation", "epoch", "start", "imports", "rendezvous")
+_MOST = {"step": 12, "save": 24, "evaluation": 3}  # calls of a phase in an epoch, once in the others
+_EARLY, _LOADING = ("rank", "launcher"), ("rank", "worker", "server", "tracker", "launcher")
+TARGETS = {phase: _EARLY if phase in ("imports", "rendezvous") else _LOADING for phase in PHASES}
+# by target: what the error line blames, and the exit codes of the first rank that ends; a negative one is a signal
+OUTCOMES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "rank": (r"rank \d|MASTER_ADDR|SIGTERM", (-9, 5, 75)),
+    "worker": ("DATA.NUM_WORKERS", (7,)),
+    "server": ("DATA.NUM_WORKERS", (7,)),
+    "tracker": ("nothing", ()),
+    "launcher": ("torchrun", (5,)),
+}
+SOON = 30.0  # seconds from a kill to the end of the run
+_HANGS = 900.0  # seconds after which a run is ended
 
 
 @dataclass(frozen=True)
 class Kill:
-    """At the `count`-th call of `phase`; `rank` -1 for all ranks at once."""
+    """At the `count`-th call of `phase` by `rank`, -1 for all ranks at once."""
 
     phase: str
     count: int
     rank: int
+    target: str = "rank"
 
     def fault(self) -> str:
         """Returns the fault for inject.py."""
-        return f"{self.phase}:{self.count}:kill" + ("" if self.rank < 0 else f":{self.rank}")
+        action = "kill" if self.target == "rank" else f"kill={self.target}"
+        return f"{self.phase}:{self.count}:{action}" + ("" if self.rank < 0 else f":{self.rank}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The exit code of the launcher or of the only process, what was printed, and seconds from the kill to the end."""
+
+    code: int
+    out: str
+    seconds: float = 0.0
+
+    @property
+    def killed(self) -> bool:
+        return "injected kill" in self.out
+
+    def fault_of(self, kill: Kill) -> str:
+        """Returns what is wrong with the end of a run after a kill, "" for nothing."""
+        blamed, codes = OUTCOMES[kill.target]
+        errors = [line for line in self.out.splitlines() if line.startswith("error: ")]
+        noise = [text for text in ("Exception ignored", "Exception in thread") if text in self.out]
+        tracebacks = self.out.count("Traceback (most recent call last)") - self.out.count("ChildFailedError(")
+        if noise or tracebacks > 0:
+            return f"noise: {noise or 'a traceback'}"
+        if self.code == 0:
+            return f"error lines: {errors}" if errors else ""
+        if self.seconds > SOON:
+            return f"ended after {self.seconds:.0f} s"
+        if len(errors) > 1 or (not errors and kill.target != "rank"):
+            return f"{len(errors)} error lines"
+        if errors and not re.match(f"error: (?:{blamed})", errors[0]):
+            return f"blames another: {errors[0]}"
+        first = re.search(r"Root Cause.*?exitcode\s*: (-?\d+)", self.out, re.DOTALL)
+        code = int(first[1]) if first else self.code
+        return "" if code in codes or (kill.target == "launcher" and code == -9) else f"code {code}"
 
 
 def draw_kills(count: int, seed: int, processes: int) -> list[Kill]:
-    """Draws the kills: every phase in turn, place and rank at random."""
+    """Draws the kills: every phase in turn; place, rank and target at random."""
     draw = random.Random(seed)
-    most = {"step": 12, "save": 24, "evaluation": 3, "epoch": 1, "start": 1}
+    phases = PHASES if processes > 1 else PHASES[:-1]
     kills = []
     for number in range(count):
-        phase = PHASES[number % len(PHASES)]
-        rank = 0 if phase in ("save", "epoch") else draw.randrange(-1, processes)
-        kills.append(Kill(phase, draw.randint(1, most[phase]), rank))
+        phase = phases[number % len(phases)]
+        target = draw.choice([each for each in TARGETS[phase] if processes > 1 or each != "launcher"])
+        first = -1 if target == "rank" else 0
+        rank = 0 if phase in ("save", "epoch") else draw.randrange(first, processes)
+        kills.append(Kill(phase, draw.randint(1, _MOST.get(phase, 1)), rank, target))
     return kills
 
 
-def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = "") -> tuple[int, str]:
-    """Runs the program; returns its exit code and what it printed."""
+def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = "") -> Outcome:
+    """Runs the program until all of its processes have ended."""
     head = [sys.executable]
     if processes > 1:
         head += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     program = [str(ROOT / "tests" / "tools" / "inject.py"), faults]
-    done = subprocess.run(
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "SWIN_SOAK": str(folder)}
+    lines, killed = [], 0.0
+    with subprocess.Popen(
         [*head, *program, *arguments(folder, recipe, output)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "SWIN_SOAK": str(folder)},
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
-    )
-    return done.returncode, done.stdout
+    ) as job:
+        guard = threading.Timer(_HANGS, lambda: [os.kill(process, signal.SIGKILL) for process in leftovers(folder)])
+        guard.start()
+        for line in job.stdout or ():  # until nobody can write to it
+            lines.append(line)
+            killed = killed or (time.monotonic() if "injected kill" in line else 0.0)
+        guard.cancel()
+    return Outcome(job.returncode, "".join(lines), time.monotonic() - killed if killed else 0.0)
 
 
 def arguments(folder: Path, recipe: Path, output: Path) -> list[str]:
@@ -98,9 +158,9 @@ def soak(folder: Path, kills: list[Kill], processes: int, epochs: int) -> tuple[
     write_digits(folder / "digits")
     recipe = folder / "soak.yaml"
     recipe.write_text(RECIPE.format(root=ROOT, epochs=epochs, warmup=min(1, epochs - 1)))
-    code, out = run(folder, recipe, folder / "undisturbed", processes)
-    if code:
-        raise RuntimeError(f"the undisturbed run failed: {out}")
+    alone = run(folder, recipe, folder / "undisturbed", processes)
+    if alone.code:
+        raise RuntimeError(f"the undisturbed run failed: {alone.out}")
     counts: Counter[str] = Counter()
     waiting = list(kills)
     while True:
@@ -118,17 +178,23 @@ def _kill_until_done(
     """Restarts one run until it has ended by itself; takes the kills it needs from `waiting`."""
     while True:
         kill = waiting.pop(0) if waiting else None
-        code, out = run(folder, recipe, output, processes, kill.fault() if kill else "")
-        if kill and "injected kill" in out:
+        ended = run(folder, recipe, output, processes, kill.fault() if kill else "")
+        if kill and ended.killed:
             counts[kill.phase] += 1
-            counts["restarts"] += 1
-            print(f"{time.strftime('%H:%M:%S')} {sum(counts[p] for p in PHASES)} kills, {kill}", flush=True)
-        elif code == 0:
+            counts[kill.target] += 1
+            counts["restarts"] += ended.code != 0
+            place = f"{sum(counts[p] for p in PHASES)} kills, {kill}, code {ended.code} after {ended.seconds:.1f} s"
+            print(f"{time.strftime('%H:%M:%S')} {place}", flush=True)
+            if fault := ended.fault_of(kill):
+                return f"{fault} after {kill} of {output}: {ended.out}"
+            if ended.code == 0:  # it needed nothing of what was killed
+                return ""
+        elif ended.code == 0:
             if kill:  # the run was over before the place was reached: the next one takes it
                 waiting.insert(0, kill)
             return ""
         else:
-            return f"{output} ended with {code}: {out}"
+            return f"{output} ended with {ended.code}: {ended.out}"
 
 
 def compare(one: Path, other: Path) -> str:

@@ -1,6 +1,7 @@
 """Faults from outside: where they are counted, and what they do."""
 
 import errno
+import multiprocessing
 import os
 import runpy
 import signal
@@ -68,13 +69,29 @@ def test_a_fault_strikes_at_its_call_of_its_point_and_once(capsys):
     assert caught.value.errno == errno.ENOSPC and capsys.readouterr().err == "injected full\n"
 
 
-@pytest.mark.parametrize(("action", "number"), [("kill", 9), ("term", 15), ("int", 2), ("usr1", 10)])
+@pytest.mark.parametrize(("action", "number"), [("kill", 9), ("term", 15), ("hup", 1), ("int", 2), ("usr1", 10)])
 def test_signals_are_real(action, number):
     def start():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         Injector([Fault("step", 1, action)]).reached("step")
 
     assert in_child(start) == (-number, f"injected {action}\n")
+
+
+def test_other_processes_of_a_rank_are_killed_once_they_are_there(capsys):
+    injector = Injector([Fault("step", count, f"kill={name}") for count, name in ((1, "worker"), (2, "worker"))])
+    others = set(multiprocessing.active_children())
+    for child in others:  # of other tests
+        multiprocessing.process._children.discard(child)
+    injector.reached("step")
+    assert capsys.readouterr().err == ""
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    injector.reached("step")
+    worker.join(10)
+    multiprocessing.process._children.update(others)
+    assert worker.exitcode == -signal.SIGKILL and capsys.readouterr().err == "injected kill worker\n"
+    assert inject.process_of("launcher") == os.getppid()
 
 
 def test_a_stopped_process_does_not_go_on():
@@ -160,13 +177,15 @@ def test_every_write_of_the_saving_thread_is_counted_and_arrives(tmp_path):
 
 
 def test_the_program_is_started_as_if_by_itself_with_every_point_in_place():
-    """In a child process, since the library stays patched."""
+    """In a child process, since the library stays patched; one that has imported the program, as those of warm.py."""
 
     def start():
+        import configs.options  # noqa: F401
         from tasks.classification import metrics
         from utils.runs import resume, session
 
         places = [
+            (torch.distributed, "rendezvous"),
             (resume, "find_start"),
             (torch.optim.AdamW, "step"),
             (metrics.AccuracyCounter, "add"),

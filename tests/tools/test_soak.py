@@ -11,20 +11,51 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from tests.tools.inject import Fault
-from tests.tools.soak import PHASES, Kill, compare, draw_kills, equal, leftovers
+from tests.tools.soak import PHASES, TARGETS, Kill, Outcome, compare, draw_kills, equal, leftovers
 
 
 def test_kills_hit_every_phase_and_are_drawn_from_the_seed():
-    kills = draw_kills(50, 1, processes=2)
-    assert kills == draw_kills(50, 1, processes=2) != draw_kills(50, 2, processes=2)
-    assert Counter(kill.phase for kill in kills) == dict.fromkeys(PHASES, 10)
-    assert {kill.rank for kill in kills if kill.phase == "step"} == {-1, 0, 1}
+    kills = draw_kills(350, 1, processes=2)
+    assert kills == draw_kills(350, 1, processes=2) != draw_kills(350, 2, processes=2)
+    assert Counter(kill.phase for kill in kills) == dict.fromkeys(PHASES, 50)
+    assert {(kill.phase, kill.target) for kill in kills} == {(p, target) for p in PHASES for target in TARGETS[p]}
+    assert {kill.rank for kill in kills if kill.phase == "step" and kill.target == "rank"} == {-1, 0, 1}
+    assert {kill.rank for kill in kills if kill.target == "worker"} == {0, 1}
     assert {kill.rank for kill in kills if kill.phase in ("save", "epoch")} == {0}  # the main rank alone saves
+    assert all(kill.target != "launcher" and kill.phase != "rendezvous" for kill in draw_kills(50, 1, processes=1))
 
 
 def test_a_kill_is_a_fault():
     assert Fault.parse(Kill("step", 3, 1).fault()) == Fault("step", 3, "kill", rank=1)
     assert Fault.parse(Kill("save", 3, -1).fault()) == Fault("save", 3, "kill")
+    assert Fault.parse(Kill("step", 3, 1, "worker").fault()) == Fault("step", 3, "kill=worker", rank=1)
+
+
+LOST = "error: DATA.NUM_WORKERS: a loader worker died\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "out", "seconds", "fault"),
+    [
+        ("worker", 7, LOST, 5, ""),
+        ("worker", 0, "", 50, ""),  # it went on
+        ("worker", 1, f"{LOST}Root Cause\n  exitcode  : 7 (pid: 3)\n", 5, ""),
+        ("worker", 1, LOST, 5, "code 1"),
+        ("worker", 7, LOST, 31, "ended after 31 s"),
+        ("worker", 7, 2 * LOST, 5, "2 error lines"),
+        ("worker", 7, "", 5, "0 error lines"),
+        ("worker", 0, LOST, 5, "error lines"),
+        ("worker", 7, f"Exception ignored in x\n{LOST}", 5, "noise"),
+        ("worker", 7, f"Traceback (most recent call last):\n{LOST}", 5, "noise"),
+        ("server", 5, "error: torchrun: it was killed\n", 5, "blames another"),
+        ("launcher", -9, "error: torchrun: it was killed\n", 5, ""),
+        ("rank", -9, "", 5, ""),
+        ("tracker", 7, LOST, 5, "blames another"),
+    ],
+)
+def test_a_run_ends_well_or_not(target, code, out, seconds, fault):
+    found = Outcome(code, out, seconds).fault_of(Kill("step", 1, 0, target))
+    assert found.startswith(fault) and bool(found) == bool(fault), found
 
 
 def write(folder, *, loss=0.5, weight=1.0, scalar=0.25, speed=1.0):
