@@ -20,7 +20,7 @@ def test_every_fault_of_the_table_is_tested():
     rows = re.findall(r"^\| (\d+) \|", (ROOT / "docs/faults.md").read_text(), re.MULTILINE)
     files = (ROOT / "tests").rglob("test_*.py")
     tested = {n for file in files for n in re.findall(r"^def test_fault_(\d\d)_\w+", file.read_text(), re.MULTILINE)}
-    assert [int(number) for number in rows] == list(range(1, 61)) == sorted(map(int, tested))
+    assert [int(number) for number in rows] == list(range(1, len(rows) + 1)) == sorted(map(int, tested))
 
 
 def test_the_files_that_the_architecture_names_exist():

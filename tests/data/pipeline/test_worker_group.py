@@ -33,10 +33,10 @@ assert error_of(monitored(GroupOfWorker(), workers=1)).subject == "group"
 
 
 @pytest.mark.seconds
-def test_workers_are_in_the_group_of_their_server_and_block_nothing(tmp_path):
+def test_fault_65_workers_are_in_the_group_of_their_server_and_block_nothing(tmp_path):
     """In a process of its own: here another test may have started a fork server, which all share.
 
-    Nor does a TMPDIR that is too long for the name of a socket matter, or a resource tracker that is killed (fault 65).
+    Nor does a TMPDIR that is too long for the name of a socket matter, or a resource tracker that is killed (62).
     """
     (tmp_path / "data").mkdir()  # as a user's own folder: it must not hide the package
     long = tmp_path / ("long" * 25)

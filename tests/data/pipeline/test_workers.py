@@ -148,7 +148,7 @@ def test_fault_30_workers_killed_with_batches_on_their_way_end_the_run_with_one_
 
 
 @pytest.mark.seconds
-def test_fault_30_a_killed_fork_server_is_replaced_or_ends_the_run_with_one_error(photos):
+def test_fault_62_a_killed_fork_server_is_replaced_or_ends_the_run_with_one_error(photos):
     with another_server() as server:
         loader = monitored(open_folder(photos).train, workers=1)
         before = [batch.targets.tolist() for batch in loader]

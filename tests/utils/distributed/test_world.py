@@ -131,7 +131,7 @@ def test_without_a_launcher_there_is_one_rank(launched):
         ({"RANK": 2, "WORLD_SIZE": 2}, (0, 2), "WORLD_SIZE", "RANK is 2"),
     ],
 )
-def test_variables_of_a_launcher_that_are_wrong_are_named(launched, variables, place, subject, value):
+def test_fault_64_variables_of_a_launcher_that_are_wrong_are_named(launched, variables, place, subject, value):
     launched(**variables)
     assert launched_rank() == place[0]
     with raises(DistributedError, subject, value, "torchrun"):
