@@ -73,15 +73,29 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def exit_with_program() -> None:
-    """Ends this worker when the program is gone: its parent is the server, which outlives the program."""
-    threading.Thread(target=_wait_for_program, daemon=True).start()
+    """Ends this worker when the program is gone: its parent is the server, which outlives the program.
 
-
-def _wait_for_program() -> None:
+    SIGTERM ends it only if the program sent it. Schedulers send it to every process of a job, and the program needs its
+    workers until it has saved.
+    """
     program = multiprocessing.parent_process()
-    if program is not None:
-        wait([program.sentinel])  # a pipe whose other end the program holds
-        os._exit(1)
+    if program is None:
+        return
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in later threads, too
+    threading.Thread(target=_wait_for_program, args=(program.sentinel, program.pid), daemon=True).start()
+
+
+def _wait_for_program(sentinel: int, process: int) -> None:
+    """Args: sentinel: a pipe whose other end the program holds; process: the program."""
+    if hasattr(signal, "sigtimedwait"):
+        while not wait([sentinel], 0):
+            received = signal.sigtimedwait({signal.SIGTERM}, 0.5)
+            if received is not None and received.si_pid == process:
+                break
+    else:
+        wait([sentinel])
+    os._exit(1)
 
 
 def _choose_socket_folder() -> None:
@@ -109,10 +123,10 @@ def _outlive_tracker() -> None:
     resource_tracker.unregister = _register_and_unregister
 
 
-def _register_and_unregister(name: Any, kind: str) -> None:
+def _register_and_unregister(name: Any, rtype: str) -> None:
     with suppress(OSError):  # it was killed just now
-        resource_tracker.register(name, kind)
-        _unregister(name, kind)
+        resource_tracker.register(name, rtype)
+        _unregister(name, rtype)
 
 
 def _is_ours(name: str, module: Any) -> bool:

@@ -2,8 +2,8 @@
 
 Launchers and terminals signal the whole process group. They must not kill the workers while the rank is saving its
 state, so the server and its workers form a separate group. The rank blocked the signals while it started the server.
-Schedulers signal every process of a job: what the rank handles is ignored here, except for SIGTERM, by which torch ends
-workers.
+Schedulers signal every process of a job: what the rank handles is ignored here. SIGTERM stays blocked instead, since
+the rank ends workers by it (see `exit_with_program`).
 """
 
 import os
@@ -14,4 +14,4 @@ from utils.distributed.signals import HANDLED
 os.setpgid(0, 0)
 for each in HANDLED - {signal.SIGTERM}:
     signal.signal(each, signal.SIG_IGN)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED - {signal.SIGTERM})

@@ -258,6 +258,6 @@ def check_resources(options: LoaderOptions, sample_bytes: int, local_size: int) 
 def _start_worker(_worker: int) -> None:
     exit_with_program()
     gc.freeze()  # a collection would write to, and thus copy, 100 MB shared with the fork server
-    for each in HANDLED - {signal.SIGTERM}:  # the main process handles them; torch ends workers by SIGTERM
+    for each in HANDLED - {signal.SIGTERM}:  # the main process handles them
         signal.signal(each, signal.SIG_IGN)
     cv2.setNumThreads(1)

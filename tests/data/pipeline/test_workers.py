@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +29,7 @@ from tests.conftest import ROOT
 from tests.data.pipeline.troubled import Deadly, ManyPaths, ParentOfWorker
 from tests.tools.builders import PLAIN, configured, open_folder
 from tests.tools.errors import raises
+from utils.distributed.signals import HANDLED
 from utils.distributed.world import World
 from utils.errors import DataError, ResourceError
 
@@ -164,6 +166,21 @@ def test_fault_62_a_killed_fork_server_is_replaced_or_ends_the_run_with_one_erro
         killer.join()
     assert isinstance(error, ResourceError) and error.subject == "DATA.NUM_WORKERS"
     assert "server" in error.problem
+
+
+@pytest.mark.seconds
+def test_fault_23_what_a_scheduler_sends_to_every_process_ends_no_worker(photos):
+    """The program needs them until it has saved; it ends them itself."""
+    others = set(multiprocessing.active_children())
+    loader = monitored(open_folder(photos).train, workers=1, persistent=True)
+    before = [batch.targets.tolist() for batch in loader]
+    (worker,) = set(multiprocessing.active_children()) - others
+    for each in HANDLED:
+        subprocess.run(["kill", f"-{each.name[3:]}", str(worker.pid)], check=True)
+    assert [batch.targets.tolist() for batch in loader] == before
+    worker.terminate()
+    worker.join(20)
+    assert not worker.is_alive()
 
 
 @pytest.mark.seconds
