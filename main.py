@@ -2,10 +2,11 @@
 
 import sys
 
-from utils.distributed.launcher import launched_rank, watch_launcher
+from utils.distributed.launcher import watch_launcher
 from utils.distributed.signals import Interrupt
 from utils.home import ensure_home
 from utils.openmp import wait_briefly
+from utils.rank import launched_rank
 
 interrupt = Interrupt()
 if __name__ == "__main__":  # before anything slow is imported

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import re
 import sys
 from itertools import zip_longest
@@ -12,6 +11,7 @@ from configs.loading import dump_config, load_config
 from configs.schema import KEYS
 from configs.synonyms import SYNONYMS, meant_by
 from utils.errors import EXIT_CODES, ConfigError, accept_any_text, did_you_mean, report_error
+from utils.rank import launched_rank
 
 
 class Option(NamedTuple):
@@ -161,12 +161,11 @@ def check_command_line(argv: list[str]) -> None:
     try:
         cfg = load_config(*parse_command_line(argv))
         if "--print-config" in [_dashes(a) for a in argv]:
-            if os.environ.get("RANK", "0") == "0":
+            if launched_rank() == 0:
                 print(dump_config(cfg), end="")
             sys.exit()
     except ConfigError as error:
-        speak = os.environ.get("RANK", "0") == "0"
-        sys.exit(report_error(error, speak=speak, debug="--debug" in argv))
+        sys.exit(report_error(error, speak=launched_rank() == 0, debug="--debug" in argv))
     finally:
         logging.disable(logging.NOTSET)
 

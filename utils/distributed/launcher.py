@@ -1,4 +1,4 @@
-"""The launcher of this rank: what it sets in the environment, and whether it still runs.
+"""Whether the launcher of this rank still runs.
 
 torchrun starts every rank in a separate session, hosts the store of the job, and ends the ranks when it ends. If it is
 killed, nobody ends them: the store is gone, and ranks that are still meeting would wait for it until a timeout.
@@ -15,12 +15,6 @@ from utils.errors import DistributedError, report_error
 INTERVAL = 0.5  # seconds between checks
 NOTICE = 2.0  # seconds within which the end of the launcher shows after its store is gone
 _parent: list[int] = []  # the process that started this rank, if it is torchrun
-
-
-def launched_rank() -> int:
-    """Returns the rank set by the launcher, 0 if there is none or it is not a number below WORLD_SIZE."""
-    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    return int(rank) if rank.isdigit() and size.isdigit() and int(rank) < int(size) else 0
 
 
 def watch_launcher(before_exit: Callable[[], None]) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from utils.distributed.launcher import launched_rank
 from utils.errors import TerminatedError, report_error
+from utils.rank import launched_rank
 
 if TYPE_CHECKING:  # this module is imported before any slow ones
     from torch import Tensor

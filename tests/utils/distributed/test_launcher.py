@@ -8,20 +8,7 @@ import pytest
 
 from tests.tools.builders import in_child
 from utils.distributed import launcher as module
-from utils.distributed.launcher import launched_rank, wait_if_launcher_is_gone, watch_launcher
-
-
-@pytest.mark.parametrize(
-    ("variables", "rank"),
-    [({}, 0), ({"RANK": "1"}, 0), ({"RANK": "1", "WORLD_SIZE": "2"}, 1), ({"RANK": "2", "WORLD_SIZE": "2"}, 0),
-     ({"RANK": "x", "WORLD_SIZE": "2"}, 0)],
-)  # fmt: skip
-def test_the_rank_of_a_launcher(monkeypatch, variables, rank):
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert launched_rank() == rank
+from utils.distributed.launcher import wait_if_launcher_is_gone, watch_launcher
 
 
 def orphan(run, **variables):

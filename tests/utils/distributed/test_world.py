@@ -11,10 +11,10 @@ from tests.conftest import free_port, run_ranks
 from tests.tools.builders import LostStore
 from tests.tools.errors import raises
 from utils.distributed import watchdog, world
-from utils.distributed.launcher import launched_rank
 from utils.distributed.watchdog import Watchdog
 from utils.distributed.world import World, join_world
 from utils.errors import ConfigError, DistributedError
+from utils.rank import launched_rank
 
 
 def test_a_single_process_needs_nobody(capsys):

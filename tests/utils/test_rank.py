@@ -1,0 +1,27 @@
+"""The rank that a launcher sets, and what it cannot be."""
+
+import pytest
+
+from configs.options import check_command_line
+from utils.rank import launched_rank
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank"),
+    [({}, 0), ({"RANK": "1"}, 0), ({"RANK": "1", "WORLD_SIZE": "2"}, 1), ({"RANK": "2", "WORLD_SIZE": "2"}, 0),
+     ({"RANK": "x", "WORLD_SIZE": "2"}, 0)],
+)  # fmt: skip
+def test_the_rank_of_a_launcher(monkeypatch, variables, rank):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launched_rank() == rank
+
+
+def test_fault_64_a_rank_without_a_number_of_ranks_is_not_silent(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(SystemExit):
+        check_command_line(["--cfg", "nowhere.yaml"])
+    assert capsys.readouterr().err.startswith("error: --cfg: ")
