@@ -19,6 +19,7 @@ from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from utils.distributed.signals import HANDLED
@@ -81,9 +82,16 @@ def exit_with_program() -> None:
     program = multiprocessing.parent_process()
     if program is None:
         return
+    sys.excepthook = _report_unless_disconnected
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in later threads, too
     threading.Thread(target=_wait_for_program, args=(program.sentinel, program.pid), daemon=True).start()
+
+
+def _report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Replaces `sys.excepthook`, which multiprocessing calls if the program is killed while it fetches a batch."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _wait_for_program(sentinel: int, process: int) -> None:

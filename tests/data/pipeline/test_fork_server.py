@@ -45,3 +45,10 @@ def test_the_processes_of_a_pool_end_with_the_program():
     out, err = job.communicate(60)
     assert job.returncode == -signal.SIGKILL, err
     assert out.strip().isdigit()
+
+
+def test_fault_31_a_worker_prints_its_own_errors_but_no_lost_connection(capsys):
+    """multiprocessing prints a traceback if the program is killed while it fetches a batch."""
+    for error in (ConnectionResetError("lost"), EOFError("lost"), ValueError("a bug")):
+        fork_server._report_unless_disconnected(type(error), error, None)
+    assert capsys.readouterr().err == "ValueError: a bug\n"
