@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
+from data.sources.base import opening
 from data.tools.checking import check_folder
 from data.tools.packing import pack, resize_copy, sort_validation
 from utils.errors import run_to_exit_code
@@ -26,7 +27,8 @@ FOUND = 3  # exit code of a check with findings
 
 def check(options: argparse.Namespace) -> int:
     """Prints facts and findings; returns 3 if there are any findings."""
-    report = check_folder(options.folder, options.workers, options.channels)
+    with opening(options.folder):
+        report = check_folder(options.folder, options.workers, options.channels)
     print(*report.facts, sep="\n")
     print(*(f"found: {finding}" for finding in report.findings), sep="\n" if report.findings else "")
     if report.findings:
@@ -35,19 +37,24 @@ def check(options: argparse.Namespace) -> int:
 
 
 def zip_(options: argparse.Namespace) -> int:
-    for part, count in pack(options.folder, options.target, replace=options.force).items():
+    with opening(options.folder):
+        packed = pack(options.folder, options.target, replace=options.force)
+    for part, count in packed.items():
         print(f"{options.target / part}.zip: {count:,} images, read back and compared")
     return 0
 
 
 def resize(options: argparse.Namespace) -> int:
-    copied, smaller = resize_copy(options.folder, options.target, options.short_side, options.quality, options.workers)
+    sizes = (options.short_side, options.quality)
+    with opening(options.folder):
+        copied, smaller = resize_copy(options.folder, options.target, *sizes, options.workers)
     print(f"{options.target}: {copied:,} images, {smaller:,} of them resized")
     return 0
 
 
 def val_folders(options: argparse.Namespace) -> int:
-    moved = sort_validation(options.folder)
+    with opening(options.folder):
+        moved = sort_validation(options.folder)
     done = f"{moved:,} images moved into folders of their classes" if moved else "already sorted, nothing to do"
     print(f"{options.folder / 'val'}: {done}")
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.sources.base import check_classes
+from data.sources.names import warn_of_nested
 from utils.errors import DataError, listing
 
 BLOCK = 1 << 24
@@ -55,6 +56,7 @@ def label_by_folder(
         raise DataError(str(where), problem, "pack one folder per class, or add a map of labels")
     own = [name.partition("/")[0] for name in names]
     found = sorted(set(own))
+    warn_of_nested(names, where)
     chosen = list(found if class_names is None else class_names)
     check_classes(found, chosen, where)
     labels = {name: label for label, name in enumerate(chosen)}

@@ -1,8 +1,11 @@
 """The interface of data sources: records by index."""
 
 import errno
+import os
+import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +15,7 @@ from utils.errors import DataError, listing
 # permanent errors, not worth a retry
 _PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
+MAX_BYTES = 1 << 30  # of an encoded image; Pillow decodes up to 179 million pixels
 
 
 class Record(NamedTuple):
@@ -102,7 +106,7 @@ class IndexedSource:
                 return self._storage.read(self._index, i)
             except OSError as e:
                 if pause is None or e.errno in _PERMANENT:
-                    raise DataError(self.name(i), f"cannot be read: {e.strerror}", "restore or remove it") from e
+                    raise unreadable(self.name(i), e) from e
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -117,6 +121,43 @@ class IndexedSource:
 
     def fingerprint(self) -> str:
         return self._index.digest(self.class_names)
+
+
+@contextmanager
+def opening(path: object) -> Iterator[None]:
+    """Converts errors of the file system while a dataset is opened. Args: path: of the dataset. Raises: DataError."""
+    try:
+        yield
+    except OSError as e:
+        problem = f"cannot be read: {e.strerror or e}"
+        raise DataError(str(e.filename or path), problem, "check the path and its permissions") from e
+
+
+def read_file(path: str | Path) -> bytes:
+    """Returns the contents of a regular file. Raises: OSError; DataError for a pipe, a device, or too large a file."""
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(str(path), "not a regular file", "restore or remove it")
+        check_size(status.st_size, path)
+        return file.readall()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # otherwise a named pipe waits for a writer
+
+
+def check_size(size: int, name: object) -> None:
+    """Raises: DataError if an image has more bytes, as stored or unpacked, than any that could be decoded."""
+    if size > MAX_BYTES:
+        raise DataError(str(name), f"{size:,} bytes are too many for an image (at most {MAX_BYTES:,})", "remove it")
+
+
+def unreadable(name: str, error: OSError) -> DataError:
+    """Returns the error for a sample that cannot be read."""
+    few = error.errno in (errno.EMFILE, errno.ENFILE)
+    remedy = "allow more open files with ulimit -n" if few else "restore or remove it"
+    return DataError(name, f"cannot be read: {error.strerror or error}", remedy)
 
 
 def check_classes(found: Sequence[str], known: Sequence[str], where: Path) -> None:

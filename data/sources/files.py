@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from glob import glob
 from pathlib import Path
 
-from data.sources.base import Record
-from data.sources.folders import is_image
+from data.sources.base import Record, opening, read_file, unreadable
+from data.sources.folders import images_below
+from data.sources.names import is_left_out
 from utils.errors import DataError
 
 
@@ -22,9 +23,9 @@ class FileSource:
     def __getitem__(self, i: int) -> Record:
         """Reads a sample. Raises: DataError."""
         try:
-            return Record(self._paths[i].read_bytes(), None, self.name(i))
+            return Record(read_file(self._paths[i]), None, self.name(i))
         except OSError as e:
-            raise DataError(self.name(i), f"cannot be read: {e.strerror}", "restore or remove it") from e
+            raise unreadable(self.name(i), e) from e
 
     def name(self, i: int) -> str:
         return str(self._paths[i])
@@ -36,12 +37,14 @@ class FileSource:
 def find_images(names: Iterable[str]) -> list[Path]:
     """Resolves names to images, without duplicates, in order.
 
-    Args: names: files; folders, with all images below them; patterns such as "photos/*.jpg"; .txt files with one path
-    per line, relative to the list. Raises: DataError for a name without images.
+    Args: names: files; folders, with all images below them that training would find; patterns such as "photos/*.jpg";
+    .txt files with one path per line, relative to the list.
+    Raises: DataError for a name without images, or one that cannot be read.
     """
     found: dict[Path, None] = {}
     for name in names:
-        paths = _images_of(name)
+        with opening(name):
+            paths = _images_of(name)
         if not paths:
             remedy = "pass images, folders, patterns or a .txt file with one path per line"
             raise DataError(name, "no images found", remedy)
@@ -52,7 +55,7 @@ def find_images(names: Iterable[str]) -> list[Path]:
 def _images_of(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
-        return sorted(each for each in path.rglob("*") if is_image(each.name) and each.is_file())
+        return sorted(Path(each) for each in images_below(path).images)
     if path.suffix.lower() == ".txt" and path.is_file():
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # a path may be any bytes
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -62,4 +65,10 @@ def _images_of(name: str) -> list[Path]:
         return images
     if path.is_file():
         return [path]
-    return sorted(Path(each) for each in glob(name, recursive=True) if Path(each).is_file())
+    found = (Path(each) for each in glob(name, recursive=True))
+    return sorted(each for each in found if each.is_file() and not _left_out(each, path))
+
+
+def _left_out(found: Path, pattern: Path) -> bool:
+    """Returns whether a wildcard matched the name of a file or folder that training leaves out."""
+    return any(is_left_out(part) for part in found.parts if part not in pattern.parts)

@@ -1,29 +1,20 @@
 """Image folders: one per class, or ImageNet's validation images in a single one."""
 
-import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from data.sources.base import IndexedSource, check_classes
+from data.sources.base import IndexedSource, check_classes, read_file
 from data.sources.index import Index, Stamp, stamp, stored
+from data.sources.names import is_image, is_left_out, warn_of_ignored, warn_of_nested
 from utils.errors import DataError, listing
-
-log = logging.getLogger(__name__)
-
-# decoded by Pillow and used in datasets
-EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".dib", ".tif"),
-    *(".tiff", ".webp", ".gif", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".ico", ".sgi", ".qoi"),
-)
 
 
 class FolderStore:
     """train/ and val/, each with one folder of images per class; val/ may also be flat.
 
-    Images are found at any depth below a class folder. Hidden files and folders, and files without an image extension,
+    Images are found at any depth below a class folder. Files without an image extension and what `is_left_out` names
     are ignored.
     """
 
@@ -36,12 +27,10 @@ class FolderStore:
     def class_names(self, split: str) -> list[str]:
         """Returns the names of the class folders, sorted; empty if the images are flat. Raises: DataError."""
         folder = self._root / split
-        try:
-            with os.scandir(folder) as entries:
-                names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-        except OSError as e:
-            raise DataError(str(folder), f"cannot be listed: {e.strerror}", "check the path and its permissions") from e
-        if not names and not _is_flat(folder):
+        names, images, broken = list_split(folder)
+        if broken:
+            raise DataError(broken[0], "a broken link, perhaps to a class", "restore its target, or remove it")
+        if not names and not images:
             raise DataError(str(folder), "contains no class folders", "add one folder of images per class")
         return names
 
@@ -80,8 +69,7 @@ class FolderStorage:
             target = path.resolve()
             if not any(target.is_relative_to(root) for root in roots):
                 raise DataError(str(path), "the link leads out of the data folder", "link from the data folder itself")
-        with open(path, "rb") as file:
-            return file.read()
+        return read_file(path)
 
     def where(self, name: str) -> str:
         return str(self._root / name)
@@ -102,13 +90,37 @@ def _walk(
         targets += [labels[name]] * len(below.images)
         ignored += below.ignored
     warn_of_ignored(ignored)
+    warn_of_nested(files, root)
     return Index.build(files, targets), None, stamps
 
 
-def warn_of_ignored(files: Sequence[str]) -> None:
-    """Logs one line about files without an image extension, if there are any."""
-    if files:
-        log.warning("%d files without an image extension are ignored: %s", len(files), listing(files, 3))
+class Split(NamedTuple):
+    """The names of the `classes` (folders) and `images` directly in a split's folder, sorted; paths of `broken` links
+    not named like an image."""
+
+    classes: list[str]
+    images: list[str]
+    broken: list[str]
+
+
+def list_split(folder: Path) -> Split:
+    """Lists the folder of a split. Raises: DataError."""
+    try:
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if not is_left_out(entry.name)]
+        folders = sorted(entry.name for entry in entries if entry.is_dir())
+        images = sorted(entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
+        links = [entry.path for entry in entries if entry.is_symlink() and not is_image(entry.name)]
+        broken = [path for path in links if not os.path.exists(path)]
+    except OSError as e:
+        _raise_unlisted(e)
+    return Split(folders, images, broken)
+
+
+def _raise_unlisted(error: OSError) -> NoReturn:
+    """Raises: DataError: samples of a folder that cannot be listed must not be missing silently."""
+    problem = f"cannot be listed: {error.strerror}"
+    raise DataError(str(error.filename), problem, "check the path and its permissions") from error
 
 
 class Found(NamedTuple):
@@ -120,37 +132,24 @@ class Found(NamedTuple):
 
 
 def images_below(folder: Path) -> Found:
-    """Lists a folder recursively, without hidden files and folders."""
-    found = Found([], [stamp(folder)] if folder.is_dir() else [], [])
+    """Lists a folder recursively, except for what `is_left_out` names. Raises: DataError if one cannot be listed."""
+    found = Found([], [], [])
     seen = {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = {f: os.path.realpath(os.path.join(parent, f)) for f in folders if not f.startswith(".")}
-        folders[:] = sorted(f for f, path in real.items() if path not in seen)  # a link may lead back up
-        seen.update(real.values())
-        for name in folders:
-            with suppress(OSError):  # removed meanwhile, or inaccessible: it is not listed either
-                found.stamps.append(stamp(os.path.join(parent, name)))  # before listing it
-        for name in names:
-            if is_image(name):
-                found.images.append(os.path.join(parent, name))
-            elif not name.startswith("."):
-                found.ignored.append(os.path.join(parent, name))
+    try:
+        found.stamps.append(stamp(folder))
+        for parent, folders, names in os.walk(folder, onerror=_raise_unlisted, followlinks=True):
+            real = {f: os.path.realpath(os.path.join(parent, f)) for f in folders if not is_left_out(f)}
+            folders[:] = sorted(f for f, path in real.items() if path not in seen)  # a link may lead back up
+            seen.update(real.values())
+            found.stamps.extend(stamp(os.path.join(parent, name)) for name in folders)  # before listing them
+            for name in names:
+                if is_image(name):
+                    found.images.append(os.path.join(parent, name))
+                elif not is_left_out(name):
+                    found.ignored.append(os.path.join(parent, name))
+    except OSError as e:
+        _raise_unlisted(e)
     return found
-
-
-def is_image(name: str) -> bool:
-    """Returns whether a file has an image extension and is not hidden."""
-    return name.lower().endswith(EXTENSIONS) and not os.path.basename(name).startswith(".")
-
-
-def is_hidden(name: str) -> bool:
-    """Returns whether the name of an archive member, or of a folder that contains it, begins with a dot."""
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-
-
-def _is_flat(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(is_image(e.name) and e.is_file() for e in entries)
 
 
 def _open_flat(folder: Path, names: list[str]) -> IndexedSource:
@@ -161,7 +160,7 @@ def _open_flat(folder: Path, names: list[str]) -> IndexedSource:
 
     def build() -> tuple[Index, None, list[Stamp]]:
         stamps = [stamp(folder)]
-        files = sorted(name for name in os.listdir(folder) if is_image(name))
+        files = list_split(folder).images
         strange = [name for name in files if name not in labels or usual[labels[name]] not in own]
         if strange:
             problem = f"no class folders, and {len(strange)} images are not ImageNet's of these classes"

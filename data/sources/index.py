@@ -16,7 +16,7 @@ from utils.files import atomic_path
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the cached files; an index of a different format is rebuilt
+FORMAT = 4  # of the cached files; an index of another format, or by other rules for names, is rebuilt
 BYTES_AT_ONCE = 1 << 24
 UNUSED = 30 * 24 * 3600.0  # seconds after which an unused index is removed
 
@@ -96,7 +96,7 @@ def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tup
     Returns: the index and the value. Raises: as for `build`.
     """
     name = _digest(f"{FORMAT}\0{key}")
-    for folder in sorted(cache_folder().glob(f"{name}-*"), key=_used, reverse=True):
+    for folder in sorted(_cached(name), key=_used, reverse=True):
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             if all(stamp(then[0]) == then for then in meta["stamps"]):
@@ -126,6 +126,13 @@ def stamp(path: str | Path) -> Stamp:
 def cache_folder() -> Path:
     """Returns the folder of cached indices, below XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swin" / "index"
+
+
+def _cached(name: str) -> list[Path]:
+    try:
+        return list(cache_folder().glob(f"{name}-*"))
+    except OSError:  # inaccessible; `_store` reports it
+        return []
 
 
 def _load(folder: Path) -> Index:
@@ -160,7 +167,7 @@ def _store(folder: Path, index: Index, meta: dict[str, Any]) -> None:
 
 def _remove_unused(name: str) -> None:
     """Removes indices of a key that have not been opened for long: their data changed."""
-    for folder in cache_folder().glob(f"{name}-*"):
+    for folder in _cached(name):
         if _used(folder) < time.time() - UNUSED:
             shutil.rmtree(folder, ignore_errors=True)
 

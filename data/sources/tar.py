@@ -7,9 +7,9 @@ from pathlib import Path
 
 from data.sources.archive import SharedFile, below_split, label_by_folder
 from data.sources.base import IndexedSource, Store
-from data.sources.folders import is_hidden, is_image, warn_of_ignored
 from data.sources.index import Index, Stamp, stamp, stored
 from data.sources.lists import safe_path
+from data.sources.names import is_image, is_left_out, warn_of_ignored
 from utils.errors import DataError
 
 _BESIDE = (".cls", ".txt", ".json")  # stored next to an image in WebDataset shards
@@ -68,7 +68,7 @@ def _index_tar(
             with tarfile.open(path, "r:") as file:
                 for member in file:
                     name = posixpath.normpath(member.name)
-                    if is_hidden(name):
+                    if is_left_out(name):
                         continue
                     if member.isfile() and name.endswith(".cls"):
                         text = file.extractfile(member)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.sources.base import IndexedSource
-from data.sources.folders import FolderStorage, images_below, warn_of_ignored
+from data.sources.folders import FolderStorage, images_below
 from data.sources.index import Index, Stamp, stored
+from data.sources.names import warn_of_ignored
 from utils.errors import DataError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from data.sources.archive import SharedFile, below_split, label_by_folder
 from data.sources.base import IndexedSource, Store
-from data.sources.folders import is_hidden, is_image, warn_of_ignored
 from data.sources.index import Index, Stamp, stamp, stored
 from data.sources.lists import read_list, safe_path
+from data.sources.names import is_image, is_left_out, warn_of_ignored
 from utils.errors import DataError
 
 LOCAL_HEADER = 30  # bytes before the name of a member; the last four are the lengths of name and extra field
@@ -107,7 +107,7 @@ def _zip_members(archive: Path, split: str) -> dict[str, zipfile.ZipInfo]:
             members = [info for info in file.infolist() if not info.is_dir()]
     except (OSError, zipfile.BadZipFile, EOFError, ValueError) as e:
         raise DataError(str(archive), f"not a readable zip archive ({e})", "copy it again") from e
-    shown = [info for info in members if not is_hidden(info.filename)]
+    shown = [info for info in members if not is_left_out(info.filename)]
     infos = [info for info in shown if is_image(info.filename)]
     warn_of_ignored([f"{archive}@/{info.filename}" for info in shown if not is_image(info.filename)])
     names = below_split([safe_path(info.filename, f"{archive}@/{info.filename}") for info in infos], split)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size
 from data.pipeline.fork_server import worker_pool
-from data.sources.folders import imagenet_synsets, images_below, is_image, validation_labels
+from data.sources.base import read_file
+from data.sources.folders import imagenet_synsets, images_below, list_split, validation_labels
+from data.sources.names import is_image, is_left_out, nested_classes
 from utils.errors import DataError, count, listing
 from utils.terminal import track
 
@@ -30,7 +32,7 @@ class Report:
 def check_folder(root: Path, workers: int, channels: int = 3) -> Report:
     """Checks train/ and val/. Args: workers: decoding processes; channels: of the model (MODEL.SWIN.IN_CHANS).
 
-    Raises: DataError if `root` is not a folder.
+    Raises: DataError if `root` is not a folder, or a folder below it cannot be listed.
     """
     if not root.is_dir():
         raise DataError(str(root), "no such folder", "choose one that contains train/ and val/")
@@ -48,10 +50,9 @@ def check_folder(root: Path, workers: int, channels: int = 3) -> Report:
 
 
 def _list_split(folder: Path, report: Report) -> Classes:
-    names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-    classes: Classes = {name: images_below(folder / name).images for name in sorted(names)}
-    loose = [entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir()]
-    flat = [str(folder / name) for name in sorted(loose)]
+    names, loose, _ = list_split(folder)
+    classes: Classes = {name: images_below(folder / name).images for name in names}
+    flat = [str(folder / name) for name in loose]
     empty = [name for name, files in classes.items() if not files]
     report.findings += [f"no images for class {name}: {folder / name}" for name in empty]
     if flat and classes:
@@ -61,6 +62,10 @@ def _list_split(folder: Path, report: Report) -> Classes:
         if strange or folder.name != "val":
             report.findings.append(f"no class folders, and images that are not ImageNet's: {listing(strange, SHOWN)}")
         classes = {"": flat}
+    inner = nested_classes(os.path.relpath(file, folder) for files in classes.values() for file in files)
+    if inner:
+        problem = "one class, with subfolders that may be the classes"
+        report.findings.append(f"{problem}: {folder / names[0]}: {listing(inner)}")
     _check_names(folder, list(classes), report)
     _check_strays(folder, report)
     counts = [len(files) for files in classes.values()] or [0]
@@ -87,8 +92,8 @@ def _check_strays(folder: Path, report: Report) -> None:
     """Reports ignored files and broken links."""
     strays, broken = [], []
     for parent, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (os.path.join(parent, name) for name in names if not name.startswith(".")):
+        folders[:] = [name for name in folders if not is_left_out(name)]
+        for path in (os.path.join(parent, name) for name in names if not is_left_out(name)):
             if not os.path.exists(path):
                 broken.append(path)
             elif not is_image(path):
@@ -147,10 +152,8 @@ def _check_contents(splits: dict[str, Classes], workers: int, channels: int, rep
 
 def _examine(channels: int, file: str) -> tuple[str, bytes, str]:
     """Decodes a file as in training; returns (file, digest of its bytes, problem or "")."""
-    if os.path.exists(file) and not os.path.isfile(file):
-        return file, b"", f"not a file: {file}"
     try:
-        data = Path(file).read_bytes()
+        data = read_file(file)
         size = jpeg_size(data)
         if channels not in (1, 3):
             decode_bands(data, file, channels)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from data.pipeline.decoding import TIFF, decode, tiff_bands
 from data.pipeline.fork_server import worker_pool
-from data.sources.base import Source
-from data.sources.folders import FolderStore, imagenet_synsets, images_below, is_image, validation_labels
+from data.sources.base import Source, read_file, unreadable
+from data.sources.folders import FolderStore, imagenet_synsets, images_below, list_split, validation_labels
 from data.sources.zip import ZipStore
 from utils.errors import DataError, listing
 from utils.files import atomic_path, write_errors
@@ -85,7 +85,7 @@ def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers
         raise DataError("--short-side", f"must be at least 1, got {short_side}", "raise it")
     if not 1 <= quality <= 100:
         raise DataError("--quality", f"must be in 1 to 100, got {quality}", "change it")
-    files = [file for split in SPLITS for file in images_below(root / split).images]
+    files = [file for split in SPLITS if (root / split).is_dir() for file in images_below(root / split).images]
     if not files:
         raise DataError(str(root), "no images below train/ and val/", "choose a folder that contains them")
     work = functools.partial(_copy, root=root, target=target, short_side=short_side, quality=quality)
@@ -115,12 +115,12 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
         return False
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
-        data = Path(file).read_bytes()
+        data = read_file(file)
         # by extension, which other programs rely on
         kind = Image.registered_extensions().get(place.suffix.lower(), "JPEG")
         image = _to_resize(data, file, kind)
     except OSError as e:
-        return DataError(file, f"cannot be read: {e.strerror}", "restore or remove it")
+        return unreadable(file, e)
     except DataError as e:
         return e
     with atomic_path(place) as temporary:
@@ -172,7 +172,7 @@ def sort_validation(root: Path) -> int:
     folder, labels, synsets = root / "val", validation_labels(), imagenet_synsets()
     if not folder.is_dir():
         raise DataError(str(root), "no folder val/", "choose a folder with the validation images in val/")
-    files = sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name))
+    files = list_split(folder).images
     if not files and any((folder / synset).is_dir() for synset in synsets):
         return 0
     strange = [name for name in files if name not in labels]

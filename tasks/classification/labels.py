@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.data import ImageNetInfo
 
-from data.sources.base import LabelledSource, Store
+from data.sources.base import LabelledSource, Store, opening
 from data.sources.open import SourceOptions, check_ranks, fill_cache, find_store, some_samples
 from models.weights.class_maps import CLASSES_1K
 from utils.distributed.world import World
@@ -74,7 +74,7 @@ def open_train(options: SourceOptions, world: World) -> tuple[LabelledSource, La
     Raises: DataError for a missing or mismatched split.
     """
     splits = ("train", "val") if options.validate else ("train",)
-    with world.local_main_first():  # one rank builds the index, the others read it
+    with world.local_main_first(), opening(options.path):  # one rank builds the index, the others read it
         store = find_store(options, splits)
         fill_cache(options, splits, world)
         train = store.open("train", None, options.classes)
@@ -112,7 +112,7 @@ def open_val(
 
     Raises: DataError for a missing or mismatched split.
     """
-    with world.local_main_first():
+    with world.local_main_first(), opening(options.path):
         store = find_store(options, ("val",))
         fill_cache(options, ("val",), world)
         val = store.open("val", _class_map(store, options, class_names, likely_names), options.classes)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import Source
+from data.sources.base import Source, opening
 from data.sources.open import SourceOptions, check_ranks, fill_cache, find_store, some_samples
 from data.sources.unlabelled import UnlabelledStore
 from tasks.base import TaskData
@@ -29,7 +29,7 @@ def open_images(options: SourceOptions, splits: Sequence[str], world: World) -> 
     """
     any_folder = options.dataset == "imagenet" and options.path and not options.zipped
     first = splits[0]
-    with world.local_main_first():  # one rank builds the index, the others read it
+    with world.local_main_first(), opening(options.path):  # one rank builds the index, the others read it
         store: Any = UnlabelledStore(Path(options.path)) if any_folder else find_store(options, (first,))
         wanted = [split for split in splits if split == first or (options.validate and store.has(split))]
         fill_cache(options, wanted, world)

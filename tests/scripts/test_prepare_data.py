@@ -39,7 +39,7 @@ def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
         "same image in train and val": val / "class_2/copied.jpg",
         "same image in two classes": train / "class_2/from_1.jpg",
         "no images for class class_9": train / "class_9",
-        "names that hardly differ": train / "Class_1",
+        "nearly identical class names": train / "Class_1",
         "without an image extension": train / "class_2/notes.txt",
         "broken links": train / "class_2/gone.jpg",
         "outside the class folders": val / "lost.jpg",
@@ -53,7 +53,7 @@ def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
     shutil.copy(train / "class_2/photo_5.jpg", planted["same image in train and val"])
     shutil.copy(train / "class_1/photo_5.jpg", planted["same image in two classes"])
     planted["no images for class class_9"].mkdir()
-    planted["names that hardly differ"].mkdir()
+    planted["nearly identical class names"].mkdir()
     planted["without an image extension"].write_text("who, when")
     planted["broken links"].symlink_to(own_photos / "nowhere.jpg")
     Image.new("RGB", (8, 8), "red").save(planted["outside the class folders"])
@@ -162,7 +162,7 @@ def test_copies_of_every_format_can_be_read_and_have_one_setting(tmp_path, capsy
         as_it_is = file.name in ("image.tiff", "image.jpg")  # 16 bits, CMYK
         assert decode(file.read_bytes(), str(file)).size == ((90, 60) if as_it_is else (45, 30))
     assert main([*call, "20"]) == 3 and "short side 30" in capsys.readouterr().err
-    assert main([*call, "0"]) == 3 and "short side 0" in capsys.readouterr().err
+    assert main([*call, "0"]) == 3 and "--short-side: must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_nested_images_are_rejected_when_packing(tmp_path, capsys):

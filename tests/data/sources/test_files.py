@@ -39,6 +39,12 @@ def test_a_name_without_images_is_refused(folder, name):
         find_images([str(folder / "b.png"), str(folder / name)])
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_an_impossible_name_is_refused(name):
+    with raises(DataError, name):
+        find_images([name])
+
+
 def test_a_text_that_is_no_list_is_refused(folder):
     (folder / "README.txt").write_text("\n# Title\n\nText\n")
     with raises(DataError, folder / "README.txt", "# Title"):

@@ -3,9 +3,14 @@
 import errno
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
-from data.sources.folders import FolderStore, imagenet_synsets, images_below, is_image, validation_labels
-from tests.tools.builders import labels_of, open_folder, open_validation
+import pytest
+
+from data.sources.folders import FolderStore, imagenet_synsets, images_below, validation_labels
+from data.sources.unlabelled import UnlabelledStore
+from tests.tools.builders import in_child, labels_of, open_folder, open_validation
 from tests.tools.errors import raises
 from utils.errors import DataError
 
@@ -115,4 +120,52 @@ def test_what_lies_below_a_folder(tmp_path):
     assert found.images == [f"{tmp_path}/b.JPG", f"{tmp_path}/a/c.webp"]
     assert [path for path, *_ in found.stamps] == [str(tmp_path), f"{tmp_path}/a"]
     assert found.ignored == [f"{tmp_path}/a/d.txt"]
-    assert [name for name in ("x.jpeg", "x.TIF", "y/.x.jpg", "x.jpg.txt", "x") if is_image(name)] == ["x.jpeg", "x.TIF"]
+
+
+def test_a_broken_link_to_a_class_is_refused(own_photos, tmp_path):
+    (own_photos / "train/class_3").symlink_to(tmp_path / "unmounted")
+    with raises(DataError, own_photos / "train/class_3", "broken link"):
+        open_folder(own_photos)
+
+
+@pytest.fixture
+def readable(photos):
+    """A copy of the photographs that any user can reach."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(photos, Path(folder, "photos")))
+        for path in (copy, copy.parent):
+            path.chmod(0o755)
+        yield copy
+
+
+@pytest.mark.parametrize("closed", ["train/class_1/more", "train/class_1", "train", "."])
+def test_a_folder_that_cannot_be_listed_is_refused(readable, closed):
+    folder = readable / closed
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0)
+
+    def open_all():
+        if os.geteuid() == 0:  # root may list any folder
+            os.setuid(65534)
+        subject = readable / "train" if closed == "." else folder
+        for store in (FolderStore(readable), UnlabelledStore(readable)) if closed != "." else ():
+            with raises(DataError, subject, os.strerror(errno.EACCES)):
+                store.open("train")
+        with raises(DataError, subject, os.strerror(errno.EACCES)):
+            open_folder(readable)
+
+    assert in_child(open_all) == (0, "")
+    folder.chmod(0o755)
+
+
+def test_a_pipe_named_like_an_image_is_not_waited_for(own_photos):
+    (own_photos / "train/class_0/photo_0.jpg").unlink()
+    os.mkfifo(own_photos / "train/class_0/photo_0.jpg")
+    with raises(DataError, own_photos / "train/class_0/photo_0.jpg", "regular file"):
+        _ = open_folder(own_photos).train[0]
+
+
+def test_a_file_too_large_for_an_image_is_not_read(own_photos):
+    os.truncate(own_photos / "train/class_0/photo_0.jpg", (1 << 30) + 1)
+    with raises(DataError, own_photos / "train/class_0/photo_0.jpg", "1,073,741,825"):
+        _ = open_folder(own_photos).train[0]

@@ -62,6 +62,18 @@ def test_problems_are_named_with_their_files(colours):
     assert report.facts[-1].endswith("1 duplicate within a class")
 
 
+def test_classes_one_level_too_deep(colours):
+    for split in ("train", "val"):
+        (colours / split).rename(colours / "flowers")
+        (colours / split).mkdir()
+        (colours / "flowers").rename(colours / split / "flowers")
+    expected = [
+        f"one class, with subfolders that may be the classes: {colours / split}/flowers: a, b"
+        for split in ("train", "val")
+    ]
+    assert check_folder(colours, workers=1).findings == expected
+
+
 def test_class_names_that_sort_or_read_badly(tmp_path):
     for name in ("1", "2", "10"):
         (tmp_path / "train" / name).mkdir(parents=True)

@@ -1,0 +1,62 @@
+"""Names of files and folders: which are images, which are left out, and which layouts look wrong."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from utils.errors import listing
+
+log = logging.getLogger(__name__)
+
+# decoded by Pillow and used in datasets
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".dib", ".tif"),
+    *(".tiff", ".webp", ".gif", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".ico", ".sgi", ".qoi"),
+)
+# written by operating systems and network storage beside the images, in lower case
+_SYSTEM = {
+    *("@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"),
+    *("thumbs.db", "desktop.ini"),
+}
+
+
+def is_left_out(name: str) -> bool:
+    """Returns whether a file or folder is hidden (.DS_Store, .ipynb_checkpoints) or a system's (@eaDir, __MACOSX).
+
+    Args: name: also a path in an archive; one such folder leaves out everything below it.
+    """
+    return any(
+        part.lower() in _SYSTEM or (part.startswith(".") and part not in (".", "..")) for part in name.split("/")
+    )
+
+
+def is_image(name: str) -> bool:
+    """Returns whether a file has an image extension and is not left out by its own name."""
+    return name.lower().endswith(EXTENSIONS) and not is_left_out(name.rpartition("/")[2])
+
+
+def warn_of_ignored(files: Sequence[str]) -> None:
+    """Logs one line about files without an image extension, if there are any."""
+    if files:
+        log.warning("%d files without an image extension are ignored: %s", len(files), listing(files, 3))
+
+
+def nested_classes(names: Iterable[str]) -> list[str]:
+    """Returns the subfolders of the only class if they look like the classes: at least two, with all of its images.
+
+    Args: names: paths of images, class/.../image.
+    """
+    classes, inner = set(), set()
+    for name in names:
+        folders = name.split("/")[:-1]
+        classes.update(folders[:1])
+        if len(classes) > 1 or len(folders) < 2:
+            return []
+        inner.add(folders[1])
+    return sorted(inner) if len(inner) > 1 else []
+
+
+def warn_of_nested(names: Iterable[str], where: object) -> None:
+    """Logs one line if the class folders seem to be one level too deep. Args: as for `nested_classes`."""
+    inner = nested_classes(names)
+    if inner:
+        log.warning("one class, with subfolders that may be the classes: %s: %s", where, listing(inner))
