@@ -5,6 +5,8 @@ share an archive.
 """
 
 import os
+import resource
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,22 +15,39 @@ from data.sources.names import warn_of_nested
 from utils.errors import DataError, listing
 
 BLOCK = 1 << 24
+OTHER_FILES = 128  # descriptors of the program that are no archives
 
 
-class SharedFile:
-    """Reads at given offsets; each process opens the file at its first read."""
+class SharedFiles:
+    """Reads files at given offsets.
 
-    def __init__(self, path: Path):
-        self._path, self._owner, self._descriptor = path, 0, -1
+    Each process opens a file at its first read, and closes the least recently used one when it has too many open.
+    """
 
-    def read(self, start: int, size: int) -> bytes:
+    def __init__(self, paths: Sequence[Path]):
+        self._paths, self._owner = tuple(paths), 0
+        self._open: dict[int, int] = {}  # file -> descriptor; the least recently used comes first
+
+    def read(self, file: int, start: int, size: int) -> bytes:
         """Returns `size` bytes from `start`, fewer at the end of the file. Raises: OSError."""
         if self._owner != os.getpid():
-            self._descriptor, self._owner = os.open(self._path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)), os.getpid()
-        return os.pread(self._descriptor, size, start)
+            self._open, self._owner = {}, os.getpid()
+        descriptor = self._open.pop(file, -1)
+        if descriptor < 0:
+            if len(self._open) >= _most_open():
+                os.close(self._open.pop(next(iter(self._open))))
+            descriptor = os.open(self._paths[file], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._open[file] = descriptor
+        return os.pread(descriptor, size, start)
 
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return SharedFile, (self._path,)
+    def __reduce__(self) -> tuple[type, tuple[tuple[Path, ...]]]:
+        return SharedFiles, (self._paths,)
+
+
+def _most_open() -> int:
+    """Returns the number of archives that a split may keep open: with both splits open, `OTHER_FILES` are left."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else max(8, (limit - OTHER_FILES) // 2)
 
 
 def fill_page_cache(archive: Path, local_rank: int, local_size: int) -> None:

@@ -16,6 +16,7 @@ from utils.errors import DataError, listing
 _PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
 MAX_BYTES = 1 << 30  # of an encoded image; Pillow decodes up to 179 million pixels
+MAX_LABELS = 100_000  # classes, if their number is unknown and there are fewer samples
 
 
 class Record(NamedTuple):
@@ -151,6 +152,21 @@ def check_size(size: int, name: object) -> None:
     """Raises: DataError if an image has more bytes, as stored or unpacked, than any that could be decoded."""
     if size > MAX_BYTES:
         raise DataError(str(name), f"{size:,} bytes are too many for an image (at most {MAX_BYTES:,})", "remove it")
+
+
+def label_limit(classes: int, samples: int) -> int:
+    """Returns the label that is too large, so that a wrong one does not make an array of its size.
+
+    Args: classes: their number, 0 if unknown; samples: their number.
+    """
+    return classes or max(samples, MAX_LABELS)
+
+
+def check_label(label: int, limit: int, where: str, remedy: str) -> None:
+    """Raises: DataError if a label is negative, or not below `limit`."""
+    if not 0 <= label < limit:
+        bounds = "negative" if label < 0 else f"not in 0 to {limit - 1}"
+        raise DataError(where, f"label {str(label)[:40]} is {bounds}", f"{remedy}, or MODEL.NUM_CLASSES")
 
 
 def unreadable(name: str, error: OSError) -> DataError:

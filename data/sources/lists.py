@@ -2,12 +2,13 @@
 
 import json
 import logging
+import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from data.sources.base import IndexedSource, Store
+from data.sources.base import IndexedSource, Store, check_label, label_limit
 from data.sources.folders import FolderStorage
 from data.sources.index import Index, Stamp, stamp, stored
 from utils.errors import DataError, listing
@@ -78,12 +79,11 @@ def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Li
     folders = _folders(names, labels)
     if class_names is not None:
         labels = _by_name(labels, folders, class_names, path)
-    limit = len(class_names) if class_names is not None else classes
+    known = len(class_names) if class_names is not None else classes
+    limit = label_limit(known, len(labels))
     for label, (_, _, where) in zip(labels, entries, strict=True):
-        if label < 0 or (limit and label >= limit):
-            bounds = f"not in 0 to {limit - 1}" if limit else "negative"
-            raise DataError(where, f"label {label} is {bounds}", "correct it, or MODEL.NUM_CLASSES")
-    numbered = [folders.get(i, str(i)) for i in range(limit or max(labels) + 1)]
+        check_label(label, limit, where, "correct it")
+    numbered = [folders.get(i, str(i)) for i in range(known or max(labels) + 1)]
     return Listed(names, labels, list(class_names or numbered))
 
 
@@ -104,17 +104,21 @@ def _by_name(labels: list[int], folders: dict[int, str], class_names: Sequence[s
 
 
 def safe_path(name: str, where: str) -> str:
-    """Returns `name` unchanged. Raises: DataError if it could lead out of its root."""
+    """Returns `name` unchanged. Raises: DataError if it could lead out of its root, or cannot name a file."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith("/") or PureWindowsPath(name).drive or ".." in parts or "\0" in name:
         raise DataError(where, f"the path {name!r} leads out of the data folder", "use paths relative to it")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as e:
+        raise DataError(where, f"the path {name!r} is not text", "correct it") from e
     return name
 
 
 def _from_json(text: str, path: Path) -> list[tuple[str, int, str]]:
     try:
         entries = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DataError(str(path), f"not a JSON list ({e})", "write [path, label] for each image") from e
     for i, entry in enumerate(entries):
         good = isinstance(entry, list) and len(entry) >= 2 and isinstance(entry[0], str)

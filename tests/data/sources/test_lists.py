@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 
 import pytest
@@ -42,6 +43,8 @@ def test_fault_45_odd_lists_are_read_right(photos, tmp_path, text):
         ("", "", "empty"),
         ('[["a.jpg"]]', "[0]", "['a.jpg']"),
         ("[1, 2", "", "JSON"),
+        ("[" * 100_000, "", "JSON"),
+        ('[["\\ud800.jpg", 0]]', "[0]", "ud800"),
     ],
 )
 def test_fault_45_malformed_lists_are_refused_with_the_line(tmp_path, lines, position, value):
@@ -54,6 +57,18 @@ def test_a_negative_label_is_refused_without_a_number_of_classes(tmp_path):
     (tmp_path / "train_map.txt").write_text("a/x.jpg\t-1\n")
     with raises(DataError, f"{tmp_path}/train_map.txt:1", "label -1 is negative"):
         ListStore(tmp_path).open("train")
+
+
+@pytest.mark.parametrize("label", ["1000000000", "9" * 4000])
+def test_fault_45_a_huge_label_is_refused_before_it_takes_memory(tmp_path, label):
+    (tmp_path / "train_map.txt").write_text(f"a/x.jpg\t21840\nb/y.jpg\t{label}\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with raises(DataError, f"{tmp_path}/train_map.txt:2", f"label {label[:40]} is", "NUM_CLASSES") as caught:
+        ListStore(tmp_path).open("train")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+    assert len(str(caught.value)) < 300
+    (tmp_path / "train_map.txt").write_text("a/x.jpg\t21840\n")  # a few images of many classes
+    assert len(ListStore(tmp_path).open("train").class_names) == 21841
 
 
 @pytest.mark.parametrize("name", ESCAPING)

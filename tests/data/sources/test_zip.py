@@ -1,5 +1,7 @@
 """Zip archives: members read by offset, and every damage named with its archive and member."""
 
+import resource
+import stat
 import zipfile
 
 import pytest
@@ -99,6 +101,78 @@ def test_fault_47_other_compressions_are_refused(photos, tmp_path):
     write_zips(photos, tmp_path, zipfile.ZIP_BZIP2)
     with raises(DataError, f"{tmp_path}/train.zip@/train/class_0/photo_0.jpg", 12):
         ZipStore(tmp_path).open("train")
+
+
+def unpacked_to(archive, size, member=b"train/a/0.png"):
+    """Changes the unpacked size of a member in the directory of an archive."""
+    data = bytearray(archive.read_bytes())
+    at = data.rindex(b"PK\x01\x02", 0, data.rindex(member))
+    data[at + 24 : at + 28] = size.to_bytes(4, "little")
+    archive.write_bytes(data)
+
+
+@pytest.mark.parametrize(("declared", "reason"), [(2_500_000_000, "2,500,000,000"), (1000, "longer"), (2**28, "trunc")])
+def test_fault_47_a_member_expands_to_its_size_in_the_archive_only(tmp_path, declared, reason):
+    archive = tmp_path / "train.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("train/a/0.png", bytes(100_000_000))
+    unpacked_to(archive, declared)
+    if reason == "trunc":  # the stream itself
+        data = archive.read_bytes()
+        archive.write_bytes(data[:5000] + bytes(50_000) + data[55_000:])
+    source = ZipStore(tmp_path).open("train")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with raises(DataError, f"{archive}@/a/0.png", reason if reason != "trunc" else "corrupt"):
+        _ = source[0]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+
+
+def test_fault_47_a_member_outside_the_archive_is_refused(photos, tmp_path):
+    write_zips(photos, tmp_path)
+    data = bytearray((tmp_path / "train.zip").read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 20 : at + 24] = b"\xff\xff\xff\x7f"  # its compressed size
+    (tmp_path / "train.zip").write_bytes(data)
+    with raises(DataError, f"{tmp_path}/train.zip@/train/class_0/photo_0.jpg", "outside"):
+        ZipStore(tmp_path).open("train")
+
+
+@pytest.mark.parametrize("flaw", ["version", "extra field"])
+def test_fault_47_what_zipfile_cannot_read_is_refused(photos, tmp_path, flaw):
+    write_zips(photos, tmp_path)
+    data = bytearray((tmp_path / "train.zip").read_bytes())
+    at = data.index(b"PK\x01\x02")
+    if flaw == "version":
+        data[at + 6] = 200
+    else:
+        data[at + 30] = 200  # its length
+    (tmp_path / "train.zip").write_bytes(data)
+    with raises(DataError, tmp_path / "train.zip", "zip archive"):
+        ZipStore(tmp_path).open("train")
+
+
+def test_links_in_a_zip_are_refused(photos, tmp_path):
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.write(photos / "train/class_0/photo_0.jpg", "a/0.jpg")
+        link = zipfile.ZipInfo("b/1.jpg")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "../a/0.jpg")
+    with raises(DataError, f"{tmp_path}/train.zip@/b/1.jpg", "symbolic link"):
+        ZipStore(tmp_path).open("train")
+
+
+@pytest.mark.parametrize("form", ["./{}/{}.png", "./train/{}//{}.png", "train\\{}\\{}.png"])
+def test_names_in_an_archive_are_normalised(photos, tmp_path, form):
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for label, name in (("a", 0), ("b", 1)):
+            member = zipfile.ZipInfo(form.format(label, name))
+            member.create_system = 0 if "\\" in form else 3
+            archive.writestr(member, (photos / f"train/class_0/photo_{name}.jpg").read_bytes())
+    source = ZipStore(tmp_path).open("train")
+    assert source.class_names == ("a", "b") and source.name(1) == f"{tmp_path}/train.zip@/b/1.png"
+    (tmp_path / "train_map.txt").write_text("a/0.png\t1\nb/1.png\t0\n")
+    source = ZipStore(tmp_path).open("train")
+    assert source[0].data == (photos / "train/class_0/photo_1.jpg").read_bytes()
 
 
 def test_fault_47_zip64_is_read(photos, tmp_path):
