@@ -1,8 +1,11 @@
 """Image decoding: a faster library for ordinary JPEGs, tifffile for multi-band TIFFs, Pillow for everything else."""
 
 import io
+import math
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -10,11 +13,19 @@ import numpy as np
 import simplejpeg
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from utils.errors import DataError
 
 Pixels = NDArray[np.uint8]  # (height, width, channels)
+MAX_TIFF = 1 << 31  # bytes of a decoded multi-band image
+ORIENTATION = 0x0112  # EXIF
+_TURN = Image.Transpose
+# by EXIF orientation, from 2
+_TURNS = (
+    *(_TURN.FLIP_LEFT_RIGHT, _TURN.ROTATE_180, _TURN.FLIP_TOP_BOTTOM, _TURN.TRANSPOSE),
+    *(_TURN.ROTATE_270, _TURN.TRANSVERSE, _TURN.ROTATE_90),
+)
 
 
 def decode(data: bytes, name: str, upright: bool = False) -> Image.Image:
@@ -23,29 +34,53 @@ def decode(data: bytes, name: str, upright: bool = False) -> Image.Image:
     Args: upright: apply the EXIF orientation. Raises: DataError.
     """
     size = jpeg_size(data)
-    pixels = None if size is None else decode_jpeg(data, name, *size)  # rejects corrupt files, with `upright` too
-    return _decode_by_pillow(data, name, upright) if pixels is None or upright else Image.fromarray(pixels)
+    if size is None:
+        return _decode_by_pillow(data, name, upright)
+    image = Image.fromarray(decode_jpeg(data, name, *size))
+    return _turned(image, orientation(data)) if upright else image
 
 
 def _decode_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
-    try:
-        return _eight_bits(_open_by_pillow(data, name, upright)).convert("RGB")
-    except ValueError as e:
-        raise _unreadable(str(e), name) from e
+    with _image_errors(data, name):
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        pixels = _eight_bits(image, name).convert("RGB")
+        return _turned(pixels, orientation(image)) if upright else pixels
 
 
-def _open_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
+@contextmanager
+def _image_errors(data: bytes, name: str) -> Iterator[None]:
+    """Converts whatever a library raises about an image to DataError."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")  # mostly about unusual metadata; the pixels are fine
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception as e:
+            reason = re.sub("cannot identify image file <.*>", "unknown format", str(e)) if data else "empty file"
+            missing = [f"{note.message}" for note in notes if "support not installed" in str(note.message)]
+            package = re.search(r"requires the '(\w+)' package", reason)
+            if missing or package:
+                wanted = f"pip install {package[1]}" if package else "install a Pillow that supports the format"
+                raise DataError(name, f"no decoder is installed ({missing[0] if missing else reason})", wanted) from e
+            raise _unreadable(reason or type(e).__name__, name) from e
+
+
+def orientation(image: Image.Image | bytes) -> int:
+    """Returns the EXIF orientation of an image, or of its file; 1, upright, without (intact) metadata."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual metadata; the pixels are fine
-            image: Image.Image = Image.open(io.BytesIO(data))
-            image.load()
-            if upright:
-                image = ImageOps.exif_transpose(image)
-            return image
-    except Exception as e:  # Pillow's readers raise any type
-        reason = re.sub("cannot identify image file <.*>", "unknown format", str(e)) if data else "empty file"
-        raise _unreadable(reason, name) from e
+            warnings.simplefilter("ignore")
+            opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+            return int(opened.getexif().get(ORIENTATION, 1))
+    except Exception:  # malformed metadata raises any type
+        return 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Returns an image upright."""
+    return image.transpose(_TURNS[orientation - 2]) if orientation in range(2, 9) else image
 
 
 def _unreadable(reason: str, name: str) -> DataError:
@@ -82,11 +117,36 @@ def decode_jpeg(data: bytes, name: str, height: int, width: int, reduce: int = 1
     return cv2.resize(pixels, (-(-width // reduce), -(-height // reduce)), interpolation=cv2.INTER_AREA)  # type: ignore
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scales 16-bit grey values to 8 bits; Pillow's conversion would clip them to white."""
-    if not image.mode.startswith("I"):
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Scales grey values of 16 or 32 bits to 8; Pillow's conversion would clip them. Raises: DataError."""
+    if not image.mode.startswith(("I", "F")):
         return image
-    return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    values = np.asarray(image)
+    # Pillow reads PGM files and signed TIFFs of 16 bits as 32 bits
+    bits: Any = getattr(image, "tag_v2", {}).get(258)
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and (image.format == "PPM" or bits == (16,)))
+    top = 65535 if sixteen else _largest(values, name)
+    if top == 65535:
+        values = (values.astype(np.float64) / 257).round().clip(0, 255)
+    elif top == 1:
+        values = (values.astype(np.float64) * 255).round()
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def _largest(values: NDArray[Any], name: str) -> int:
+    """Returns the value of white in an image of 32 bits: the least of 1, 255 and 65535 that none exceeds.
+
+    Raises: DataError if the values do not tell: negative or not finite, and slightly above a possible white, as
+    interpolation leaves them.
+    """
+    low, high = float(values.min()), float(values.max())
+    floats = values.dtype.kind == "f"
+    tops = (1, 255, 65535) if floats else (255, 65535)
+    top = next((top for top in tops if high <= top), None)
+    if not low >= 0 or top is None or (floats and any(other < high < 2 * other for other in tops[:2])):
+        problem = f"32-bit values from {low:g} to {high:g} have no known scale"
+        raise DataError(name, problem, "store 8 or 16 bits, or floats from 0 to 1")
+    return top
 
 
 def decode_bands(data: bytes, name: str, channels: int, upright: bool = False) -> Pixels:
@@ -97,9 +157,12 @@ def decode_bands(data: bytes, name: str, channels: int, upright: bool = False) -
     """
     pixels = tiff_bands(data, name) if data.startswith(TIFF) else None
     if pixels is None:
-        image = _open_by_pillow(data, name, upright)
-        same = image.mode in ("RGBA", "CMYK", "LA") and len(image.getbands()) == channels
-        pixels = np.asarray(image if same else _eight_bits(image).convert("RGB"))
+        with _image_errors(data, name):
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            same = image.mode in ("RGBA", "CMYK", "LA") and len(image.getbands()) == channels
+            converted = image if same else _eight_bits(image, name).convert("RGB")
+            pixels = np.asarray(_turned(converted, orientation(image)) if upright else converted)
     if pixels.shape[2] in (1, 3) and channels > pixels.shape[2]:
         pixels = np.tile(pixels, -(-channels // pixels.shape[2]))[..., :channels]
     if pixels.shape[2] != channels:
@@ -114,18 +177,19 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 def tiff_bands(data: bytes, name: str) -> Pixels | None:
     """Decodes the bands of a TIFF (height, width, bands); returns None for palettes and others that Pillow converts.
 
-    Raises: DataError if it is unreadable, or does not have 8 or 16 bits per channel.
+    Raises: DataError if it is unreadable, not a plane of pixels, or does not have 8 or 16 bits per channel.
     """
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page: Any = file.pages[0]
-            planar = page.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
-            if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
-                return None
-            values = page.asarray()
-    except Exception as e:  # tifffile raises any type
-        raise _unreadable(str(e), name) from e
-    values = values[..., None] if values.ndim == 2 else np.moveaxis(values, 0, -1) if planar else values
+    with _image_errors(data, name), tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages[0]
+        if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
+            return None
+        axes, size = page.axes, math.prod(page.shape) * (page.dtype.itemsize if page.dtype else 1)
+        if axes not in ("YX", "YXS", "SYX") or not size:
+            raise _unreadable(f"its shape is {page.shape}, not rows, columns and channels", name)
+        if size > MAX_TIFF:
+            raise _unreadable(f"{size:,} bytes of pixels exceed limit of {MAX_TIFF:,}", name)
+        values = page.asarray()
+    values = values[..., None] if axes == "YX" else np.moveaxis(values, 0, -1) if axes == "SYX" else values
     if values.dtype == np.uint16:
         values = (values / 257).round()
     elif values.dtype != np.uint8:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.pipeline.decoding import TIFF, decode, tiff_bands
+from data.pipeline.decoding import ORIENTATION, TIFF, decode, orientation, tiff_bands
 from data.pipeline.fork_server import worker_pool
 from data.sources.base import Source, read_file, unreadable
 from data.sources.folders import FolderStore, imagenet_synsets, images_below, list_split, validation_labels
@@ -20,7 +20,6 @@ from utils.files import atomic_path, write_errors
 from utils.terminal import track
 
 SPLITS = ("train", "val")
-ORIENTATION = 0x0112  # EXIF
 
 
 def pack(root: Path, target: Path, replace: bool = False) -> dict[str, int]:
@@ -152,12 +151,7 @@ def _to_resize(data: bytes, file: str, kind: str) -> Image.Image | None:
 
 def _orientation(data: bytes) -> Image.Exif:
     """Returns the metadata that stays valid after resizing."""
-    kept = Image.Exif()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            turn = image.getexif().get(ORIENTATION)
-    except Exception:  # malformed metadata raises any type
-        turn = None
+    kept, turn = Image.Exif(), orientation(data)
     if turn in range(2, 9):
         kept[ORIENTATION] = turn
     return kept

@@ -1,13 +1,14 @@
 """Decoding: every kind of image by value, and every damage by name."""
 
-import contextlib
+import importlib.util
 import io
+import re
 import resource
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, WebPImagePlugin
 from sklearn.datasets import load_sample_images
 
 from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size
@@ -54,6 +55,46 @@ def test_fault_39_sixteen_bits_are_scaled_not_clipped(kind):
 
 
 @pytest.mark.parametrize(
+    ("values", "pixels"),
+    [
+        (np.array([[0, 0.25, 1]], np.float32), [0, 64, 255]),
+        (np.array([[0, 0, 0]], np.float32), [0, 0, 0]),
+        (np.array([[0, 127.6, 255]], np.float32), [0, 127, 255]),
+        (np.array([[0, 257, 65535]], np.float32), [0, 1, 255]),
+        (np.array([[0, 100, 255]], np.int32), [0, 100, 255]),
+        (np.array([[1, 257, 65535]], np.int32), [0, 1, 255]),
+        (np.array([[0, 257, 32767]], np.int16), [0, 1, 127]),
+        (np.array([[0, 100, 255]], np.uint16), [0, 0, 1]),
+        (np.array([[-1, 100, 255]], np.int32), None),
+        (np.array([[0, 100, 65536]], np.int32), None),
+        (np.array([[0, 0.5, np.nan]], np.float32), None),
+        (np.array([[0, 0.5, np.inf]], np.float32), None),
+        (np.array([[-0.1, 0.5, 1]], np.float32), None),
+        (np.array([[0, 0.5, 1.02]], np.float32), None),  # 0 to 1, interpolated, or almost black
+        (np.array([[0, 100, 256]], np.float32), None),
+    ],
+)
+def test_fault_39_wide_values_are_scaled_by_what_they_tell(values, pixels):
+    data = encoded(Image.fromarray(values), "TIFF") if values.dtype != np.int16 else tiff_of(values)
+    if pixels is None:
+        with raises(DataError, "x.tif", "scale"):
+            decode(data, "x.tif")
+    else:
+        assert np.asarray(decode(data, "x.tif"))[0, :, 0].tolist() == pixels
+
+
+def tiff_of(values, **options):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    return buffer.getvalue()
+
+
+def test_fault_39_a_dark_pgm_of_sixteen_bits_stays_dark():
+    data = b"P5 3 1 65535\n" + np.array([0, 100, 255], ">u2").tobytes()
+    assert np.asarray(decode(data, "a.pgm"))[0, :, 0].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
     ("data", "reason"),
     [(b"", "empty file"), (b"this is text", "unknown format"), (encoded(noise(), "JPEG")[:900], "truncated")],
 )
@@ -88,10 +129,34 @@ def malformed_exif(orientation):
 
 
 def test_malformed_metadata_are_no_traceback():
-    data = encoded(noise((40, 24)), "JPEG", exif=malformed_exif(6))
-    assert decode(data, "a").size == (24, 40)
-    with contextlib.suppress(DataError):
-        decode(data, "a", upright=True)
+    image = noise((40, 24))
+    for kind in ("JPEG", "PNG"):
+        data = encoded(image, kind, exif=malformed_exif(6))
+        plain = decode(data, "a")
+        assert plain.size == (24, 40)
+        turned = plain.transpose(Image.Transpose.ROTATE_270)
+        assert np.array_equal(np.asarray(decode(data, "a", upright=True)), np.asarray(turned))
+
+
+def rational_maker(orientation):
+    """The maker (tag 0x10F), a text, as a fraction."""
+    tags = Image.Exif()
+    tags[0x0112], tags[0x011A] = orientation, 72.0
+    return tags.tobytes().replace(b"\x1a\x01", b"\x0f\x01").replace(b"\x01\x1a", b"\x01\x0f")
+
+
+@pytest.mark.parametrize("damage", ["type", "length", "noise"])
+def test_fault_40_broken_exif_never_spoils_the_pixels(damage):
+    image, exif = noise((40, 24)), rational_maker(6)
+    if damage == "length":
+        exif = exif[: len(exif) // 2]
+    elif damage == "noise":
+        exif = exif[:10] + b"\xff" * (len(exif) - 10)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encoded(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+        plain = np.asarray(decode(data, "a"))
+        found = np.asarray(decode(data, "a", upright=True))
+        assert np.array_equal(found, np.rot90(plain, -1) if damage == "type" else plain), kind
 
 
 RAMP = np.linspace(0, 255, 24).astype(np.uint8).reshape(4, 6)
@@ -221,6 +286,39 @@ def test_other_types_of_values_are_refused():
         decode_bands(buffer.getvalue(), "x.tif", 5)
     with raises(DataError, "x.tif"):
         decode_bands(buffer.getvalue()[:60], "x.tif", 5)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 8, 8, 3), (0, 0)])
+def test_fault_39_a_tiff_that_is_no_plane_of_pixels_is_refused(shape):
+    photometric = "rgb" if shape[-1] == 3 else "minisblack"
+    data = tiff_of(np.zeros(shape, np.uint8), photometric=photometric, volumetric=len(shape) > 2)
+    for channels in (4, 8):
+        with raises(DataError, "x.tif", str(shape)):
+            decode_bands(data, "x.tif", channels)
+
+
+def test_fault_41_a_tiff_of_many_bands_is_refused_before_it_takes_memory():
+    data = bytearray(tiff(5)[0])
+    for tag in (256, 257):  # width, height
+        at = re.search(tag.to_bytes(2, "little") + b"[\3\4]\0\1\0\0\0", data).end()
+        data[at : at + 4] = (60_000).to_bytes(4, "little")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with raises(DataError, "x.tif", "exceed"):
+        decode_bands(bytes(data), "x.tif", 5)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+
+
+def test_a_missing_decoder_is_named(monkeypatch):
+    data = encoded(noise((8, 8)).convert("RGBA"), "TIFF", compression="tiff_lzw")
+    if importlib.util.find_spec("imagecodecs"):
+        assert decode_bands(data, "x.tif", 4).shape == (8, 8, 4)
+    else:
+        with raises(DataError, "x.tif", "pip install imagecodecs"):
+            decode_bands(data, "x.tif", 4)
+    data = encoded(noise((8, 8)), "WEBP")
+    monkeypatch.setattr(WebPImagePlugin, "SUPPORTED", False)  # as Pillow was built
+    with raises(DataError, "x.webp", "WEBP support"):
+        decode(data, "x.webp")
 
 
 def test_colour_images_are_repeated_to_more_channels():
