@@ -61,6 +61,8 @@ SCHEMA: dict[str, Any] = {
         "BATCH_SIZE": Key(128, "images per rank and micro-batch", at_least(1), free=True),
         "DATA_PATH": Key("", "folder that contains train and val", free=True, per_machine=True),
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
+        "IMAGE_COLUMN": Key("image", "new: column of the images of timm:hfds/NAME"),
+        "LABEL_COLUMN": Key("label", "new: column of the class labels of timm:hfds/NAME"),
         "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),
         "INTERPOLATION": Key("bicubic", "resize filter", one_of("bicubic", "bilinear", "lanczos", "hamming", "random")),
         "MEAN": Key(AUTO, "new: mean per channel; auto: the model's, for Swin ImageNet's", numbers, PER_CHANNEL),

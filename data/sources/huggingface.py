@@ -17,10 +17,13 @@ STREAMS = {"wds": "read its shards with DATA.DATASET tar", "tfds": "export its i
 
 
 class ReaderStore:
-    """A dataset by its name in timm; downloaded, or read from `root` if that is given."""
+    """A dataset by its name in timm; downloaded, or read from `root` if that is given.
 
-    def __init__(self, name: str, root: str = ""):
-        self._name, self._root = name, root
+    Args: columns: of the images and the labels.
+    """
+
+    def __init__(self, name: str, root: str, columns: tuple[str, str]):
+        self._name, self._root, self._columns = name, root, columns
         kind, _, rest = name.partition("/")
         if kind.lower() in STREAMS:
             problem = f"timm:{name} is a stream without indices"
@@ -40,7 +43,7 @@ class ReaderStore:
         return self._opened(split).class_names
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
-        """Opens a split. Raises: DataError for an unknown dataset, or classes that are not in `class_names`."""
+        """Opens a split. Raises: DataError for an unknown dataset or column, or classes not in `class_names`."""
         storage = self._opened(split)
         own = storage.class_names
         names = list(own if class_names is None else class_names)
@@ -56,27 +59,28 @@ class ReaderStore:
             rows = range(len(found))
             return Index.build([f"{i:09}" for i in rows], [labels[label] for label in found], row=rows), None, []
 
-        key = "\0".join(["timm", self._name, storage.split, storage.fingerprint, *names])
+        key = "\0".join(["timm", self._name, storage.split, storage.fingerprint, *self._columns, *names])
         index, _ = stored(key, build)
         return IndexedSource(index, names, storage)
 
     def _opened(self, split: str) -> "ReaderStorage":
         tried = []
         for name in SPLITS[split]:
-            storage = ReaderStorage(self._name, self._root, name)
+            storage = ReaderStorage(self._name, self._root, name, self._columns)
             try:
                 _ = storage.reader
                 return storage
             except DataError as e:
                 tried.append(e)
-        raise tried[0]
+        raise next((e for e in tried if e.subject != "DATA.DATASET"), tried[0])  # a column, rather than a split
 
 
 class ReaderStorage:
     """Samples of timm's reader, which each process opens on first use."""
 
-    def __init__(self, name: str, root: str, split: str):
+    def __init__(self, name: str, root: str, split: str, columns: tuple[str, str]):
         self._name, self._root, self.split = name, root, split
+        self._image, self._label = columns
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "reader"}
@@ -91,19 +95,39 @@ class ReaderStorage:
         from timm.data.readers import create_reader
 
         logging.getLogger("datasets").setLevel(logging.ERROR)
+        keys = {"input_key": self._image, "target_key": self._label}
         try:
-            return create_reader(self._name, self._root or None, self.split)
+            reader = create_reader(self._name, self._root or None, self.split, **keys)
+            images = reader.dataset.data.column(self._image)
+            empty = len(images) == images.null_count
         except Exception as e:  # readers raise any type
-            reason = " ".join(str(e).split())[:200]
-            problem = f"cannot open {self.split} of {dataset} ({type(e).__name__}: {reason})"
+            problem = f"cannot open {self.split} of {dataset} ({_reason(e)})"
             raise DataError("DATA.DATASET", problem, "check the name") from e
+        if empty:  # timm adds a column that is missing
+            self._check_column("DATA.IMAGE_COLUMN", self._image, self._all_columns())
+        return reader
+
+    def _all_columns(self) -> list[str]:
+        """Returns the columns as stored."""
+        load = importlib.import_module("datasets").load_dataset
+        return load(self._name.partition("/")[2], split=self.split, cache_dir=self._root or None).column_names
+
+    def _check_column(self, key: str, name: str, known: Sequence[str]) -> None:
+        """Raises: DataError if a column is missing from those known."""
+        if name not in known and name.partition("/")[0] not in known:  # timm also takes a path
+            problem = f"no column {name!r} in {self.split} of timm:{self._name}"
+            raise DataError(key, problem, f"set it to one of {listing(known, 20)}")
 
     @property
     def class_names(self) -> list[str]:
         order = self.reader.class_to_idx
         if not order:
-            problem = f"the labels of timm:{self._name} have no names"
-            raise DataError("DATA.DATASET", problem, "choose a dataset with a column of class names")
+            features = self.reader.dataset.features
+            self._check_column("DATA.LABEL_COLUMN", self._label, list(features))
+            problem = f"the labels in {self._label!r} of timm:{self._name} have no names"
+            named = [name for name, feature in features.items() if getattr(feature, "names", None)]
+            remedy = f"set it to one of {listing(named, 20)}" if named else "choose a dataset with class labels"
+            raise DataError("DATA.LABEL_COLUMN", problem, remedy)
         return sorted(order, key=order.__getitem__)
 
     @property
@@ -111,12 +135,28 @@ class ReaderStorage:
         return self.reader.dataset._fingerprint
 
     def labels(self) -> list[int]:
-        return [int(label) for label in self.reader.iter_targets()]
+        labels: list[int] = []
+        try:
+            labels.extend(map(int, self.reader.iter_targets()))
+        except Exception as e:  # readers raise any type
+            problem = f"the label cannot be read ({_reason(e)})"
+            raise DataError(self.where(str(len(labels))), problem, "correct or remove it") from e
+        return labels
 
     def read(self, index: Index, i: int) -> bytes:
-        image, _ = self.reader[int(index.columns["row"][i])]
-        with image:
-            return image.read()
+        try:
+            image, _ = self.reader[int(index.columns["row"][i])]
+            with image:
+                return image.read()
+        except OSError:
+            raise
+        except Exception as e:  # readers raise any type
+            problem = f"the image cannot be read ({_reason(e)})"
+            raise DataError(self.where(index.name(i)), problem, "restore or remove it") from e
 
     def where(self, name: str) -> str:
         return f"{self._name}/{self.split}[{int(name)}]"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -33,7 +33,8 @@ STORES: dict[str, Callable[[Path], Store]] = {
 @dataclass(frozen=True)
 class SourceOptions:
     """The `dataset` and its `path`; `zipped`: in zip archives, which `cache` reads into the page cache; `classes`:
-    required number, 0 for any; `validate`: training needs validation data."""
+    required number, 0 for any; `validate`: training needs validation data; `columns` of the images and the labels of a
+    dataset of Hugging Face."""
 
     dataset: str
     path: str
@@ -41,6 +42,7 @@ class SourceOptions:
     cache: bool = False
     classes: int = 0
     validate: bool = True
+    columns: tuple[str, str] = ("image", "label")
 
     @staticmethod
     def from_config(cfg: CfgNode) -> "SourceOptions":
@@ -51,6 +53,7 @@ class SourceOptions:
             cache=cfg.DATA.CACHE_MODE != "no",
             classes=cfg.MODEL.NUM_CLASSES,
             validate=cfg.TEST.VALIDATE,
+            columns=(cfg.DATA.IMAGE_COLUMN, cfg.DATA.LABEL_COLUMN),
         )
 
 
@@ -82,7 +85,7 @@ def find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
     """Returns the store of a labelled dataset with all `splits`. Raises: DataError."""
     dataset, path = options.dataset, options.path
     if dataset.startswith("timm:"):
-        return ReaderStore(dataset.removeprefix("timm:"), path)
+        return ReaderStore(dataset.removeprefix("timm:"), path, options.columns)
     if dataset == "digits":
         folder = Path(path or "datasets/digits")
         if not folder.exists() and folder.name != "digits":  # a typo, or another dataset

@@ -33,7 +33,8 @@ class TarStore(Store):
         stamps = [stamp(self._root)] if self._root.is_dir() else []
         shards = self._shards(split)
         if not shards:
-            raise DataError(str(self._root), f"contains no {split}*.tar", "add it, or set another DATA.DATASET")
+            remedy = f"add {split}.tar, or set another DATA.DATASET"
+            raise DataError(str(self._root), f"contains no {split}*.tar", remedy)
         key = f"tar\0{self._root.resolve()}\0{split}\0{classes}\0{chr(0).join(class_names or [])}"
         index, names = stored(key, lambda: _index_tar(shards, stamps, split, class_names, classes))
         return IndexedSource(index, names, TarStorage(shards))

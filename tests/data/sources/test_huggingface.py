@@ -14,9 +14,10 @@ from utils.errors import DataError
 
 HASHES = """
 import hashlib, pickle, sys
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from data.sources.open import SourceOptions
 from tasks.classification.labels import open_val
-from tests.tools.builders import open_data
+from tests.tools.builders import labels_of, open_data
 from utils.distributed.world import World
 from utils.errors import DataError
 name = "timm:hfds/" + sys.argv[1]
@@ -26,10 +27,29 @@ for source in (sources.train, pickle.loads(pickle.dumps(sources.val))):
         print(source.label(i), hashlib.sha256(source[i].data).hexdigest())
 val = open_val(SourceOptions(name, ""), World(), sources.class_names)
 print("val", len(val), *val.class_names)
-try:
-    open_data("timm:hfds/nobody/nothing", "")
-except DataError as error:
-    print(error)
+def refused(act):
+    try:
+        act()
+    except DataError as error:
+        print(error)
+
+
+def open_other(*columns):
+    return open_data("timm:hfds/" + sys.argv[2], "", validate=False, columns=columns).train
+
+
+refused(lambda: open_data("timm:hfds/nobody/nothing", ""))
+# a data set whose columns have other names; an image and a label are missing
+photo, kinds = {"bytes": sources.train[0].data, "path": None}, ClassLabel(names=["cat", "dog"])
+columns = {"img": Image(), "kind": kinds, "labels": Value("int64"), "text": Value("string"), "missing": kinds}
+values = [[photo, None, photo], [1, 0, 1], [1, 0, 1], ["a", "b", "c"], [1, None, 0]]
+rows = dict(zip(columns, values))
+Dataset.from_dict(rows, Features(columns)).to_parquet(sys.argv[2] + "/train.parquet")
+other = open_other("img", "kind")
+print(len(other), *other.class_names, labels_of(other), other[2].data == sources.train[0].data)
+refused(lambda: other[0])
+for columns in (("image", "label"), ("img", "labels"), ("img", "text"), ("img", "gone"), ("img", "missing")):
+    refused(lambda: open_other(*columns))
 """
 
 
@@ -42,10 +62,15 @@ def hub(photos, tmp_path_factory):
     return folder / "photos", {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
 
 
-def test_samples_of_hugging_face_are_those_of_the_folder(hub, photos):
+@pytest.mark.seconds
+def test_samples_of_hugging_face_are_those_of_the_folder(hub, photos, tmp_path):
     folder, env = hub
     done = subprocess.run(
-        [sys.executable, "-c", HASHES, folder], cwd=ROOT, env=environment(**env), capture_output=True, text=True
+        [sys.executable, "-c", HASHES, folder, tmp_path],
+        cwd=ROOT,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     sources = open_folder(photos)
@@ -54,10 +79,17 @@ def test_samples_of_hugging_face_are_those_of_the_folder(hub, photos):
         for source in (sources.train, sources.val)
         for i in range(len(source))
     ]
-    *samples, val, error = done.stdout.splitlines()
+    *samples, val, error, other, image, no_image, integers, text, no_label, label = done.stdout.splitlines()
     assert sorted(samples) == sorted(expected)
     assert val == "val 15 class_0 class_1 class_2"  # as an evaluation opens it
     assert error.startswith("DATA.DATASET: ") and "train of timm:hfds/nobody/nothing" in error
+    assert other == "3 cat dog [0, 1, 1] True"
+    assert image.startswith(f"hfds/{tmp_path}/train[1]: the image cannot be read")
+    assert no_image.startswith("DATA.IMAGE_COLUMN: no column 'image'") and "img, kind, labels, text" in no_image
+    assert no_label.startswith("DATA.LABEL_COLUMN: no column 'gone'") and "img, kind, labels, text" in no_label
+    for line, column in ((integers, "labels"), (text, "text")):
+        assert line.startswith("DATA.LABEL_COLUMN: ") and repr(column) in line and "kind, missing" in line
+    assert label.startswith(f"hfds/{tmp_path}/train[1]: the label cannot be read")
 
 
 @pytest.mark.slow
