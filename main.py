@@ -26,8 +26,10 @@ from configs.loading import load_config, shared_config
 from tasks.base import TrainingData
 from tasks.registry import new_task
 from tasks.results import evaluate_files
+from utils.batches import check_smallest_batch
 from utils.cost import explain_memory
 from utils.distributed.world import World, join_world
+from utils.preprocessing import image_size
 from utils.runs.dry_run import dry_run
 from utils.runs.folder import RunFolder
 from utils.runs.provenance import Provenance, versions
@@ -48,6 +50,7 @@ def train(cfg: CfgNode, world: World) -> None:
     with RunFolder.open(cfg, world) as folder:  # first: fails before anything slow
         batches = TrainingData(task, data, plan, interrupt.interruptible)  # workers start while the model is built
         model = task.build_model(data.info)
+        check_smallest_batch(model, plan.shape, image_size(cfg.DATA.IMG_SIZE))
         start = find_start(cfg, folder, Provenance.of(cfg, plan, task.preprocessing, data.info), world)
         start.load_weights(model, task.load)  # before sharding replaces the parameters
         state = TrainState.build(model, StateOptions.from_config(cfg), task.precision, world)

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from utils.cost import input_channels
+from utils.errors import ConfigError
+from utils.preprocessing import Size
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,38 @@ class EpochShape:
         """Samples used per epoch."""
         return min(self.train_size, self.updates * self.global_batch)
 
+    @property
+    def smallest(self) -> int:
+        """Samples in the smallest micro-batch of any rank; a rank without samples repeats one."""
+        rest = self.samples % (self.batch_size * self.world_size)
+        return max(1, rest // self.world_size) if rest else self.batch_size
+
     def update_size(self, step: int) -> int:
         """Returns the number of samples in update `step` of an epoch, across all ranks."""
         return min(self.global_batch, self.train_size - step * self.global_batch)
+
+
+def check_smallest_batch(model: nn.Module, shape: EpochShape, size: Size) -> None:
+    """Checks that a model with BatchNorm can be trained on the smallest micro-batch of an epoch, if that is one image.
+
+    BatchNorm needs two values per channel: two images, or a map of several positions. Nothing is computed; the model
+    and the random generators are unchanged.
+    Args: size: of the images. Raises: ConfigError.
+    """
+    if shape.smallest > 1 or not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return
+    training = model.training
+    tensors = {name: t.detach().to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
+    image = torch.zeros(1, input_channels(model), *size, device="meta")
+    try:
+        with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"), torch.no_grad():
+            functional_call(model.train(), tensors, image)
+    except Exception as e:
+        if "more than 1 value per channel" in str(e):  # other errors would be those of training itself
+            problem = f"a micro-batch has one image, too few for the BatchNorm of {type(model).__name__}"
+            raise ConfigError("DATA.BATCH_SIZE", problem, "choose one that leaves a larger last batch") from e
+    finally:
+        model.train(training)
 
 
 @dataclass(frozen=True)
