@@ -135,17 +135,13 @@ def opening(path: object) -> Iterator[None]:
 
 
 def read_file(path: str | Path) -> bytes:
-    """Returns the contents of a regular file. Raises: OSError; DataError for a pipe, a device, or too large a file."""
-    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+    """Returns the contents of a regular file. Raises: OSError; DataError for a device, or too large a file."""
+    with open(path, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise DataError(str(path), "not a regular file", "restore or remove it")
         check_size(status.st_size, path)
         return file.readall()
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # otherwise a named pipe waits for a writer
 
 
 def check_size(size: int, name: object) -> None:

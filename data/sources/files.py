@@ -55,7 +55,7 @@ def find_images(names: Iterable[str]) -> list[Path]:
 def _images_of(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
-        return sorted(Path(each) for each in images_below(path).images)
+        return sorted(each for each in map(Path, images_below(path).images) if each.is_file())
     if path.suffix.lower() == ".txt" and path.is_file():
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # a path may be any bytes
         lines = [line.strip() for line in text.splitlines() if line.strip()]

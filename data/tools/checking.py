@@ -152,6 +152,8 @@ def _check_contents(splits: dict[str, Classes], workers: int, channels: int, rep
 
 def _examine(channels: int, file: str) -> tuple[str, bytes, str]:
     """Decodes a file as in training; returns (file, digest of its bytes, problem or "")."""
+    if os.path.exists(file) and not os.path.isfile(file):
+        return file, b"", f"not a file: {file}"
     try:
         data = read_file(file)
         size = jpeg_size(data)

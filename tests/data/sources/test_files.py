@@ -1,5 +1,7 @@
 """Images named by paths, folders, patterns and lists."""
 
+import os
+
 import pytest
 from PIL import Image
 
@@ -22,6 +24,7 @@ def names(folder, *given):
 
 
 def test_each_kind_of_name(folder):
+    os.mkfifo(folder / "pipe.png")
     assert names(folder, str(folder)) == ["a.jpg", "b.png", "deep/er/c.PNG"]
     assert names(folder, str(folder / "b.png"), str(folder / "notes.md")) == ["b.png", "notes.md"]  # named on purpose
     assert names(folder, f"{folder}/*.png") == ["b.png"] and names(folder, f"{folder}/**/*.PNG") == ["deep/er/c.PNG"]

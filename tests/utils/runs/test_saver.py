@@ -20,8 +20,12 @@ from utils.runs import saver as module
 from utils.runs.saver import Saver, snapshot
 
 
+def counters(epoch):
+    return {"epoch": epoch, **dict.fromkeys(("step", "update", "skipped", "skipped_in_row", "samples"), 0)}
+
+
 def contents(value):
-    return {"model": {"a": torch.full((50_000,), float(value))}, "counters": {"epoch": value}}
+    return {"model": {"a": torch.full((50_000,), float(value))}, "counters": counters(value)}
 
 
 def save_twice(folder):
@@ -70,7 +74,7 @@ def gate(monkeypatch):
 def test_training_goes_on_while_a_copy_of_its_state_is_written(tmp_path, gate):
     model, saver = nn.Linear(2, 2), Saver(tmp_path, 0)
     nn.init.ones_(model.weight)
-    state = {"model": model.state_dict(), "counters": {"epoch": 1}, "betas": [0.9]}
+    state = {"model": model.state_dict(), "counters": counters(1), "betas": [0.9]}
     saver.save("ckpt_epoch_1.pth", state)
     assert not list_checkpoints(tmp_path)
     nn.init.zeros_(model.weight)
@@ -81,7 +85,7 @@ def test_training_goes_on_while_a_copy_of_its_state_is_written(tmp_path, gate):
     saver.finish()
     saved = read_checkpoint(tmp_path / "ckpt_epoch_1.pth")
     assert saved["model"]["weight"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
-    assert (saved["counters"], saved["betas"]) == ({"epoch": 1}, [0.9])
+    assert (saved["counters"], saved["betas"]) == (counters(1), [0.9])
 
 
 def test_one_checkpoint_is_written_at_a_time(tmp_path, gate):
