@@ -48,8 +48,9 @@ PRINT_FREQ: 4
 """
 PHASES = ("step", "save", "evaluation", "epoch", "start", "imports", "rendezvous")
 _MOST = {"step": 12, "save": 24, "evaluation": 3}  # calls of a phase in an epoch, once in the others
-_EARLY, _LOADING = ("rank", "launcher"), ("rank", "worker", "server", "tracker", "launcher")
-TARGETS = {phase: _EARLY if phase in ("imports", "rendezvous") else _LOADING for phase in PHASES}
+TARGETS = dict.fromkeys(PHASES, ("rank", "worker", "server", "tracker", "launcher"))
+TARGETS |= dict.fromkeys(("imports", "rendezvous"), ("rank", "launcher"))
+TARGETS["start"] = ("rank", "server", "tracker", "launcher")  # workers start with the first epoch
 # by target: what the error line blames, and the exit codes of the first rank that ends; a negative one is a signal
 OUTCOMES: dict[str, tuple[str, tuple[int, ...]]] = {
     "rank": (r"rank \d|MASTER_ADDR|SIGTERM", (-9, 5, 75)),
