@@ -63,7 +63,7 @@ def evaluate_files(cfg: CfgNode, world: World) -> None:
 def _names(cfg: CfgNode) -> list[str]:
     named = (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED).split(",")
     files = [name.strip() for name in named if name.strip()]
-    return [str(newest_in(Path(name))) if Path(name).is_dir() else name for name in files]
+    return [str(newest_in(Path(name))) if os.path.isdir(name) else name for name in files]
 
 
 def _evaluate(task: Task, data: TaskData, model: nn.Module, name: str, size: Size) -> Result:

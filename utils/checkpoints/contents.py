@@ -97,7 +97,11 @@ def _is_epoch(value: Any) -> bool:
     return _is_count(value) or value == -1
 
 
-_COUNTS = dict.fromkeys(("epoch", "step", "update", "skipped", "skipped_in_row", "samples"), _is_count)
+def _are_counters(value: Any) -> bool:
+    return _dict_of(_or_none(_is_number))(value) and all(_is_count(value[name]) for name in _COUNTS if name in value)
+
+
+_COUNTS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples")
 _GROUP = _dict_of(_is_anything, params=_list_of(_is_count))
 _FIELDS: dict[str, Check] = {
     "config": lambda value: isinstance(value, str | Mapping),  # a mapping in files of the original
@@ -109,7 +113,7 @@ _FIELDS: dict[str, Check] = {
     "pretrained_windows": _or_none(_list_of(_is_count)),
     "versions": _dict_of(_is_text),
     "preprocessing": _or_none(_dict_of(_is_text, mean=_are_numbers, std=_are_numbers, crop_pct=_is_number)),
-    "counters": _dict_of(_or_none(_is_number), **_COUNTS),
+    "counters": _are_counters,
     "best": _dict_of(_or_none(_is_number), epoch=_is_epoch),
     "means": _dict_of(_list_of(_is_number, 2)),
     "scaler": _or_none(_dict_of(_is_anything)),

@@ -39,7 +39,6 @@ def test_a_checkpoint_of_this_program_is_unchanged():
         ("counters", {**COUNTERS, "step": None}),
         ("counters", {**COUNTERS, "step": -1}),
         ("counters", {**COUNTERS, "update": 1.5}),
-        ("counters", {}),
         ("means", None),
         ("means", {"loss": [1.0]}),
         ("class_names", 5),

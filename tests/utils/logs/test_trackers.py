@@ -48,6 +48,7 @@ def test_fault_55_a_folder_that_is_removed_disables_tensorboard_with_one_warning
 def test_weights_and_biases_needs_no_network(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "model" / "tag").mkdir(parents=True)
     trackers = Trackers(tmp_path / "model" / "tag", 0, wandb="project")
     trackers.write({"train/loss": 0.5}, 3)
     trackers.finish({"TAG": "tag"}, {"top1": 81.0})

@@ -48,18 +48,21 @@ def test_weight_decay_acts_on_matrices_only(model, layer_decay):
 def test_layer_decay_counts_down_from_the_head(model):
     scale = {id(p): g["lr_scale"] for g in parameter_groups(model, 0.05, 0.5) for p in g["params"]}
     scales = {name: scale[id(p)] for name, p in model.named_parameters()}
-    assert scales["head.weight"] == scales["norm.bias"] == 1.0
-    assert scales["layers.1.blocks.1.mlp.fc1.weight"] == 0.5
-    assert scales["layers.0.blocks.1.mlp.fc1.weight"] == scales["layers.0.downsample.norm.weight"] == 0.125
+    assert scales["head.weight"] == 1.0
+    assert scales["layers.1.blocks.1.mlp.fc1.weight"] == scales["norm.bias"] == 0.5
+    assert scales["layers.0.blocks.1.mlp.fc1.weight"] == 0.125
+    assert scales["layers.1.blocks.0.mlp.fc1.weight"] == scales["layers.0.downsample.norm.weight"] == 0.25
     assert scales["patch_embed.proj.weight"] == scales["absolute_pos_embed"] == 0.5**5
 
 
-def test_the_rule_of_simmim_counts_the_position_embedding_with_the_head(model):
+def test_the_rule_of_simmim_counts_position_embedding_norm_and_mergings_otherwise(model):
     both = [parameter_groups(model, 0.05, 0.5, rule) for rule in ("timm", "simmim")]
     timm, simmim = ({id(p): g["lr_scale"] for g in groups for p in g["params"]} for groups in both)
     assert timm.keys() == simmim.keys()
-    different = [name for name, p in model.named_parameters() if timm[id(p)] != simmim[id(p)]]
-    assert different == ["absolute_pos_embed"] and simmim[id(model.absolute_pos_embed)] == 1.0
+    different = {name for name, p in model.named_parameters() if timm[id(p)] != simmim[id(p)]}
+    merging = {f"layers.0.downsample.{name}" for name in ("reduction.weight", "norm.weight", "norm.bias")}
+    assert different == {"absolute_pos_embed", "norm.weight", "norm.bias", *merging}
+    assert simmim[id(model.absolute_pos_embed)] == simmim[id(model.norm.weight)] == 1.0
 
 
 def test_frozen_parameters_are_in_no_group(model):
