@@ -209,7 +209,7 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
 
 
 def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Returns the number of values below a node, counting those of an anchor at each of its aliases."""
+    """Returns the number of values below a node, counting an anchor's values at each alias."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:

@@ -73,7 +73,7 @@ def check_smallest_batch(model: nn.Module, shape: EpochShape, size: Size) -> Non
         with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"), torch.no_grad():
             functional_call(model.train(), tensors, image)
     except Exception as e:
-        if "more than 1 value per channel" in str(e):  # other errors would be those of training itself
+        if "more than 1 value per channel" in str(e):  # training itself would report any other error
             problem = f"a micro-batch has one image, too few for the BatchNorm of {type(model).__name__}"
             raise ConfigError("DATA.BATCH_SIZE", problem, "choose one that leaves a larger last batch") from e
     finally:

@@ -57,7 +57,7 @@ def _image_errors(data: bytes, name: str) -> Iterator[None]:
             yield
         except DataError:
             raise
-        except Exception as e:
+        except Exception as e:  # decoders raise any type for malformed files
             reason = re.sub("cannot identify image file <.*>", "unknown format", str(e)) if data else "empty file"
             missing = [f"{note.message}" for note in notes if "support not installed" in str(note.message)]
             package = re.search(r"requires the '(\w+)' package", reason)

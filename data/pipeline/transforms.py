@@ -251,7 +251,7 @@ def _cover(height: int, width: int, mode: InterpolationMode, image: Image.Image)
 
 
 class _Recorder:
-    """Stands in for an image in timm's RandomErasing, and records the rectangles."""
+    """Replaces the image in timm's RandomErasing and records the rectangles."""
 
     def __init__(self) -> None:
         self.rectangles: list[tuple[int, int, int, int]] = []

@@ -126,7 +126,7 @@ class MonitoredLoader:
             yield batch
 
     def _start(self) -> Iterator[Any]:
-        """Starts the workers, or resumes those of the last epoch. Raises: ResourceError."""
+        """Starts the workers, or resumes the previous epoch's. Raises: ResourceError."""
         if not self._options.workers:
             return iter(self._loader)
         self._processes = multiprocessing.active_children()

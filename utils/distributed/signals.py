@@ -1,4 +1,4 @@
-"""Signals, handled where a run can stop cleanly: those of `STOPPING` and SIGINT end it, SIGUSR1 saves a checkpoint.
+"""Signals, handled where a run can stop cleanly: `STOPPING` and SIGINT end it, SIGUSR1 saves a checkpoint.
 
 Until training begins there is nothing to save, and a signal ends the process with one line. From then on the handler
 only records the signal: an exception raised from it inside a torch callback would be lost. After every update the ranks

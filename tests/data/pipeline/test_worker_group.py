@@ -34,7 +34,7 @@ assert error_of(monitored(GroupOfWorker(), workers=1)).subject == "group"
 
 @pytest.mark.seconds
 def test_fault_65_workers_are_in_the_group_of_their_server_and_block_sigterm(tmp_path):
-    """In a process of its own: here another test may have started a fork server, which all share.
+    """In a separate process: another test may have started a fork server here, which all share.
 
     Nor does a TMPDIR that is too long for the name of a socket matter, or a resource tracker that is killed (62).
     """

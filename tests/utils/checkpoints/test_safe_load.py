@@ -151,3 +151,16 @@ def test_what_no_library_stores_is_refused(tmp_path, call):
     with raises(CheckpointError, tmp_path / "a.pth", call.__name__):
         load_tensors(tmp_path / "a.pth")
     assert not (tmp_path / "done").exists()
+
+
+def test_the_contents_of_a_file_are_checked(tmp_path):
+    """See test_contents.py for what is checked."""
+    looped = {"state_dict": STATE}
+    looped["x"] = looped
+    ours = {"model": STATE, "optimizer": {}, "counters": {"step": None, "update": -1}, "means": {}}
+    for contents in (looped, ours):
+        torch.save(contents, tmp_path / "a.pth")
+        with raises(CheckpointError, tmp_path / "a.pth"):
+            load_tensors(tmp_path / "a.pth")
+    torch.save({"state_dict": STATE, "best": 81.2, "counters": [1]}, tmp_path / "a.pth")
+    assert load_tensors(tmp_path / "a.pth").keys() == {"state_dict"}
