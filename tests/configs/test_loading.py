@@ -390,6 +390,7 @@ def test_simmim_keys_select_the_task_and_its_augmentation(tmp_path, text):
     cfg = load_config(write(tmp_path, text))
     assert (cfg.TASK, cfg.AUG.SCALE, cfg.DATA.INTERPOLATION) == ("simmim", [0.67, 1.0], "bilinear")
     assert (cfg.AUG.AUTO_AUGMENT, cfg.AUG.REPROB, cfg.AUG.MIXUP, cfg.AUG.CUTMIX) == ("none", 0.0, 0.0, 0.0)
+    assert not cfg.AMP_ENABLE and load_config(write(tmp_path, text), [("AMP_ENABLE", True, "--enable-amp")]).AMP_ENABLE
     kept = load_config(write(tmp_path, text), [("AUG.SCALE", [0.5, 1.0], "--opts"), ("AUG.REPROB", 0.1, "--opts")])
     assert (kept.AUG.SCALE, kept.AUG.REPROB, kept.AUG.MIXUP) == ([0.5, 1.0], 0.1, 0.0)
     assert flat_config(load_config(write(tmp_path, dump_config(kept)))) == flat_config(kept)

@@ -134,3 +134,11 @@ def test_a_task_without_predictions_is_reported(tmp_path, photos, capsys):
         assert predict.main([str(photos / "val"), "--model", str(tmp_path / "m.pth"), *more]) == 2
         assert capsys.readouterr().err.startswith("error: --model: TASK simmim ")
     assert not (tmp_path / "p").exists()
+
+
+def test_a_key_spares_position_biases_from_weight_decay():
+    spared = [
+        model(reconstruction(MODEL__SIMMIM__DECAY_POSITION_BIAS=decay)).no_weight_decay() for decay in (True, False)
+    ]
+    table = "encoder.layers.0.blocks.0.attn.relative_position_bias_table"
+    assert [table in names for names in spared] == [False, True]
