@@ -37,6 +37,9 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_configure() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):  # "nohup bash scripts/test.sh &" ignores them, and so would every run
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
 
 

@@ -59,11 +59,14 @@ def test_fault_25_ctrl_c_ends_the_run_after_an_update(tiny_yaml, photos, tmp_pat
         text=True,
         start_new_session=True,
     )
-    for line in job.stdout:
-        if "[2/500][" in line:
-            break
-    os.killpg(job.pid, signal.SIGINT)  # as the terminal does: to the loader's processes too
-    out, err = job.communicate(timeout=60)
+    try:
+        for line in job.stdout:
+            if "[2/500][" in line:
+                break
+        os.killpg(job.pid, signal.SIGINT)  # as the terminal does: to the loader's processes too
+        out, err = job.communicate(timeout=60)
+    finally:
+        job.kill()
     assert job.returncode == 130, out + err
     assert err.splitlines() == [err.strip()] and err.startswith("error: interrupted")
     assert "error: interrupted" in (tmp_path / "tiny/default/log.txt").read_text()
