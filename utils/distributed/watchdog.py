@@ -80,8 +80,10 @@ class Watchdog(threading.Thread):
         return self._store.add(f"claim/{topic}", 1) == 1
 
     def raise_alarm(self, code: int) -> int:
-        """Ends the other ranks with `code`, or with the code of an earlier failure, and returns it."""
-        self.stop()
+        """Ends the other ranks with `code`, or with the code of an earlier failure, and returns it.
+
+        This rank must have stopped checking.
+        """
         try:
             code = int(self._store.compare_set("code", "", str(code)))
             self._store.add("ended", 1)

@@ -151,6 +151,7 @@ class World:
             return report_error(error, speak=self.is_main or isinstance(error, DistributedError), debug=debug)
         if isinstance(error, RuntimeError) and _is_lost_connection(error):
             error = watchdog.explain(error)
+        watchdog.stop()  # before the claim: another rank that fails may set the code and so end this one, unreported
         try:
             first = watchdog.claim("error")
         except RuntimeError:  # the rank that hosted the store is gone: better report twice than never

@@ -1,5 +1,6 @@
 """The watchdogs of two ranks in one process, which share a store; what they end is a forked child."""
 
+import os
 import threading
 import time
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from tests.tools.builders import LostStore, in_child
 from utils.distributed import watchdog as module
 from utils.distributed.watchdog import Watchdog, format_stacks
+from utils.distributed.world import World
 from utils.errors import ConfigError, DistributedError, TerminatedError
 
 
@@ -48,6 +50,22 @@ def test_a_stopped_watchdog_ends_nothing():
     assert not one.is_alive()
     other.raise_alarm(6)
     time.sleep(0.1)  # this process is still there
+
+
+def test_a_rank_that_claimed_the_error_reports_it_although_another_ends_the_job_meanwhile():
+    def start():
+        one, other = pair()
+        one.start()
+
+        def claim(topic):
+            other._store.set("code", "6")
+            time.sleep(0.2)
+            return True
+
+        one.claim = claim
+        os._exit(World(rank=0, size=2, watchdog=one).end_together(ConfigError("X", "wrong"), debug=False))
+
+    assert in_child(start) == (6, "error: X: wrong\n")
 
 
 def test_all_ranks_end_with_the_code_of_the_first_failure():
