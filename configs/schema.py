@@ -267,7 +267,11 @@ SCHEMA: dict[str, Any] = {
 
 # hard-coded in the original's SimMIM fine-tuning scripts, by MODEL.NAME prefix; files and options override it
 NAME_DEFAULTS: dict[str, dict[str, Any]] = {
-    "simmim_finetune": {"MODEL.TABLE_INTERPOLATION": "geometric", "TRAIN.LAYER_DECAY_RULE": "simmim"},
+    "simmim_finetune": {
+        "AMP_ENABLE": False,
+        "MODEL.TABLE_INTERPOLATION": "geometric",
+        "TRAIN.LAYER_DECAY_RULE": "simmim",
+    },
 }
 
 

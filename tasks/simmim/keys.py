@@ -25,7 +25,6 @@ _KEYS = {
 
 # hard-coded in the original's scripts; files and options override them
 _DEFAULTS = {
-    "AMP_ENABLE": False,
     "DATA.INTERPOLATION": "bilinear",
     "AUG.SCALE": [0.67, 1.0],
     "AUG.AUTO_AUGMENT": "none",
