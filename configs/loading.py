@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from configs.schema import DEFAULT_TASK, KEYS, NAME_DEFAULTS, TASKS, flatten
 from configs.synonyms import meant_by
 from configs.values import AUTO, TaskKeys, kind_of
-from utils.errors import ConfigError, did_you_mean
+from utils.errors import ConfigError, did_you_mean, shortened
 
 log = logging.getLogger(__name__)
 # keys of the modes that replace training
@@ -25,8 +25,8 @@ MODES = {"EVAL_MODE": "--eval", "THROUGHPUT_MODE": "--throughput", "DRY_RUN": "-
 CONFIGS = Path(__file__).parent
 # "~" stands for the home folder at their beginning
 PATHS = (
-    *("OUTPUT", "DATA.DATA_PATH", "MODEL.RESUME", "MODEL.PRETRAINED"),
-    *("DISTILLATION.WEIGHTS", "TEST.RESULTS", "TEST.PER_CLASS"),
+    *("OUTPUT", "DATA.DATA_PATH", "MODEL.RESUME", "MODEL.PRETRAINED", "DISTILLATION.WEIGHTS"),
+    *("TEST.RESULTS", "TEST.PER_CLASS", "TEST.CLASSES"),
 )
 
 
@@ -98,7 +98,8 @@ def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[
     _merge(values, origins, overrides)
     chosen += [name for name, _, _ in overrides]
     values["BASE"] = [""]
-    values.update({name: os.path.expanduser(values[name]) for name in PATHS})
+    # --resume accepts several files, separated by commas
+    values.update({name: ",".join(map(os.path.expanduser, values[name].split(","))) for name in PATHS})
     _drop_deprecated(values, origins)
     _resolve_task(values, chosen, origins)
     _resolve_experts(values)
@@ -180,7 +181,7 @@ def _read_chain(path: Path, chain: tuple[Path, ...]) -> list[tuple[Path, dict[st
     bases = _coerce("BASE", given.pop("BASE", [""]), str(path))
     files: list[tuple[Path, dict[str, Any]]] = []
     for base in filter(None, bases):
-        files += _read_chain(path.parent / base, (*chain, path))
+        files += _read_chain(path.parent / os.path.expanduser(base), (*chain, path))
     return [*files, (path, given)]
 
 
@@ -230,10 +231,13 @@ def _coerce(name: str, value: Any, origin: str) -> Any:
     try:
         result = kind.convert(value)
     except Exception as e:  # a literal of Python may also be nested too deeply
-        raise ConfigError(name, f"must be {kind.wanted}, got {value!r}", f"change it in {origin}") from e
+        raise ConfigError(name, f"must be {kind.wanted}, got {shortened(repr(value))}", f"change it in {origin}") from e
+    texts = result if isinstance(result, list) else [result]
+    if any("\0" in text for text in texts if isinstance(text, str)):
+        raise ConfigError(name, "contains a null character", f"change it in {origin}")
     complaint = key.check(result) if key.check and result is not None else None
     if complaint:
-        raise ConfigError(name, f"{complaint}, got {result!r}", f"change it in {origin}")
+        raise ConfigError(name, f"{complaint}, got {shortened(repr(result))}", f"change it in {origin}")
     return result
 
 
@@ -321,8 +325,9 @@ def _check_warmup(cfg: CfgNode) -> None:
         return  # mixed units: checked when the length of an epoch is known
     raise ConfigError(
         f"TRAIN.WARMUP_{unit}",
-        f"{warmup} of {length} {unit.lower()} are warm-up, TRAIN.BASE_LR would never be reached",
-        f"set it below {length}, such as {length // 10 if unit == 'EPOCHS' else max(1, length // 10)}",
+        f"{warmup} warm-up {unit.lower()}, but only {length} {unit.lower()} of training: TRAIN.BASE_LR would never be"
+        " reached",
+        f"set it below {length}, for example to {length // 10 if unit == 'EPOCHS' else max(1, length // 10)}",
     )
 
 

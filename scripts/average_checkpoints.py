@@ -21,6 +21,7 @@ from utils.checkpoints.files import list_checkpoints, read_checkpoint
 from utils.errors import CheckpointError, ConfigError, count, run_to_exit_code
 from utils.files import writing
 from utils.script_parser import ScriptParser
+from utils.terminal import say
 
 # metadata of the weights in a checkpoint
 KEPT = ("class_names", "preprocessing", "config", "pretrained_windows", "versions")
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
         paths = checkpoints_of(options.sources, options.last)
         if len(paths) < 2:
             raise ConfigError(str(paths[0]), "need at least two checkpoints", "name more, or the folder of a run")
-        print(average(paths, options.target))
+        say(average(paths, options.target))
 
     return run_to_exit_code(run, options.debug)
 

@@ -37,6 +37,7 @@ from utils.errors import CheckpointError, ConfigError, one_line, run_to_exit_cod
 from utils.files import writing
 from utils.preprocessing import Preprocessing, image_size
 from utils.script_parser import ScriptParser
+from utils.terminal import say
 
 OTHER_LAYOUT = "choose another layout"
 
@@ -200,7 +201,7 @@ def main(argv: list[str]) -> int:
 
     def run() -> None:
         for line in convert(options.cfg, options.source, options.target, options.to):
-            print(line)
+            say(line)
 
     return run_to_exit_code(run, options.debug)
 

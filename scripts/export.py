@@ -29,6 +29,7 @@ from utils.errors import CheckpointError, ConfigError, run_to_exit_code
 from utils.eval_cache import keep_derived
 from utils.files import writing
 from utils.script_parser import ScriptParser
+from utils.terminal import say
 
 OPSET = 20
 TOLERANCE = 1e-4  # difference of logits, relative to the largest
@@ -147,7 +148,7 @@ def main(argv: list[str]) -> int:
 
     def run() -> None:
         for line in export(open_model(options.model, options.cfg, overrides), options.target, options.batch):
-            print(line)
+            say(line)
 
     return run_to_exit_code(run, options.debug)
 

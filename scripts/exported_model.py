@@ -1,12 +1,12 @@
 """Exported models: ONNX and torch.export files with everything needed to predict."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.checkpoints.contents import parse_notes
 from utils.errors import CheckpointError, ConfigError, one_line
 
 NOTES = "swin"  # entry with class names, preprocessing and configuration as JSON
@@ -37,9 +37,9 @@ def open_exported(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(str(path), "No such file", "name another file")
     model, text = _open_onnx(path) if path.suffix == ".onnx" else _open_pt2(path)
-    if not text:
+    notes = parse_notes(text or "{}", path)
+    if not {"batch", "config"} <= notes.keys():
         raise CheckpointError(str(path), "stores no class names and preprocessing", "export it by scripts/export.py")
-    notes = json.loads(text)
     return Exported(model, notes["batch"]).eval(), notes
 
 

@@ -34,7 +34,7 @@ from utils.distributed.world import join_world
 from utils.errors import ConfigError, DataError, count, run_to_exit_code
 from utils.files import short_stem, writing
 from utils.script_parser import ScriptParser
-from utils.terminal import start_logging, table_lines, track
+from utils.terminal import say, start_logging, table_lines, track
 from utils.training.evaluate import predict
 
 SHOWN = 40  # rows printed to the terminal
@@ -185,25 +185,25 @@ def _run(options: argparse.Namespace) -> None:
     opened = open_model(options.model, options.cfg, given, world)
     paths = find_images(options.images)
     if options.features:
-        print(save_features(opened, paths, options.output or Path("features.npz"), options.features))
+        say(save_features(opened, paths, options.output or Path("features.npz"), options.features))
         return
     if options.explain:
         from scripts.explain import explain
 
         for picture in explain(opened, paths, options.explain):
-            print(picture)
+            say(picture)
     if options.pictures:
         drawn = save_pictures(opened, paths, options.pictures, options.topk)
-        print(f"{count(drawn, 'picture')}: {options.pictures}")
+        say(f"{count(drawn, 'picture')}: {options.pictures}")
     rows = predictions(opened, paths, options.topk)
     if options.output:
         write_predictions(options.output, rows)
-        print(f"{count(len(rows), 'image')}: {options.output}")
+        say(f"{count(len(rows), 'image')}: {options.output}")
         return
     head, table = _table(rows[:SHOWN])
-    print("\n".join(table_lines(["image", *head[1:]], table)))
+    say(*table_lines(["image", *head[1:]], table))
     if len(rows) > SHOWN:
-        print(f"... {len(rows) - SHOWN:,} more; --output FILE.csv writes all")
+        say(f"... {len(rows) - SHOWN:,} more; --output FILE.csv writes all")
 
 
 def _parser() -> ScriptParser:

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from data.sources.base import opening
 from data.tools.checking import check_folder
 from data.tools.packing import pack, resize_copy, sort_validation
-from utils.errors import run_to_exit_code
+from utils.errors import count, printable, run_to_exit_code
 from utils.script_parser import ScriptParser
+from utils.terminal import say
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "swin_tiny.yaml"
 FOUND = 3  # exit code of a check with findings
@@ -29,18 +30,17 @@ def check(options: argparse.Namespace) -> int:
     """Prints facts and findings; returns 3 if there are any findings."""
     with opening(options.folder):
         report = check_folder(options.folder, options.workers, options.channels)
-    print(*report.facts, sep="\n")
-    print(*(f"found: {finding}" for finding in report.findings), sep="\n" if report.findings else "")
+    say(*report.facts, *(f"found: {finding}" for finding in report.findings))
     if report.findings:
-        print(f"{len(report.findings)} findings: {options.folder}", file=sys.stderr)
+        print(printable(f"{count(len(report.findings), 'finding')}: {options.folder}"), file=sys.stderr)
     return FOUND if report.findings else 0
 
 
 def zip_(options: argparse.Namespace) -> int:
     with opening(options.folder):
         packed = pack(options.folder, options.target, replace=options.force)
-    for part, count in packed.items():
-        print(f"{options.target / part}.zip: {count:,} images, read back and compared")
+    for part, images in packed.items():
+        say(f"{options.target / part}.zip: {images:,} images, read back and compared")
     return 0
 
 
@@ -48,7 +48,7 @@ def resize(options: argparse.Namespace) -> int:
     sizes = (options.short_side, options.quality)
     with opening(options.folder):
         copied, smaller = resize_copy(options.folder, options.target, *sizes, options.workers)
-    print(f"{options.target}: {copied:,} images, {smaller:,} of them resized")
+    say(f"{options.target}: {copied:,} images, {smaller:,} of them resized")
     return 0
 
 
@@ -56,7 +56,7 @@ def val_folders(options: argparse.Namespace) -> int:
     with opening(options.folder):
         moved = sort_validation(options.folder)
     done = f"{moved:,} images moved into folders of their classes" if moved else "already sorted, nothing to do"
-    print(f"{options.folder / 'val'}: {done}")
+    say(f"{options.folder / 'val'}: {done}")
     return 0
 
 
@@ -70,7 +70,7 @@ def show(options: argparse.Namespace) -> int:
     given = {"DATA.DATA_PATH": str(options.folder), "TEST.VALIDATE": False}
     cfg = load_config(options.cfg, [(key, value, "command line") for key, value in given.items()])
     drawn = draw_samples(new_task(cfg, World()), options.sheet, max(1, options.count), options.seed)
-    print(f"{options.sheet}: {drawn} training images as {options.cfg} augments them")
+    say(f"{options.sheet}: {drawn} training images as {options.cfg} augments them")
     return 0
 
 

@@ -20,6 +20,7 @@ from scripts.open_model import EXPORTED, ModelFile, open_model
 from utils.errors import ConfigError, ResourceError, one_line, run_to_exit_code
 from utils.files import write_errors
 from utils.script_parser import ScriptParser
+from utils.terminal import say
 
 
 def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
@@ -46,7 +47,7 @@ def write(opened: ModelFile, card: Card, folder: Path) -> None:
     """Writes the files and prints log lines. Raises: ResourceError, CheckpointError."""
     with write_errors(folder, "--folder"):
         for line in write_folder(opened, folder, card):
-            print(line)
+            say(line)
 
 
 def main(argv: list[str]) -> int:
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
             write(opened, card, options.folder)
             return
         with tempfile.TemporaryDirectory() as folder:
-            print(f"published: {publish(opened, card, Path(folder), options.private)}")
+            say(f"published: {publish(opened, card, Path(folder), options.private)}")
 
     return run_to_exit_code(run, options.debug)
 

@@ -31,7 +31,7 @@ from utils.distributed.world import World, join_world
 from utils.errors import CheckpointError, DataError, one_line, run_to_exit_code
 from utils.files import writing
 from utils.script_parser import ScriptParser
-from utils.terminal import start_logging, table_lines
+from utils.terminal import say, start_logging, table_lines
 from utils.training.evaluate import evaluate
 from utils.training.objective import Table
 
@@ -142,17 +142,18 @@ def write_page(reports: Sequence[RunReport], target: Path) -> None:
 def _run(options: argparse.Namespace) -> None:
     runs = [Run.read(folder) for folder in options.runs]
     if options.text:
-        print("\n".join(table_lines(*summary_table(runs))))
+        say(*table_lines(*summary_table(runs)))
         rows = differences(runs)
-        print("\n".join(["", *table_lines(["key", *(run.name for run in runs)], rows)]) if rows else "")
+        if rows:
+            say("", *table_lines(["key", *(run.name for run in runs)], rows))
         return
     target = options.output or options.runs[0] / "report.html"
     world = join_world(device_type=options.device)
     reports = [report_on(run, options, world) for run in runs]
     write_page(reports, target)
     for each in reports:
-        print(f"{each.run.name}: {each.result or each.problem}")
-    print(f"report: {target}")
+        say(f"{each.run.name}: {each.result or each.problem}")
+    say(f"report: {target}")
 
 
 def main(argv: list[str]) -> int:

@@ -85,7 +85,7 @@ class Task(ABC):
 
     @abstractmethod
     def stored_info(self, origin: str) -> DataInfo:
-        """Returns the data identity stored in the contents of the file `origin`. Raises: CheckpointError."""
+        """Returns the `DataInfo` stored in the checkpoint `origin`. Raises: CheckpointError."""
 
     @abstractmethod
     def pipeline(self, info: DataInfo) -> Pipeline:

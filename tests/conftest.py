@@ -37,7 +37,11 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_configure() -> None:
-    for number in (signal.SIGINT, signal.SIGHUP):  # "nohup bash scripts/test.sh &" ignores them, and so would every run
+    for number in (
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGHUP,
+    ):  # "nohup bash scripts/test.sh &" ignores them, and so would every run
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
@@ -185,18 +189,17 @@ def rank_variables(rank: int, size: int, port: int) -> dict[str, str]:
     return {name: str(value) for name, value in {**place, **address}.items()}
 
 
-def run_ranks(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_ranks(program: str, *arguments: object) -> Finished:
     """Runs a program of tests/tools/ranks, which must succeed."""
-    line = [sys.executable, "-m", f"tests.tools.ranks.{program}", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(line, cwd=ROOT, env=environment(), start_new_session=True, **pipes) as job:
-        try:
-            out, err = job.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            os.killpg(job.pid, signal.SIGKILL)
-            raise
-    assert job.returncode == 0, err
-    return subprocess.CompletedProcess(line, 0, out, err)
+    started = starter.start(ROOT / f"tests/tools/ranks/{program}.py", arguments, ROOT, environment())
+    try:
+        code = started.wait(240)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        raise
+    out, err = started.output()
+    assert code == 0, err
+    return Finished(code, out, err)
 
 
 def accuracy(out: str) -> tuple[int, int]:

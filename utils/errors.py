@@ -114,9 +114,18 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message on one line, with control characters escaped and long values shortened."""
-    words = str(error).split() or [type(error).__name__]
-    return printable(" ".join(word if len(word) <= 200 else f"{word[:150]}...{word[-40:]}" for word in words)[:2000])
+    """Returns the message on one line, with control characters escaped and long values shortened; keeps the remedy."""
+    if isinstance(error, RunError):
+        parts = RunError(shortened(error.subject), shortened(error.problem, 1000), shortened(error.remedy, 500))
+        text = str(parts)
+    else:
+        text = shortened(str(error), 1500)
+    return printable(" ".join(map(shortened, text.split())) or type(error).__name__)
+
+
+def shortened(text: str, length: int = 200) -> str:
+    """Returns the text, or its beginning and its end, in at most `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 50]}...{text[-40:]}"
 
 
 def printable(text: str) -> str:

@@ -4,11 +4,13 @@ import os
 
 
 def wait_briefly() -> None:
-    """Limits how long threads spin before they sleep, unless the user has; must be called before torch is imported.
+    """Limits how long threads spin before they sleep, unless the user has set a limit.
+
+    It must be called before torch is imported.
 
     Threads of GNU OpenMP spin for milliseconds. Where other processes share the cores, such as loader workers, a
-    spinning thread blocks the one it waits for: a step of the quickstart model took 4 s instead of 0.1 s next to one
-    busy process, and takes 0.24 s with this setting. The cost is 2 to 6 % of an evaluation on idle cores.
+    spinning thread blocks the one it waits for: a step of the quickstart model took 4 s instead of 0.1 s alongside one
+    busy process, and takes 0.24 s with this setting. On idle cores, evaluation is 2 to 6% slower.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,6 +1,7 @@
 """Contact sheets of captioned images, and figures as images."""
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,13 +50,21 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], title: str, subtitle: str, c
     return drawn
 
 
+# for letters that Matplotlib's own font lacks
+_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Arial Unicode MS")
+
+
 def new_figure(width: float, height: float) -> Any:
     """Creates a Matplotlib figure that needs no display. Args: width, height in inches."""
     import matplotlib  # slow to import
+    from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["text.parse_math"] = False  # class names may contain dollar signs
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *(name for name in _FONTS if name in installed)]
+    warnings.filterwarnings("ignore", "Glyph .* missing from")  # shown as a box if no font has it
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -137,6 +137,12 @@ def track(items: Iterable[T], title: str, total: int, unit: str) -> Iterator[T]:
                 log.info("%s: %d of %d %s, %s left", title, count, total, unit, duration(left))
 
 
+def say(*lines: object) -> None:
+    """Prints lines to stdout, with control characters escaped: names of files and classes may contain any."""
+    for line in lines:
+        print(printable(str(line)))
+
+
 def interactive() -> bool:
     """Returns whether this rank writes to a terminal."""
     return Bar.allowed and sys.stdout is not None and sys.stdout.isatty()

@@ -1,6 +1,6 @@
-"""The handwritten digits of scikit-learn as an image folder: real data without a download.
+"""scikit-learn's handwritten digits as an image folder: real data without a download.
 
-1,797 scans of 8x8 pixels (Alpaydin and Kaynak, UCI, 1998), written once as PNG files below train/ (1,437) and val/
+1,797 scans of 8x8 pixels (Alpaydin and Kaynak, UCI, 1998), written once as PNG files under train/ (1,437) and val/
 (360), so that they are read like any other dataset.
 """
 

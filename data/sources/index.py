@@ -143,7 +143,7 @@ def _load(folder: Path) -> Index:
 
 
 def _store(folder: Path, index: Index, meta: dict[str, Any]) -> None:
-    """Creates the folder; keeps one just created by another process, replaces an unreadable one."""
+    """Creates the folder; keeps one just created by another process and replaces an unreadable one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(folder) as temporary:

@@ -11,9 +11,9 @@ from utils.errors import DataError
 
 
 class UnlabelledStore:
-    """All images below a folder, at any depth: split into train/ and val/ if it has a train/, else all for training.
+    """All images under a folder, at any depth, without classes: every label is 0.
 
-    There are no classes; every label is 0.
+    They are split into train/ and val/ if the folder contains train/; otherwise all are used for training.
     """
 
     def __init__(self, root: Path):

@@ -1,4 +1,4 @@
-"""Attention with an additive bias, in the fastest form for the device.
+"""Attention with an additive bias, in the fastest implementation for the device.
 
 MODEL.ATTENTION sets the form; "auto" is the fastest one measured (docs/benchmarks.md):
 

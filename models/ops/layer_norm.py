@@ -1,4 +1,4 @@
-"""LayerNorm before matrix products, in the fastest form for the device."""
+"""LayerNorm before matrix products, in the fastest implementation for the device."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from models.ops.linear import as_autocast, autocast_dtype
 class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm whose output has the dtype of matrix products under autocast.
 
-    Without gradients, on a GPU in half precision, one kernel normalises and converts.
+    Without gradients, on a GPU in half precision, a single kernel normalises and casts.
     """
 
     def forward(self, x: Tensor) -> Tensor:

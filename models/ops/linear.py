@@ -1,4 +1,4 @@
-"""Linear layers and MLPs in the fastest form for the device, and dtypes under autocast."""
+"""Linear layers and MLPs in the fastest implementation for the device, and dtypes under autocast."""
 
 from functools import cache
 from typing import Any

@@ -11,7 +11,7 @@ from data.loaders import EvalLoader
 from tasks.classification.class_names import in_words
 from tasks.classification.predictions import Predictions
 from tasks.classification.tables import WORST
-from utils.batches import Batch
+from utils.batches import Batch, stacked
 from utils.pictures import Pictures, new_figure, restore, sheet, to_image
 from utils.preprocessing import Preprocessing
 
@@ -22,7 +22,7 @@ VISIBLE = 0.1  # minimum fraction of a mixed label to show; smoothing is below
 
 def batch_sheet(batch: Batch, preprocessing: Preprocessing, class_names: Sequence[str], limit: int) -> Image.Image:
     """Returns up to `limit` images of a training batch with their labels."""
-    names, pixels = in_words(class_names), restore(batch.images[:limit], preprocessing)
+    names, pixels = in_words(class_names), restore(stacked(batch)[:limit], preprocessing)
     tiles = [(to_image(image), _caption(batch.targets[i], names)) for i, image in enumerate(pixels)]
     size = "x".join(str(side) for side in pixels.shape[2:])
     return sheet(tiles, "Training images", f"as the model sees them, {size} pixels")

@@ -25,7 +25,7 @@ from tasks.classification.metrics import ClassificationEvaluator
 from tasks.classification.mixing import MixingOptions, build_mixing
 from tasks.classification.pictures import batch_sheet
 from tasks.classification.teacher import Teacher, open_teacher
-from utils.batches import Batch
+from utils.batches import Batch, stacked
 from utils.distributed.world import World
 from utils.errors import CheckpointError
 from utils.pictures import Pictures
@@ -59,8 +59,8 @@ class Classification(Task):
         """Opens the splits; without "train", the class map comes from the weights if they store or imply one."""
         options = SourceOptions.from_config(self.cfg)
         if "train" not in splits:
-            val = open_val(options, self.world, *known_classes(self.contents))
-            return TaskData(None, val, ClassInfo(class_names=tuple(val.class_names)))
+            alone = open_val(options, self.world, *known_classes(self.contents))
+            return TaskData(None, alone, ClassInfo(class_names=tuple(alone.class_names)))
         train, val = open_train(replace(options, validate=options.validate and "val" in splits), self.world)
         return TaskData(train, val, ClassInfo.of(train))
 
@@ -114,7 +114,7 @@ class Classification(Task):
         "busiest" expert, 1 if even. The teacher also receives mixed images."""
         with self.precision.autocast():
             # the teacher first, before the student's activations take memory
-            taught = None if self._teacher is None else self._teacher(batch.images)
+            taught = None if self._teacher is None else self._teacher(stacked(batch))
             logits = model(batch.images)
         loss = classification_loss(logits, batch.targets, self._smoothing)
         losses = {"loss": loss} if taught is None else distilled(loss, logits, taught, self._distillation)

@@ -23,7 +23,7 @@ class ImageInfo(DataInfo):
 
 
 def open_images(options: SourceOptions, splits: Sequence[str], world: World) -> TaskData:
-    """Opens any folder of images, or a labelled dataset in other storage, ignoring labels; val is optional.
+    """Opens any folder of images, or a labelled dataset in another storage format, ignoring labels; val is optional.
 
     Raises: DataError.
     """

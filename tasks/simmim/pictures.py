@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.simmim.masking import in_pixels
-from utils.batches import Batch
+from utils.batches import Batch, stacked
 from utils.pictures import restore, sheet, to_image
 from utils.preprocessing import Preprocessing
 
@@ -15,13 +15,13 @@ GREY = 128  # of masked pixels
 
 
 def hide(pixels: Tensor, mask: Tensor) -> Tensor:
-    """Greys out the masked squares of images, uint8 (B, C, H, W). Args: mask: bool (B, h, w) over squares."""
+    """Greys out the masked squares of images, uint8 (B, C, H, W). Args: mask: bool (B, h, w), by square."""
     return torch.where(in_pixels(mask, pixels), GREY, pixels)
 
 
 def masked_sheet(batch: Batch, preprocessing: Preprocessing, limit: int) -> Image.Image:
     """Returns up to `limit` images of a training batch, with masks if the batch is masked."""
-    pixels = restore(batch.images[:limit], preprocessing)
+    pixels = restore(stacked(batch)[:limit], preprocessing)
     masked = isinstance(batch.targets, Tensor) and batch.targets.dtype == torch.bool  # labels before masking
     pixels = pixels if not masked else hide(pixels, batch.targets[:limit])
     size = "x".join(str(side) for side in pixels.shape[2:])
@@ -34,7 +34,7 @@ def reconstruction_sheet(
 ) -> Callable[[], Image.Image]:
     """Returns a function that draws three rows: originals, masked, reconstructed.
 
-    Args: images, predicted: normalised, (B, C, H, W); masks: bool (B, h, w) over squares.
+    Args: images, predicted: normalised, (B, C, H, W); masks: bool (B, h, w), one element per square.
     """
     originals, predictions = restore(images, preprocessing), restore(predicted, preprocessing)
     rows = {

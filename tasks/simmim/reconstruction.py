@@ -10,8 +10,8 @@ from tasks.simmim.masking import in_pixels
 def masked_error(predicted: Tensor, images: Tensor, mask: Tensor, side: int = 0) -> Tensor:
     """Returns the mean absolute error over the masked pixels of every image, in float32: (B,).
 
-    Args: predicted, images (B, C, H, W); mask bool (B, h, w) over squares; side: of the neighbourhood that normalises
-    the target; 0: none.
+    Args: predicted, images (B, C, H, W); mask bool (B, h, w), one element per square; side: of the neighbourhood
+    that normalises the target; 0: none.
     """
     mean, deviation = neighbourhood(images, side)
     hidden = in_pixels(mask, images)
@@ -20,7 +20,7 @@ def masked_error(predicted: Tensor, images: Tensor, mask: Tensor, side: int = 0)
 
 
 def neighbourhood(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Returns mean and standard deviation around every pixel, float32 (B, C, H, W); 0 and 1 if `side` is 0.
+    """Returns the mean and standard deviation around every pixel, float32 (B, C, H, W); 0 and 1 if `side` is 0.
 
     The neighbourhood is a square centred on the pixel and clipped at the edges; the variance is unbiased.
     """

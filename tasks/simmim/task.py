@@ -20,7 +20,7 @@ from tasks.simmim.masking import Masking, MaskingOptions
 from tasks.simmim.model import SimMIM
 from tasks.simmim.pictures import masked_sheet, reconstruction_sheet
 from tasks.simmim.reconstruction import masked_error, neighbourhood
-from utils.batches import Batch
+from utils.batches import Batch, stacked
 from utils.distributed.world import World
 from utils.errors import ConfigError, DataError
 from utils.pictures import Pictures
@@ -75,15 +75,16 @@ class Reconstruction(Task):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Returns the mean absolute error of masked pixels; the targets of the batch are its masks."""
         with self.precision.autocast():
-            predicted = model(batch.images, batch.targets)
-        return {"loss": masked_error(predicted, batch.images, batch.targets, self._side).mean()}
+            predicted = model(stacked(batch), batch.targets)
+        return {"loss": masked_error(predicted, stacked(batch), batch.targets, self._side).mean()}
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         """Runs the model with the masks of the samples, fixed across evaluations."""
-        masks = self._masking.fixed(batch.samples).to(batch.images.device)
+        images = stacked(batch)
+        masks = self._masking.fixed(batch.samples).to(images.device)
         with self.precision.autocast():
-            predicted = model(batch.images, masks).float()
-        return Outputs(predicted, masked_error(predicted, batch.images, masks, self._side))
+            predicted = model(images, masks).float()
+        return Outputs(predicted, masked_error(predicted, images, masks, self._side))
 
     def evaluator(self, val: EvalLoader, info: DataInfo) -> "MeanError":
         return MeanError()
@@ -103,10 +104,11 @@ class Reconstruction(Task):
             return {}
         with evaluating(model):
             predicted = self.forward(model, batch).predicted
-        mean, deviation = neighbourhood(batch.images, self._side)
-        masks = self._masking.fixed(batch.samples).to(batch.images.device)
+        images = stacked(batch)
+        mean, deviation = neighbourhood(images, self._side)
+        masks = self._masking.fixed(batch.samples).to(images.device)
         pixels = predicted * deviation + mean
-        return {"reconstruction": reconstruction_sheet(batch.images, masks, pixels, self.preprocessing)}
+        return {"reconstruction": reconstruction_sheet(images, masks, pixels, self.preprocessing)}
 
 
 class MeanError:

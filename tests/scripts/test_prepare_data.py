@@ -28,6 +28,15 @@ def test_a_clean_folder_has_no_findings(photos, capsys):
     assert "train: 36 images, 3 classes, 12 to 12 in a class" in out and "51 distinct images" in out
 
 
+def test_names_are_escaped_where_they_are_printed(own_photos, capsys, tmp_path):
+    folder = own_photos.rename(own_photos.parent / "a\x1b]0;b\x07")
+    (folder / "train/class_1").rename(folder / "train/cla\x1b[31mss")
+    main(["check", str(folder)])
+    main(["zip", str(folder), str(tmp_path / "z\x1b[2J")])
+    captured = capsys.readouterr()
+    assert not {"\x1b", "\x07"} & {*captured.out, *captured.err} and "\\x1b[31mss" in captured.out
+
+
 def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
     """Each on a separate line, and no other."""
     train, val = own_photos / "train", own_photos / "val"
@@ -110,6 +119,13 @@ def test_archives_contain_the_same_samples(photos, tmp_path, capsys):
     ]
     with zipfile.ZipFile(tmp_path / "zips/train.zip") as archive:
         assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def test_a_name_of_any_length_is_resized(tmp_path):
+    write_photos(tmp_path / "in", classes=2, train=1, val=1)
+    next((tmp_path / "in/train/class_0").iterdir()).rename(tmp_path / f"in/train/class_0/{'x' * 244}.jpg")
+    assert main(["resize", str(tmp_path / "in"), str(tmp_path / "out"), "--short-side", "16"]) == 0
+    assert (tmp_path / f"out/train/class_0/{'x' * 244}.jpg").is_file()
 
 
 def test_a_resized_copy_is_read_like_the_original(photos, tmp_path, capsys):

@@ -171,7 +171,9 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 def test_long_values_are_shortened():
     line = one_line(ConfigError("TAG", f"must be short, got {'a' * 5000!r}", f"see {'b/' * 3000}c"))
     assert len(line) < 500 and line.startswith("TAG: must be short, got 'aaa") and line.endswith("b/c)")
-    assert len(one_line(ConfigError("TAG", "x " * 5000))) <= 2000
+    line = one_line(ConfigError("x " * 5000, "x " * 5000, "change it"))
+    assert len(line) <= 1300 and line.endswith("(change it)")
+    assert len(one_line(ValueError("x " * 5000))) <= 1500
 
 
 def test_the_direction_of_the_text_is_not_changed():

@@ -3,11 +3,14 @@
 import getpass
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.tools.builders import in_child
 from utils.home import ensure_home
 
@@ -44,6 +47,27 @@ def test_fault_66_a_user_without_a_home_folder_gets_a_temporary_one_with_one_war
 
     code, err = in_child(start)
     assert code == 0 and err.count("\n") == 1 and str(temporary) in err, err
+
+
+NOBODY = """
+import os, pwd, runpy, sys
+
+def unknown(_):
+    raise KeyError("uid not found")
+
+pwd.getpwuid = unknown
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("program", ["main.py --print-config --cfg swin_tiny", "scripts/predict.py --help"])
+def test_fault_66_the_programs_start_without_a_home_folder(program):
+    own = {name: each for name, each in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
+    run = [sys.executable, "-c", NOBODY, *program.split()]
+    done = subprocess.run(run, cwd=ROOT, env={**own, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout and "HOME is not set" in done.stdout + done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")

@@ -41,3 +41,9 @@ def test_a_dollar_in_a_name_is_not_mathematics():
     axes.set_title(r"$\frac{$")
     axes.set_xticks([0, 1], ["$5_$10", r"\x$"])
     assert rendered(figure).width > 100
+
+
+def test_a_letter_that_no_font_has_is_no_warning(recwarn):
+    figure = new_figure(2, 2)
+    figure.subplots().set_title("\U0001096b")
+    assert rendered(figure).width > 100 and not [each.message for each in recwarn]

@@ -1,6 +1,8 @@
 """The metadata in a checkpoint next to its tensors: names and types, checked once, when a file is read."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -10,21 +12,35 @@ from torch import Tensor
 from utils.errors import CheckpointError
 
 Check = Callable[[Any], bool]
-# in every training checkpoint of this program
-_OURS = {"model", "optimizer", "counters", "means"}
+# what identifies a file of this program: a training checkpoint, or weights extracted from one
+_OURS = ({"model", "optimizer", "counters", "means"}, {"preprocessing", "versions"})
 MAX_DEPTH, MAX_VALUES = 100, 2_000_000
 
 
-def checked(contents: dict[str, Any], path: Path) -> dict[str, Any]:
+def parse_notes(text: str, path: Path) -> dict[str, Any]:
+    """Parses the JSON in which this program stores metadata in .safetensors, .onnx and .pt2 files.
+
+    Raises: CheckpointError if it is malformed.
+    """
+    try:
+        notes = json.loads(text)
+    except (ValueError, RecursionError):
+        notes = None
+    if not isinstance(notes, dict):
+        raise CheckpointError(str(path), "the file is corrupt: its metadata are not JSON", "use another file")
+    return checked(notes, path, ours=True)
+
+
+def checked(contents: dict[str, Any], path: Path, ours: bool = False) -> dict[str, Any]:
     """Returns the contents of a file, whose metadata have the types that the program expects.
 
     In a file of another program, the same names may mean something else: metadata of an unexpected type are dropped.
-    Raises: CheckpointError for nesting without bounds, and for metadata of the wrong type in a training checkpoint of
-    this program.
+    Args: ours: whether this program wrote them; if False, their names decide.
+    Raises: CheckpointError for nesting without bounds, and for metadata of the wrong type written by this program.
     """
     _check_nesting(contents, path)
     wrong = [name for name, fits in _FIELDS.items() if name in contents and not fits(contents[name])]
-    if wrong and contents.keys() >= _OURS:
+    if wrong and (ours or any(contents.keys() >= names for names in _OURS)):
         raise CheckpointError(str(path), f"the file is corrupt: {wrong[0]} is malformed", "use another checkpoint")
     return {name: value for name, value in contents.items() if name not in wrong}
 
@@ -32,7 +48,7 @@ def checked(contents: dict[str, Any], path: Path) -> dict[str, Any]:
 def _check_nesting(contents: dict[str, Any], path: Path) -> None:
     level: list[Any] = [contents]
     for _ in range(MAX_DEPTH):
-        level = [inner for value in level for inner in _children(value)]
+        level = list(islice((inner for value in level for inner in _children(value)), MAX_VALUES + 1))
         if len(level) > MAX_VALUES:
             break
         if not level:
@@ -40,10 +56,10 @@ def _check_nesting(contents: dict[str, Any], path: Path) -> None:
     raise CheckpointError(str(path), "its contents are nested too deeply, or contain themselves", "do not trust it")
 
 
-def _children(value: Any) -> list[Any]:
+def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
-        return list(value.values())
-    return list(value) if isinstance(value, list | tuple) else []
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _is_count(value: Any) -> bool:
@@ -119,4 +135,5 @@ _FIELDS: dict[str, Check] = {
     "scaler": _or_none(_dict_of(_is_anything)),
     "optimizer": _dict_of(_is_anything, state=_dict_of(_dict_of(_is_moment)), param_groups=_list_of(_GROUP)),
     "epoch": _is_number,
+    "batch": _is_count,  # of an exported model, 0 for any
 }

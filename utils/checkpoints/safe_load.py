@@ -1,7 +1,6 @@
 """Loads tensors from untrusted files without executing anything in them."""
 
 import argparse
-import json
 import pickle
 import re
 import warnings
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
-from utils.checkpoints.contents import checked
+from utils.checkpoints.contents import checked, parse_notes
 from utils.errors import CheckpointError
 
 NOTES = "swin"  # metadata key in a .safetensors file; its value is JSON
@@ -86,12 +85,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
 def _read_safetensors(path: Path) -> dict[str, Any]:
     """Loads the tensors, and the metadata written by this program's converter."""
     with safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get(NOTES, "{}")
-    try:
-        notes = json.loads(text)
-    except (ValueError, RecursionError):
-        notes = None
-    return {**(notes if isinstance(notes, dict) else {}), **load_safetensors(path)}
+        notes = parse_notes((file.metadata() or {}).get(NOTES, "{}"), path)
+    return {**notes, **load_safetensors(path)}
 
 
 def _unpickle(path: Path) -> Any:

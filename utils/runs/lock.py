@@ -175,7 +175,10 @@ def machine_name() -> str:
 
 
 def _started(process: int) -> str | None:
-    """Returns the start time of a process on this machine, None if it has ended; process IDs are reused."""
+    """Returns the start time of a process on this machine, or None if it has ended.
+
+    Process IDs are reused, so an ID alone does not identify a process.
+    """
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
         return None if fields[0] in "ZX" else fields[19]  # a zombie has ended, but was not reaped

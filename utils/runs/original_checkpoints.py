@@ -113,7 +113,7 @@ def _is_decayed(name: str, parameter: Tensor, prefix: str) -> bool:
 
 
 def _layered(order: Sequence[str], own: Mapping[str, Tensor], model: nn.Module) -> list[list[str]]:
-    """Returns the groups of layer-wise decay, regardless of this run's; the factor identifies a layer."""
+    """Groups parameters as layer-wise decay does, whatever the run's own setting; the factor identifies a layer."""
     layered = parameter_groups(model, weight_decay=1.0, layer_decay=0.5, rule="simmim")
     factors = {id(p): group["lr_scale"] for group in layered for p in group["params"]}
     groups = defaultdict(list)

@@ -1,14 +1,20 @@
 """The process group of the loader workers: a signal to the program is not one to them."""
 
 import importlib
+import multiprocessing
+import multiprocessing.connection
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
+from data.pipeline import fork_server
 from tests.conftest import ROOT, environment
 from tests.tools.builders import in_child
 from utils.distributed.signals import HANDLED
@@ -30,6 +36,22 @@ print(signal.pthread_sigmask(signal.SIG_BLOCK, ()), "data.pipeline.worker_group"
 os.kill(_resource_tracker._pid, signal.SIGKILL)
 assert error_of(monitored(GroupOfWorker(), workers=1)).subject == "group"
 """
+
+
+@pytest.mark.parametrize("length", [71, 72, 103])
+def test_fault_65_sockets_fit_into_any_temporary_folder(tmp_path, monkeypatch, length):
+    """Names of sockets have at most 107 bytes, of which multiprocessing takes 32."""
+    folder = Path(f"/tmp/{'x' * (length - 5)}")
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setitem(multiprocessing.process.current_process()._config, "tempdir", None)
+    fork_server._choose_socket_folder()
+    try:
+        name = multiprocessing.connection.arbitrary_address("AF_UNIX")
+        with multiprocessing.connection.Listener(name):
+            assert len(name) <= 107
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.mark.seconds

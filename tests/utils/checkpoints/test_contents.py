@@ -1,12 +1,13 @@
 """Metadata of checkpoints: right types, bounded nesting."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.tools.errors import raises
-from utils.checkpoints.contents import checked
+from utils.checkpoints.contents import checked, parse_notes
 from utils.errors import CheckpointError
 
 COUNTERS = {"epoch": 1, "step": 0, "update": 4, "skipped": 0, "skipped_in_row": 0, "samples": 16, "evaluated_at": 4}
@@ -59,6 +60,12 @@ def test_a_checkpoint_of_this_program_is_unchanged():
 def test_malformed_metadata_are_refused_in_our_checkpoints_and_dropped_from_others(name, value):
     with raises(CheckpointError, PATH, name):
         checked({**OURS, name: value}, PATH)
+    averaged = {"model", "class_names", "preprocessing", "config", "pretrained_windows", "versions"}
+    if name in averaged:
+        with raises(CheckpointError, PATH, name):
+            checked({key: each for key, each in {**OURS, name: value}.items() if key in averaged}, PATH)
+    with raises(CheckpointError, PATH, name):
+        parse_notes(json.dumps({name: value if not isinstance(value, dict | torch.Tensor) else 0.5}), PATH)
     foreign = {"state_dict": OURS["model"], name: value, "epoch": 3}
     assert checked(foreign, PATH) == {"state_dict": OURS["model"], "epoch": 3}
 
@@ -80,3 +87,15 @@ def deep():
 def test_nesting_is_bounded(contents):
     with raises(CheckpointError, PATH):
         checked(contents(), PATH)
+
+
+def test_wide_contents_are_refused_without_listing_them():
+    wide = ["x"] * 1_000_000
+    with raises(CheckpointError, PATH):
+        checked({"model": {}, "more": [wide] * 1_000_000}, PATH)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, '{"preprocessing": {}}', '{"batch": -1}'])
+def test_notes_that_are_malformed_are_refused(text):
+    with raises(CheckpointError, PATH, "corrupt"):
+        parse_notes(text, PATH)

@@ -237,6 +237,32 @@ class Repository(BaseHTTPRequestHandler):
             self.wfile.write(WEIGHTS)
 
 
+class Faulty(BaseHTTPRequestHandler):
+    """Repositories whose server closes, truncates, redirects in a circle, or names a file outside of the cache."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        kind = self.path.split("/")[2]
+        if kind == "closes":
+            self.close_connection = True
+            return False
+        self.send_response(302 if kind == "loops" else 200)
+        if kind == "loops":
+            self.send_header("Location", self.path)
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("ETag", '"../../../../outside"' if kind == "climbs" else '"b"')
+        self.send_header("Content-Length", str(len(WEIGHTS)))
+        self.end_headers()
+        return True
+
+    def do_GET(self):
+        if self.do_HEAD():
+            self.wfile.write(WEIGHTS[:1000] if "truncates" in self.path else WEIGHTS)
+            self.close_connection = True
+
+
 @pytest.mark.slow
 def test_a_repository_of_hugging_face_is_asked_for_its_usual_files(tmp_path):
     """In a process of its own: the package reads its address when it is imported."""
@@ -252,7 +278,7 @@ for name in sys.argv[1:]:
         print(error)
 """
 
-    def fetch(*names):
+    def fetch(*names, address=address):
         own = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1"}
         run = [sys.executable, "-c", script, *names]
         return subprocess.run(run, env=own, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
@@ -270,6 +296,15 @@ for name in sys.argv[1:]:
     server.server_close()
     offline, cached = fetch("hf:owner/more", "hf:owner/model/pytorch_model.bin")
     assert offline.startswith("hf:owner/more: ") and cached == found
+    kinds = ["closes", "truncates", "loops", "climbs"]
+    faulty, place = serve(Faulty)
+    failed = fetch(*(f"hf:owner/{kind}/model.safetensors" for kind in kinds), address=place)
+    assert [line.split("/model.safetensors: ")[0] for line in failed] == [f"hf:owner/{kind}" for kind in kinds]
+    assert not list(tmp_path.parent.rglob("outside*"))
+    faulty.shutdown()
+    faulty.server_close()
+    (nowhere,) = fetch("hf:owner/garbage", address="garbage")
+    assert nowhere.startswith("hf:owner/garbage: ")
 
 
 def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path):

@@ -13,9 +13,12 @@ import torch
 import torch.distributed as dist
 
 from tests.tools.builders import in_child
-from utils.distributed.signals import HANDLED, MOVED, STOPPING, Decision, Interrupt
+from utils.distributed.signals import HANDLED, MOVED, Decision, Interrupt
 from utils.distributed.world import World
 from utils.errors import TerminatedError
+
+# what schedulers send before they end a job
+SENT = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2, signal.SIGXCPU)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,7 @@ def interrupt():
 @pytest.mark.parametrize(
     ("number", "code", "line"),
     [
-        *((each, 75, f"error: {each.name}: terminated (run the same command again to resume)\n") for each in STOPPING),
+        *((each, 75, f"error: {each.name}: terminated (run the same command again to resume)\n") for each in SENT),
         (signal.SIGINT, 130, "error: interrupted\n"),
     ],
 )
@@ -89,7 +92,7 @@ def test_fault_25_ctrl_c_twice_ends_a_process_that_was_terminated_before():
     assert in_child(start) == (130, "")
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", SENT)
 def test_fault_23_what_schedulers_send_stops_at_the_next_update(interrupt, number):
     signal.raise_signal(number)
     assert interrupt.decide(1) == Decision(stop=number)

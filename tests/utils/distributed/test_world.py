@@ -183,7 +183,7 @@ def two_ranks(tmp_path_factory):
     tensors = {"a": torch.ones(2, 2), "b": torch.zeros(3, dtype=torch.bfloat16), "view": whole[:, 1], "n": whole.long()}
     torch.save({"model": tensors, "rest": {"epoch": 3, "names": ["x", None, 0.5]}}, folder / "0" / "weights.pth")
     done = run_ranks("attempts", folder)
-    return folder, json.loads(done.stdout), done.stderr
+    return folder, json.loads(done.out), done.err
 
 
 @pytest.fixture

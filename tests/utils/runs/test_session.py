@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 import signal
 from dataclasses import replace
@@ -174,6 +175,18 @@ def test_an_evaluation_within_an_epoch_that_was_stopped_is_repeated(tmp_path, in
         train(again, other, run_plan, batches(10)[4:])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines if line["kind"] == "val"] == [4, 8] and other.best_value == 80.0
+
+
+def test_printed_commands_are_quoted_for_the_shell(tmp_path, caplog):
+    folder = tmp_path / "x $(date)"
+    folder.mkdir()
+    run_state = train_state(small())
+    with caplog.at_level(logging.INFO), session(folder, run_state, plan()) as run_session:
+        train(run_session, run_state, plan())
+        run_session.end_epoch(judged(50.0))
+    (line,) = (r.getMessage() for r in caplog.records if "--eval" in r.getMessage())
+    words = shlex.split(line)
+    assert words[words.index("--cfg") + 1] == f"{folder}/config.yaml" and f"{folder}/checkpoints/best.pth" in words
 
 
 def test_files_that_a_run_did_not_write_are_not_named(tmp_path, caplog):
