@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import pytest
 import torch
 
 from tests.tools.builders import write_photos
-from tests.tools.warm import Started, Starter
+from tests.tools.warm import Started, Starter, free_port, rank_variables
 from utils.terminal import EVERY_RANK, Bar
 
 # indices cached by tests must not end up in the user's cache
@@ -173,20 +172,6 @@ def start_ranks(
     port = free_port()
     environments = [environment(**rank_variables(rank, processes, port), **env) for rank in range(processes)]
     return [starter.start(program, arguments, cwd, each) for each in environments or [environment(**env)]]
-
-
-def free_port() -> int:
-    """Returns a port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def rank_variables(rank: int, size: int, port: int) -> dict[str, str]:
-    """Returns what torchrun tells a rank of one machine."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port} if size > 1 else {}
-    return {name: str(value) for name, value in {**place, **address}.items()}
 
 
 def run_ranks(program: str, *arguments: object) -> Finished:

@@ -146,10 +146,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="default: all")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start none after this time")
+    parser.add_argument("--jobs", type=int, default=2, help="at a time (default %(default)s)")
     parser.add_argument("--keep", type=Path, help="folder for the inputs that ended badly")
     options = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="fuzz_"))
-    fuzzer = Fuzzer(folder, options.keep)
+    fuzzer = Fuzzer(folder, options.keep, options.jobs)
     try:
         findings = fuzzer.run(options.count, options.seed, options.kinds, options.minutes * 60)
     finally:

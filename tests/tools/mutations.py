@@ -139,7 +139,13 @@ def _mutated_once(value: Any, draw: random.Random) -> Any:
 
 def _other(value: Any, draw: random.Random) -> Any:
     if isinstance(value, torch.Tensor) and draw.random() < 0.7:
-        tensors = [value[:0], value.double(), value.flatten(), value.reshape(1, *value.shape), value * float("nan")]
+        tensors = [
+            value.flatten()[:0],
+            value.double(),
+            value.flatten(),
+            value.reshape(1, *value.shape),
+            value * float("nan"),
+        ]
         tensors += [
             value.to(torch.int64),
             value.bool(),

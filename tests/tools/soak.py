@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.sources.digits import write_digits
+from tests.tools.warm import Starter, free_port, members, rank_variables
 from utils.script_parser import ScriptParser
 
 RECIPE = """
@@ -71,6 +73,7 @@ class Kill:
     count: int
     rank: int
     target: str = "rank"
+    launched: bool = True  # by torchrun, otherwise as srun starts ranks
 
     def fault(self) -> str:
         """Returns the fault for inject.py."""
@@ -118,15 +121,17 @@ def draw_kills(count: int, seed: int, processes: int) -> list[Kill]:
     kills = []
     for number in range(count):
         phase = phases[number % len(phases)]
+        launched = draw.random() < 0.25
         target = draw.choice([each for each in TARGETS[phase] if processes > 1 or each != "launcher"])
         first = -1 if target == "rank" else 0
         rank = 0 if phase in ("save", "epoch") else draw.randrange(first, processes)
-        kills.append(Kill(phase, draw.randint(1, _MOST.get(phase, 1)), rank, target))
+        launched = launched or target == "launcher" or phase in ("imports", "rendezvous")
+        kills.append(Kill(phase, draw.randint(1, _MOST.get(phase, 1)), rank, target, launched))
     return kills
 
 
 def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = "") -> Outcome:
-    """Runs the program until all of its processes have ended."""
+    """Runs the program by torchrun, or alone, until all of its processes have ended."""
     head = [sys.executable]
     if processes > 1:
         head += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -149,6 +154,27 @@ def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = 
     return Outcome(job.returncode, "".join(lines), time.monotonic() - killed if killed else 0.0)
 
 
+def run_warm(starter: Starter, folder: Path, recipe: Path, output: Path, processes: int, faults: str = "") -> Outcome:
+    """Runs the ranks without torchrun, forked from a process that has imported the program."""
+    port, program = free_port(), ROOT / "tests" / "tools" / "inject.py"
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    line = [faults, *arguments(folder, recipe, output)]
+    ranks = [starter.start(program, line, ROOT, own | rank_variables(r, processes, port)) for r in range(processes)]
+    begun, killed, code = time.monotonic(), 0.0, 0
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        code = code or next(filter(None, codes), 0)  # of the first that failed
+        left = [process for rank in ranks for process in members(rank.pid)]
+        out = "".join(text for rank in ranks for text in rank.output())
+        killed = killed or (time.monotonic() if "injected kill" in out else 0.0)
+        if not left and None not in codes:
+            return Outcome(code, out, time.monotonic() - killed if killed else 0.0)
+        if time.monotonic() - begun > _HANGS:
+            for process in left:
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.05)
+
+
 def arguments(folder: Path, recipe: Path, output: Path) -> list[str]:
     """Returns the program's arguments; `soak` has written digits and recipe."""
     return ["--cfg", str(recipe), "--data-path", str(folder / "digits"), "--output", str(output)]
@@ -163,26 +189,37 @@ def soak(folder: Path, kills: list[Kill], processes: int, epochs: int) -> tuple[
     if alone.code:
         raise RuntimeError(f"the undisturbed run failed: {alone.out}")
     counts: Counter[str] = Counter()
-    waiting = list(kills)
-    while True:
-        output = folder / f"killed_{counts['runs']}"
-        difference = _kill_until_done(folder, recipe, output, processes, waiting, counts)
-        difference = difference or compare(folder / "undisturbed" / "soak/default", output / "soak/default")
-        counts["runs"] += 1
-        if difference or not waiting:
-            return difference, counts
+    waiting, starter = list(kills), Starter()
+
+    def start(output: Path, kill: Kill | None) -> Outcome:
+        faults = kill.fault() if kill else ""
+        if kill and kill.launched:
+            return run(folder, recipe, output, processes, faults)
+        return run_warm(starter, folder, recipe, output, processes, faults)
+
+    try:
+        while True:
+            output = folder / f"killed_{counts['runs']}"
+            difference = _kill_until_done(start, output, waiting, counts)
+            difference = difference or compare(folder / "undisturbed" / "soak/default", output / "soak/default")
+            counts["runs"] += 1
+            if difference or not waiting:
+                return difference, counts
+    finally:
+        starter.close()
 
 
 def _kill_until_done(
-    folder: Path, recipe: Path, output: Path, processes: int, waiting: list[Kill], counts: Counter[str]
+    start: Callable[[Path, Kill | None], Outcome], output: Path, waiting: list[Kill], counts: Counter[str]
 ) -> str:
     """Restarts one run until it has ended by itself; takes the kills it needs from `waiting`."""
     while True:
         kill = waiting.pop(0) if waiting else None
-        ended = run(folder, recipe, output, processes, kill.fault() if kill else "")
+        ended = start(output, kill)
         if kill and ended.killed:
             counts[kill.phase] += 1
             counts[kill.target] += 1
+            counts["by torchrun"] += kill.launched
             counts["restarts"] += ended.code != 0
             place = f"{sum(counts[p] for p in PHASES)} kills, {kill}, code {ended.code} after {ended.seconds:.1f} s"
             print(f"{time.strftime('%H:%M:%S')} {place}", flush=True)

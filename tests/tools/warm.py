@@ -14,6 +14,7 @@ import runpy
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,20 @@ class Starter:
         if self._server is not None:
             self._server.stdin.close()  # type: ignore[union-attr]
             self._server.wait(30)
+
+
+def free_port() -> int:
+    """Returns a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def rank_variables(rank: int, size: int, port: int) -> dict[str, str]:
+    """Returns what torchrun tells a rank of one machine."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port} if size > 1 else {}
+    return {name: str(value) for name, value in {**place, **address}.items()}
 
 
 def _become(order: dict) -> None:
