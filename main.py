@@ -5,6 +5,7 @@ import sys
 from utils.distributed.launcher import watch_launcher
 from utils.distributed.signals import Interrupt
 from utils.home import ensure_home
+from utils.imports import begin_imports, end_imports
 from utils.openmp import wait_briefly
 from utils.rank import launched_rank
 
@@ -19,6 +20,7 @@ from configs.options import check_command_line, parse_command_line
 
 if __name__ == "__main__":
     check_command_line(sys.argv[1:])
+    begin_imports()
 
 from yacs.config import CfgNode
 
@@ -40,6 +42,9 @@ from utils.terminal import log_lines, start_logging
 from utils.training.loop import train_epoch
 from utils.training.plan import RunPlan
 from utils.training.state import StateOptions, TrainState
+
+if __name__ == "__main__":
+    end_imports()
 
 
 def train(cfg: CfgNode, world: World) -> None:

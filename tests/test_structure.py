@@ -110,13 +110,13 @@ def test_main_reads_like_the_recipe():
 
 
 # loaded by the fork server of the loader workers, by name
-ACTS_WHEN_IMPORTED = [ROOT / "data/pipeline/worker_group.py"]
+ACTS_WHEN_IMPORTED = [ROOT / "data/pipeline/worker_group.py", ROOT / "data/pipeline/server_ready.py"]
 
 
 def test_importing_does_nothing():
     """Only imports, definitions, constants and the entry point at module level.
 
-    A script run by its path first makes the program's packages importable. One file exists to act when it is imported:
+    A script run by its path first makes the program's packages importable. Two files exist to act when they are imported:
     a fork server offers no other way to run code before it forks.
     """
     for path in SOURCES:

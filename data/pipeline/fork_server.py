@@ -44,7 +44,7 @@ def server_context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     # imported once, not by every worker: the program's modules that the main module has imported
     program = [name for name, module in list(sys.modules.items()) if _is_ours(name, module)]
-    context.set_forkserver_preload(["data.pipeline.worker_group", *program])
+    context.set_forkserver_preload(["data.pipeline.worker_group", *program, "data.pipeline.server_ready"])
     # started first, since it would unblock the signals; silence its warning about semaphores leaked by a kill
     _outlive_tracker()
     with _environment(PYTHONWARNINGS="ignore:resource_tracker"):

@@ -10,8 +10,10 @@ import os
 import signal
 
 from utils.distributed.signals import HANDLED
+from utils.imports import begin_imports
 
 os.setpgid(0, 0)
+begin_imports()  # the last of them is server_ready.py
 for each in HANDLED - {signal.SIGTERM}:
     signal.signal(each, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED - {signal.SIGTERM})

@@ -36,8 +36,11 @@ from utils.script_parser import ScriptParser
 
 RECIPE = """
 BASE: [{root}/configs/quickstart.yaml]
-DATA: {{BATCH_SIZE: 24, NUM_WORKERS: 1}}
-MODEL: {{NAME: soak, DROP_PATH_RATE: 0.2}}
+DATA: {{IMG_SIZE: 16, BATCH_SIZE: 24, NUM_WORKERS: 1}}
+MODEL:
+  NAME: soak
+  DROP_PATH_RATE: 0.2
+  SWIN: {{EMBED_DIM: 16, DEPTHS: [2, 2], NUM_HEADS: [2, 4]}}
 TRAIN:
   EPOCHS: {epochs}
   WARMUP_EPOCHS: {warmup}
