@@ -116,8 +116,8 @@ ACTS_WHEN_IMPORTED = [ROOT / "data/pipeline/worker_group.py", ROOT / "data/pipel
 def test_importing_does_nothing():
     """Only imports, definitions, constants and the entry point at module level.
 
-    A script run by its path first makes the program's packages importable. Two files exist to act when they are imported:
-    a fork server offers no other way to run code before it forks.
+    A script run by its path first makes the program importable. Two files exist to act when they are imported: a fork
+    server offers no other way to run code before it forks, and before it imports.
     """
     for path in SOURCES:
         if path not in ACTS_WHEN_IMPORTED:
