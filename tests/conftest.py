@@ -1,5 +1,6 @@
 """Fixtures, and the program run as its users run it."""
 
+import gc
 import inspect
 import json
 import logging
@@ -22,6 +23,7 @@ import torch
 
 from tests.tools.builders import write_photos
 from tests.tools.warm import Started, Starter, free_port, rank_variables
+from utils.imports import end_imports
 from utils.terminal import EVERY_RANK, Bar
 
 # indices cached by tests must not end up in the user's cache
@@ -29,6 +31,13 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swin_tests_")
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "main.py"
 RELEASED = json.loads((ROOT / "utils" / "checkpoints" / "released.json").read_text())["models"]
+
+
+gc.disable()  # while the tests are collected, see utils/imports.py
+
+
+def pytest_collection_finish() -> None:
+    end_imports()
 
 
 def pytest_unconfigure() -> None:
