@@ -184,7 +184,7 @@ def arguments(folder: Path, recipe: Path, output: Path) -> list[str]:
 
 
 def soak(folder: Path, kills: list[Kill], processes: int, epochs: int) -> tuple[str, Counter[str]]:
-    """Returns the first difference ("" if there is none) and counts of kills by phase, restarts and finished runs."""
+    """Returns what went wrong, one line each, and counts of kills by phase, restarts and finished runs."""
     write_digits(folder / "digits")
     recipe = folder / "soak.yaml"
     recipe.write_text(RECIPE.format(root=ROOT, epochs=epochs, warmup=min(1, epochs - 1)))
@@ -192,7 +192,7 @@ def soak(folder: Path, kills: list[Kill], processes: int, epochs: int) -> tuple[
     if alone.code:
         raise RuntimeError(f"the undisturbed run failed: {alone.out}")
     counts: Counter[str] = Counter()
-    waiting, starter = list(kills), Starter()
+    waiting, starter, bad = list(kills), Starter(), list[str]()
 
     def start(output: Path, kill: Kill | None) -> Outcome:
         faults = kill.fault() if kill else ""
@@ -206,8 +206,11 @@ def soak(folder: Path, kills: list[Kill], processes: int, epochs: int) -> tuple[
             difference = _kill_until_done(start, output, waiting, counts)
             difference = difference or compare(folder / "undisturbed" / "soak/default", output / "soak/default")
             counts["runs"] += 1
-            if difference or not waiting:
-                return difference, counts
+            if difference:
+                print(f"BAD {difference}", flush=True)
+                bad.append(difference.partition("\n")[0])
+            if not waiting:
+                return "\n".join(bad), counts
     finally:
         starter.close()
 

@@ -208,6 +208,7 @@ def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
             device_id=device if device.type == "cuda" else None,
         )
     except (RuntimeError, ValueError) as e:
+        wait_if_launcher_is_gone()  # it hosts the store
         problem = f"rendezvous of {size} ranks failed ({str(e).strip().splitlines()[0]})"
         remedy = "check it and MASTER_PORT: every machine must reach rank 0"
         raise DistributedError("MASTER_ADDR", problem, remedy) from e

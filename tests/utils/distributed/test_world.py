@@ -154,6 +154,20 @@ def test_fault_61_the_store_of_a_launcher_that_is_gone_is_not_waited_for(launche
         join_world()
 
 
+def test_fault_61_a_meeting_that_ends_with_the_launcher_is_the_launchers_fault(launched, monkeypatch):
+    def rendezvous(*_, **__):
+        raise dist.DistNetworkError("reset by peer")
+
+    def wait():
+        raise SystemExit("the thread that watches torchrun reports it")
+
+    launched(WORLD_SIZE=2, RANK=0, LOCAL_RANK=0, MASTER_ADDR="localhost", MASTER_PORT=free_port())
+    monkeypatch.setattr(dist, "rendezvous", rendezvous)
+    monkeypatch.setattr(world, "wait_if_launcher_is_gone", wait)
+    with pytest.raises(SystemExit):
+        join_world()
+
+
 def test_a_gpu_that_cannot_be_used_is_a_warning_or_if_it_was_wanted_an_error(launched, monkeypatch, caplog):
     launched(CUDA_VISIBLE_DEVICES="abc")
     assert join_world().device.type == "cpu"
