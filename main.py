@@ -25,6 +25,7 @@ if __name__ == "__main__":
 from yacs.config import CfgNode
 
 from configs.loading import load_config, shared_config
+from models.registry import forms_of
 from tasks.base import TrainingData
 from tasks.registry import new_task
 from tasks.results import evaluate_files
@@ -58,7 +59,8 @@ def train(cfg: CfgNode, world: World) -> None:
         check_smallest_batch(model, plan.shape, image_size(cfg.DATA.IMG_SIZE))
         start = find_start(cfg, folder, Provenance.of(cfg, plan, task.preprocessing, data.info), world)
         start.load_weights(model, task.load)  # before sharding replaces the parameters
-        state = TrainState.build(model, StateOptions.from_config(cfg), task.precision, world)
+        forms = forms_of(cfg, model, task.precision, world, start.stored_forms)
+        state = TrainState.build(model, StateOptions.from_config(cfg), task.precision, world, forms)
         log_lines([*state.describe(), *plan.describe(), task.describe()])
         start.restore(state, plan, task.load)
         if cfg.DRY_RUN:

@@ -105,6 +105,12 @@ SCHEMA: dict[str, Any] = {
             one_of(AUTO, "explicit", "fused", "kernel"),
             free=True,
         ),
+        "FORMS": Key(
+            "measured",
+            "new: implementations of operators on CPUs; measured: the fastest on this machine; default: fixed",
+            one_of("measured", "default"),
+            free=True,
+        ),
         "SWIN": pyramid(QKV_BIAS=QKV_BIAS, QK_SCALE=QK_SCALE),
         "SWINV2": pyramid(
             QKV_BIAS=QKV_BIAS,

@@ -1,22 +1,26 @@
 """Registry of model families by MODEL.TYPE, and construction of models from the configuration."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 from yacs.config import CfgNode
 
 from models.backbone import PyramidOptions, SwinBackbone
+from models.ops.forms import Forms
+from models.ops.measure import choose_forms
 from models.swin import SwinTransformer
 from models.swin_mlp import SwinMlp
 from models.swin_moe import SwinMoe
 from models.swin_v2 import SwinTransformerV2
-from utils.cost import check_compiler, describe_model
+from utils.cost import check_compiler, describe_model, input_channels
 from utils.distributed.world import World
 from utils.errors import ConfigError, did_you_mean
+from utils.precision import Precision
 from utils.preprocessing import Preprocessing, Size, image_size
 from utils.seeding import seed_all
 
@@ -124,6 +128,21 @@ def build_for_run(cfg: CfgNode, new_model: Callable[[], nn.Module], world: World
         model.compile(mode=mode)  # in place: parameter names stay the same
         log.info("compiled by torch.compile, mode %s", mode)
     return model
+
+
+def forms_of(
+    cfg: CfgNode, model: nn.Module, precision: Precision, world: World, stored: Mapping[str, str] | None = None
+) -> Forms:
+    """Returns the forms of a model's operators (`choose_forms`), for images of the configured size.
+
+    Args: stored: of the training that is resumed.
+    """
+    swin = backbone_of(model)
+    if swin is None or cfg.MODEL.FORMS == "default":
+        return {}
+    size = image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)
+    images = torch.zeros(1, input_channels(swin), *size, device=next(swin.parameters()).device)
+    return choose_forms(swin, images, precision, world, stored)
 
 
 def compile_mode(cfg: CfgNode, world: World) -> str:

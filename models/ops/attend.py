@@ -3,7 +3,8 @@
 MODEL.ATTENTION sets the form; "auto" is the fastest one measured (docs/benchmarks.md):
 
 - "kernel", on a GPU in half precision: models/ops/window_kernel.py, for windows of up to 64 tokens;
-- "fused", without gradients: torch's scaled_dot_product_attention;
+- "fused", without gradients unless models/ops/measure.py found the next one faster: torch's
+  scaled_dot_product_attention;
 - "explicit", with gradients: matrix products and a softmax in place, whose backward pass also yields the gradient of
   the bias, which fused kernels do not on a CPU.
 """
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.ops.forms import form_of
 from models.ops.kernels import is_exporting, may_use_kernels, runs_kernels
 from models.ops.linear import no_autocast
 from models.ops.windows import WindowGrid
@@ -91,7 +93,7 @@ def attend(qkv: Tensor, bias: Tensor, scale: float | Tensor, dropout: float = 0.
         recorded.append(_weights(query, key, bias, scale))
     if dropout or (torch.compiler.is_compiling() and form != "fused"):
         out = _plain(query, key, value, bias, scale, dropout)
-    elif form == "explicit" or (form != "fused" and torch.is_grad_enabled()):
+    elif form == "explicit" or (form != "fused" and (torch.is_grad_enabled() or _is_faster_explicit(value))):
         out = _Attention.apply(query, key, value, bias, scale)
     else:
         out = _fused(query, key, value, bias, scale)
@@ -172,6 +174,11 @@ class _Attention(torch.autograd.Function):
             d_query = torch.baddbmm(q.new_empty(()), d_scores, k, beta=0, alpha=ctx.scale)
             d_key = torch.baddbmm(q.new_empty(()), d_scores.transpose(1, 2), q, beta=0, alpha=ctx.scale)
         return *(_by_token(d, ctx.shape) for d in (d_query, d_key, d_value)), d_bias, None
+
+
+def _is_faster_explicit(value: Tensor) -> bool:
+    batch, count, tokens, heads, width = value.shape
+    return form_of("attention", (tokens, heads, width), value, batch * count) == "explicit"
 
 
 def _by_head(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.ops.forms import form_of
 from utils.eval_cache import derived
 
 CHUNK = 4096  # tokens whose hidden activation fits into the CPU cache
@@ -25,10 +26,18 @@ class Linear(nn.Linear):
                 if bias is not None:
                     bias = derived(lambda: self.bias.to(x.dtype), self.bias) if bias is self.bias else bias.to(x.dtype)
                 weight = derived(lambda: self.weight.to(x.dtype), self.weight)
-            if x.device.type == "cpu" and _has_onednn(x.dtype) and x.numel():
-                # a private torch operator (Inductor's); should a version drop it, the line below is equivalent
-                return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
-        return F.gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
+            form = form_of("linear_gelu" if gelu else "linear", tuple(weight.shape), x, x.numel() // x.shape[-1])
+            return linear_in(form, x, weight, bias, gelu)
+        return linear_in("plain", x, weight, bias, gelu)
+
+
+def linear_in(form: str, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    """Returns x @ weight^T + bias, or GELU of it. Args: form: "plain", or "onednn", which has no gradients."""
+    if form == "onednn" and x.device.type == "cpu" and _has_onednn(x.dtype) and x.numel():
+        # a private torch operator (Inductor's); should a version drop it, the form "plain" is equivalent
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    out = F.linear(x, weight, bias)
+    return F.gelu(out) if gelu else out
 
 
 @cache
@@ -51,18 +60,27 @@ def fused_mlp(x: Tensor, fc1: Linear, fc2: Linear) -> Tensor:
     if not torch.is_grad_enabled():
         return fc2(fc1(x, gelu=True))
     bias2 = x.new_zeros(len(fc2.weight)) if fc2.bias is None else fc2.bias
-    return _Mlp.apply(*(as_autocast(t) for t in (x, fc1.weight, fc1.bias, fc2.weight, bias2)))
+    x, *weights = (as_autocast(t) for t in (x, fc1.weight, fc1.bias, fc2.weight, bias2))
+    return fused_mlp_in(form_of("mlp", tuple(fc1.weight.shape), x, x.numel() // x.shape[-1]), x, *weights)
+
+
+def fused_mlp_in(form: str, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """Computes `fused_mlp` with gradients. Args: form: of `models.ops.forms.FORMS`."""
+    return _Mlp.apply(x, weight1, bias1, weight2, bias2, form == "chunks" and x.device.type == "cpu")
 
 
 class _Mlp(torch.autograd.Function):
     """Linear, GELU, linear; stores the input of GELU and recomputes its output in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, chunked: bool
+    ) -> Tensor:
         rows = x.flatten(0, -2)
         hidden, out = rows.new_empty(len(rows), len(weight1)), rows.new_empty(len(rows), len(weight2))
-        for part in range(0, len(rows), CHUNK if x.device.type == "cpu" else len(rows)):
-            some = slice(part, part + CHUNK) if x.device.type == "cpu" else slice(None)
+        step = CHUNK if chunked else max(1, len(rows))
+        for part in range(0, len(rows), step):
+            some = slice(part, part + step)
             torch.addmm(bias1, rows[some], weight1.t(), out=hidden[some])
             torch.addmm(bias2, F.gelu(hidden[some]), weight2.t(), out=out[some])
         ctx.save_for_backward(x, hidden, weight1, weight2)
@@ -79,7 +97,7 @@ class _Mlp(torch.autograd.Function):
         torch.ops.aten.gelu_backward.grad_input(d_hidden, hidden, grad_input=d_hidden)
         d_weight1, d_bias1 = d_hidden.t() @ x.flatten(0, -2), d_hidden.sum(0)
         d_x = (d_hidden @ weight1).view_as(x) if ctx.needs_input_grad[0] else None
-        return d_x, d_weight1, d_bias1, d_weight2, d_bias2
+        return d_x, d_weight1, d_bias1, d_weight2, d_bias2, None
 
 
 def has_hooks(module: nn.Module) -> bool:

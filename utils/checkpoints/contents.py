@@ -27,7 +27,7 @@ def parse_notes(text: str, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         notes = None
     if not isinstance(notes, dict):
-        raise CheckpointError(str(path), "the file is corrupt: its metadata are not JSON", "use another file")
+        raise CheckpointError(str(path), "the file is corrupt: its metadata are not a JSON object", "use another file")
     return checked(notes, path, ours=True)
 
 
@@ -134,6 +134,7 @@ _FIELDS: dict[str, Check] = {
     "means": _dict_of(_list_of(_is_number, 2)),
     "scaler": _or_none(_dict_of(_is_anything)),
     "optimizer": _dict_of(_is_anything, state=_dict_of(_dict_of(_is_moment)), param_groups=_list_of(_GROUP)),
+    "forms": _dict_of(_is_text),
     "epoch": _is_number,
     "batch": _is_count,  # of an exported model, 0 for any
 }

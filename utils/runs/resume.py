@@ -63,6 +63,11 @@ class Start:
     own: bool = False
     loaded: str = ""
 
+    @property
+    def stored_forms(self) -> dict[str, str] | None:
+        """The forms of the operators in the training that is resumed, or None: a new run chooses its own."""
+        return self.contents.get("forms", {}) if self.training_state else None
+
     def load_weights(self, model: nn.Module, load: Load) -> None:
         """Loads the weights into a model that is not wrapped yet. Raises: CheckpointError."""
         if self.origin is None:

@@ -1,5 +1,6 @@
 """The mutable state of a training run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,13 +101,21 @@ class TrainState:
         self.best_value: float | None = None
         self.best_epoch, self.best_step = -1, 0
         self.evaluated_at = -1
+        self.forms: dict[str, str] = {}  # of operators, as chosen on the machine where the run began
         # of the epoch and the log interval; saved, so that a resumed run logs the same numbers
         self.means = {name: Mean() for name in _BASE_MEANS}
 
     @staticmethod
-    def build(model: nn.Module, options: StateOptions, precision: Precision, world: World) -> "TrainState":
+    def build(
+        model: nn.Module,
+        options: StateOptions,
+        precision: Precision,
+        world: World,
+        forms: Mapping[str, str] | None = None,
+    ) -> "TrainState":
         """Builds the state of an untrained run around a model that already has its initial weights.
 
+        Args: forms: of the operators, stored in checkpoints.
         The order matters: sharding replaces the parameters, and the optimizer must hold the new ones.
         """
         ema = None
@@ -119,6 +128,7 @@ class TrainState:
         own = options.optimizer
         optimizer = build_optimizer(parameter_groups(model, own.weight_decay, own.layer_decay, own.rule), own)
         state = TrainState(model, wrapped, optimizer, precision=precision, ema=ema, keeps=world.is_main)
+        state.forms = dict(forms or {})
         if isinstance(optimizer, Lamb) and any(isinstance(each, ExpertShard) for each in state.shards.values()):
             problem = "LAMB needs the norms of whole tensors, but the experts are sharded across the ranks"
             raise ConfigError("TRAIN.OPTIMIZER.NAME", problem, "use adamw or sgd, or TRAIN.PARALLEL fsdp")
@@ -198,6 +208,7 @@ class TrainState:
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "best": {"value": self.best_value, "epoch": self.best_epoch, "step": self.best_step},
             "means": {name: [mean.total, mean.weight] for name, mean in self.means.items()},
+            "forms": self.forms,
         }
 
     def _whole(self, model: nn.Module) -> dict[str, Any]:
