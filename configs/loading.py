@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from configs.schema import DEFAULT_TASK, KEYS, NAME_DEFAULTS, TASKS, flatten
 from configs.synonyms import meant_by
 from configs.values import AUTO, TaskKeys, kind_of
-from utils.errors import ConfigError, did_you_mean, shortened
+from utils.errors import ConfigError, count, did_you_mean, shortened
 
 log = logging.getLogger(__name__)
 # keys of the modes that replace training
@@ -98,8 +98,9 @@ def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[
     _merge(values, origins, overrides)
     chosen += [name for name, _, _ in overrides]
     values["BASE"] = [""]
-    # --resume accepts several files, separated by commas
-    values.update({name: ",".join(map(os.path.expanduser, values[name].split(","))) for name in PATHS})
+    values.update({name: os.path.expanduser(values[name]) for name in PATHS})
+    for name in ("MODEL.RESUME", "MODEL.PRETRAINED"):  # for an evaluation also several, separated by commas
+        values[name] = ",".join(map(os.path.expanduser, values[name].split(",")))
     _drop_deprecated(values, origins)
     _resolve_task(values, chosen, origins)
     _resolve_experts(values)
@@ -323,9 +324,10 @@ def _check_warmup(cfg: CfgNode) -> None:
         unit, warmup, length = "EPOCHS", train.WARMUP_EPOCHS, train.EPOCHS
     else:
         return  # mixed units: checked when the length of an epoch is known
+    noun = unit.lower().removesuffix("s")
     raise ConfigError(
         f"TRAIN.WARMUP_{unit}",
-        f"{warmup} warm-up {unit.lower()}, but only {length} {unit.lower()} of training: TRAIN.BASE_LR would never be"
+        f"{count(warmup, noun)} of warm-up, but only {count(length, noun)} of training: TRAIN.BASE_LR would never be"
         " reached",
         f"set it below {length}, for example to {length // 10 if unit == 'EPOCHS' else max(1, length // 10)}",
     )

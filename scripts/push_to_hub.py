@@ -24,7 +24,7 @@ from utils.terminal import say
 
 
 def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
-    """Writes `folder` and uploads it; returns the address. Raises: ResourceError, CheckpointError."""
+    """Writes `folder` and uploads it; returns the address. Raises: ConfigError, ResourceError, CheckpointError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError  # of the HTTP library it uses
 
@@ -45,6 +45,8 @@ def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
 
 def write(opened: ModelFile, card: Card, folder: Path) -> None:
     """Writes the files and prints log lines. Raises: ResourceError, CheckpointError."""
+    if not opened.class_names:
+        raise ConfigError("TASK", f"a model of {opened.task.name} has no model card yet", "use a classifier")
     with write_errors(folder, "--folder"):
         for line in write_folder(opened, folder, card):
             say(line)

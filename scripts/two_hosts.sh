@@ -3,7 +3,7 @@
 #   bash scripts/two_hosts.sh FIRST_HOST --cfg configs/swin_tiny.yaml --data-path FOLDER
 #
 # The machines need the same repository and data, not a common disk: checkpoints and logs are on the machine of rank 0.
-# Whatever ends a rank, torchrun restarts all of them, three times, also after an error that a restart cannot mend, and ends
+# Whatever ends a rank, torchrun restarts all of them, three times, even after an error that a restart cannot fix, and ends
 # with 1. To stop the run, press Ctrl-C on both. GPUS is the number of processes on each machine.
 set -euo pipefail
 first=$1

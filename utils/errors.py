@@ -82,7 +82,7 @@ class ResourceError(RunError):
 
 
 class TerminatedError(RunError):
-    """SIGTERM ended the run. 75 is EX_TEMPFAIL: a scheduler should start the same command again."""
+    """A signal ended the run. 75 is EX_TEMPFAIL: a scheduler should start the same command again."""
 
     exit_code = 75
 

@@ -125,7 +125,7 @@ def _choose_socket_folder() -> None:
 def _outlive_tracker() -> None:
     """Lets the program go on quietly with a new resource tracker if the old one is killed.
 
-    A new one does not know the semaphores of the old one and would print a traceback for each that is released.
+    A new one has no record of the old one's semaphores and would print a traceback for each that is released.
     """
     warnings.filterwarnings("ignore", "resource_tracker: process died")
     resource_tracker.unregister = _register_and_unregister

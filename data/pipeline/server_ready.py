@@ -1,4 +1,4 @@
-"""Ends the imports of the fork server of the loader workers; imported last by it, and by nothing else."""
+"""The last import of the fork server of the loader workers; nothing else imports it."""
 
 from utils.imports import end_imports
 

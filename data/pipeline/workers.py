@@ -1,6 +1,5 @@
 """Loader workers: start, resource limits, and errors if a worker dies, hangs or finds corrupt files."""
 
-import gc
 import logging
 import math
 import multiprocessing
@@ -257,7 +256,6 @@ def check_resources(options: LoaderOptions, sample_bytes: int, local_size: int) 
 
 def _start_worker(_worker: int) -> None:
     exit_with_program()
-    gc.freeze()  # a collection would write to, and thus copy, 100 MB shared with the fork server
     for each in HANDLED - {signal.SIGTERM}:  # the main process handles them
         signal.signal(each, signal.SIG_IGN)
     cv2.setNumThreads(1)

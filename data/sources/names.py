@@ -1,4 +1,4 @@
-"""Names of files and folders: which are images, which are left out, and which layouts look wrong."""
+"""Names of files and folders: which are images, which are ignored, and which layouts look wrong."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".dib", ".tif"),
     *(".tiff", ".webp", ".gif", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".ico", ".sgi", ".qoi"),
 )
-# written by operating systems and network storage beside the images, in lower case
+# created by operating systems and network storage next to the images, in lower case
 _SYSTEM = {
     *("@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"),
     *("thumbs.db", "desktop.ini"),
@@ -30,7 +30,7 @@ def is_left_out(name: str) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a file has an image extension and is not left out by its own name."""
+    """Returns whether a file has an image extension and is not ignored for its own name."""
     return name.lower().endswith(EXTENSIONS) and not is_left_out(name.rpartition("/")[2])
 
 

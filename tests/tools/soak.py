@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,11 +125,10 @@ def draw_kills(count: int, seed: int, processes: int) -> list[Kill]:
     kills = []
     for number in range(count):
         phase = phases[number % len(phases)]
-        launched = draw.random() < 0.25
         target = draw.choice([each for each in TARGETS[phase] if processes > 1 or each != "launcher"])
         first = -1 if target == "rank" else 0
         rank = 0 if phase in ("save", "epoch") else draw.randrange(first, processes)
-        launched = launched or target == "launcher" or phase in ("imports", "rendezvous")
+        launched = target == "launcher" or phase in ("imports", "rendezvous") or draw.random() < 0.25
         kills.append(Kill(phase, draw.randint(1, _MOST.get(phase, 1)), rank, target, launched))
     return kills
 
@@ -174,7 +174,8 @@ def run_warm(starter: Starter, folder: Path, recipe: Path, output: Path, process
             return Outcome(code, out, time.monotonic() - killed if killed else 0.0)
         if time.monotonic() - begun > _HANGS:
             for process in left:
-                os.kill(process, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
         time.sleep(0.05)
 
 

@@ -51,7 +51,7 @@ class RunPlan:
         total = train.UPDATES or train.EPOCHS * shape.updates
         if warmup >= total and not cfg.DRY_RUN:
             key = "TRAIN.WARMUP_UPDATES" if train.WARMUP_UPDATES else "TRAIN.WARMUP_EPOCHS"
-            problem = f"{warmup} warm-up updates, but only {total} of training: TRAIN.BASE_LR would never be reached"
+            problem = f"{warmup} updates of warm-up, but only {total} of training: TRAIN.BASE_LR would never be reached"
             raise ConfigError(key, problem, f"shorten it to less than {total} updates")
         first = train.START_EPOCH * shape.updates
         if first >= total:

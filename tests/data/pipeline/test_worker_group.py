@@ -41,8 +41,9 @@ assert error_of(monitored(GroupOfWorker(), workers=1)).subject == "group"
 @pytest.mark.parametrize("length", [71, 72, 103])
 def test_fault_65_sockets_fit_into_any_temporary_folder(tmp_path, monkeypatch, length):
     """Names of sockets have at most 107 bytes, of which multiprocessing takes 32."""
-    folder = Path(f"/tmp/{'x' * (length - 5)}")
-    folder.mkdir(exist_ok=True)
+    root = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder = root / ("x" * (length - len(str(root)) - 1))
+    folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setitem(multiprocessing.process.current_process()._config, "tempdir", None)
     fork_server._choose_socket_folder()
@@ -51,7 +52,7 @@ def test_fault_65_sockets_fit_into_any_temporary_folder(tmp_path, monkeypatch, l
         with multiprocessing.connection.Listener(name):
             assert len(name) <= 107
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(root)
 
 
 @pytest.mark.seconds
