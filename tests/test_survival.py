@@ -149,18 +149,27 @@ def test_fault_23_sigterm_saves_and_the_run_continues_bit_equal(disks, undisturb
         assert earliest <= stopped <= latest  # the ranks agree first
         assert max(int(line["update"]) for line in records(disks[0] / RUN)) <= stopped
         assert not (disks[1] / "output").exists()
-    for number, place in ((signal.SIGHUP, "[1/2][6/9]"), (signal.SIGTERM, "[1/2][8/9]")):
-        slow = torchrun(disks[0], *WORKERS, faults="step:1:sleep=0.5")
-        wait_for(disks[0] / RUN / "log.txt", place, slow)
-        begun = time.monotonic()
-        slow.send_signal(number)
-        _, err = slow.communicate(timeout=60)
-        assert time.monotonic() - begun < 20 and f"error: {number.name}: terminated; the state after update" in err, err
-        assert "DataLoader worker" not in err and "leaked" not in err
-        assert_nothing_left(disks[0])
+    stopped_by(signal.SIGTERM, disks[0], "[1/2][6/9]")
     assert start(disks).wait().codes == [0, 0]
     assert compare(undisturbed, disks[0] / RUN) == ""
     assert not (disks[0] / RUN / "owner.json").exists()
+
+
+def stopped_by(number: signal.Signals, folder: Path, place: str) -> None:
+    """Sends a signal to torchrun at a place of the log: the run must save, end in one line, and leave nothing."""
+    slow = torchrun(folder, *WORKERS, faults="step:1:sleep=0.5")
+    wait_for(folder / RUN / "log.txt", place, slow)
+    begun = time.monotonic()
+    slow.send_signal(number)
+    _, err = slow.communicate(timeout=60)
+    assert time.monotonic() - begun < 20 and f"error: {number.name}: terminated; the state after update" in err, err
+    assert "DataLoader worker" not in err and "leaked" not in err
+    assert_nothing_left(folder)
+
+
+def test_fault_23_a_terminal_that_is_closed_stops_the_run(disks):
+    stopped_by(signal.SIGHUP, disks[0], "[0/2][3/9]")
+    assert (disks[0] / RUN / "checkpoints/last.pth").exists()
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
