@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from configs.loading import load_config
 from models.backbone import PyramidOptions
-from models.registry import build, model_options
+from models.registry import build, forms_of, model_options
 from models.weights.layouts import LAYOUTS
 from scripts.other_libraries import build_peer_model, logits_of
 from tasks.registry import new_task
@@ -213,8 +213,9 @@ def _bytes(model: nn.Module) -> int:
 
 class Ours:
     def __init__(self, model: nn.Module, setting: Setting):
-        given = {"DATA.BATCH_SIZE": setting.batch, "MODEL.LABEL_SMOOTHING": 0.0}
+        given = {"DATA.BATCH_SIZE": setting.batch, "DATA.IMG_SIZE": setting.size, "MODEL.LABEL_SMOOTHING": 0.0}
         cfg = load_config(setting.recipe, [(key, value, "benchmark") for key, value in given.items()])
+        self._cfg, self._dtype = cfg, torch.float64  # none yet
         self._device = next(model.parameters()).device
         self._world = World(device=self._device)
         self._plan = RunPlan.from_config(cfg, 1, 10**6)
@@ -229,8 +230,14 @@ class Ours:
     def weights(self) -> int:
         return _bytes(self._state.model) // 2**20
 
+    def _prepare(self, dtype: torch.dtype) -> None:
+        """Chooses the forms of the operators at the first call, when no other contender runs."""
+        if dtype != self._dtype:
+            self._dtype, self._task.precision = dtype, Precision(self._device.type, dtype)
+            forms_of(self._cfg, self._state.model, self._task.precision, self._world)
+
     def evaluate(self, dtype: torch.dtype) -> float:
-        self._task.precision = Precision(self._device.type, dtype)
+        self._prepare(dtype)
         batches = [self._batch] * at_a_time(self._device)
 
         def work() -> None:
@@ -240,7 +247,7 @@ class Ours:
         return _seconds(self._device, work)
 
     def train(self, dtype: torch.dtype) -> float:
-        self._task.precision = Precision(self._device.type, dtype)
+        self._prepare(dtype)
         batches = [self._batch] * at_a_time(self._device)
         epoch = partial(train_epoch, self._state, batches, self._task, self._plan, lambda update: None)
         return _seconds(self._device, epoch)

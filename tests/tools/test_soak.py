@@ -15,9 +15,9 @@ from tests.tools.soak import PHASES, TARGETS, Kill, Outcome, compare, draw_kills
 
 
 def test_kills_hit_every_phase_and_are_drawn_from_the_seed():
-    kills = draw_kills(350, 1, processes=2)
-    assert kills == draw_kills(350, 1, processes=2) != draw_kills(350, 2, processes=2)
-    assert Counter(kill.phase for kill in kills) == dict.fromkeys(PHASES, 50)
+    kills = draw_kills(700, 1, processes=2)
+    assert kills == draw_kills(700, 1, processes=2) != draw_kills(700, 2, processes=2)
+    assert Counter(kill.phase for kill in kills) == dict.fromkeys(PHASES, 100)
     assert {(kill.phase, kill.target) for kill in kills} == {(p, target) for p in PHASES for target in TARGETS[p]}
     assert {kill.rank for kill in kills if kill.phase == "step" and kill.target == "rank"} == {-1, 0, 1}
     assert {kill.rank for kill in kills if kill.target == "worker"} == {0, 1}
