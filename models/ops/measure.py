@@ -29,8 +29,8 @@ from utils.runtime import device_name
 
 log = logging.getLogger(__name__)
 ROUNDS = 5
-# of the default's time, above which another form is not used: within a model, where calls compete for the cache, smaller
-# differences did not carry over
+# above this fraction of the default's time another form is not used: smaller gains of single calls did not carry over
+# to whole models, where calls compete for the cache
 GAIN = 0.85
 SECONDS = 2.0  # for all operators of a model
 SMALL = 10**8  # multiply-adds for one image, see `_operations`; Swin-T has a thousand million
