@@ -12,6 +12,7 @@ from utils.rank import launched_rank
 interrupt = Interrupt()
 if __name__ == "__main__":  # before anything slow is imported
     interrupt.install()
+    interrupt.end_if_blocked()
     watch_launcher(interrupt.before_exit)
     wait_briefly()
     ensure_home(warn=launched_rank() == 0)

@@ -8,6 +8,8 @@ update, without waiting. A second SIGINT ends the process immediately.
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -25,6 +27,7 @@ T = TypeVar("T")
 STOPPING = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2, signal.SIGXCPU})
 HANDLED = STOPPING | {signal.SIGINT, signal.SIGUSR1}
 MOVED = 1000  # no signal: the output folder was moved or removed
+BLOCKED = 1.0  # seconds after which a signal that was not handled finds the main thread blocked
 _AGAIN = "run the same command again to resume"
 
 
@@ -56,6 +59,16 @@ class Interrupt:
             if signal.getsignal(each) != signal.SIG_IGN:
                 signal.signal(each, self._handle)
         return self
+
+    def end_if_blocked(self) -> None:
+        """Handles signals before training even while the main thread is blocked in native code, such as a rendezvous.
+
+        Python runs handlers between instructions of the main thread only. torchrun waits for 30 seconds, then kills.
+        """
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch_blocked, args=(reader,), name="signals", daemon=True).start()
 
     def ignore(self) -> None:
         """Ignores signals from here on: a launcher sends them to ranks that are about to exit."""
@@ -154,6 +167,14 @@ class Interrupt:
             work.wait()
             stop, save = values.tolist()
             self._agreed = Decision(stop, bool(save))
+
+    def _watch_blocked(self, reader: int) -> None:
+        while received := os.read(reader, 64):
+            time.sleep(BLOCKED)
+            for number in received:
+                missed = not (self._stop or self._deferred) and number in HANDLED - {signal.SIGUSR1}
+                if missed and signal.getsignal(number) == self._handle:
+                    self._handle(number, None)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:

@@ -2,6 +2,8 @@
 
 import random
 import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from tests.tools.builders import in_child
+from utils.distributed import signals
 from utils.distributed.signals import HANDLED, MOVED, Decision, Interrupt
 from utils.distributed.world import World
 from utils.errors import TerminatedError
@@ -56,6 +59,34 @@ def test_before_training_a_signal_ends_the_process_with_one_line(monkeypatch, nu
     assert in_child(start) == (code, line)
     monkeypatch.setenv("RANK", "1")
     assert in_child(start) == (code, "")  # rank 0 speaks
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_process_that_is_blocked_in_native_code(monkeypatch, number, code):
+    monkeypatch.setattr(signals, "BLOCKED", 0.1)
+
+    def start():
+        Interrupt().install().end_if_blocked()
+        threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), number)).start()
+        dist.HashStore().get("what nobody sets")  # for minutes
+
+    ended, err = in_child(start)
+    assert ended == code and err.count("\n") == 1 and err.startswith("error: "), err
+
+
+def test_a_signal_that_was_handled_is_not_handled_again(monkeypatch):
+    """Once training has begun, it is only remembered."""
+    monkeypatch.setattr(signals, "BLOCKED", 0.05)
+
+    def start():
+        started = Interrupt().install()
+        started.end_if_blocked()
+        started.defer()
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert started.decide(1) == Decision(signal.SIGTERM)
+
+    assert in_child(start) == (0, "")
 
 
 def test_fault_23_a_signal_that_is_ignored_from_the_start_stays_ignored():
