@@ -373,6 +373,7 @@ def fork_ranks(run: Callable[[int], object], size: int) -> NoReturn:
         if (pid := os.fork()) == 0:
             code = 99
             try:
+                torch.set_num_threads(1)  # replaces the parent's pool before two threads of autograd do it at once
                 run(rank)
                 code = 0
             except BaseException:

@@ -178,6 +178,7 @@ for attempt in (first, second, third):
             os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
             code = 99
             try:
+                torch.set_num_threads(1)  # as in fork_ranks
                 code = attempt(rank) or 0
             finally:
                 sys.stderr.flush()
