@@ -167,6 +167,7 @@ def stopped_by(number: signal.Signals, folder: Path, place: str) -> None:
     assert_nothing_left(folder)
 
 
+@pytest.mark.slow
 def test_fault_23_a_terminal_that_is_closed_stops_the_run(disks):
     stopped_by(signal.SIGHUP, disks[0], "[0/2][3/9]")
     assert (disks[0] / RUN / "checkpoints/last.pth").exists()

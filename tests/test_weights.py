@@ -142,6 +142,7 @@ def small_recipe(tmp_path_factory):
     return folder / "small.yaml", folder / "w.pth", model
 
 
+@pytest.mark.seconds
 def test_other_test_sizes_and_crops_are_those_by_hand(imagenet, small_recipe, tmp_path):
     cfg, weights, model = small_recipe
     losses = set()
@@ -214,6 +215,7 @@ def test_weights_behind_a_url_are_downloaded_by_one_process(imagenet, small_reci
     ]
 
 
+@pytest.mark.seconds
 def test_a_safetensors_file_of_timm_with_some_classes(imagenet, tmp_path, caplog):
     """Predictions are restricted to the classes in val/: the best of them by hand."""
     torch.manual_seed(0)

@@ -341,6 +341,7 @@ def equal(one, other):
     return one == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_ends_with_the_same_bits(runs, processes):
     whole = f"whole on {processes}"

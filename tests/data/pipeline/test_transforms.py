@@ -171,6 +171,7 @@ def test_erased_boxes_are_those_of_timm(count):
     assert 120 < erased < 180
 
 
+@pytest.mark.seconds
 def test_whole_samples_are_within_a_level_of_pillows():
     """Mean absolute difference of pixels over 300 samples of the recipe: 0.3 of 255 levels."""
     fast, slow = (TrainTransform(replace(RECIPE, decoder=decoder)) for decoder in ("auto", "pillow"))

@@ -56,6 +56,7 @@ def error_of(loader, release=lambda: None):
     raise AssertionError("no error")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("persistent", [True, False])
 def test_workers_are_not_forked_from_a_process_with_threads(persistent):
     # a forked child can inherit a lock from a thread that it does not have: runs hung at the start of an evaluation
@@ -106,6 +107,7 @@ def test_fault_38_the_number_of_samples_left_out_is_bounded(own_photos):
     assert "empty file" in error.problem and "more than 10 training samples" in error.problem
 
 
+@pytest.mark.seconds
 def test_fault_30_a_killed_worker_is_named():
     error = error_of(monitored(Deadly(), workers=2))
     assert isinstance(error, ResourceError) and error.subject == "DATA.NUM_WORKERS"
@@ -246,6 +248,7 @@ def test_fault_53_a_hard_limit_of_files_is_refused_and_a_soft_one_raised():
     assert all(part in error.problem for part in ("2 loader workers", "176", "64"))
 
 
+@pytest.mark.seconds
 def test_fault_53_descriptors_do_not_accumulate(photos):
     source = open_folder(photos).train
     living, counts = monitored(source, 12, workers=2, persistent=True), []

@@ -12,6 +12,7 @@ SETTING = Setting(ROOT / "configs" / "swin_tiny.yaml", batch=1, size=224, thread
 CPU = torch.device("cpu")
 
 
+@pytest.mark.seconds
 def test_contenders_have_the_same_weights():
     ours, timm = (_build(name, SETTING, CPU) for name in (OURS, "timm"))
     assert isinstance(ours, Ours) and isinstance(timm, Peer)

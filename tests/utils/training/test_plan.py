@@ -37,7 +37,7 @@ def test_what_cannot_be_planned_is_refused():
         plan(4, 3)
     with raises(ConfigError, "TRAIN.START_EPOCH", 2502):  # 1,251 updates an epoch
         plan(TRAIN__UPDATES=2502, TRAIN__WARMUP_EPOCHS=1, TRAIN__START_EPOCH=2)
-    with raises(ConfigError, "TRAIN.WARMUP_EPOCHS", "25020 of 2502"):
+    with raises(ConfigError, "TRAIN.WARMUP_EPOCHS", "25020 updates", "only 2502"):
         plan(TRAIN__UPDATES=2502)
 
 
