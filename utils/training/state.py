@@ -261,6 +261,10 @@ class TrainState:
         sizes = [[len(group["params"]) for group in each["param_groups"]] for each in (own, saved["optimizer"])]
         if sizes[0] != sizes[1]:
             raise RuntimeError(f"the parameter groups have {sizes[1]} tensors, this run's have {sizes[0]}")
+        needed = {"exp_avg", "exp_avg_sq"} if name in ("AdamW", "Lamb") else set()
+        for number, moments in saved["optimizer"]["state"].items():
+            if missing := needed - moments.keys():
+                raise RuntimeError(f"parameter {number} has no {sorted(missing)[0]}")
         # timm's LAMB stores its step counter in the groups; the learning rate is valid until the next update sets it
         pairs = zip(own["param_groups"], saved["optimizer"]["param_groups"], strict=True)
         groups = [{**theirs, **ours, "lr": theirs.get("lr", ours["lr"])} for ours, theirs in pairs]

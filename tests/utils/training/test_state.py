@@ -71,6 +71,10 @@ def test_another_optimizer_is_refused_and_settings_are_those_of_the_run():
         restored(saved, optimizer=OptimizerOptions("sgd"))
     with pytest.raises(RuntimeError, match="parameter groups have"):
         restored(saved, optimizer=OptimizerOptions(layer_decay=0.5))
+    lacking = copy.deepcopy(saved)
+    del lacking["optimizer"]["state"][0]["exp_avg_sq"]
+    with pytest.raises(RuntimeError, match="exp_avg_sq"):
+        restored(lacking)
     state = restored(saved, optimizer=OptimizerOptions(weight_decay=0.3))
     assert sorted(group["weight_decay"] for group in state.optimizer.param_groups) == [0.0, 0.3]
 
