@@ -37,9 +37,9 @@ def open_exported(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(str(path), "No such file", "name another file")
     model, text = _open_onnx(path) if path.suffix == ".onnx" else _open_pt2(path)
-    notes = parse_notes(text or "{}", path)
+    notes = parse_notes(text, path)
     if not {"batch", "config"} <= notes.keys():
-        raise CheckpointError(str(path), "stores no class names and preprocessing", "export it by scripts/export.py")
+        raise CheckpointError(str(path), "was not written by scripts/export.py", "export the checkpoint with it")
     return Exported(model, notes["batch"]).eval(), notes
 
 

@@ -173,6 +173,20 @@ def test_fault_23_a_terminal_that_is_closed_stops_the_run(disks):
     assert (disks[0] / RUN / "checkpoints/last.pth").exists()
 
 
+def test_fault_23_a_rank_that_waits_for_the_others_hears_a_signal(disks):
+    """Rank 0 hosts the store and waits in native code, where Python runs no handlers."""
+    port = free_port()
+    variables = environment(**rank_variables(0, 2, port), SWIN_SOAK=str(disks[0]))
+    job = starter.start(INJECT, ["", "--cfg", "recipe.yaml", "--data-path", "data"], disks[0], variables)
+    deadline = time.monotonic() + 60
+    while socket.socket().connect_ex(("localhost", port)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(0.5)  # it has begun to wait
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(20) == 75 and only_error(job.output()[1]).startswith("error: SIGTERM: terminated")
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

@@ -13,6 +13,11 @@ from pathlib import Path
 from utils.errors import ResourceError
 
 
+def cache_folder(kind: str) -> Path:
+    """Returns the folder of this program's cached `kind` of files, below XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swin" / kind
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yields a temporary path next to `target`, which replaces `target` when the block ends.

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,16 +55,22 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], title: str, subtitle: str, c
 _FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Arial Unicode MS")
 
 
+@cache
+def _installed_fonts() -> list[str]:
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [name for name in _FONTS if name in installed]
+
+
 def new_figure(width: float, height: float) -> Any:
     """Creates a Matplotlib figure that needs no display. Args: width, height in inches."""
     import matplotlib  # slow to import
-    from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["text.parse_math"] = False  # class names may contain dollar signs
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *(name for name in _FONTS if name in installed)]
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *_installed_fonts()]
     warnings.filterwarnings("ignore", "Glyph .* missing from")  # shown as a box if no font has it
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import atomic_path
+from utils.files import atomic_path, cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tup
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             continue  # incomplete, or another machine's data; `build` reports real errors
     index, extra, stamps = build()
-    folder = cache_folder() / f"{name}-{_digest(json.dumps(stamps))}"
+    folder = cache_folder("index") / f"{name}-{_digest(json.dumps(stamps))}"
     try:
         _store(folder, index, {"key": key, "extra": extra, "stamps": stamps})
         _remove_unused(name)
@@ -123,14 +123,9 @@ def stamp(path: str | Path) -> Stamp:
     return [str(path), status.st_ino, status.st_ctime_ns]
 
 
-def cache_folder() -> Path:
-    """Returns the folder of cached indices, below XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swin" / "index"
-
-
 def _cached(name: str) -> list[Path]:
     try:
-        return list(cache_folder().glob(f"{name}-*"))
+        return list(cache_folder("index").glob(f"{name}-*"))
     except OSError:  # inaccessible; `_store` reports it
         return []
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from models.ops.forms import FORMS, Forms, Request, recorded_requests, use_forms
 from models.ops.linear import fused_mlp_in, linear_in
 from utils.distributed.world import World
 from utils.errors import count, one_line
-from utils.files import write_text
+from utils.files import cache_folder, write_text
 from utils.precision import Precision
 from utils.runtime import device_name
 
@@ -42,14 +41,15 @@ Timer = Callable[[Callable[[], object]], float]
 def choose_forms(
     model: nn.Module, images: Tensor, precision: Precision, world: World, stored: Mapping[str, str] | None = None
 ) -> Forms:
-    """Chooses the fastest form of every operator of a model on the CPU, the same on all ranks, and uses it.
+    """Chooses the fastest form of every operator of a model for a run on the CPU, the same on all ranks, and uses it.
 
     Args: images (1, C, H, W), on the model's device; stored: the forms of the training that is resumed, which are kept.
     Returns: {key: form}, to store in a checkpoint; empty on other devices, for compiled models and for small ones,
     which gain less than the measurement takes: all defaults.
     """
     forms = dict(stored or {})
-    if stored is None and images.device.type == "cpu" and model._compiled_call_impl is None:
+    # of the run: for fsdp, a model is still on the CPU here
+    if stored is None and world.device.type == "cpu" and model._compiled_call_impl is None:
         requests = _requests_of(model, images, precision)
         if _operations(requests) >= SMALL:
             forms = world.main_only(lambda: _known_or_measured(requests))
@@ -103,13 +103,16 @@ def measure_forms(requests: Mapping[str, Request], seconds: Timer | None = None)
         with torch.random.fork_rng(devices=[]):
             runs = prepare(request)
         default = next(iter(runs))
-        found[key] = _fastest(runs, seconds) if time.perf_counter() < last else default
+        found[key] = _fastest(runs, seconds, last) if time.perf_counter() < last else default
     return found
 
 
-def _fastest(runs: Runs, seconds: Timer) -> str:
+def _fastest(runs: Runs, seconds: Timer, last: float) -> str:
+    """Args: last: the time after which no further round begins, once there are one to warm up and one to compare."""
     times: dict[str, list[float]] = {form: [] for form in runs}
-    for _ in range(1 + ROUNDS):
+    for number in range(1 + ROUNDS):
+        if number > 1 and time.perf_counter() > last:
+            break
         for form, run in runs.items():
             if form in times:
                 try:
@@ -167,7 +170,7 @@ def cache_file() -> Path:
     """Returns the file of measured forms for this processor, torch version and number of threads."""
     machine = f"{device_name(torch.device('cpu'))} {torch.__version__}"
     name = hashlib.sha256(machine.encode()).hexdigest()[:16]
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swin" / "forms" / f"{name}.json"
+    return cache_folder("forms") / f"{name}.json"
 
 
 def _read(file: Path) -> Forms:

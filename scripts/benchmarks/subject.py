@@ -215,7 +215,8 @@ class Ours:
     def __init__(self, model: nn.Module, setting: Setting):
         given = {"DATA.BATCH_SIZE": setting.batch, "DATA.IMG_SIZE": setting.size, "MODEL.LABEL_SMOOTHING": 0.0}
         cfg = load_config(setting.recipe, [(key, value, "benchmark") for key, value in given.items()])
-        self._cfg, self._dtype = cfg, torch.float64  # none yet
+        self._cfg = cfg
+        self._dtype: torch.dtype | None = None
         self._device = next(model.parameters()).device
         self._world = World(device=self._device)
         self._plan = RunPlan.from_config(cfg, 1, 10**6)

@@ -31,5 +31,5 @@ def test_other_files_are_rejected(tmp_path, ending):
 def test_a_file_without_notes_is_rejected(tmp_path):
     program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
     torch.export.save(program, tmp_path / "bare.pt2")
-    with raises(CheckpointError, tmp_path / "bare.pt2", "class names", "scripts/export.py"):
+    with raises(CheckpointError, tmp_path / "bare.pt2", "scripts/export.py"):
         open_exported(tmp_path / "bare.pt2")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from http.server import BaseHTTPRequestHandler
+from types import SimpleNamespace
 from typing import ClassVar
 
 import huggingface_hub
@@ -17,16 +18,20 @@ import yaml
 
 from configs.loading import dump_config
 from models.registry import build, model_options
+from scripts.hub_folder import Card
 from scripts.open_model import open_model
-from scripts.push_to_hub import main
+from scripts.push_to_hub import main, write
 from tests.conftest import ROOT
 from tests.tools.builders import configured, randomize
+from tests.tools.errors import raises
 from tests.utils.checkpoints.test_downloads import serve
+from utils.errors import ConfigError
 
 READ_BACK = """
 import sys
 import timm, torch
 from scripts import push_to_hub
+from scripts.hub_folder import Card
 from scripts.open_model import open_model
 
 code = push_to_hub.main([sys.argv[1], "me/small", "--license", "mit"])
@@ -175,3 +180,11 @@ def test_a_hub_that_cannot_be_reached_is_one_line(made, capsys, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, "http://127.0.0.1:9", "hf_token"))
     assert main([str(made[0] / "model.pth"), "me/small"]) == 7
     assert "error: me/small: " in capsys.readouterr().err
+
+
+def test_a_model_without_classes_is_refused_before_anything_is_written(tmp_path):
+    """The model card describes a classifier."""
+    opened = SimpleNamespace(class_names=(), task=SimpleNamespace(name="simmim"))
+    with raises(ConfigError, "TASK", "simmim"):
+        write(opened, Card("me/small"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()

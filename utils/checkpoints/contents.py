@@ -18,17 +18,16 @@ MAX_DEPTH, MAX_VALUES = 100, 2_000_000
 
 
 def parse_notes(text: str, path: Path) -> dict[str, Any]:
-    """Parses the JSON in which this program stores metadata in .safetensors, .onnx and .pt2 files.
+    """Parses the JSON object in which this program stores metadata in .safetensors, .onnx and .pt2 files.
 
-    Raises: CheckpointError if it is malformed.
+    Returns: the metadata, empty for any other text, which another program wrote.
+    Raises: CheckpointError if a value is malformed.
     """
     try:
         notes = json.loads(text)
     except (ValueError, RecursionError):
-        notes = None
-    if not isinstance(notes, dict):
-        raise CheckpointError(str(path), "the file is corrupt: its metadata are not a JSON object", "use another file")
-    return checked(notes, path, ours=True)
+        return {}
+    return checked(notes, path, ours=True) if isinstance(notes, dict) else {}
 
 
 def checked(contents: dict[str, Any], path: Path, ours: bool = False) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from data.sources.folders import FolderStore
 from data.sources.index import Index, stamp, stored
 from data.sources.unlabelled import UnlabelledStore
 from tests.tools.builders import open_folder
+from utils.files import cache_folder
 
 
 def test_samples_are_sorted_by_label_then_name():
@@ -111,7 +112,7 @@ def test_another_process_gets_the_place_not_the_arrays(own_photos, cache):
     sent = pickle.dumps(source)
     assert len(sent) < 1000
     assert [pickle.loads(sent).name(i) for i in range(36)] == [source.name(i) for i in range(36)]
-    assert index.cache_folder().is_relative_to(cache)
+    assert cache_folder("index").is_relative_to(cache)
 
 
 class Machine:
@@ -142,7 +143,7 @@ def test_machines_that_share_the_cache_do_not_take_it_from_each_other(tmp_path, 
             names, extra = machine.open(tmp_path / "data")
             assert names == sorted(os.listdir(machine.disk)) and extra == [machine.disk.name]
     assert [machine.built for machine in machines] == [1, 1]
-    assert len(os.listdir(index.cache_folder())) == 2
+    assert len(os.listdir(cache_folder("index"))) == 2
 
 
 def test_an_index_that_nobody_opens_any_more_is_removed(tmp_path, cache, monkeypatch):
@@ -151,16 +152,16 @@ def test_an_index_that_nobody_opens_any_more_is_removed(tmp_path, cache, monkeyp
     (meta,) = cache.rglob("meta.json")
     os.utime(meta, (0, time.time() - index.UNUSED - 60))
     new.open(tmp_path / "data")
-    assert not meta.exists() and len(os.listdir(index.cache_folder())) == 1
+    assert not meta.exists() and len(os.listdir(cache_folder("index"))) == 1
     old.open(tmp_path / "data")
-    assert old.built == 2 and len(os.listdir(index.cache_folder())) == 2
+    assert old.built == 2 and len(os.listdir(cache_folder("index"))) == 2
 
 
 @pytest.mark.parametrize("damage", ["no meta", "half a meta", "no array", "half an array", "an empty array", "empty"])
 def test_a_torn_folder_is_replaced(tmp_path, cache, caplog, damage):
     machine = Machine(tmp_path / "disk", ["a", "b"])
     machine.open(tmp_path / "data")
-    (folder,) = index.cache_folder().iterdir()
+    (folder,) = cache_folder("index").iterdir()
     files = {"meta": folder / "meta.json", "array": folder / "ends.npy"}
     if damage == "empty":
         for file in folder.iterdir():
@@ -171,7 +172,7 @@ def test_a_torn_folder_is_replaced(tmp_path, cache, caplog, damage):
         os.truncate(files[damage.split()[-1]], 0 if "empty" in damage else 60)
     for _ in range(3):
         assert machine.open(tmp_path / "data")[0] == ["a", "b"]
-    assert machine.built <= 3 and [path.name for path in index.cache_folder().iterdir()] == [folder.name]
+    assert machine.built <= 3 and [path.name for path in cache_folder("index").iterdir()] == [folder.name]
     built = machine.built
     machine.open(tmp_path / "data")
     assert machine.built == built  # it is whole again
@@ -217,4 +218,4 @@ def test_processes_that_open_it_at_once_all_get_it(tmp_path, cache, torn):
     assert (torn or not messages) and all("cannot cache the list of samples" in message for message in messages)
     if not torn:
         stored("key", lambda: pytest.fail("it was not stored"))
-    assert len(os.listdir(index.cache_folder())) <= 1 and not list(index.cache_folder().glob(".*"))
+    assert len(os.listdir(cache_folder("index"))) <= 1 and not list(cache_folder("index").glob(".*"))

@@ -74,6 +74,21 @@ def test_after_two_seconds_the_rest_keeps_its_default(monkeypatch):
     assert measure_forms(LINEAR) == {KEY: "onednn"}
 
 
+def test_a_slow_operator_is_compared_once(monkeypatch):
+    """As bfloat16 is on processors that lack it: one call to warm up, one to compare, for each form."""
+    calls = []
+
+    def seconds(run):
+        calls.append(run())
+        return 1.0 + len(calls)
+
+    timer(monkeypatch, onednn=2.0, plain=1.0)
+    clock = iter((0.0, 1.0, 5.0))  # the start, before the operator, after two rounds
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    measure_forms(LINEAR, seconds)
+    assert calls == ["onednn", "plain"] * 2
+
+
 def chosen(stored=None, world=None, model=None):
     model = small().eval() if model is None else model
     return choose_forms(model, torch.zeros(1, 3, 32, 32), FLOAT32, world or World(), stored)
@@ -133,6 +148,12 @@ def test_a_resumed_run_keeps_its_forms(monkeypatch):
     assert chosen(stored={}) == forms._chosen == {}  # it began with the defaults
 
 
+def test_a_model_that_waits_on_the_cpu_for_a_gpu_is_not_measured(monkeypatch):
+    """As for fsdp, which moves one shard at a time."""
+    monkeypatch.setattr(measure, "_requests_of", lambda *_: pytest.fail("it was run"))
+    assert chosen(world=World(device=torch.device("cuda"))) == {}
+
+
 def test_small_compiled_and_foreign_models_use_the_defaults(monkeypatch):
     monkeypatch.setattr(measure, "_known_or_measured", lambda _: pytest.fail("not measured"))
     compiled = small().eval()
@@ -179,5 +200,8 @@ def test_a_resumed_run_is_bit_equal_although_its_start_would_choose_otherwise(ti
     resumed, _ = run("resumed", "--resume", tmp_path / "tiny/whole/checkpoints/ckpt_epoch_0.pth")
     assert resumed["forms"] == others
     assert all(torch.equal(resumed["model"][name], value) for name, value in whole["model"].items())
+    weights = tmp_path / "tiny/whole/checkpoints/last.pth"
+    line = ["--cfg", tiny_yaml, "--data-path", photos, "--eval", "--resume", weights, "--opts", *LARGER.split()]
+    assert "measured the forms" in run_program(*line, XDG_CACHE_HOME=str(tmp_path / "new")).out  # not those stored
     lines = [(tmp_path / "tiny" / tag / "metrics.jsonl").read_text().splitlines() for tag in ("whole", "resumed")]
     assert lines[1] == lines[0][-len(lines[1]) :]

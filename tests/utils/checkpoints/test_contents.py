@@ -95,7 +95,12 @@ def test_wide_contents_are_refused_without_listing_them():
         checked({"model": {}, "more": [wide] * 1_000_000}, PATH)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, '{"preprocessing": {}}', '{"batch": -1}'])
+@pytest.mark.parametrize("text", ['{"preprocessing": {}}', '{"batch": -1}', '{"class_names": "cat"}'])
 def test_notes_that_are_malformed_are_refused(text):
     with raises(CheckpointError, PATH, "corrupt"):
         parse_notes(text, PATH)
+
+
+@pytest.mark.parametrize("text", ["", "tiny", "[1]", "{", "[" * 100_000])
+def test_notes_of_another_program_are_ignored(text):
+    assert parse_notes(text, PATH) == {}

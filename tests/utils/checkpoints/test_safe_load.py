@@ -32,14 +32,13 @@ def test_safetensors_and_pth_hold_the_same(tmp_path):
 
 
 def test_notes_in_the_head_of_a_safetensors_file(tmp_path):
-    for note in ('{"class_names": ["a"]}', "[1]", '{"preprocessing": {}}'):
-        path = tmp_path / "a.safetensors"
+    path = tmp_path / "a.safetensors"
+    for note, found in (('{"class_names": ["a"]}', ["a"]), ("[1]", None), ("tiny", None)):
         save_file(STATE, path, metadata={"format": "pt", "swin": note})
-        if "class" in note:
-            assert load_tensors(path)["class_names"] == ["a"]
-        else:
-            with raises(CheckpointError, path, "corrupt"):
-                load_tensors(path)
+        assert load_tensors(path).get("class_names") == found
+    save_file(STATE, path, metadata={"format": "pt", "swin": '{"preprocessing": {}}'})
+    with raises(CheckpointError, path, "corrupt"):
+        load_tensors(path)
 
 
 def test_a_configuration_pickled_by_the_original_is_read_as_plain_values(tmp_path):
