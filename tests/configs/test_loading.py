@@ -426,6 +426,8 @@ def test_simmim_keys_select_the_task_and_its_augmentation(tmp_path, text):
 
 def test_recipes_of_fine_tuning_from_simmim_follow_its_rules(tmp_path):
     cfg = load_config(write(tmp_path, "MODEL: {NAME: simmim_finetune}"))
+    assert not cfg.AMP_ENABLE  # the loop of the original's script ignores the option
+    assert load_config(write(tmp_path, "MODEL: {NAME: simmim_finetune}"), [("AMP_ENABLE", True, "x")]).AMP_ENABLE
     assert (cfg.TASK, cfg.MODEL.TABLE_INTERPOLATION, cfg.TRAIN.LAYER_DECAY_RULE) == (
         "classification",
         "geometric",

@@ -40,6 +40,8 @@ def test_other_tables_and_the_terminal(made, photos, tmp_path, capsys):
     assert list(columns) == ["path", "class_1", "probability_1"]
     assert columns["class_1"] == [line["classes"][0] for line in lines]
     capsys.readouterr()
+    assert main([str(image), "--model", model, "--output", str(tmp_path / "a\x1b[31m.csv")]) == 0
+    assert r"a\x1b[31m.csv" in capsys.readouterr().out
     assert main([str(image), "--model", model, "--topk", "2"]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert head.split("  ")[0] == "image" and row.startswith(str(image))
