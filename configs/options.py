@@ -11,7 +11,7 @@ from configs.loading import dump_config, load_config
 from configs.schema import KEYS
 from configs.synonyms import SYNONYMS, meant_by
 from utils.errors import EXIT_CODES, ConfigError, accept_any_text, did_you_mean, report_error
-from utils.rank import launched_rank
+from utils.rank import launched_rank, let_main_rank_fail
 
 
 class Option(NamedTuple):
@@ -165,7 +165,8 @@ def check_command_line(argv: list[str]) -> None:
                 print(dump_config(cfg), end="")
             sys.exit()
     except ConfigError as error:
-        sys.exit(report_error(error, speak=launched_rank() == 0, debug="--debug" in argv))
+        let_main_rank_fail()
+        sys.exit(report_error(error, speak=True, debug="--debug" in argv))
     finally:
         logging.disable(logging.NOTSET)
 

@@ -173,6 +173,16 @@ def test_fault_23_a_terminal_that_is_closed_stops_the_run(disks):
     assert (disks[0] / RUN / "checkpoints/last.pth").exists()
 
 
+@pytest.mark.slow
+def test_a_mistake_is_reported_although_another_rank_finds_it_first(disks):
+    """torchrun ends all ranks when the first has failed; its report quotes the error of that one."""
+    job = torchrun(disks[0], "--tga", "x", faults="imports:0:sleep=4:0")
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 1 and "did you mean --tag" in only_error(err)
+    last = [line for line in err.splitlines() if line.strip("=-_ ")][-1]
+    assert last.endswith(only_error(err))
+
+
 def test_fault_23_a_rank_that_waits_for_the_others_hears_a_signal(disks):
     """Rank 0 hosts the store and waits in native code, where Python runs no handlers."""
     port = free_port()
@@ -199,8 +209,11 @@ def test_fault_24_sigusr1_saves_and_the_run_goes_on(disks, undisturbed):
 
 
 def test_a_newer_checkpoint_on_another_machine_is_not_trained_again(disks):
-    """A launcher may number the ranks anew; the run must not start over on the machine that has rank 0 now."""
-    assert start(disks, faults="step:3:term:1").wait().codes == [75, 75]
+    """A launcher may number the ranks anew; the run must not start over on the machine that has rank 0 now.
+
+    Rank 1 does not end before rank 0 has saved, although that takes long.
+    """
+    assert start(disks, faults="step:3:term:1,snapshot:0:sleep=3:0").wait().codes == [75, 75]
     ended = start(disks[::-1]).wait()
     assert ended.codes == [4, 4] and ended.error.startswith(f"error: {RUN}/checkpoints/ckpt_epoch_0_step_")
 

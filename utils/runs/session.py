@@ -291,8 +291,8 @@ class Session:
             self._interrupt.request_stop()
 
     def _stop(self, stop: int, saved: bool) -> None:
-        """Raises: TerminatedError, KeyboardInterrupt or ResourceError, once the state is on disk."""
-        self._saver.finish()
+        """Raises: TerminatedError, KeyboardInterrupt or ResourceError, on every rank once the state is on disk."""
+        self._world.main_only(self._saver.finish)  # a rank that ended before would end the main rank during the save
         outcome = "is saved" if saved else "was not saved, its weights are not finite"
         outcome = f"the state after update {self._state.update} {outcome}"
         if stop == MOVED:
