@@ -1,28 +1,35 @@
 """Starts the program by forking a process that has already imported it, which saves the imports of a fresh start.
 
 What a run does afterwards is the same: the script is executed as `__main__`, with its own arguments, environment,
-working folder, output and session. What belongs to the start itself needs a fresh one: torchrun, signals before the
-imports, variables that a library reads when it is imported, and the seed of hashes, which differs between processes
-only there: every kind of run has a test with fresh starts.
+working folder, output and session. Its fork server is forked in the same way. What belongs to the start itself needs a
+fresh one: torchrun, signals before the imports, variables that a library reads when it is imported, and the seed of
+hashes, which differs between processes only there: every kind of run has a test with fresh starts.
 """
 
+import ast
 import atexit
 import gc
 import json
 import os
+import re
 import runpy
 import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import forkserver, util
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
+
+from utils.distributed.signals import HANDLED
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,6 +169,58 @@ def _become(order: dict) -> None:
     os.chdir(order["cwd"])
     sys.argv = order["argv"]
     sys.path[0] = str(Path(sys.argv[0]).parent)
+    global _spare
+    _spare = _Spare()
+
+
+_spare: "_Spare | None" = None  # its end of the socket lives as long as the run
+
+
+class _Spare:
+    """A fork of a run before it has threads, which becomes its fork server when it starts one."""
+
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair()
+        self._pid = os.fork()
+        if not self._pid:
+            self._ours.close()
+            self._wait(theirs)
+        theirs.close()
+        self._spawn, util.spawnv_passfds = util.spawnv_passfds, self._take
+
+    def _take(self, path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+        """Replaces `spawnv_passfds`, which starts the fork server and the resource tracker."""
+        numbers = ", ".join(map(str, descriptors))
+        found = re.fullmatch(rf".*forkserver import main; main\({numbers}, (\[.*\]), \*\*(.*)\)", arguments[-1])
+        if found is None:
+            return self._spawn(path, arguments, descriptors)
+        util.spawnv_passfds = self._spawn  # a second server is started as always
+        preload, _ = map(ast.literal_eval, found.groups())
+        mask = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
+        order = {"preload": preload, "environment": dict(os.environ), "mask": mask, "cwd": os.getcwd()}
+        text = json.dumps(order).encode()
+        socket.send_fds(self._ours, [struct.pack("q", len(text))], list(descriptors))
+        self._ours.sendall(text)
+        return self._pid
+
+    def _wait(self, theirs: socket.socket) -> NoReturn:
+        """Becomes the server, or ends with the run."""
+        for each in HANDLED:
+            signal.signal(each, signal.SIG_IGN)
+        head, descriptors, _, _ = socket.recv_fds(theirs, 8, 2)
+        if not head:
+            os._exit(0)
+        order = json.loads(theirs.recv(struct.unpack("q", head)[0], socket.MSG_WAITALL))
+        theirs.close()
+        os.environ.clear()
+        os.environ.update(order["environment"])
+        os.chdir(order["cwd"])
+        signal.pthread_sigmask(signal.SIG_SETMASK, order["mask"])
+        for each in HANDLED:
+            signal.signal(each, signal.SIG_DFL)
+        with suppress(SystemExit):
+            forkserver.main(*descriptors, order["preload"])
+        os._exit(0)
 
 
 def _write(file: Path, number: int) -> None:
