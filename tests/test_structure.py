@@ -7,6 +7,8 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 PACKAGES = ("configs", "models", "data", "utils", "tasks")
@@ -136,6 +138,7 @@ def is_inert(node: ast.stmt, path: Path) -> bool:
     )
 
 
+@pytest.mark.seconds
 def test_nothing_outside_of_tasks_distinguishes_tasks():
     """Neither by TASK nor by a class of tasks/; only the registry looks a task up."""
     own = {node.name for path in FILES if "tasks" in path.parts for node in ast.parse(path.read_text()).body

@@ -117,6 +117,7 @@ def autocast_error(dim, heads, window, pretrained_window):
     return ((mixed.float() - exact).norm() / exact.norm()).item()
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("recipe", V2_RECIPES)
 def test_scores_keep_their_precision_under_autocast(recipe):
     """At the largest score scale, for every stage: 0.3 %; with cosines rounded to bfloat16 it would be 1.2 to 2.4 %."""

@@ -2,11 +2,13 @@
 
 import shutil
 
+import pytest
 from PIL import Image
 
 from scripts.predict import main
 
 
+@pytest.mark.seconds
 def test_explanations_are_pictures(made, photos, tmp_path, capsys):
     arguments = [
         str(photos / "val" / "class_0"),

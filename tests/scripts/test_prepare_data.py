@@ -4,6 +4,7 @@ import shutil
 import zipfile
 
 import numpy as np
+import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
 
@@ -37,6 +38,7 @@ def test_names_are_escaped_where_they_are_printed(own_photos, capsys, tmp_path):
     assert not {"\x1b", "\x07"} & {*captured.out, *captured.err} and "\\x1b[31mss" in captured.out
 
 
+@pytest.mark.seconds
 def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
     """Each on a separate line, and no other."""
     train, val = own_photos / "train", own_photos / "val"
@@ -82,6 +84,7 @@ def test_each_of_twelve_planted_faults_is_found(own_photos, capsys):
     assert len(findings) == len(planted) + 2, findings
 
 
+@pytest.mark.seconds
 def test_numbers_that_sort_as_text_and_wrong_counts_of_imagenet(tmp_path, capsys):
     for part in ("train", "val"):
         for name in range(11):

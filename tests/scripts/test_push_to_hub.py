@@ -124,6 +124,7 @@ def test_a_folder_instead(made, tmp_path, capsys):
     assert len(list((tmp_path / "new/folder").iterdir())) == 3
 
 
+@pytest.mark.seconds
 def test_what_is_said_of_the_model_is_its_own(made, tmp_path, capsys):
     """The transform that timm builds from the folder is the evaluation's, also for images that are not cropped."""
     contents = torch.load(made[0] / "model.pth", weights_only=True)

@@ -42,6 +42,7 @@ def page(made, photos, tmp_path_factory):
     return target
 
 
+@pytest.mark.seconds
 def test_a_run_without_a_classifier_shows_what_it_drew(tmp_path, capsys):
     run = Path(write(tmp_path / "tiny/pretraining", 0.1, 50.0))
     for name in ("checkpoints", "pictures"):
@@ -55,6 +56,7 @@ def test_a_run_without_a_classifier_shows_what_it_drew(tmp_path, capsys):
     assert "<h3>Reconstruction, at the end of the run</h3>" in text and text.count("data:image/png") == 1
 
 
+@pytest.mark.seconds
 def test_the_page_has_everything_in_it(page, made):
     text = page.read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:)[^\"]*\"", text)  # nothing is loaded from elsewhere
@@ -91,6 +93,7 @@ def test_a_browser_shows_the_page_without_scrolling_sideways(page, tmp_path):
     assert measured["count"] == 3 and measured["rows"] > 10  # curves, confusion matrix, mistakes
 
 
+@pytest.mark.seconds
 def test_a_run_alone_is_reported_in_its_folder(tmp_path, capsys):
     run = write(tmp_path / "tiny/a", 0.1, 50.0)
     assert main([run, "--no-evaluation"]) == 0

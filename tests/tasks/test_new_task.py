@@ -359,6 +359,7 @@ def test_a_killed_run_ends_with_the_same_bits(runs, processes):
         assert runs.state(whole)["model"]["average"].abs().sum() > 0
 
 
+@pytest.mark.seconds
 def test_it_learns_and_is_logged_under_its_names(runs):
     metric, best = runs.task.best.metric, runs.task.best
     lines = [json.loads(line) for line in (runs.at("whole") / "metrics.jsonl").read_text().splitlines()]
@@ -372,6 +373,7 @@ def test_it_learns_and_is_logged_under_its_names(runs):
     assert (runs.at("whole") / "summary.csv").read_text().splitlines()[0] == f"epoch,train_loss,lr,eval_{metric}"
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("processes", [1, 2])
 def test_it_is_evaluated_on_any_number_of_ranks(runs, processes):
     best = runs.at("whole") / "checkpoints/best.pth"
@@ -383,11 +385,13 @@ def test_it_is_evaluated_on_any_number_of_ranks(runs, processes):
     assert f"{value:.3f}" in out and not (runs.at("x")).exists()
 
 
+@pytest.mark.seconds
 def test_a_dry_run_estimates_its_cost(runs):
     out = runs.run("dry", "--dry-run")
     assert "an epoch  about" in out and "evaluation 0:00:0" in out and not runs.at("dry").exists()
 
 
+@pytest.mark.seconds
 def test_its_results_are_predicted_and_reported(runs):
     folder = runs.folder / "images"
     folder.mkdir()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -31,6 +32,7 @@ from tasks.classification.task import Classification
 from utils.batches import Batch, EpochShape
 from utils.distributed.signals import Interrupt
 from utils.distributed.world import World
+from utils.logs import curves
 from utils.precision import Precision
 from utils.preprocessing import Preprocessing
 from utils.runs.folder import RunFolder
@@ -232,7 +234,7 @@ def session(
     subject: Subject | None = None,
     **options: Any,
 ) -> Iterator[JudgedSession]:
-    """A session that owns `folder` until it is left."""
+    """A session that owns `folder` until it is left; its curves are not drawn, which takes longest."""
     run_folder = RunFolder(folder, world or World())
     run_folder.acquire("TAG: x\n", lambda text: [])
     subject = subject or Subject()
@@ -247,7 +249,7 @@ def session(
             options=SessionOptions(**{"print_freq": 5, "keep": 0, **options}),
         )
         run.subject = subject
-        with run:
+        with mock.patch.object(curves, "draw_curves"), run:
             yield run
     finally:
         run_folder.release()

@@ -30,6 +30,7 @@ def test_a_process_of_a_pool_finds_the_program_imported():
         assert pool.submit(has_imported, "data.pipeline.workers").result(60)
 
 
+@pytest.mark.seconds
 def test_an_exception_ends_a_pool_without_doing_what_is_waiting():
     waiting: list[Future[None]] = []
     with pytest.raises(KeyboardInterrupt), worker_pool(1) as pool:

@@ -149,6 +149,7 @@ def test_1500_draws_equal_those_of_timms_own_pipeline(monkeypatch):
     assert len(counts) == 15 and min(counts.values()) > 70  # each is drawn 100 times on average
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("count", [1, 3])
 def test_erased_boxes_are_those_of_timm(count):
     """On a white image all that is left of timm's pipeline are its black boxes."""

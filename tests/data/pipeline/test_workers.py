@@ -64,6 +64,7 @@ def test_workers_are_not_forked_from_a_process_with_threads(persistent):
     assert int(parent.problem) != os.getpid()
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("workers", [0, 2])
 def test_fault_38_a_bad_image_ends_the_epoch_with_its_path(own_photos, workers):
     bad = own_photos / "train" / "class_1" / "photo_3.jpg"

@@ -48,6 +48,7 @@ def test_a_model_computes_the_same_with_kernels(family, with_kernels):
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("training", [True, False])
 def test_norms_have_a_kernel_without_gradients(training, with_kernels, monkeypatch):
     from models.ops import norm_kernel
@@ -65,6 +66,7 @@ def test_norms_have_a_kernel_without_gradients(training, with_kernels, monkeypat
     assert (results[1] - results[0]).norm() < 2e-2 * results[0].norm()
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
 def test_a_module_with_a_hook_is_called(register, with_kernels):
     model = small("swin", embed_dim=16, num_heads=(1, 2)).to(DEVICE)

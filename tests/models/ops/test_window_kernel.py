@@ -35,6 +35,7 @@ def deviation(values, reference):
     return ((values.double() - reference).norm() / reference.norm()).item()
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("cosine", [False, True], ids=["scaled", "cosine"])
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("sizes", [(8, 8, 4, 2), (14, 7, 7, 3), (16, 16, 8, 4), (7, 14, 7, 0)], ids=str)

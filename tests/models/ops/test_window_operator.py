@@ -33,6 +33,7 @@ def test_compiled_attention_computes_the_same():
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.seconds
 def test_an_exported_model_consists_of_torch_operators_alone():
     model = small("swin", embed_dim=32, num_heads=(2, 4), attention="kernel").eval().to(DEVICE)
     program = torch.export.export(model, (torch.randn(2, 3, 32, 32, device=DEVICE),))

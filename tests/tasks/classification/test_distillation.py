@@ -106,6 +106,7 @@ def test_evaluation_and_checkpoints_are_the_student_s():
     assert set(train_state(model).state_dict()["model"]) == set(model.state_dict())
 
 
+@pytest.mark.seconds
 def test_the_teacher_is_opened_for_the_classes_of_the_data_in_training_only(monkeypatch):
     opened = []
     monkeypatch.setattr(

@@ -62,6 +62,7 @@ def test_fault_20_malformed_safetensors_are_refused(tmp_path, content):
         load_tensors(path)
 
 
+@pytest.mark.seconds
 def test_fault_20_a_zip_bomb_is_refused_before_memory_is_taken(tmp_path):
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
