@@ -252,7 +252,11 @@ SCHEMA: dict[str, Any] = {
     "DEVICE": Key("auto", "new: auto: a GPU if there is one; cuda; cpu", one_of(AUTO, "cuda", "cpu"), free=True),
     "LOG": {"WANDB": Key("", "new: Weights & Biases project to log to as well", free=True)},
     "AMP_ENABLE": Key(True, "mixed precision"),
-    "AMP_DTYPE": Key("auto", "new: mixed-precision dtype", one_of("auto", "bfloat16", "float16")),
+    "AMP_DTYPE": Key(
+        "auto",
+        "new: mixed-precision dtype; auto: bfloat16 where it is faster",
+        one_of("auto", "bfloat16", "float16"),
+    ),
     "OUTPUT": Key("output", "folder of all runs; a run writes to OUTPUT/MODEL.NAME/TAG", free=True, per_machine=True),
     "TAG": Key("default", "name of the run"),
     "SAVE_FREQ": Key(1, "epochs between checkpoints", at_least(1), free=True),

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
         module.add_arguments(command)
-        command.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
+        command.add_argument("--json", type=Path, metavar="FILE", help="also write the result there; see --quick")
     options = parser.parse_args(argv)
     if options.rounds < 1 or (options.command == "data" and options.images < options.batch_size):
         parser.error("--rounds must be at least 1, --images at least --batch-size")
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.touch()  # fails before anything is measured
     result = {**COMMANDS[options.command].run(options), **environment()}
     print(f"\n{result['setting']}\n{result['processor']}, {result['cores']} cores, {result['versions']}")

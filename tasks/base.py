@@ -74,7 +74,7 @@ class Task(ABC):
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         self.cfg, self.world, self.contents = cfg, world, contents or {}
-        self.precision = Precision.from_config(cfg, world.device)
+        self.precision = Precision.from_config(cfg, world)
         self.options: ModelOptions = model_options(cfg)
         own = Preprocessing.stored(self.contents) or preprocessing_of(self.options)
         self.preprocessing = own.configured(cfg, self.options.in_chans)

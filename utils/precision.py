@@ -1,11 +1,19 @@
 """Mixed precision: the dtype of matrix products, and the loss scaling that float16 needs."""
 
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from statistics import median
 
 import torch
 from yacs.config import CfgNode
+
+from utils.distributed.world import World
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -16,8 +24,9 @@ class Precision:
     dtype: torch.dtype
 
     @staticmethod
-    def from_config(cfg: CfgNode, device: torch.device) -> "Precision":
-        return choose_precision(device, enabled=cfg.AMP_ENABLE, dtype=cfg.AMP_DTYPE)
+    def from_config(cfg: CfgNode, world: World) -> "Precision":
+        """Chooses the precision of a run, the same on all ranks. A collective operation."""
+        return world.main_only(lambda: choose_precision(world.device, enabled=cfg.AMP_ENABLE, dtype=cfg.AMP_DTYPE))
 
     def __str__(self) -> str:
         return "float32" if self.dtype == torch.float32 else f"mixed {str(self.dtype).removeprefix('torch.')}"
@@ -33,18 +42,47 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
 
 
-def choose_precision(device: torch.device, enabled: bool = True, dtype: str = "auto") -> Precision:
-    """Resolves `dtype`: "auto" is bfloat16 where the hardware supports it, else float16 on CUDA, else float32."""
+def choose_precision(
+    device: torch.device, enabled: bool = True, dtype: str = "auto", speed: Callable[[torch.dtype], float] | None = None
+) -> Precision:
+    """Resolves `dtype`: "auto" is bfloat16 where the hardware supports it, else float16 on CUDA, else float32.
+
+    On a CPU, matrix products must also be measured to be faster than in float32; a `dtype` chosen by name is used even
+    if they are slower, with a warning.
+    Args: speed: of products in a dtype on the CPU, relative to float32 (default: `relative_speed`).
+    """
     if not enabled:
         return Precision(device.type, torch.float32)
+    speed = speed or relative_speed
     if dtype != "auto":
-        return Precision(device.type, getattr(torch, dtype))
+        chosen = getattr(torch, dtype)
+        if device.type == "cpu" and (ratio := speed(chosen)) < 1:
+            text = "AMP_DTYPE %s: matrix products take %.3g times as long as in float32 on this processor"
+            log.warning(text + " (--opts AMP_DTYPE auto)", dtype, 1 / ratio)
+        return Precision(device.type, chosen)
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return Precision("cuda", torch.bfloat16 if native else torch.float16)
-    if device.type == "cpu" and _cpu_supports_bfloat16():
+    if device.type == "cpu" and _cpu_supports_bfloat16() and speed(torch.bfloat16) > 1:
         return Precision("cpu", torch.bfloat16)
     return Precision(device.type, torch.float32)
+
+
+@cache
+def relative_speed(dtype: torch.dtype) -> float:
+    """Returns the speed of matrix products in `dtype` on this CPU relative to float32, the median of 5 in turn.
+
+    Takes milliseconds, or a tenth of a second without hardware for `dtype`.
+    """
+    matrices = {each: torch.ones(256, 256, dtype=each) for each in (torch.float32, dtype)}
+    seconds: dict[torch.dtype, list[float]] = {each: [] for each in matrices}
+    for _ in range(6):
+        for each, matrix in matrices.items():
+            begun = time.perf_counter()
+            matrix @ matrix
+            seconds[each].append(time.perf_counter() - begun)
+    single, other = (median(each[1:]) for each in seconds.values())  # without the first, which starts threads
+    return single / other
 
 
 def _cpu_supports_bfloat16() -> bool:

@@ -32,19 +32,30 @@ class Row:
     highest_ratio: float
 
 
-def measure(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1, parts: int = 1) -> list[Row]:
+def measure(
+    contenders: dict[str, Callable[[], float]],
+    rounds: int,
+    warm_up: int = 1,
+    parts: int = 1,
+    seconds: float = math.inf,
+) -> list[Row]:
     """Measures and compares the first contender with the others, its peers. Args: as for `take_turns`."""
-    return compare(take_turns(contenders, rounds, warm_up, parts))
+    return compare(take_turns(contenders, rounds, warm_up, parts, seconds))
 
 
 def take_turns(
-    contenders: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1, parts: int = 1
+    contenders: dict[str, Callable[[], float]],
+    rounds: int,
+    warm_up: int = 1,
+    parts: int = 1,
+    seconds: float = math.inf,
 ) -> dict[str, list[float]]:
     """Runs every contender once per turn, in random order, after `warm_up` unmeasured turns.
 
     Random order matters because dense work can throttle a processor for the next contender. Several short turns per
     round average out the speed of a shared machine, which changes within seconds.
-    Args: contenders: each call does some work and returns its images/s; parts: turns per round.
+    Args: contenders: each call does some work and returns its images/s; parts: turns per round; seconds: after which no
+    further round begins, except the first.
     Returns: the images/s of every round.
     """
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -53,10 +64,15 @@ def take_turns(
     def turn() -> dict[str, float]:
         return {name: contenders[name]() for name in draw.sample(list(contenders), len(contenders))}
 
-    for _ in range(warm_up):
+    last = time.monotonic() + seconds
+    for number in range(warm_up):
+        if number and time.monotonic() > last:
+            break
         for name, speed in turn().items():
             print(f"warm-up {name}: {speed:.1f} images/s", flush=True)
     for number in range(rounds):
+        if number and time.monotonic() > last:
+            break
         turns = [turn() for _ in range(parts)]
         for name, of_rounds in speeds.items():
             of_rounds.append(statistics.harmonic_mean(each[name] for each in turns))

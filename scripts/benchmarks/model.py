@@ -1,10 +1,13 @@
 """Models compared with timm, torchvision and transformers: evaluation, training step, peak memory."""
 
 import argparse
+import math
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ import torch
 from configs.loading import find_config, load_config
 from scripts.benchmarks.interleave import Row, measure, table
 from scripts.benchmarks.subject import OURS, PEERS, Contender, Setting
+from utils.precision import relative_speed
 from utils.preprocessing import image_size
 
 TASKS = ("train", "evaluate")
@@ -20,22 +24,50 @@ COMPILED = {"default": ", compiled", "reduce-overhead": ", compiled with CUDA gr
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # steps until process memory stops growing
 WARM_UP = 6
+QUICK = 180.0  # seconds of --quick
+RESERVE = 15.0  # of them, for what follows the last round of a measurement
 PARTS = 3  # turns per round of evaluation, which is shorter than a training step
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the subcommand `model`."""
     tables, rows = {}, {}
+    options.dtypes = options.dtypes or _faster_dtypes()
+    limit = Limit(options.seconds, len(options.models) * len(options.dtypes) * len(TASKS))
     for name, contenders in _contenders(options):
-        for title, measured in _measure(contenders, options).items():
+        for title, measured in _measure(contenders, options, limit).items():
             tables[f"{name}, {title}"] = table(measured) if isinstance(measured, list) else _memory(measured)
             rows[f"{name}, {title}"] = [asdict(r) for r in measured] if isinstance(measured, list) else measured
     peers = "with this program's process settings" if options.tuned_peers else "with default settings"
     setting_line = (
         f"batch {options.batch_size}, {options.threads} threads, stochastic depth of the recipe, peers {peers},"
-        f" n = {options.rounds} after {options.warm_up} steps of warm-up"
+        f" n = {options.rounds} after {options.warm_up} steps of warm-up{limit}"
     )
     return {"setting": setting_line, "batch_size": options.batch_size, "tables": tables, "rows": rows}
+
+
+class Limit:
+    """Divides the time that is left among the measurements that are left. Args: seconds in all; of `count` of them."""
+
+    def __init__(self, seconds: float, count: int):
+        self._seconds, self._count, self._last = seconds, count, time.monotonic() + seconds - RESERVE
+
+    def next(self) -> float:
+        """Returns the seconds for the next measurement."""
+        share = max(0.0, self._last - time.monotonic()) / self._count
+        self._count -= 1
+        return share
+
+    def __str__(self) -> str:
+        return "" if self._seconds == math.inf else f", fewer if they take more than {self._seconds / 60:g} minutes"
+
+
+def _faster_dtypes() -> list[str]:
+    """Returns the dtypes to measure by default: bfloat16 only where it is faster than float32."""
+    if torch.cuda.is_available() or (ratio := relative_speed(torch.bfloat16)) > 1:
+        return list(DTYPES)
+    print(f"skipped: bf16, whose matrix products take {1 / ratio:.3g} times as long as in fp32 here", flush=True)
+    return ["fp32"]
 
 
 def _contenders(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Contender]]]:
@@ -65,7 +97,9 @@ def _start(name: str, options: argparse.Namespace) -> dict[str, Contender]:
     return contenders
 
 
-def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> dict[str, list[Row] | dict[str, float]]:
+def _measure(
+    contenders: dict[str, Contender], options: argparse.Namespace, limit: Limit
+) -> dict[str, list[Row] | dict[str, float]]:
     result: dict[str, list[Row] | dict[str, float]] = {}
     try:
         # memory is compared after the first measurement, the training step
@@ -75,9 +109,10 @@ def _measure(contenders: dict[str, Contender], options: argparse.Namespace) -> d
                     name: partial(each.measure, task, DTYPES[dtype]) for name, each in contenders.items()
                 }
                 if task == "train":
-                    result[f"training step, {dtype}"] = measure(calls, options.rounds, options.warm_up)
+                    rows = measure(calls, options.rounds, options.warm_up, seconds=limit.next())
+                    result[f"training step, {dtype}"] = rows
                 else:
-                    rows = measure(calls, options.rounds, min(2, options.warm_up), PARTS)
+                    rows = measure(calls, options.rounds, min(2, options.warm_up), PARTS, limit.next())
                     result[f"evaluation, {dtype}"] = rows
                 if len(result) == 1:
                     memory = {name: each.measure("memory") for name, each in contenders.items() if _has_peak(name)}
@@ -109,10 +144,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="+", default=["swin_tiny"], metavar="NAME", help="recipes (default: swin_tiny)"
     )
-    parser.add_argument("--quick", action=Quick, help="batch size 8, 2 + 3 rounds: under 3 minutes on two cores")
+    parser.add_argument(
+        "--quick", action=Quick, help="batch size 8, 2 + 3 rounds, at most 3 minutes; writes output/benchmark.json"
+    )
+    parser.set_defaults(seconds=math.inf)
     parser.add_argument("--batch-size", type=int, default=16, help="default %(default)s")
     parser.add_argument("--size", type=int, default=0, help="side of the images (default: the recipe's)")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"], help="default: fp32 bf16")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[], help="default: fp32, and bf16 if faster")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default %(default)s)")
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help="unmeasured rounds (default %(default)s)")
@@ -131,10 +169,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Quick(argparse.Action):
-    """Sets batch size and rounds."""
+    """Sets batch size, rounds and time, and a file for the result."""
 
     def __init__(self, **arguments: Any):
         super().__init__(nargs=0, **arguments)
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
-        namespace.batch_size, namespace.rounds, namespace.warm_up = 8, 3, 2
+        namespace.batch_size, namespace.rounds, namespace.warm_up, namespace.seconds = 8, 3, 2, QUICK
+        namespace.json = namespace.json or Path("output/benchmark.json")

@@ -18,6 +18,18 @@ def test_contenders_take_turns_and_warm_up_does_not_count():
     assert (ours.slowest, ours.median, ours.fastest, ours.rounds) == (90, 95, 100, 2) and one.fastest == 50
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 1), (25.0, 2), (1000.0, 5)])
+def test_no_round_begins_after_the_time_is_up(monkeypatch, seconds, rounds):
+    clock = [0.0]
+    monkeypatch.setattr("scripts.benchmarks.interleave.time.monotonic", lambda: clock[0])
+
+    def work():
+        clock[0] += 10
+        return 1.0
+
+    assert measure({"ours": work}, rounds=5, seconds=seconds)[0].rounds == rounds
+
+
 def test_the_turns_of_a_round_are_taken_together():
     speeds = {"ours": iter([1.0, 4.0, 4.0, 2.0, 2.0]), "one": iter([1.0, 2.0, 6.0, 1.0, 1.0])}
     order = []
