@@ -11,8 +11,6 @@ from statistics import median
 import torch
 from yacs.config import CfgNode
 
-from utils.distributed.world import World
-
 log = logging.getLogger(__name__)
 
 
@@ -24,9 +22,8 @@ class Precision:
     dtype: torch.dtype
 
     @staticmethod
-    def from_config(cfg: CfgNode, world: World) -> "Precision":
-        """Chooses the precision of a run, the same on all ranks. A collective operation."""
-        return world.main_only(lambda: choose_precision(world.device, enabled=cfg.AMP_ENABLE, dtype=cfg.AMP_DTYPE))
+    def from_config(cfg: CfgNode, device: torch.device) -> "Precision":
+        return choose_precision(device, enabled=cfg.AMP_ENABLE, dtype=cfg.AMP_DTYPE)
 
     def __str__(self) -> str:
         return "float32" if self.dtype == torch.float32 else f"mixed {str(self.dtype).removeprefix('torch.')}"

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from utils.cost import input_channels, peak_memory
 from utils.eval_cache import keep_derived
-from utils.precision import choose_precision
+from utils.precision import Precision
 from utils.preprocessing import image_size
 from utils.terminal import Bar
 
@@ -48,7 +48,7 @@ def measure_throughput(cfg: CfgNode, model: nn.Module, seconds: float = 10.0) ->
     """
     model.eval()
     device, batch, size = next(model.parameters()).device, cfg.DATA.BATCH_SIZE, image_size(cfg.DATA.IMG_SIZE)
-    precision = choose_precision(device, cfg.AMP_ENABLE, cfg.AMP_DTYPE)
+    precision = Precision.from_config(cfg, device)
     images = torch.randn(batch, input_channels(model), *size, device=device)
 
     def forward() -> float:
