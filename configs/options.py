@@ -165,8 +165,7 @@ def check_command_line(argv: list[str]) -> None:
                 print(dump_config(cfg), end="")
             sys.exit()
     except ConfigError as error:
-        let_main_rank_fail()
-        sys.exit(report_error(error, speak=True, debug="--debug" in argv))
+        sys.exit(report_error(error, speak=let_main_rank_fail(), debug="--debug" in argv))
     finally:
         logging.disable(logging.NOTSET)
 

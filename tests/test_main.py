@@ -79,7 +79,7 @@ def test_without_data_the_quickstart_is_named():
 
 
 def test_an_error_is_one_line_for_the_whole_job():
-    done = run_program("--cfg", SWIN_TINY, processes=2, fresh=True)
+    done = run_program("--cfg", SWIN_TINY, processes=2)
     assert done.code != 0 and done.error.startswith("error: DATA.DATA_PATH: ")
 
 

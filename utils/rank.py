@@ -12,11 +12,14 @@ def launched_rank() -> int:
     return int(rank) if rank.isdigit() and size.isdigit() and int(rank) < int(size) else 0
 
 
-def let_main_rank_fail() -> None:
-    """Waits on the other ranks before they report an error that the main rank also finds: the launcher then ends them.
+def let_main_rank_fail() -> bool:
+    """Waits, on the other ranks, for the main rank to fail with the same error; the launcher then ends this rank.
 
-    It ends the main rank, unreported, if another fails first. Where the main rank lives on, as when a file is missing
-    on one machine only, the others report it.
+    If another rank failed first, the launcher would end the main rank before it could report the error.
+    Returns: whether this rank reports the error: the main rank, and the first one of every other machine, where it may
+    be the only one, as when a file is missing.
     """
-    if launched_rank():
-        time.sleep(PATIENCE)
+    if launched_rank() == 0:
+        return True
+    time.sleep(PATIENCE)
+    return os.environ.get("LOCAL_RANK") == "0"
