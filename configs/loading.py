@@ -32,6 +32,7 @@ PATHS = (
 
 # bounds of a YAML file: characters, and values with every alias expanded
 MAX_TEXT, MAX_VALUES = 2**20, 50_000
+MAX_FILES = 100  # of a configuration, with every BASE expanded
 
 
 class _Loader(yaml.SafeLoader):
@@ -172,7 +173,8 @@ def _read_chain(path: Path, chain: tuple[Path, ...]) -> list[tuple[Path, dict[st
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(str(path), "not a YAML file", "name a file that ends in .yaml or .yml")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(MAX_TEXT + 1)
     except (OSError, ValueError) as e:  # also for a name with a null byte
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
         inherited = f", inherited through {links}" if chain else ""
@@ -183,6 +185,8 @@ def _read_chain(path: Path, chain: tuple[Path, ...]) -> list[tuple[Path, dict[st
     files: list[tuple[Path, dict[str, Any]]] = []
     for base in filter(None, bases):
         files += _read_chain(path.parent / os.path.expanduser(base), (*chain, path))
+        if len(files) > MAX_FILES:
+            raise ConfigError(str(path), f"BASE expands to more than {MAX_FILES} files", "name each file once")
     return [*files, (path, given)]
 
 

@@ -254,7 +254,7 @@ SCHEMA: dict[str, Any] = {
     "AMP_ENABLE": Key(True, "mixed precision"),
     "AMP_DTYPE": Key(
         "auto",
-        "new: mixed-precision dtype; auto: bfloat16 where it is faster",
+        "new: mixed-precision dtype; auto: bfloat16 if supported",
         one_of("auto", "bfloat16", "float16"),
     ),
     "OUTPUT": Key("output", "folder of all runs; a run writes to OUTPUT/MODEL.NAME/TAG", free=True, per_machine=True),

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from scripts.benchmarks import data, model
 from scripts.benchmarks.interleave import environment
 from utils.errors import run_to_exit_code
+from utils.files import write_errors
 from utils.script_parser import ScriptParser
 
 COMMANDS = {"model": model, "data": data}
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
         module.add_arguments(command)
-        command.add_argument("--json", type=Path, metavar="FILE", help="also write the result there; see --quick")
+        command.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     options = parser.parse_args(argv)
     if options.rounds < 1 or (options.command == "data" and options.images < options.batch_size):
         parser.error("--rounds must be at least 1, --images at least --batch-size")
@@ -42,8 +43,9 @@ def main(argv: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.touch()  # fails before anything is measured
+        with write_errors(options.json, "--json"):  # before anything is measured
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.touch()
     result = {**COMMANDS[options.command].run(options), **environment()}
     print(f"\n{result['setting']}\n{result['processor']}, {result['cores']} cores, {result['versions']}")
     for title, text in result["tables"].items():

@@ -74,8 +74,7 @@ class Task(ABC):
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         self.cfg, self.world, self.contents = cfg, world, contents or {}
-        # one choice for all ranks: on a CPU it depends on a measurement
-        self.precision = world.main_only(lambda: Precision.from_config(cfg, world.device))
+        self.precision = Precision.from_config(cfg, world.device)
         self.options: ModelOptions = model_options(cfg)
         own = Preprocessing.stored(self.contents) or preprocessing_of(self.options)
         self.preprocessing = own.configured(cfg, self.options.in_chans)

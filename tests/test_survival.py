@@ -471,7 +471,7 @@ PRINT_FREQ: 4
 
 @pytest.mark.slow
 def test_soak(monkeypatch, tmp_path, capsys):
-    """Five kills, one in each phase, of a small run; docs/faults.md has the record of 200, each with a fresh start."""
+    """Five kills, one in each phase, of a small run; tests/tools/soak.py runs more, with launchers and workers."""
 
     def run(folder: Path, recipe: Path, output: Path, processes: int, faults: str = "") -> soak.Outcome:
         assert processes == 1

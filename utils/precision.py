@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -39,37 +39,40 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
 
 
-def choose_precision(
-    device: torch.device, enabled: bool = True, dtype: str = "auto", speed: Callable[[torch.dtype], float] | None = None
-) -> Precision:
+def choose_precision(device: torch.device, enabled: bool = True, dtype: str = "auto") -> Precision:
     """Resolves `dtype`: "auto" is bfloat16 where the hardware supports it, else float16 on CUDA, else float32.
 
-    On a CPU, matrix products must also be measured to be faster than in float32; a `dtype` chosen by name is used even
-    if they are slower, with a warning.
-    Args: speed: of products in a dtype on the CPU, relative to float32 (default: `relative_speed`).
+    "auto" does not depend on a measurement, so that a resumed run makes the same choice. A dtype chosen by name is used
+    even if it is slower than float32 on this CPU, with a warning.
     """
     if not enabled:
         return Precision(device.type, torch.float32)
-    speed = speed or relative_speed
     if dtype != "auto":
-        chosen = getattr(torch, dtype)
-        if device.type == "cpu" and (ratio := speed(chosen)) < 1:
-            text = "AMP_DTYPE %s: matrix products take %.3g times as long as in float32 on this processor"
-            log.warning(text + " (--opts AMP_DTYPE auto)", dtype, 1 / ratio)
-        return Precision(device.type, chosen)
+        if device.type == "cpu":
+            warn_if_slower(dtype)
+        return Precision(device.type, getattr(torch, dtype))
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return Precision("cuda", torch.bfloat16 if native else torch.float16)
-    if device.type == "cpu" and _cpu_supports_bfloat16() and speed(torch.bfloat16) > 1:
+    if device.type == "cpu" and _cpu_supports_bfloat16():
         return Precision("cpu", torch.bfloat16)
     return Precision(device.type, torch.float32)
 
 
 @cache
-def relative_speed(dtype: torch.dtype) -> float:
-    """Returns the speed of matrix products in `dtype` on this CPU relative to float32, the median of 5 in turn.
+def warn_if_slower(dtype: str) -> None:
+    """Warns, once per process, if matrix multiplication in `dtype` is slower than in float32 on this CPU."""
+    ratio = relative_speed(getattr(torch, dtype))
+    if ratio < 1:
+        text = "AMP_DTYPE %s is slower than float32 on this CPU: matrix multiplication takes about %.2g times as long"
+        log.warning(text + "; consider AMP_DTYPE auto", dtype, 1 / ratio)
 
-    Takes milliseconds, or a tenth of a second without hardware for `dtype`.
+
+def relative_speed(dtype: torch.dtype) -> float:
+    """Returns the speed of matrix multiplication in a `dtype` other than float32, relative to float32, on this CPU.
+
+    Takes a few milliseconds, or some tenths of a second without hardware for `dtype`.
+    Returns: the ratio of the medians of 5 interleaved runs.
     """
     matrices = {each: torch.ones(256, 256, dtype=each) for each in (torch.float32, dtype)}
     seconds: dict[torch.dtype, list[float]] = {each: [] for each in matrices}
@@ -78,7 +81,7 @@ def relative_speed(dtype: torch.dtype) -> float:
             begun = time.perf_counter()
             matrix @ matrix
             seconds[each].append(time.perf_counter() - begun)
-    single, other = (median(each[1:]) for each in seconds.values())  # without the first, which starts threads
+    single, other = (median(each[1:]) for each in seconds.values())  # the first starts the threads
     return single / other
 
 

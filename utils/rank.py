@@ -13,13 +13,14 @@ def launched_rank() -> int:
 
 
 def let_main_rank_fail() -> bool:
-    """Waits, on the other ranks, for the main rank to fail with the same error; the launcher then ends this rank.
+    """Delays, on ranks other than 0, an error that rank 0 is expected to raise too.
 
-    If another rank failed first, the launcher would end the main rank before it could report the error.
+    Otherwise the launcher could terminate rank 0 before it reports the error.
     Returns: whether this rank reports the error: the main rank, and the first one of every other machine, where it may
     be the only one, as when a file is missing.
     """
     if launched_rank() == 0:
         return True
-    time.sleep(PATIENCE)
-    return os.environ.get("LOCAL_RANK") == "0"
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    time.sleep(PATIENCE if first else 6 * PATIENCE)  # the others report nothing: rank 0 must not be terminated for them
+    return first

@@ -103,7 +103,7 @@ def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tup
                 found = _load(folder), meta["extra"]
                 os.utime(folder / "meta.json")
                 return found
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
+        except Exception:  # NumPy and JSON raise anything for a corrupt file
             continue  # incomplete, or another machine's data; `build` reports real errors
     index, extra, stamps = build()
     folder = cache_folder("index") / f"{name}-{_digest(json.dumps(stamps))}"
@@ -111,7 +111,7 @@ def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tup
         _store(folder, index, {"key": key, "extra": extra, "stamps": stamps})
         _remove_unused(name)
         return _load(folder), extra
-    except (OSError, ValueError, KeyError, EOFError) as e:
+    except Exception as e:  # from the disk, or from NumPy for a file that cannot be replaced
         reason = getattr(e, "strerror", None) or type(e).__name__
         log.warning("cannot cache the list of samples in %s (%s); it will be rebuilt next time", folder, reason)
         return index, extra

@@ -23,9 +23,14 @@ def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
     for name, value in tensors.items():
         if value.is_complex():
             raise CheckpointError(origin, f"{name} is complex, but no model has complex weights", "name another file")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+        if value.is_floating_point() and not bool(_comparable(value).isfinite().all()):
             problem = f"{name} is not finite: the file is corrupt or its training diverged"
             raise CheckpointError(origin, problem, "name another file")
+
+
+def _comparable(value: Tensor) -> Tensor:
+    """Converts types of one byte, which torch can only convert."""
+    return value.float() if value.dtype.itemsize == 1 else value
 
 
 def check_names(given: Iterable[str], wanted: Iterable[str], origin: str) -> None:

@@ -54,8 +54,8 @@ def take_turns(
 
     Random order matters because dense work can throttle a processor for the next contender. Several short turns per
     round average out the speed of a shared machine, which changes within seconds.
-    Args: contenders: each call does some work and returns its images/s; parts: turns per round; seconds: after which no
-    further round begins, except the first.
+    Args: contenders: each call does some work and returns its images/s; parts: turns per round; seconds: no further
+    round begins after this time, except the first.
     Returns: the images/s of every round.
     """
     speeds: dict[str, list[float]] = {name: [] for name in contenders}

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class Limit:
-    """Divides the time that is left among the measurements that are left. Args: seconds in all; of `count` of them."""
+    """Divides the remaining time among the remaining measurements. Args: seconds: in all; count: of measurements."""
 
     def __init__(self, seconds: float, count: int):
         self._seconds, self._count, self._last = seconds, count, time.monotonic() + seconds - RESERVE
@@ -59,7 +59,7 @@ class Limit:
         return share
 
     def __str__(self) -> str:
-        return "" if self._seconds == math.inf else f", fewer if they take more than {self._seconds / 60:g} minutes"
+        return "" if self._seconds == math.inf else f", limited to about {self._seconds / 60:g} minutes"
 
 
 def _faster_dtypes() -> list[str]:
@@ -145,7 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models", nargs="+", default=["swin_tiny"], metavar="NAME", help="recipes (default: swin_tiny)"
     )
     parser.add_argument(
-        "--quick", action=Quick, help="batch size 8, 2 + 3 rounds, at most 3 minutes; writes output/benchmark.json"
+        "--quick", action=Quick, help="batch size 8, 2 + 3 rounds, about 3 minutes; writes output/benchmark.json"
     )
     parser.set_defaults(seconds=math.inf)
     parser.add_argument("--batch-size", type=int, default=16, help="default %(default)s")

@@ -293,6 +293,21 @@ def test_malformed_files_are_rejected(tmp_path, text, place, name):
 BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else '1'] * 9)}]\n" for i in range(9))
 
 
+def test_a_file_without_an_end_is_refused(tmp_path):
+    (tmp_path / "x.yaml").symlink_to("/dev/zero")
+    with raises(ConfigError, tmp_path / "x.yaml", "characters"):
+        load_config(tmp_path / "x.yaml")
+
+
+def test_files_that_multiply_are_refused(tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number}.yaml").write_text(f"BASE: [{number + 1}.yaml, {number + 1}.yaml]\n")
+    (tmp_path / "40.yaml").write_text("TAG: x\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "0.yaml")
+    assert "100 files" in caught.value.problem
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -5,7 +5,7 @@ saving the disk is full. Points: imports, rendezvous, start, step, evaluation, e
 state is copied to be saved), save (all system calls of the thread that saves), fsync, replace, symlink, unlink (single
 ones). Actions: kill, kill=PROCESS (a loader worker, its fork server, the resource tracker or the launcher: worker,
 server, tracker, launcher), term, hup, int, usr1, stop (SIGSTOP), raise, full (no space), nan and change (one weight),
-sleep=SECONDS (after that call, at every call). Without a rank all ranks do it; "+N" after the count: only in restart N
+sleep=SECONDS (at every later call). Without a rank all ranks do it; "+N" after the count: only in restart N
 of torchrun. For tests/tools/soak.py and the tests.
 """
 

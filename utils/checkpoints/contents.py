@@ -1,6 +1,7 @@
 """The metadata in a checkpoint next to its tensors: names and types, checked once, when a file is read."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from numbers import Real
@@ -69,6 +70,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -134,6 +139,6 @@ _FIELDS: dict[str, Check] = {
     "scaler": _or_none(_dict_of(_is_anything)),
     "optimizer": _dict_of(_is_anything, state=_dict_of(_dict_of(_is_moment)), param_groups=_list_of(_GROUP)),
     "forms": _dict_of(_is_text),
-    "epoch": _is_number,
+    "epoch": _is_finite,
     "batch": _is_count,  # of an exported model, 0 for any
 }

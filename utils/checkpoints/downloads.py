@@ -86,9 +86,9 @@ def _download(url: str, sha256: str) -> Path:
     digest = hashlib.sha256(url.encode("utf-8", "backslashreplace")).hexdigest()[:8]
     stem, suffix = (re.sub(r"[^\w.-]", "_", part) for part in (Path(base).stem[:100], Path(base).suffix[:20]))
     target = Path(torch.hub.get_dir(), "checkpoints", f"{stem}-{digest}{suffix}")
-    if target.is_file() and (sha256_of(target) == sha256.lower() if sha256 else _looks_whole(target)):
-        return target
     try:
+        if target.is_file() and (sha256_of(target) == sha256.lower() if sha256 else _looks_whole(target)):
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
             _fetch(url, temporary)
@@ -97,7 +97,7 @@ def _download(url: str, sha256: str) -> Path:
             else:
                 _check_opens(temporary, url)
     except OSError as e:
-        problem = f"the downloaded weights cannot be stored: {e.strerror}"
+        problem = f"the cache of downloaded weights cannot be used: {e.strerror}"
         raise ResourceError(str(target.parent), problem, "set TORCH_HOME to another folder") from e
     return target
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.checkpoints.safe_load import load_tensors
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, one_line
 
 EXPERT = re.compile(r".*\.experts\.batched_(fc[12]_w|fc[12]_bias)")
 _PART = re.compile(r"(.+)\.(?:rank(\d+)|master)")
@@ -68,8 +68,10 @@ def read_rank_files(files: RankFiles) -> dict[str, Any]:
             slices = _slices(layer, leaves["batched_fc1_w"], shared, files)
             for leaf, parts in leaves.items():
                 merged[f"{layer}.experts.{leaf}"] = _join(leaf, parts, slices, leaves["batched_fc1_w"][0].shape[-1])
-    except (RuntimeError, IndexError, KeyError, ZeroDivisionError) as e:
-        problem = f"the files do not belong together ({str(e).splitlines()[0]})"
+    except CheckpointError:
+        raise
+    except Exception as e:  # tensors of any shape raise anything
+        problem = f"the files do not belong together ({one_line(e)})"
         raise CheckpointError(f"{files.path}.rank*", problem, "choose another set") from e
     return {"model": {**shared, **merged}}
 

@@ -120,6 +120,7 @@ class Session:
         self._tracer = Profiler(folder.path, world.device) if options.trace and world.is_main else None
         self._first_epoch = state.epoch
         self._saved_at = self._interval_started = self._started = time.monotonic()
+        self._agreed = False  # all ranks end the run with the same error
         self._unjudged: Update | None = None  # its outcome is known after the next update
         if world.is_main:
             folder.write_config(provenance.config, state)
@@ -141,6 +142,8 @@ class Session:
                 self._conclude()
         finally:
             self.journal.close()
+        if kind is None or self._agreed:  # a rank that exits first would terminate rank 0 during the above
+            self._world.main_only(lambda: None)
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yields the batches of an epoch and measures waiting times."""
@@ -292,7 +295,8 @@ class Session:
 
     def _stop(self, stop: int, saved: bool) -> None:
         """Raises: TerminatedError, KeyboardInterrupt or ResourceError, on every rank once the state is on disk."""
-        self._world.main_only(self._saver.finish)  # a rank that ended before would end the main rank during the save
+        self._agreed = True
+        self._world.main_only(self._saver.finish)  # a rank that exits first would terminate rank 0 during the save
         outcome = "is saved" if saved else "was not saved, its weights are not finite"
         outcome = f"the state after update {self._state.update} {outcome}"
         if stop == MOVED:
@@ -325,6 +329,7 @@ class Session:
         write_incident(self._folder.path / f"incidents/update_{update.number}.json", self._world, details, own)
         if state.skipped_in_row < plan.max_skipped:
             return
+        self._agreed = True
         self._saver.finish()
         newest = self._world.main_only(lambda: next(iter(list_checkpoints(self._folder.checkpoints)), None))
         again = "start again" if newest is None else f"continue from --resume {quoted(newest)}"

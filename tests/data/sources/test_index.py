@@ -178,6 +178,20 @@ def test_a_torn_folder_is_replaced(tmp_path, cache, caplog, damage):
     assert machine.built == built  # it is whole again
 
 
+@pytest.mark.parametrize("name", ["meta.json", "ends.npy"])
+@pytest.mark.parametrize(
+    "content",
+    [b'{"stamps": [[]]}', b"[" * 100_000, b"PK\x03\x04 no archive", b"\x93NUMPY\x01\x00v\x00{'descr': (" + b"(" * 200],
+    ids=["empty stamp", "deep", "archive", "header"],
+)
+def test_a_corrupt_file_is_replaced(tmp_path, cache, name, content):
+    machine = Machine(tmp_path / "disk", ["a", "b"])
+    machine.open(tmp_path / "data")
+    (folder,) = cache_folder("index").iterdir()
+    (folder / name).write_bytes(content)
+    assert machine.open(tmp_path / "data")[0] == ["a", "b"] and machine.built == 2
+
+
 def open_at_once(folder, barrier, results):
     """Opens it twice; sends what was found and logged."""
 

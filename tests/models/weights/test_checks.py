@@ -29,6 +29,14 @@ def test_fault_21_the_first_weight_that_is_not_finite_is_named(bad, dtype):
         check_finite(tensors, "x.pth")
 
 
+def test_weights_of_one_byte_are_compared_too():
+    value = torch.ones(3).to(torch.float8_e4m3fn)
+    check_finite({"a": value}, "x.pth")
+    value.view(torch.uint8)[1] = 0x7F  # NaN
+    with raises(CheckpointError, "x.pth", "a is not finite"):
+        check_finite({"a": value}, "x.pth")
+
+
 def test_complex_and_integer_weights_are_named():
     with raises(CheckpointError, "x.pth", "a is complex"):
         check_finite({"a": torch.ones(2, dtype=torch.complex64)}, "x.pth")

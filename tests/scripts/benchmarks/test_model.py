@@ -54,7 +54,7 @@ def test_quick_divides_three_minutes_among_the_measurements(monkeypatch):
     quick = options_of("--quick", "--dtypes", "fp32", "--models", "swin_tiny", "swin_small")
     setting = model.run(quick)["setting"]
     assert given == [165 / 4, 145 / 3, 125 / 2, 0]
-    assert setting.endswith("n = 3 after 2 steps of warm-up, fewer if they take more than 3 minutes")
+    assert setting.endswith("n = 3 after 2 steps of warm-up, limited to about 3 minutes")
     assert str(quick.json) == "output/benchmark.json" and options_of("--quick", "--json", "x").json == "x"
     assert options_of("--json", "x", "--quick").json == "x"
 

@@ -52,6 +52,8 @@ def test_a_checkpoint_of_this_program_is_unchanged():
         ("best", 81.2),
         ("best", {"value": "x", "epoch": 0}),
         ("scaler", 3),
+        ("epoch", float("inf")),
+        ("epoch", float("nan")),
         ("config", 5),
         ("versions", ["2"]),
         ("pretrained_windows", ["x"]),

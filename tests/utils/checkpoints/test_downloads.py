@@ -105,6 +105,17 @@ def test_an_address_is_fetched_once_and_its_checksum_logged(site, hub, caplog, m
     assert [p.name for p in hub.iterdir()] == [path.name]
 
 
+def test_a_cached_file_of_another_user_is_one_error(site, hub, monkeypatch):
+    path = get(f"{site}/w.pth")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(downloads, "_looks_whole", refuse)
+    with raises(ResourceError, path.parent, os.strerror(errno.EACCES), "TORCH_HOME"):
+        get(f"{site}/w.pth")
+
+
 def test_fault_57_an_altered_download_is_refused_and_not_kept(site, hub):
     with pytest.raises(CheckpointError) as caught:
         get(f"{site}/w.pth", "0" * 64)

@@ -142,6 +142,20 @@ def test_too_many_files_and_files_of_another_model_are_refused(tmp_path):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("leaf", ["fc1_w", "fc2_w", "fc1_bias", "fc2_bias"])
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3), (2, 3, 5, 7)])
+def test_experts_of_any_shape_are_read_or_refused(tmp_path, leaf, shape):
+    path = write(tmp_path, model(), 2)
+    for rank in range(2):
+        other = torch.load(tmp_path / f"m.pth.rank{rank}")
+        other["model"][f"{LAYER}.experts.batched_{leaf}"] = torch.zeros(shape)
+        torch.save(other, tmp_path / f"m.pth.rank{rank}")
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        assert error.subject == str(tmp_path / "m.pth.rank*")
+
+
 def test_without_a_dense_mlp_slices_follow_from_the_number_of_files(tmp_path):
     state = {name: value for name, value in model().items() if "fc1.weight" not in name}
     read = read_rank_files(find_rank_files(write(tmp_path, state, -2)))["model"]
