@@ -211,9 +211,10 @@ def test_fault_24_sigusr1_saves_and_the_run_goes_on(disks, undisturbed):
 def test_a_newer_checkpoint_on_another_machine_is_not_trained_again(disks):
     """A launcher may number the ranks anew; the run must not start over on the machine that has rank 0 now.
 
-    Rank 1 does not end before rank 0 has saved, although that takes long.
+    Rank 1 does not end before rank 0 has saved and drawn the curves, although that takes long.
     """
-    assert start(disks, faults="step:3:term:1,snapshot:0:sleep=3:0").wait().codes == [75, 75]
+    assert start(disks, faults="step:3:term:1,snapshot:0:sleep=3:0,draw:0:sleep=3:0").wait().codes == [75, 75]
+    assert (disks[0] / RUN / "curves.png").exists() and not (disks[0] / RUN / "owner.json").exists()
     ended = start(disks[::-1]).wait()
     assert ended.codes == [4, 4] and ended.error.startswith(f"error: {RUN}/checkpoints/ckpt_epoch_0_step_")
 

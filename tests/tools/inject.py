@@ -2,11 +2,11 @@
 
 FAULTS is a list such as "step:7:kill:1,save:3:full": at the 7th update rank 1 is killed, at the 3rd system call of
 saving the disk is full. Points: imports, rendezvous, start, step, evaluation, epoch (between two epochs), snapshot (the
-state is copied to be saved), save (all system calls of the thread that saves), fsync, replace, symlink, unlink (single
-ones). Actions: kill, kill=PROCESS (a loader worker, its fork server, the resource tracker or the launcher: worker,
-server, tracker, launcher), term, hup, int, usr1, stop (SIGSTOP), raise, full (no space), nan and change (one weight),
-sleep=SECONDS (at every later call). Without a rank all ranks do it; "+N" after the count: only in restart N
-of torchrun. For tests/tools/soak.py and the tests.
+state is copied to be saved), draw (the curves), save (all system calls of the thread that saves), fsync, replace,
+symlink, unlink (single ones). Actions: kill, kill=PROCESS (a loader worker, its fork server, the resource tracker or
+the launcher: worker, server, tracker, launcher), term, hup, int, usr1, stop (SIGSTOP), raise, full (no space), nan and
+change (one weight), sleep=SECONDS (at every later call). Without a rank all ranks do it; "+N" after the count: only in
+restart N of torchrun. For tests/tools/soak.py and the tests.
 """
 
 import builtins
@@ -145,6 +145,7 @@ def patch_library(injector: Injector) -> None:
     import torch
 
     from tasks.classification import metrics
+    from utils.logs import curves
     from utils.runs import resume, saver, session
 
     injector.around(torch.distributed, "rendezvous", "rendezvous")
@@ -153,6 +154,7 @@ def patch_library(injector: Injector) -> None:
     injector.around(metrics.AccuracyCounter, "add", "evaluation")
     injector.around(session, "write_summary", "epoch")
     injector.around(saver, "snapshot", "snapshot")
+    injector.around(curves, "draw_curves", "draw")
     for name in ("fsync", "replace", "symlink", "unlink"):
         injector.around(os, name, "save", name, saver_only=True)
     injector.watch_writes()
