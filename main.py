@@ -38,7 +38,8 @@ from utils.runs.dry_run import dry_run
 from utils.runs.folder import RunFolder
 from utils.runs.provenance import Provenance, versions
 from utils.runs.resume import find_start
-from utils.runs.session import Session, SessionOptions
+from utils.runs.session import Session
+from utils.runs.session_options import SessionOptions
 from utils.runs.throughput import log_throughput
 from utils.terminal import log_lines, start_logging
 from utils.training.loop import train_epoch

@@ -61,7 +61,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # calls that start a process, in a test or in a fixture that it asks for
 _STARTS = re.compile(
-    r"starter\.start\(|(?<![.\w])(run_(program|ranks|until_killed)|start(_ranks)?|torchrun|subprocess\.run|(subprocess\.)?Popen)\("
+    r"starter\.start\("
+    r"|(?<![.\w])(run_(program|ranks|until_killed)|start(_ranks)?|torchrun|subprocess\.run|(subprocess\.)?Popen)\("
 )
 
 

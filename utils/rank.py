@@ -3,7 +3,7 @@
 import os
 import time
 
-PATIENCE = 10.0  # seconds
+PATIENCE = 10.0  # seconds that rank 0 has to report an error of all ranks
 
 
 def launched_rank() -> int:

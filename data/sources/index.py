@@ -6,7 +6,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,12 @@ def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tup
     name = _digest(f"{FORMAT}\0{key}")
     for folder in sorted(_cached(name), key=_used, reverse=True):
         try:
-            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            if all(stamp(then[0]) == then for then in meta["stamps"]):
-                found = _load(folder), meta["extra"]
+            extra, stamps = _load_meta(folder)
+            if all(stamp(path) == [path, *then] for path, *then in stamps):
+                index = _load(folder)
                 os.utime(folder / "meta.json")
-                return found
-        except Exception:  # NumPy and JSON raise anything for a corrupt file
+                return index, extra
+        except (OSError, ValueError):
             continue  # incomplete, or another machine's data; `build` reports real errors
     index, extra, stamps = build()
     folder = cache_folder("index") / f"{name}-{_digest(json.dumps(stamps))}"
@@ -111,8 +112,8 @@ def stored(key: str, build: Callable[[], tuple[Index, Any, list[Stamp]]]) -> tup
         _store(folder, index, {"key": key, "extra": extra, "stamps": stamps})
         _remove_unused(name)
         return _load(folder), extra
-    except Exception as e:  # from the disk, or from NumPy for a file that cannot be replaced
-        reason = getattr(e, "strerror", None) or type(e).__name__
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or e
         log.warning("cannot cache the list of samples in %s (%s); it will be rebuilt next time", folder, reason)
         return index, extra
 
@@ -131,10 +132,29 @@ def _cached(name: str) -> list[Path]:
 
 
 def _load(folder: Path) -> Index:
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
-    index = Index(arrays.pop("text"), arrays.pop("ends"), arrays.pop("labels"), arrays)
+    """Raises: OSError, ValueError for a corrupt file."""
+    with _corrupt_is_value_error(folder):
+        arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+        index = Index(arrays.pop("text"), arrays.pop("ends"), arrays.pop("labels"), arrays)
     index._folder = folder
     return index
+
+
+def _load_meta(folder: Path) -> tuple[Any, list[Stamp]]:
+    """Returns the value stored with an index, and the stamps. Raises: as for `_load`."""
+    with _corrupt_is_value_error(folder):
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        return meta["extra"], [[path, inode, changed] for path, inode, changed in meta["stamps"]]
+
+
+@contextmanager
+def _corrupt_is_value_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as e:  # NumPy and JSON raise anything
+        raise ValueError(f"{folder.name} is corrupt: {type(e).__name__}") from e
 
 
 def _store(folder: Path, index: Index, meta: dict[str, Any]) -> None:
@@ -151,9 +171,9 @@ def _store(folder: Path, index: Index, meta: dict[str, Any]) -> None:
         if not folder.is_dir():
             raise
     try:
-        json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        _load_meta(folder)
         _load(folder)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError):
         unreadable = folder.with_name(f"{folder.name}.{os.getpid()}.unreadable")  # invisible under this name
         os.replace(folder, unreadable)
         shutil.rmtree(unreadable, ignore_errors=True)

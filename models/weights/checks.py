@@ -29,7 +29,7 @@ def check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
 
 
 def _comparable(value: Tensor) -> Tensor:
-    """Converts types of one byte, which torch can only convert."""
+    """Converts one-byte types: torch does not implement `isfinite` for them."""
     return value.float() if value.dtype.itemsize == 1 else value
 
 

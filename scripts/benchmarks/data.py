@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from configs.loading import load_config
 from data.loaders import TrainLoader
 from data.pipeline.workers import LoaderOptions
-from scripts.benchmarks.interleave import measure, table, timed
+from scripts.benchmarks.interleave import compare, table, take_turns, timed
 from tasks.registry import new_task
 from utils.batches import stacked
 from utils.distributed.world import World
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             write_photographs(root, options.images)
         files = [file for file in (root / "train").rglob("*") if file.is_file()]
         kilobytes = sum(file.stat().st_size for file in files) / 1000 / max(1, len(files))
-        rows = measure(loaders(root, cfg, device), options.rounds)
+        rows = compare(take_turns(loaders(root, cfg, device), options.rounds))
     setting = (
         f"{len(files)} files of {kilobytes:.0f} kB on average, {options.size}x{options.size},"
         f" batch {options.batch_size}, {options.workers} workers, {device}, recipe of {RECIPE.name} without mixing"

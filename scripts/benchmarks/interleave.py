@@ -32,17 +32,6 @@ class Row:
     highest_ratio: float
 
 
-def measure(
-    contenders: dict[str, Callable[[], float]],
-    rounds: int,
-    warm_up: int = 1,
-    parts: int = 1,
-    seconds: float = math.inf,
-) -> list[Row]:
-    """Measures and compares the first contender with the others, its peers. Args: as for `take_turns`."""
-    return compare(take_turns(contenders, rounds, warm_up, parts, seconds))
-
-
 def take_turns(
     contenders: dict[str, Callable[[], float]],
     rounds: int,

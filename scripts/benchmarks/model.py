@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from configs.loading import find_config, load_config
-from scripts.benchmarks.interleave import Row, measure, table
+from scripts.benchmarks.interleave import Row, compare, table, take_turns
 from scripts.benchmarks.subject import OURS, PEERS, Contender, Setting
 from utils.precision import relative_speed
 from utils.preprocessing import image_size
@@ -109,11 +109,11 @@ def _measure(
                     name: partial(each.measure, task, DTYPES[dtype]) for name, each in contenders.items()
                 }
                 if task == "train":
-                    rows = measure(calls, options.rounds, options.warm_up, seconds=limit.next())
-                    result[f"training step, {dtype}"] = rows
+                    speeds = take_turns(calls, options.rounds, options.warm_up, seconds=limit.next())
+                    result[f"training step, {dtype}"] = compare(speeds)
                 else:
-                    rows = measure(calls, options.rounds, min(2, options.warm_up), PARTS, limit.next())
-                    result[f"evaluation, {dtype}"] = rows
+                    speeds = take_turns(calls, options.rounds, min(2, options.warm_up), PARTS, limit.next())
+                    result[f"evaluation, {dtype}"] = compare(speeds)
                 if len(result) == 1:
                     memory = {name: each.measure("memory") for name, each in contenders.items() if _has_peak(name)}
         result[f"peak memory of a training step, {options.dtypes[0]}, MiB"] = memory

@@ -37,7 +37,8 @@ from utils.precision import Precision
 from utils.preprocessing import Preprocessing
 from utils.runs.folder import RunFolder
 from utils.runs.provenance import Provenance
-from utils.runs.session import Session, SessionOptions
+from utils.runs.session import Session
+from utils.runs.session_options import SessionOptions
 from utils.training.evaluate import evaluate
 from utils.training.objective import Best, Evaluation
 from utils.training.optim import OptimizerOptions
@@ -228,7 +229,6 @@ def session(
     folder: Path,
     state: TrainState,
     run_plan: RunPlan,
-    global_batch: int = 4,
     interrupt: Interrupt | None = None,
     world: World | None = None,
     subject: Subject | None = None,
@@ -244,7 +244,7 @@ def session(
             run_plan,
             run_folder,
             subject,
-            provenance=provenance(global_batch=global_batch),
+            provenance=provenance(global_batch=run_plan.shape.global_batch),
             interrupt=interrupt or Interrupt(),
             options=SessionOptions(**{"print_freq": 5, "keep": 0, **options}),
         )

@@ -193,7 +193,7 @@ def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
     if device.type == "cuda":  # NCCL's error handling would kill the process before the watchdog reports the cause
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        _reach(os.environ["MASTER_ADDR"], _variable("MASTER_PORT", 0))
+        _reach(os.environ["MASTER_ADDR"], _variable("MASTER_PORT", 0), local_rank)
     try:
         store, rank, size = next(
             dist.rendezvous("env://", rank, size, timeout=timedelta(minutes=timeout_minutes or 60))
@@ -217,16 +217,21 @@ def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
     return World(rank, size, device, local_rank, local_size, dist.PrefixStore("world", store), watchdog)
 
 
-def _reach(host: str, port: int) -> None:
-    """Checks that torchrun's store responds: it was started before this rank. Raises: DistributedError."""
+def _reach(host: str, port: int, local_rank: int) -> None:
+    """Checks that torchrun's store responds: it was started before this rank.
+
+    Raises: DistributedError on the first rank of each machine, SystemExit on the others: one line is enough.
+    """
     last = time.monotonic() + REACH
     while True:
         try:
             return socket.create_connection((host, port), timeout=REACH).close()
         except OSError as e:
             if time.monotonic() >= last:
-                problem = f"torchrun does not respond at {host}:{port} ({e.strerror or e})"
-                raise DistributedError("MASTER_ADDR", problem, "run the same command again to resume") from e
+                if local_rank:
+                    raise SystemExit(DistributedError.exit_code) from e
+                problem = f"it does not respond at {host}:{port} ({e.strerror or e})"
+                raise DistributedError("torchrun", problem, "run the same command again to resume") from e
         time.sleep(0.5)
 
 

@@ -4,14 +4,12 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 from torch import nn
-from yacs.config import CfgNode
 
 from utils.batches import Batch
 from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
@@ -28,6 +26,7 @@ from utils.logs.trackers import flat_settings
 from utils.runs.folder import RunFolder
 from utils.runs.provenance import Provenance
 from utils.runs.saver import Saver
+from utils.runs.session_options import SessionOptions
 from utils.runs.skipped_updates import write_incident
 from utils.terminal import SUMMARY, duration
 from utils.training.objective import Best, Evaluation
@@ -61,33 +60,6 @@ class Subject(Protocol):
     def name_of(self, index: int) -> str:
         """Returns the location of a training sample, for messages."""
         ...
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """Logs every `print_freq` updates; saves every `save_freq` epochs, and within an epoch every `save_updates` updates
-    or `save_minutes` minutes (0: never); keeps the newest `keep` checkpoints (0: all). `trace`: profile a few updates;
-    `wandb`: a project of Weights & Biases, "" for none."""
-
-    print_freq: int = 10
-    save_freq: int = 1
-    save_updates: int = 0
-    save_minutes: float = 0.0
-    keep: int = 3
-    trace: bool = False
-    wandb: str = ""
-
-    @staticmethod
-    def from_config(cfg: CfgNode) -> "SessionOptions":
-        return SessionOptions(
-            print_freq=cfg.PRINT_FREQ,
-            save_freq=cfg.SAVE_FREQ,
-            save_updates=cfg.TRAIN.SAVE_EVERY_UPDATES,
-            save_minutes=cfg.TRAIN.SAVE_EVERY_MINUTES,
-            keep=cfg.TRAIN.KEEP_CHECKPOINTS,
-            trace=cfg.PROFILE,
-            wandb=cfg.LOG.WANDB,
-        )
 
 
 class Session:
@@ -295,8 +267,8 @@ class Session:
 
     def _stop(self, stop: int, saved: bool) -> None:
         """Raises: TerminatedError, KeyboardInterrupt or ResourceError, on every rank once the state is on disk."""
-        self._agreed = True
         self._world.main_only(self._saver.finish)  # a rank that exits first would terminate rank 0 during the save
+        self._agreed = True
         outcome = "is saved" if saved else "was not saved, its weights are not finite"
         outcome = f"the state after update {self._state.update} {outcome}"
         if stop == MOVED:
@@ -329,9 +301,9 @@ class Session:
         write_incident(self._folder.path / f"incidents/update_{update.number}.json", self._world, details, own)
         if state.skipped_in_row < plan.max_skipped:
             return
-        self._agreed = True
         self._saver.finish()
         newest = self._world.main_only(lambda: next(iter(list_checkpoints(self._folder.checkpoints)), None))
+        self._agreed = True
         again = "start again" if newest is None else f"continue from --resume {quoted(newest)}"
         half = " AMP_DTYPE bfloat16, or" if scale is not None else ""
         scaled = f" and loss scale {scale:g}" if scale is not None else ""

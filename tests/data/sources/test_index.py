@@ -189,7 +189,11 @@ def test_a_corrupt_file_is_replaced(tmp_path, cache, name, content):
     machine.open(tmp_path / "data")
     (folder,) = cache_folder("index").iterdir()
     (folder / name).write_bytes(content)
-    assert machine.open(tmp_path / "data")[0] == ["a", "b"] and machine.built == 2
+    for _ in range(3):
+        assert machine.open(tmp_path / "data")[0] == ["a", "b"]
+    built = machine.built
+    machine.open(tmp_path / "data")
+    assert machine.built == built <= 3  # it is whole again
 
 
 def open_at_once(folder, barrier, results):

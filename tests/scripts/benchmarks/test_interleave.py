@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.benchmarks.interleave import Row, compare, measure, table, take_turns, timed
+from scripts.benchmarks.interleave import Row, compare, table, take_turns, timed
 
 
 def test_contenders_take_turns_and_warm_up_does_not_count():
@@ -12,7 +12,7 @@ def test_contenders_take_turns_and_warm_up_does_not_count():
         return lambda: order.append(name) or next(speeds)
 
     speeds = {"ours": iter([1.0, 100.0, 90.0]), "one": iter([999.0, 50.0, 30.0])}
-    ours, one = measure({name: work(name, values) for name, values in speeds.items()}, rounds=2)
+    ours, one = compare(take_turns({name: work(name, values) for name, values in speeds.items()}, rounds=2))
     turns = [tuple(order[i : i + 2]) for i in range(0, 6, 2)]
     assert all(set(turn) == {"ours", "one"} for turn in turns)
     assert (ours.slowest, ours.median, ours.fastest, ours.rounds) == (90, 95, 100, 2) and one.fastest == 50
@@ -27,7 +27,7 @@ def test_no_round_begins_after_the_time_is_up(monkeypatch, seconds, rounds):
         clock[0] += 10
         return 1.0
 
-    assert measure({"ours": work}, rounds=5, seconds=seconds)[0].rounds == rounds
+    assert len(take_turns({"ours": work}, rounds=5, seconds=seconds)["ours"]) == rounds
 
 
 def test_the_turns_of_a_round_are_taken_together():

@@ -9,7 +9,6 @@ import pytest
 
 from scripts.benchmark import main
 from scripts.benchmarks import model
-from scripts.benchmarks.interleave import Row
 
 
 def options_of(*arguments):
@@ -44,12 +43,12 @@ def test_quick_divides_three_minutes_among_the_measurements(monkeypatch):
     monkeypatch.setattr(model.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(model, "_contenders", lambda options: [("swin_tiny", {}), ("swin_small", {})])
 
-    def measure(calls, rounds, warm_up, parts=1, seconds=math.inf):
+    def take_turns(calls, rounds, warm_up, parts=1, seconds=math.inf):
         given.append(seconds)
         now[0] += 200 if len(given) == 3 else 20
-        return [Row("this program", 1.0, 1.0, 1.0, 1, 1.0, 1.0, 1.0)]
+        return {"this program": [1.0]}
 
-    monkeypatch.setattr(model, "measure", measure)
+    monkeypatch.setattr(model, "take_turns", take_turns)
     monkeypatch.setattr(model, "_memory", lambda values: "")
     quick = options_of("--quick", "--dtypes", "fp32", "--models", "swin_tiny", "swin_small")
     setting = model.run(quick)["setting"]

@@ -150,8 +150,12 @@ def test_fault_61_the_store_of_a_launcher_that_is_gone_is_not_waited_for(launche
     launched(WORLD_SIZE=2, RANK=0, LOCAL_RANK=0, MASTER_ADDR="localhost", MASTER_PORT=port)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setattr(world, "REACH", 0.1)
-    with raises(DistributedError, "MASTER_ADDR", f"localhost:{port}"):
+    with raises(DistributedError, "torchrun", f"localhost:{port}"):
         join_world()
+    launched(WORLD_SIZE=2, RANK=1, LOCAL_RANK=1, MASTER_ADDR="localhost", MASTER_PORT=port)
+    with pytest.raises(SystemExit) as silent:
+        join_world()
+    assert silent.value.code == 5
 
 
 def test_fault_61_a_meeting_that_ends_with_the_launcher_is_the_launchers_fault(launched, monkeypatch):

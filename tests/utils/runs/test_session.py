@@ -35,7 +35,7 @@ from utils.distributed.signals import Interrupt
 from utils.distributed.world import World
 from utils.errors import NumericsError, ResourceError, TerminatedError
 from utils.precision import choose_precision
-from utils.runs.session import SessionOptions
+from utils.runs.session_options import SessionOptions
 from utils.training.loop import train_epoch
 from utils.training.objective import Evaluation
 

@@ -74,7 +74,7 @@ def train(folder, objective, stop_at=None):
 
     subject = Subject(best=objective.best, evaluate=objective.evaluate)
     own = {"subject": subject, "save_updates": 4, "print_freq": 3}
-    with suppress(Stop), session(folder, state, PLAN, global_batch=2, **own) as run:
+    with suppress(Stop), session(folder, state, PLAN, **own) as run:
         while state.epoch < PLAN.epochs:
             train_epoch(state, run.watch(work(state.epoch, state.step)), objective, PLAN, after_update)
             run.end_epoch()
