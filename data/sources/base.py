@@ -15,7 +15,7 @@ from utils.errors import DataError, listing
 # permanent errors, not worth a retry
 _PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
-MAX_BYTES = 1 << 30  # of an encoded image; Pillow decodes up to 179 million pixels
+MAX_BYTES = 1 << 30  # of a file; Pillow decodes up to 179 million pixels, ImageNet-22K's list has 0.6 GB
 MAX_LABELS = 100_000  # classes, if their number is unknown and there are fewer samples
 
 
@@ -135,7 +135,10 @@ def opening(path: object) -> Iterator[None]:
 
 
 def read_file(path: str | Path) -> bytes:
-    """Returns the contents of a regular file. Raises: OSError; DataError for a device, or too large a file."""
+    """Returns the contents of an image, a list or another regular file.
+
+    Raises: OSError; DataError for a device, or too large a file.
+    """
     with open(path, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -145,9 +148,9 @@ def read_file(path: str | Path) -> bytes:
 
 
 def check_size(size: int, name: object) -> None:
-    """Raises: DataError if an image has more bytes, as stored or unpacked, than any that could be decoded."""
+    """Raises: DataError if a file has more bytes, as stored or unpacked, than any that could be used."""
     if size > MAX_BYTES:
-        raise DataError(str(name), f"{size:,} bytes are too many for an image (at most {MAX_BYTES:,})", "remove it")
+        raise DataError(str(name), f"{size:,} bytes are too many (at most {MAX_BYTES:,})", "remove it")
 
 
 def label_limit(classes: int, samples: int) -> int:

@@ -57,7 +57,7 @@ def _images_of(name: str) -> list[Path]:
     if path.is_dir():
         return sorted(each for each in map(Path, images_below(path).images) if each.is_file())
     if path.suffix.lower() == ".txt" and path.is_file():
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # a path may be any bytes
+        text = read_file(path).decode("utf-8-sig", "surrogateescape")  # a path may be any bytes
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         images = [path.parent / line for line in lines]
         if images and not images[0].exists():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from data.sources.base import IndexedSource, Store, check_label, label_limit
+from data.sources.base import IndexedSource, Store, check_label, label_limit, read_file
 from data.sources.folders import FolderStorage
 from data.sources.index import Index, Stamp, stamp, stored
 from utils.errors import DataError, listing
@@ -68,7 +68,7 @@ def read_list(path: Path, classes: int, class_names: Sequence[str] | None) -> Li
     Raises: DataError with file and line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = read_file(path).decode("utf-8-sig", "surrogateescape")
     except OSError as e:
         raise DataError(str(path), f"cannot be read: {e.strerror}", "check its permissions") from e
     entries = _from_json(text, path) if text.lstrip().startswith("[") else _from_lines(text, path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.data import ImageNetInfo
 
-from data.sources.base import LabelledSource, Store, opening
+from data.sources.base import LabelledSource, Store, opening, read_file
 from data.sources.open import SourceOptions, check_ranks, fill_cache, find_store, some_samples
 from models.weights.class_maps import CLASSES_1K
 from utils.distributed.world import World
@@ -172,10 +172,11 @@ def chosen_classes(choice: str, source: LabelledSource) -> list[int]:
     if choice == "present":
         return [label for label, count in enumerate(source.counts()) if count]
     try:
-        names = [line.strip() for line in Path(choice).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = read_file(choice).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "not UTF-8"
         raise DataError(choice, f"cannot read the class names ({reason})", "set TEST.CLASSES to a text file") from e
+    names = [line.strip() for line in lines if line.strip()]
     labels = {name: label for label, name in enumerate(source.class_names)}
     unknown = [name for name in names if name not in labels]
     if unknown or not names:

@@ -1,9 +1,9 @@
 """Runs the program on mutated input and counts what ends badly: python tests/tools/fuzz.py --count 5000 --seed 0
 
-Every input is a valid one with a few mutations: a YAML file, a command line, an image, an archive, a list, a
-checkpoint, the folder of a run, or a file served over HTTP. A run ends badly if it prints a traceback, ends with
-code 1 or by a signal, takes more than 20 s, or takes 1 GiB more memory than the same command on the valid input. Each
-such input is kept in --keep, with the command that repeats it.
+Every input is a valid one with a few mutations: a YAML file, a command line, an image, an archive, a list, a cached
+index, a checkpoint, the folder of a run, or a file served over HTTP. A run ends badly if it prints a traceback, ends
+with code 1 or by a signal, fails with other than one error line, takes more than 20 s, or takes 1 GiB more memory than
+the same command on the valid input. Each such input is kept in --keep, with the command that repeats it.
 """
 
 import argparse
@@ -116,6 +116,9 @@ class Fuzzer:
             return "traceback: " + text.strip().rsplit("\n", 1)[-1][:160]
         if code not in GOOD_CODES:
             return f"exit code {code}"
+        errors = sum(line.startswith("error: ") for line in text.splitlines())
+        if errors != (code != 0):
+            return f"{errors} error lines, exit code {code}"
         more = memory - self._plain[kind]
         return f"took {more / 2**20:,.0f} MiB more" if more > MEMORY else ""
 

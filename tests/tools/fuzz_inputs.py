@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -224,15 +225,35 @@ def _lists(folder: Path, material: Material, draw: random.Random | None) -> Comm
     return MAIN, [*line, "--opts", "DATA.DATASET", "list"], {}
 
 
+def _cached_index(folder: Path, material: Material, draw: random.Random | None) -> Command:
+    cache = Path(shutil.copytree(material.folder / "cache", folder / "cache"))
+    if draw:
+        file = draw.choice(sorted(file for file in cache.rglob("*") if file.is_file()))
+        data = file.read_bytes()
+        text = file.suffix == ".json" and draw.random() < 0.5
+        file.write_bytes(mutated_text(data.decode(), draw) if text and data else mutated_bytes(data, draw))
+    line = ["--cfg", material.recipe, "--data-path", material.photos, "--output", folder / "out", "--dry-run"]
+    return MAIN, line, {"XDG_CACHE_HOME": str(cache)}
+
+
 def _checkpoint(folder: Path, material: Material, draw: random.Random | None) -> Command:
     file = folder / "c.pth"
     if draw is None:
         shutil.copy(material.checkpoint, file)
-    elif draw.random() < 0.3:
+    elif draw.random() < 0.2:
         file.write_bytes(mutated_bytes(material.checkpoint.read_bytes(), draw))
+    elif draw.random() < 0.2:
+        file = folder / "c.safetensors"
+        weights = {name: tensor.contiguous() for name, tensor in material.contents["model"].items()}
+        file.write_bytes(mutated_bytes(safetensors.torch.save(weights, {"format": "pt"}), draw))
     else:
+        contents = copy.copy(material.contents)
+        if draw.random() < 0.3:  # what the original program writes, or weights alone
+            original = {"model": contents["model"], "optimizer": contents["optimizer"], "epoch": 1, "max_accuracy": 50.0}
+            original |= {"lr_scheduler": {"num_updates": 6}, "scaler": {"scale": 65536.0, "_growth_tracker": 3}}
+            contents = draw.choice([original, contents["model"]])
         try:
-            torch.save(mutated_value(copy.copy(material.contents), draw), file)
+            torch.save(mutated_value(contents, draw), file)
         except (RecursionError, RuntimeError, ValueError, TypeError):
             shutil.copy(material.checkpoint, file)
     how = draw.randrange(4) if draw else 0
@@ -293,6 +314,7 @@ KINDS: dict[str, Callable[[Path, Material, random.Random | None], Command]] = {
     "image": _image,
     "archive": _archive,
     "list": _lists,
+    "index": _cached_index,
     "checkpoint": _checkpoint,
     "run_folder": _run_folder,
     "served": _served,

@@ -59,7 +59,7 @@ TARGETS |= dict.fromkeys(("imports", "rendezvous"), ("rank", "launcher"))
 TARGETS["start"] = ("rank", "server", "tracker", "launcher")  # workers start with the first epoch
 # by target: what the error line blames, and the exit codes of the first rank that ends; a negative one is a signal
 OUTCOMES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "rank": (r"rank \d|MASTER_ADDR|SIGTERM", (-9, 5, 75)),
+    "rank": (r"rank {rank}|MASTER_ADDR|SIGTERM", (-9, 5, 75)),
     "worker": ("DATA.NUM_WORKERS", (7,)),
     "server": ("DATA.NUM_WORKERS", (7,)),
     "tracker": ("nothing", ()),
@@ -78,6 +78,11 @@ class Kill:
     rank: int
     target: str = "rank"
     launched: bool = True  # by torchrun, otherwise as srun starts ranks
+
+    @property
+    def leaves_none(self) -> bool:
+        """Whether nobody is left to report it."""
+        return self.target == "rank" and self.rank < 0
 
     def fault(self) -> str:
         """Returns the fault for inject.py."""
@@ -109,9 +114,9 @@ class Outcome:
             return f"error lines: {errors}" if errors else ""
         if self.seconds > SOON:
             return f"ended after {self.seconds:.0f} s"
-        if len(errors) > 1 or (not errors and kill.target != "rank"):
+        if len(errors) != (0 if kill.leaves_none else 1):
             return f"{len(errors)} error lines"
-        if errors and not re.match(f"error: (?:{blamed})", errors[0]):
+        if errors and not re.match(f"error: (?:{blamed.format(rank=kill.rank)})", errors[0]):
             return f"blames another: {errors[0]}"
         first = re.search(r"Root Cause.*?exitcode\s*: (-?\d+)", self.out, re.DOTALL)
         code = int(first[1]) if first else self.code
@@ -128,6 +133,8 @@ def draw_kills(count: int, seed: int, processes: int) -> list[Kill]:
         target = draw.choice([each for each in TARGETS[phase] if processes > 1 or each != "launcher"])
         first = -1 if target == "rank" else 0
         rank = 0 if phase in ("save", "epoch") else draw.randrange(first, processes)
+        if target == "rank" and processes == 1:
+            rank = -1
         launched = target == "launcher" or phase in ("imports", "rendezvous") or draw.random() < 0.25
         kills.append(Kill(phase, draw.randint(1, _MOST.get(phase, 1)), rank, target, launched))
     return kills

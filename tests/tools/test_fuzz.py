@@ -24,6 +24,10 @@ def test_mutated_input_ends_in_one_line(tmp_path):
     [
         (Outcome(2, "error: TAG: wrong", 1, 0), ""),
         (Outcome(2, "Traceback (most recent call last)\nValueError: x", 1, 0), "traceback: ValueError: x"),
+        (Outcome(0, "trained", 1, 0), ""),
+        (Outcome(2, "", 1, 0), "0 error lines, exit code 2"),
+        (Outcome(2, "error: TAG: wrong\nerror: TAG: wrong", 1, 0), "2 error lines, exit code 2"),
+        (Outcome(0, "error: TAG: wrong", 1, 0), "1 error lines, exit code 0"),
         (Outcome(1, "", 1, 0), "exit code 1"),
         (Outcome(-11, "", 1, 0), "exit code -11"),
         (Outcome(0, "", 21, 0), "took 21 s"),

@@ -49,13 +49,20 @@ LOST = "error: DATA.NUM_WORKERS: a loader worker died\n"
         ("worker", 7, f"Traceback (most recent call last):\n{LOST}", 5, "noise"),
         ("server", 5, "error: torchrun: it was killed\n", 5, "blames another"),
         ("launcher", -9, "error: torchrun: it was killed\n", 5, ""),
-        ("rank", -9, "", 5, ""),
+        ("rank", -9, "error: rank 0: it died\n", 5, ""),
+        ("rank", -9, "error: rank 1: it died\n", 5, "blames another"),
+        ("rank", -9, "", 5, "0 error lines"),
         ("tracker", 7, LOST, 5, "blames another"),
     ],
 )
 def test_a_run_ends_well_or_not(target, code, out, seconds, fault):
     found = Outcome(code, out, seconds).fault_of(Kill("step", 1, 0, target))
     assert found.startswith(fault) and bool(found) == bool(fault), found
+
+
+def test_nobody_reports_that_all_ranks_were_killed():
+    assert Outcome(-9, "", 5).fault_of(Kill("step", 1, -1)) == ""
+    assert Outcome(-9, "error: rank 0: it died\n", 5).fault_of(Kill("step", 1, -1)) == "1 error lines"
 
 
 def write(folder, *, loss=0.5, weight=1.0, scalar=0.25, speed=1.0):

@@ -5,7 +5,6 @@ import hashlib
 import logging
 import os
 import re
-import socket
 import urllib.error
 import urllib.request
 import zipfile
@@ -20,9 +19,13 @@ from utils.checkpoints.released import released_url
 from utils.checkpoints.safe_load import load_tensors
 from utils.errors import CheckpointError, ResourceError
 from utils.files import atomic_path, sha256_of
+from utils.terminal import track
 
 log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EPERM, errno.EFBIG)
+MEBIBYTE = 1 << 20
+MAX_DOWNLOAD = 1 << 36  # bytes; a server may send without end
+SILENCE = 60.0  # seconds to wait for a server
 
 
 def local_file(name: str, sha256: str = "") -> Path:
@@ -118,22 +121,28 @@ def _check_opens(path: Path, url: str) -> None:
 
 def _fetch(url: str, target: Path) -> None:
     """Downloads to `target`. Raises: CheckpointError for the network, OSError for the disk."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(60)  # torch would wait for a silent server forever
     try:
-        with urllib.request.urlopen(url) as response:  # torch does not detect truncated files
+        with urllib.request.urlopen(url, timeout=SILENCE) as response:
             size = int(response.headers.get("Content-Length") or 0)
-        torch.hub.download_url_to_file(url, str(target))
-    except Exception as e:  # a server can make the libraries raise anything
+            received = _copy(response, target, size)
+    except Exception as e:  # a server can make the library raise anything
         if isinstance(e, OSError) and e.errno in DISK_ERRORS:
             raise
         reason = " ".join(str(getattr(e, "reason", e)).split()) or type(e).__name__
         raise CheckpointError(url, f"the weights cannot be downloaded ({reason})", "check the URL, or try again") from e
-    finally:
-        socket.setdefaulttimeout(timeout)
-    received = target.stat().st_size
-    if size and received != size:
+    if size and received != size:  # urllib does not detect truncated files
         raise CheckpointError(url, f"the download ended after {received:,} of {size:,} bytes", "try again")
+
+
+def _copy(response: Any, target: Path, size: int) -> int:
+    """Writes a response to a file and returns its bytes. Args: size: expected, 0 if unknown. Raises: OSError."""
+    received, blocks = 0, iter(lambda: response.read(MEBIBYTE), b"")
+    with open(target, "wb") as file:
+        for block in track(blocks, "downloading", -(-size // MEBIBYTE), "MiB") if size else blocks:
+            received += file.write(block)
+            if received > MAX_DOWNLOAD:
+                raise ValueError(f"more than {MAX_DOWNLOAD:,} bytes")
+    return received
 
 
 def _is_reachable(url: str) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 from utils.distributed.launcher import wait_if_launcher_is_gone
 from utils.distributed.watchdog import Watchdog
 from utils.errors import DistributedError, report_error
+from utils.rank import PATIENCE
 from utils.runtime import tune_process
 
 log = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
 def _reach(host: str, port: int, local_rank: int) -> None:
     """Checks that torchrun's store responds: it was started before this rank.
 
-    Raises: DistributedError on the first rank of each machine, SystemExit on the others: one line is enough.
+    Raises: DistributedError on the first rank of each machine, SystemExit on the others.
     """
     last = time.monotonic() + REACH
     while True:
@@ -233,6 +234,16 @@ def _reach(host: str, port: int, local_rank: int) -> None:
                 problem = f"it does not respond at {host}:{port} ({e.strerror or e})"
                 raise DistributedError("torchrun", problem, "run the same command again to resume") from e
         time.sleep(0.5)
+
+
+def _leave_to_rank(speaker: int, local_rank: int) -> None:
+    """Ends this rank after a while, without a line, unless it is the one of its machine that reports an error.
+
+    Raises: SystemExit.
+    """
+    if local_rank != speaker:
+        time.sleep(PATIENCE)  # the launcher ends the others once one has ended
+        raise SystemExit(DistributedError.exit_code)
 
 
 def _meet(store: Any, rank: int, size: int) -> str:
@@ -276,6 +287,7 @@ def _choose_device(wanted: str, local_rank: int, size: int) -> torch.device:
     if wanted != "cpu" and torch.cuda.is_available():
         count = torch.cuda.device_count()
         if local_rank >= count:
+            _leave_to_rank(count, local_rank)
             problem = f"rank {local_rank} of this machine has no GPU"
             raise DistributedError("--nproc_per_node", problem, f"launch at most {count}")
         torch.cuda.set_device(local_rank)
@@ -283,6 +295,7 @@ def _choose_device(wanted: str, local_rank: int, size: int) -> torch.device:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     why = f"CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else "torch finds none"
     if wanted == "cuda":
+        _leave_to_rank(0, local_rank)
         raise DistributedError("--device", f"no GPU is available: {why}", "use cpu, or check the GPU driver")
     if wanted == "auto" and (hidden or Path("/dev/nvidia0").exists()):
         log.warning("no GPU is available (%s): running on the CPU; --device cpu silences this warning", why)

@@ -208,6 +208,8 @@ def test_chosen_classes(photos, tmp_path):
     (tmp_path / "names.txt").write_text("class_2\n")
     with raises(DataError, tmp_path / "names.txt", "val/"):
         chosen_classes(str(tmp_path / "names.txt"), source)
+    with raises(DataError, "/dev/zero", "not a regular file"):
+        chosen_classes("/dev/zero", source)
     (tmp_path / "names.txt").write_text("class_9\n")
     with raises(DataError, tmp_path / "names.txt", "class_9"):
         chosen_classes(str(tmp_path / "names.txt"), source)

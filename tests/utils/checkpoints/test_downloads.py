@@ -138,6 +138,16 @@ def test_fault_57_a_truncated_download_is_refused_and_not_kept(hub):
     assert list(hub.iterdir()) == []
 
 
+def test_a_download_without_an_end_is_bounded(hub, monkeypatch):
+    server, address = serve(SignIn)
+    SignIn.answers[:] = [WEIGHTS]
+    monkeypatch.setattr(downloads, "MAX_DOWNLOAD", 4000)
+    with raises(CheckpointError, f"{address}/w.pth", "more than 4,000 bytes"):
+        get(f"{address}/w.pth")
+    server.shutdown()
+    assert list(hub.iterdir()) == []
+
+
 class SignIn(BaseHTTPRequestHandler):
     """Answers with a page, then with the file; without a Content-Length."""
 

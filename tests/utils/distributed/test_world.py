@@ -191,6 +191,17 @@ def test_more_ranks_than_gpus_are_refused(launched, monkeypatch):
         join_world()
 
 
+def test_one_rank_of_a_machine_reports_a_missing_gpu(launched, monkeypatch):
+    monkeypatch.setattr(world, "PATIENCE", 0.01)
+    launched(WORLD_SIZE=4, RANK=2, LOCAL_RANK=2, MASTER_ADDR="localhost", MASTER_PORT=1)
+    with pytest.raises(SystemExit, match="5"):
+        join_world(device_type="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SystemExit, match="5"):
+        join_world()
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """A folder with what two ranks found in the third attempt, the exit codes of all, and what they said."""
