@@ -21,6 +21,25 @@ def within(low: float, high: float) -> Check:
     return lambda v: None if low <= v <= high else f"must be between {low} and {high}"
 
 
+def inside(low: float, high: float) -> Check:
+    return lambda v: None if low < v < high else f"must be above {low} and below {high}"
+
+
+def grouping(value: str) -> str | None:
+    kind, _, rule = value.partition(":")
+    good = not value or (kind in ("prefix", "regex", "column") and rule)
+    try:
+        re.compile(rule if kind == "regex" else "")
+    except (re.error, RecursionError, OverflowError):
+        good = False
+    return None if good else "must be prefix:CHARACTERS, regex:PATTERN or column:NAME"
+
+
+def weighting(value: str) -> str | None:
+    good = value in ("none", "inverse", "effective") or value.lower().endswith(".csv")
+    return None if good else "must be none, inverse, effective or a .csv file"
+
+
 def below_one(value: float) -> str | None:
     return None if 0 <= value < 1 else "must be at least 0 and below 1"
 

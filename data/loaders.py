@@ -7,7 +7,7 @@ from typing import Any
 from data.pipeline.dataset import Collator, EvalSamples, TrainSamples
 from data.pipeline.device import Normalize, prefetch_to_device
 from data.pipeline.sample import Collate, Sample, SampleTransform, stack
-from data.pipeline.samplers import EvalSampler, TrainSampler
+from data.pipeline.samplers import EvalSampler, Frequencies, TrainSampler
 from data.pipeline.workers import LoaderOptions, MonitoredLoader, check_resources
 from data.sources.base import Source
 from utils.batches import Batch, EpochShape
@@ -32,7 +32,8 @@ class Pipeline:
     `train`, `val`: from a record to a sample, `train` None for an evaluation; `preprocessing`: normalisation on the
     device, where erased rectangles are filled according to `erase_mode` (see `Normalize`); `collate`: from samples to a
     batch; `on_device`: applied to (images, targets) of every training micro-batch, after seeding the global generators:
-    mixing, masking; `sample_bytes`: approximate size of a sample, to check shared memory, 0 if unknown.
+    mixing, masking; `sample_bytes`: approximate size of a sample, to check shared memory, 0 if unknown; `frequencies`
+    of the training samples of a source, None for every sample once in an epoch.
     """
 
     train: SampleTransform | None
@@ -42,6 +43,7 @@ class Pipeline:
     on_device: Callable[[Any, Any], tuple[Any, Any]] = keep
     erase_mode: str = "pixel"
     sample_bytes: int = 0
+    frequencies: Callable[[Any], Frequencies | None] = lambda source: None
 
 
 class TrainLoader:
@@ -57,7 +59,12 @@ class TrainLoader:
         self._shape, self._rank, self._seed = shape, world.rank, options.seed
         self._on_device = pipeline.on_device
         self._normalize = Normalize(pipeline.preprocessing, world.device, pipeline.erase_mode)
-        self._sampler = TrainSampler(shape, world.rank, lambda epoch: derive_seed("order", options.seed, epoch))
+        self._sampler = TrainSampler(
+            shape,
+            world.rank,
+            lambda epoch: derive_seed("order", options.seed, epoch),
+            pipeline.frequencies(source),
+        )
         samples = TrainSamples(source, pipeline.train, seed=options.seed, on_bad=options.on_bad)
         self._loader = MonitoredLoader(
             samples, self._sampler, options, world, collate=pipeline.collate, persistent=True

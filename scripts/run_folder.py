@@ -46,7 +46,7 @@ class Run:
     @property
     def best(self) -> Best | None:
         """The metric that selects the best checkpoint."""
-        return task_class(self.config.get("TASK", DEFAULT_TASK)).best
+        return task_class(self.config.get("TASK", DEFAULT_TASK)).best_of(self.config)
 
     def summary(self) -> list[Any]:
         """Returns the cells of a row of `summary_table`."""

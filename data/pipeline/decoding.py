@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import cv2
@@ -20,6 +21,8 @@ from utils.errors import DataError
 Pixels = NDArray[np.uint8]  # (height, width, channels)
 MAX_TIFF = 1 << 31  # bytes of a decoded multi-band image
 ORIENTATION = 0x0112  # EXIF
+# bytes 4 to 11 of HEIC files
+HEIF = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _TURN = Image.Transpose
 # by EXIF orientation, from 2
 _TURNS = (
@@ -42,10 +45,20 @@ def decode(data: bytes, name: str, upright: bool = False) -> Image.Image:
 
 def _decode_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
     with _image_errors(data, name):
+        if data[4:12] in HEIF:
+            _enable_heif()
         image = Image.open(io.BytesIO(data))
         image.load()
         pixels = _eight_bits(image, name).convert("RGB")
         return _turned(pixels, orientation(image)) if upright else pixels
+
+
+@cache
+def _enable_heif() -> None:
+    """Registers the decoder of HEIC files with Pillow; it turns them upright itself."""
+    from pi_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
 
 
 @contextmanager
@@ -57,6 +70,8 @@ def _image_errors(data: bytes, name: str) -> Iterator[None]:
             yield
         except DataError:
             raise
+        except ImportError as e:
+            raise DataError(name, "no decoder for HEIC images is installed", "pip install pi-heif") from e
         except Exception as e:  # decoders raise any type for malformed files
             reason = re.sub("cannot identify image file <.*>", "unknown format", str(e)) if data else "empty file"
             missing = [f"{note.message}" for note in notes if "support not installed" in str(note.message)]
@@ -69,6 +84,8 @@ def _image_errors(data: bytes, name: str) -> Iterator[None]:
 
 def orientation(image: Image.Image | bytes) -> int:
     """Returns the EXIF orientation of an image, or of its file; 1, upright, without (intact) metadata."""
+    if isinstance(image, bytes) and image.startswith(b"\xff\xd8") and b"Exif\0\0" not in image:
+        return 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

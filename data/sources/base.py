@@ -1,13 +1,18 @@
 """The interface of data sources: records by index."""
 
+import copy
 import errno
 import os
 import stat
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data.sources.index import Index
 from utils.errors import DataError, listing
@@ -53,9 +58,17 @@ class LabelledSource(Source, Protocol):
     @property
     def class_names(self) -> tuple[str, ...]: ...
     def label(self, i: int) -> int: ...
+    def labels_of(self, i: int) -> tuple[int, ...]:
+        """Returns the classes of a sample: one, unless the dataset has several per image."""
+        return (self.label(i),)
+
     def counts(self) -> list[int]:
         """Returns the number of samples of each class."""
         ...
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """Returns a value per sample (n,), such as "weight"; None if the dataset has none of this name."""
+        return None
 
 
 class Store(Protocol):
@@ -73,6 +86,14 @@ class Store(Protocol):
         Raises: DataError.
         """
         ...
+
+
+class Pool(ABC):
+    """A labelled dataset in one storage format, without splits."""
+
+    @abstractmethod
+    def open_whole(self, class_names: Sequence[str] | None = None, classes: int = 0) -> "IndexedSource":
+        """Opens all samples. Args: as for `Store.open`. Raises: DataError."""
 
 
 class Storage(Protocol):
@@ -114,8 +135,26 @@ class IndexedSource:
     def label(self, i: int) -> int:
         return self._index.label(i)
 
+    def labels_of(self, i: int) -> tuple[int, ...]:
+        """Returns the classes of a sample."""
+        return (self.label(i),)
+
     def name(self, i: int) -> str:
         return self._storage.where(self._index.name(i))
+
+    def key(self, i: int) -> str:
+        """Returns the name of a sample within the dataset, wherever that is stored."""
+        return self._index.name(i)
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """Returns a further column of the index (n,), None if there is none of this name."""
+        return self._index.columns.get(name)
+
+    def subset(self, chosen: NDArray[np.int64]) -> Self:
+        """Returns the source of some of the samples. Args: chosen: their indices, ascending."""
+        part = copy.copy(self)
+        part._index = self._index.take(chosen)
+        return part
 
     def counts(self) -> list[int]:
         return self._index.counts(len(self.class_names)) if self.class_names else []

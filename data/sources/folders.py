@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from data.sources.base import IndexedSource, check_classes, read_file
+from data.sources.base import IndexedSource, Pool, check_classes, read_file
 from data.sources.index import Index, Stamp, stamp, stored
-from data.sources.names import is_image, is_left_out, warn_of_ignored, warn_of_nested
+from data.sources.names import check_heif, is_image, is_left_out, warn_of_ignored, warn_of_nested
 from utils.errors import DataError, listing
 
 
@@ -51,6 +51,26 @@ class FolderStore:
         return IndexedSource(index, names, FolderStorage(folder))
 
 
+class FolderPool(Pool):
+    """One folder of images per class, without splits."""
+
+    def __init__(self, root: Path):
+        self._root = root.resolve()
+
+    def open_whole(self, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
+        return FolderStore(self._root.parent).open(self._root.name, class_names, classes)
+
+
+def has_class_folders(folder: Path) -> bool:
+    """Returns whether a folder looks like the classes of a dataset without splits: folders of images, none of which
+    contains splits."""
+    if not folder.is_dir():
+        return False
+    classes = list_split(folder).classes
+    nested = any((folder / name / split).is_dir() for name in classes for split in ("train", "val"))
+    return not nested and any(images_below(folder / name).images for name in classes)
+
+
 class FolderStorage:
     """Files below `root`.
 
@@ -89,6 +109,7 @@ def _walk(
         files += [os.path.relpath(file, root) for file in below.images]
         targets += [labels[name]] * len(below.images)
         ignored += below.ignored
+    check_heif(files)
     warn_of_ignored(ignored)
     warn_of_nested(files, root)
     return Index.build(files, targets), None, stamps

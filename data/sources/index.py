@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from utils.files import atomic_path, cache_folder
 
@@ -39,7 +40,7 @@ class Index:
         self._folder: Path | None = None
 
     @classmethod
-    def build(cls, names: Sequence[str], labels: Sequence[int], **columns: Sequence[int]) -> "Index":
+    def build(cls, names: Sequence[str], labels: Sequence[int], **columns: Sequence[float]) -> "Index":
         """Sorts by label, then name: the index depends only on the samples, not on their storage.
 
         Names may contain any bytes that the file system allows.
@@ -53,7 +54,7 @@ class Index:
             text,
             ends,
             np.asarray(labels, dtype=np.int32)[order],
-            {name: np.asarray(column, dtype=np.int64)[order] for name, column in columns.items()},
+            {name: np.asarray(column)[order] for name, column in columns.items()},
         )
 
     def __len__(self) -> int:
@@ -65,6 +66,16 @@ class Index:
 
     def label(self, i: int) -> int:
         return int(self.labels[i])
+
+    def take(self, chosen: NDArray[np.int64]) -> "Index":
+        """Returns the index of some of the samples. Args: chosen: their indices, ascending."""
+        starts = np.concatenate([[0], self._ends[:-1]])[chosen]
+        lengths = self._ends[chosen] - starts
+        ends = np.cumsum(lengths, dtype=np.int64)
+        # position of every byte: where its name starts, plus its place within the name
+        places = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+        columns = {name: column[chosen] for name, column in self.columns.items()}
+        return Index(self._text[places], ends, self.labels[chosen], columns)
 
     def counts(self, classes: int) -> list[int]:
         """Returns the number of samples of each class."""

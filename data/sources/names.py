@@ -2,13 +2,17 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 
-from utils.errors import listing
+from utils.errors import DataError, count, listing
 
 log = logging.getLogger(__name__)
 
+# of phones; decoded by an optional package
+HEIF = (".heic", ".heif", ".hif")
 # decoded by Pillow and used in datasets
 EXTENSIONS = (
+    *HEIF,
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".dib", ".tif"),
     *(".tiff", ".webp", ".gif", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".ico", ".sgi", ".qoi"),
 )
@@ -32,6 +36,19 @@ def is_left_out(name: str) -> bool:
 def is_image(name: str) -> bool:
     """Returns whether a file has an image extension and is not ignored for its own name."""
     return name.lower().endswith(EXTENSIONS) and not is_left_out(name.rpartition("/")[2])
+
+
+def is_synset(class_name: str) -> bool:
+    """Returns whether a class is named by WordNet, as ImageNet's are: n01440764."""
+    return len(class_name) == 9 and class_name[0] == "n" and class_name[1:].isdigit()
+
+
+def check_heif(files: Sequence[str]) -> None:
+    """Raises: DataError if there are HEIC images and no decoder for them is installed."""
+    found = [name for name in files if name.lower().endswith(HEIF)]
+    if found and find_spec("pi_heif") is None:
+        problem = f"{count(len(found), 'HEIC image')}, which Pillow does not decode: {listing(found, 3)}"
+        raise DataError("DATA.DATA_PATH", problem, "pip install pi-heif, or convert them to JPEG")
 
 
 def warn_of_ignored(files: Sequence[str]) -> None:

@@ -4,9 +4,9 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from yacs.config import CfgNode
@@ -20,7 +20,16 @@ from tasks.base import SHOWN, Row, Task, TaskData
 from tasks.classification.class_names import in_words
 from tasks.classification.distillation import DistillationOptions, distilled
 from tasks.classification.expert_load import RoutingMeter, load_picture
-from tasks.classification.labels import ClassInfo, chosen_classes, class_names_of, open_train, open_val
+from tasks.classification.imbalance import class_frequencies, sample_weights, warn_of_imbalance
+from tasks.classification.labels import (
+    ClassInfo,
+    chosen_classes,
+    class_names_of,
+    division_of,
+    open_train,
+    open_val,
+)
+from tasks.classification.losses import ClassificationLoss, LossOptions
 from tasks.classification.metrics import ClassificationEvaluator
 from tasks.classification.mixing import MixingOptions, build_mixing
 from tasks.classification.pictures import batch_sheet
@@ -46,23 +55,39 @@ class Classification(Task):
     """Image classification, as in the Swin papers."""
 
     name = "classification"
-    best = Best("top1", title="validation accuracy, %", beside=("topk",))
+    best = Best("top1", title="validation accuracy, %", beside=("topk", "balanced_accuracy", "macro_f1"))
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         super().__init__(cfg, world, contents)
-        self._smoothing = cfg.MODEL.LABEL_SMOOTHING
+        self._loss = ClassificationLoss(LossOptions(smoothing=cfg.MODEL.LABEL_SMOOTHING))
+        self._sample_weights: Tensor | None = None
         self._distillation = DistillationOptions.from_config(cfg)
         self._teacher: Teacher | None = None
         self._meter = RoutingMeter()
+
+    @classmethod
+    def best_of(cls, config: Mapping[str, Any]) -> Best | None:
+        metric = config.get("TEST.BEST", "top1")
+        if metric == "top1":
+            return cls.best
+        return Best(metric, higher_is_better=metric != "loss", title=f"validation {metric.replace('_', ' ')}")
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
         """Opens the splits; without "train", the class map comes from the weights if they store or imply one."""
         options = SourceOptions.from_config(self.cfg)
         if "train" not in splits:
-            alone = open_val(options, self.world, *known_classes(self.contents))
-            return TaskData(None, alone, ClassInfo(class_names=tuple(alone.class_names)))
-        train, val = open_train(replace(options, validate=options.validate and "val" in splits), self.world)
-        return TaskData(train, val, ClassInfo.of(train))
+            held_out = dict.fromkeys(self.contents.get("held_out") or (), "val")
+            alone = open_val(options, self.world, *known_classes(self.contents), known=held_out)
+            names = tuple(alone.class_names)
+            return TaskData(None, alone, ClassInfo(upright=self.turns(names), class_names=names))
+        options = replace(options, validate=options.validate and "val" in splits)
+        opened = open_train(options, self.world, division_of(self.cfg))
+        train, names = opened.train, opened.train.class_names
+        info = ClassInfo.of(train, opened.splits, upright=self.turns(names))
+        self._sample_weights = sample_weights(train)
+        handled = self.cfg.DATA.SAMPLER != "uniform" or LossOptions.from_config(self.cfg).handles_imbalance
+        warn_of_imbalance(names, info.counts, handled or self._sample_weights is not None)
+        return TaskData(train, opened.val, info)
 
     def stored_info(self, origin: str) -> ClassInfo:
         stored = self.contents.get("class_names") or ()
@@ -71,7 +96,8 @@ class Classification(Task):
             classes = find_weights(self.contents, origin).classes
             if not classes:
                 raise CheckpointError(origin, "has no head, so it cannot classify", "use a trained classifier")
-        return ClassInfo(class_names=class_names_of(self.contents, classes or len(stored) or default_classes(self.cfg)))
+        names = class_names_of(self.contents, classes or len(stored) or default_classes(self.cfg))
+        return ClassInfo(upright=self.turns(), class_names=names)
 
     def pipeline(self, info: ClassInfo) -> Pipeline:  # type: ignore[override]
         cfg = self.cfg
@@ -80,7 +106,8 @@ class Classification(Task):
             given = cfg.DATA.INTERPOLATION
             log.warning("the published weights expect %s resizing, but DATA.INTERPOLATION is %s", expected, given)
         mixing = build_mixing(len(info.class_names), MixingOptions.from_config(cfg), image_size(cfg.DATA.IMG_SIZE))
-        return self.image_pipeline(mixing or keep)
+        frequencies = partial(class_frequencies, rule=cfg.DATA.SAMPLER)
+        return replace(self.image_pipeline(mixing or keep, info), frequencies=frequencies)
 
     def new_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
         return build(self.options, default_classes(self.cfg) if info is None else len(info.class_names))
@@ -88,6 +115,11 @@ class Classification(Task):
     def build_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
         """Builds the model and, for a training run, its teacher."""
         model = super().build_model(info)
+        if info is not None and not self.cfg.EVAL_MODE:
+            options = LossOptions.from_config(self.cfg)
+            self._loss = ClassificationLoss(
+                options, info.class_names, info.counts, self._sample_weights, self.world.device
+            )
         if info is not None and self._distillation.kind != "none" and not self.cfg.EVAL_MODE:
             world = self.world
 
@@ -116,7 +148,7 @@ class Classification(Task):
             # the teacher first, before the student's activations take memory
             taught = None if self._teacher is None else self._teacher(stacked(batch))
             logits = model(batch.images)
-        loss = classification_loss(logits, batch.targets, self._smoothing)
+        loss = self._loss(logits, batch.targets, batch.samples)
         losses = {"loss": loss} if taught is None else distilled(loss, logits, taught, self._distillation)
         routing = self._meter.add(routing_statistics(model))
         if not routing:
@@ -134,7 +166,8 @@ class Classification(Task):
         if not self.cfg.EVAL_MODE:
             return ClassificationEvaluator(val, info.class_names)
         real = real_labels(info.class_names) if test.REAL else None
-        return ClassificationEvaluator(val, info.class_names, chosen_classes(test.CLASSES, source), real)  # type: ignore[arg-type]
+        chosen = chosen_classes(test.CLASSES, source)  # type: ignore[arg-type]
+        return ClassificationEvaluator(val, info.class_names, chosen, real, final=test.INTERVALS)
 
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
         """Returns the expert load since the last evaluation."""
@@ -147,7 +180,8 @@ class Classification(Task):
     def predictions(self, outputs: Outputs, batch: Batch, info: ClassInfo, limit: int) -> Iterator[Row]:  # type: ignore[override]
         """Yields the most probable classes of each image, with their probabilities."""
         names = in_words(info.class_names)
-        probabilities, classes = outputs.logits.float().softmax(1).topk(min(limit, len(names)))
+        temperature = (self.contents.get("calibration") or {}).get("temperature", 1.0)
+        probabilities, classes = (outputs.logits.float() / temperature).softmax(1).topk(min(limit, len(names)))
         for index, own, labels in zip(batch.samples, probabilities.tolist(), classes.tolist(), strict=True):
             words = [names[label] for label in labels]
             if math.isnan(own[0]):  # of the logits: no class is more probable than others
@@ -160,15 +194,6 @@ class Classification(Task):
     def describe(self) -> str:
         crop = f"crop {self.preprocessing.crop_pct:.4g}" if self.cfg.TEST.CROP else "squashed, no crop"
         return f"{self.preprocessing}, {crop}"
-
-
-def classification_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Returns the mean cross-entropy in float32.
-
-    Args: logits (B, classes); targets int64 (B,), smoothed by `smoothing` (arXiv 1512.00567), or float32 (B, classes)
-    of mixed samples, already smoothed.
-    """
-    return F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
 
 
 def routing_statistics(model: nn.Module) -> dict[str, Tensor]:

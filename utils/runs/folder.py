@@ -27,7 +27,7 @@ from utils.distributed.world import World
 from utils.errors import ConfigError, ResourceError, count
 from utils.files import quoted, write_errors, write_text
 from utils.runs.lock import RunLock
-from utils.runs.provenance import versions
+from utils.runs.provenance import Provenance, versions
 from utils.runtime import device_name
 from utils.terminal import log_lines, log_to_file
 from utils.training.state import TrainState
@@ -59,7 +59,7 @@ class RunFolder:
     @contextmanager
     def open(cfg: CfgNode, world: World) -> "Iterator[RunFolder]":
         """Holds the folder of a run for the duration of the block. Raises: as for `acquire`."""
-        folder = RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world, cfg.DRY_RUN)
+        folder = RunFolder(path_of_run(cfg), world, cfg.DRY_RUN)
         folder.acquire(dump_config(cfg), partial(config_differences, cfg))
         try:
             yield folder
@@ -133,17 +133,24 @@ class RunFolder:
             log.info("no symbolic links in %s: last.txt and best.txt will hold file names instead", self.checkpoints)
         return owner
 
-    def write_config(self, config: str, state: TrainState) -> None:
-        """Writes the configuration that the run continues with, and restores last.pth and best.pth if a save was
-        interrupted before they were updated. Raises: ResourceError."""
+    def begin(self, provenance: Provenance, state: TrainState) -> None:
+        """Writes the configuration that the run continues with and the files of its data, and restores last.pth and
+        best.pth if a save was interrupted before they were updated. Raises: ResourceError."""
         with write_errors(self.path, "OUTPUT"):
-            write_text(self.config, config)
+            write_text(self.config, provenance.config)
+            for name, text in provenance.info.files().items():
+                write_text(self.path / name, text)
         best = self.checkpoints / checkpoint_name(state.best_epoch, state.best_step or None)
         if best.exists():
             point_to(self.checkpoints / "best.pth", best)
         own = checkpoint_name(state.epoch, state.step) if state.step else checkpoint_name(state.epoch - 1)
         if (self.checkpoints / own).exists():
             point_to(self.checkpoints / "last.pth", self.checkpoints / own)
+
+
+def path_of_run(cfg: CfgNode) -> Path:
+    """Returns the output folder of a run."""
+    return Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG)
 
 
 def _environment(world: World) -> dict[str, Any]:

@@ -21,13 +21,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The identity of the training samples: a digest of their names and targets. Tasks may add fields."""
+    """The identity of the training samples: a digest of their names and targets. Tasks may add fields.
+
+    `upright`: whether images are turned by their EXIF orientation.
+    """
 
     fingerprint: str = ""
+    upright: bool = field(default=False, kw_only=True)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields to store in a checkpoint: plain values."""
         return {"data_fingerprint": self.fingerprint}
+
+    def files(self) -> dict[str, str]:
+        """Returns files to write to the output folder: text by name."""
+        return {}
 
     def check(self, saved: Mapping[str, Any], origin: Path, accept_changes: bool) -> None:
         """Compares with a checkpoint to resume from; fields missing from it are not compared.

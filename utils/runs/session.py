@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,9 +93,10 @@ class Session:
         self._first_epoch = state.epoch
         self._saved_at = self._interval_started = self._started = time.monotonic()
         self._agreed = False  # all ranks end the run with the same error
+        self._stored: Mapping[str, Any] = {}  # of the last evaluation
         self._unjudged: Update | None = None  # its outcome is known after the next update
         if world.is_main:
-            folder.write_config(provenance.config, state)
+            folder.begin(provenance, state)
         if world.watchdog is not None:
             world.watchdog.before_exit = self._saver.finish_quietly
 
@@ -214,6 +215,7 @@ class Session:
         if evaluation is not None:
             pictures = {**evaluation.each_epoch, **(evaluation.pictures if last else {})}
             self.journal.show({f"val/{name}": draw for name, draw in pictures.items()}, state.update)
+        self._stored = {} if evaluation is None else evaluation.stored
         state.evaluated_at = state.update
         state.means["epoch_loss"].clear()
         return best
@@ -352,7 +354,8 @@ class Session:
         self._watch_folder()
         if self._world.is_main:
             self._saver.finish()  # before allocating more memory
-        contents = {**self._provenance.as_dict(), **state.state_dict()}
+        stored = self._stored if state.evaluated_at == state.update else {}
+        contents = {**self._provenance.as_dict(), **stored, **state.state_dict()}
         if self._world.is_main:
             with self.progress.pause():
                 self.journal.flush()

@@ -44,7 +44,8 @@ class Evaluation:
     TensorBoard, None for the metrics; `samples` evaluated, across all ranks; `notes`: further log lines when evaluating
     files; `tables` by name: "per_class" and "results" (one row, to compare files) can be written to CSV, report.py
     shows all; `pictures` for report.py and for trackers at the end of the run, drawn on demand; `each_epoch`: pictures
-    for trackers after every evaluation.
+    for trackers after every evaluation; `stored`: plain values to store in the checkpoint of the evaluated weights, by
+    name in utils/checkpoints/contents.py.
     """
 
     metrics: Mapping[str, float]
@@ -55,6 +56,7 @@ class Evaluation:
     tables: Mapping[str, Table] = field(default_factory=dict)
     pictures: Pictures = field(default_factory=dict)
     each_epoch: Pictures = field(default_factory=dict)
+    stored: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Objective(Protocol):
