@@ -275,7 +275,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-# hard-coded in the original's SimMIM fine-tuning scripts, by MODEL.NAME prefix; files and options override it
+# by MODEL.NAME prefix: hard-coded in the original's SimMIM fine-tuning scripts; overridden by files and options
 NAME_DEFAULTS: dict[str, dict[str, Any]] = {
     "simmim_finetune": {
         "AMP_ENABLE": False,
