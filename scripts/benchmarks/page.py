@@ -66,7 +66,7 @@ def _speed(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _least(memory: dict[str, float]) -> list[str]:
-    """Returns the cells for this program's last mode, the fastest."""
+    """Returns the cells for this program's last, and fastest, mode."""
     ours = [value for name, value in memory.items() if _is_ours(name)][-1]
     peer = min((name for name in memory if not _is_ours(name)), key=lambda name: memory[name])
     return [f"{ours:,.0f}", peer, f"{memory[peer]:,.0f}", f"{ours / memory[peer]:.2f}"]

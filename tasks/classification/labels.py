@@ -107,8 +107,8 @@ def open_val(
     """Opens the validation split alone, to evaluate weights.
 
     The class map is `class_names` (from a checkpoint), else `likely_names` (ImageNet's synsets) if they include all
-    classes of val, else the classes of train, else of val. MODEL.NUM_CLASSES may exceed the classes of the data, which
-    are then the first ones of the model.
+    classes of val, else the classes of train, else those of val. MODEL.NUM_CLASSES may exceed the classes of the data,
+    which are then the first ones of the model.
 
     Raises: DataError for a missing or mismatched split.
     """

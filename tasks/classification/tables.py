@@ -7,11 +7,11 @@ from tasks.classification.class_names import in_words
 from tasks.classification.predictions import Predictions
 from utils.training.objective import Table
 
-WORST = 24  # mistakes in the table and on the sheet
+WORST = 24  # mistakes in the table and the picture
 
 
 def per_class_table(predictions: Predictions, class_names: Sequence[str]) -> Table:
-    """Returns a row per class with samples: name, samples, correct, top-1, most frequent mistake; words of synsets."""
+    """Returns a row per class with samples: name, samples, correct, top-1, most frequent mistake; synsets as words."""
     words, rows = in_words(class_names), []
     named = words != tuple(class_names)
     for score in predictions.per_class(len(class_names)):
