@@ -1,4 +1,4 @@
-"""Value checks of configuration keys; each returns None for a valid value, else what the value must be."""
+"""Checks of configuration values; each returns None for a valid value, else what the value must be."""
 
 import re
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def two_below_one(value: list[float]) -> str | None:
 
 
 def sides(low: int) -> Check:
-    """Args: low: minimum of a single side; each of two sides must be at least 1."""
+    """Checks an image size. Args: low: minimum of a single side; each of two sides must be at least 1."""
 
     def check(value: int | list[int]) -> str | None:
         least = low if isinstance(value, int) else 1

@@ -141,7 +141,7 @@ def _new_parser() -> argparse.ArgumentParser:
 
 
 def _check_meaning(option: str, value: str = "VALUE") -> None:
-    """Rejects an option of another program. Raises: ConfigError with the equivalent option or key."""
+    """Rejects an option of another program. Raises: ConfigError that names the equivalent option or key."""
     name, equals, own_value = option.partition("=")
     meant = meant_by(name, KEYS) if name.startswith("-") else None
     if meant is None:
@@ -155,7 +155,7 @@ def _check_meaning(option: str, value: str = "VALUE") -> None:
 
 
 def check_command_line(argv: list[str]) -> None:
-    """Handles --help, --print-config and mistakes before anything slow is imported; exits for each of them."""
+    """Handles --help, --print-config and mistakes, and then exits, before anything slow is imported."""
     accept_any_text()
     logging.disable(logging.WARNING)  # main() warns about deprecated keys
     try:
@@ -171,7 +171,7 @@ def check_command_line(argv: list[str]) -> None:
 
 
 def _dashes(argument: str) -> str:
-    """Returns the argument with dashes in its option name: --data_path is --data-path."""
+    """Returns the argument with dashes in its option name: --data_path becomes --data-path."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")

@@ -89,12 +89,12 @@ SCHEMA: dict[str, Any] = {
         "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders", free=True, per_machine=True),
         "CACHE_MODE": Key(
             "part",
-            "read archives into memory first: part or full; no",
+            "part or full: read archives into the page cache first; no: off",
             one_of("part", "full", "no"),
             free=True,
             per_machine=True,
         ),
-        "ACCEPT_CHANGES": Key(False, "new: resume although the training samples changed", free=True),
+        "ACCEPT_CHANGES": Key(False, "new: resume even if the training samples have changed", free=True),
         "PIN_MEMORY": Key(True, "page-locked batches, for faster copies to a GPU", free=True, per_machine=True),
         "NUM_WORKERS": Key(
             AUTO,
@@ -124,7 +124,7 @@ SCHEMA: dict[str, Any] = {
         "DROP_PATH_RATE": Key(0.1, "stochastic depth rate of the last block", below_one),
         "ATTENTION": Key(
             AUTO,
-            "new: form of window attention; auto: the fastest; explicit; fused (PyTorch's); kernel (Triton)",
+            "new: implementation of window attention; auto: the fastest; explicit; fused (PyTorch's); kernel (Triton)",
             one_of(AUTO, "explicit", "fused", "kernel"),
             free=True,
         ),
@@ -138,7 +138,7 @@ SCHEMA: dict[str, Any] = {
         "SWINV2": pyramid(
             QKV_BIAS=QKV_BIAS,
             PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS,
-            EXTRA_NORM_EVERY=Key(0, "new: blocks between further norms of the main branch; 0: none", at_least(0)),
+            EXTRA_NORM_EVERY=Key(0, "new: blocks between extra norms on the main branch; 0: none", at_least(0)),
         ),
         "SWIN_MLP": pyramid(),
         "SWIN_MOE": pyramid(
@@ -156,7 +156,7 @@ SCHEMA: dict[str, Any] = {
             CAPACITY_FACTOR=Key(1.25, "capacity of an expert, relative to an even load; 0: unlimited", at_least(0)),
             COSINE_ROUTER=Key(False, "route by cosine similarity"),
             NORMALIZE_GATE=Key(False, "normalise the gates to sum to 1"),
-            USE_BPR=Key(True, "batch prioritised routing: when capacity is short, the highest scores come first"),
+            USE_BPR=Key(True, "batch prioritised routing: over capacity, the highest scores come first"),
             IS_GSHARD_LOSS=Key(False, "GShard's balance loss instead of the load-importance loss"),
             GATE_NOISE=Key(1.0, "std of the noise on the training logits, times the number of experts", at_least(0)),
             COSINE_ROUTER_DIM=Key(256, "channels of the cosine router", at_least(1)),
@@ -237,8 +237,8 @@ SCHEMA: dict[str, Any] = {
         "FREEZE": Key("none", "freeze none, N (patch embedding and first N stages) or all (all but the head)", frozen),
         "EMA": {
             "ENABLE": Key(False, "train and evaluate an exponential moving average of the weights"),
-            "DECAY": Key(0.9999, "weight of the old average in an update", below_one),
-            "WARMUP": Key(False, "increase the decay to its value over the first updates"),
+            "DECAY": Key(0.9999, "weight of the previous average in each update", below_one),
+            "WARMUP": Key(False, "ramp up DECAY over the first updates"),
         },
     },
     "AUG": {
@@ -247,7 +247,7 @@ SCHEMA: dict[str, Any] = {
         "REPROB": Key(0.25, "probability of random erasing", within(0, 1)),
         "REMODE": Key(
             "pixel",
-            "content of erased rectangles: normal noise, a random colour, the mean",
+            "filling of erased rectangles: pixel: normal noise; rand: one random colour; const: the mean",
             one_of("pixel", "rand", "const"),
         ),
         "RECOUNT": Key(1, "maximum number of erased rectangles", at_least(1)),
@@ -277,7 +277,7 @@ SCHEMA: dict[str, Any] = {
     "AMP_ENABLE": Key(True, "mixed precision"),
     "AMP_DTYPE": Key(
         "auto",
-        "new: mixed-precision dtype; auto: bfloat16 if supported",
+        "new: mixed-precision dtype; auto: bfloat16 if supported, else float16 on CUDA, else float32",
         one_of("auto", "bfloat16", "float16"),
     ),
     "OUTPUT": Key("output", "folder of all runs; a run writes to OUTPUT/MODEL.NAME/TAG", free=True, per_machine=True),
@@ -298,7 +298,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-# hard-coded in the original's SimMIM fine-tuning scripts, by MODEL.NAME prefix; files and options override it
+# by MODEL.NAME prefix: hard-coded in the original's SimMIM fine-tuning scripts; overridden by files and options
 NAME_DEFAULTS: dict[str, dict[str, Any]] = {
     "simmim_finetune": {
         "AMP_ENABLE": False,

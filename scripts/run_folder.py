@@ -18,8 +18,8 @@ UNINTERESTING = ("OUTPUT", "TAG", "BASE")
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run: flat configuration, and records of metrics.jsonl by training interval and by epoch, with or
-    without an evaluation."""
+    """Contents of a run folder: flat configuration, and records of metrics.jsonl by training interval and by epoch,
+    with or without an evaluation."""
 
     folder: Path
     config: dict[str, Any]
@@ -84,5 +84,5 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def curves_figure(runs: Sequence[Run]) -> Any:
-    """Returns a figure of the curves of all runs over their updates."""
+    """Returns a figure with the curves of all runs over their updates."""
     return curves.curves_figure([(run.name, [*run.train, *run.epochs]) for run in runs])

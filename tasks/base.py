@@ -66,8 +66,8 @@ class Row:
 class Task(ABC):
     """A configured task.
 
-    Args: cfg: the frozen configuration; contents: of the weights file to evaluate or use, or the notes of an exported
-    model; their preprocessing and data take precedence over the configuration.
+    Args: cfg: the frozen configuration; contents: the loaded weights file, or the metadata of an exported model; the
+    preprocessing and data stored there override the configuration.
     Raises: ConfigError.
     """
 
@@ -153,7 +153,7 @@ class Task(ABC):
         return {}
 
     def predictions(self, outputs: Any, batch: Batch, info: DataInfo, limit: int) -> Iterator[Row]:
-        """Yields a row per sample of a batch. Args: outputs of `forward`; limit of entries per sample."""
+        """Yields a row per sample of a batch. Args: outputs: from `forward`; limit: maximum entries per sample."""
         raise NotImplementedError
 
     def build_model(self, info: DataInfo | None) -> nn.Module:
@@ -163,7 +163,7 @@ class Task(ABC):
     def load(self, model: nn.Module, contents: Mapping[str, Any], origin: str, info: DataInfo | None = None) -> str:
         """Copies the weights of a file into a model and returns a log line.
 
-        Args: info: of the data to fine-tune on: parts for other data are re-initialised; None: everything must fit.
+        Args: info: the data to fine-tune on; parts for other data are re-initialised. None: everything must fit.
         Raises: CheckpointError.
         """
         return load_contents(model, contents, origin, tables=self.cfg.MODEL.TABLE_INTERPOLATION)
@@ -174,7 +174,7 @@ class Task(ABC):
         return EvalLoader(source, self.pipeline(info), options, self.world)
 
     def describe(self) -> str:
-        """Returns a log line about the preprocessing."""
+        """Returns a log line on the preprocessing."""
         return str(self.preprocessing)
 
 

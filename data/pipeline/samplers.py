@@ -1,8 +1,8 @@
 """Samplers whose order is a pure function of counters.
 
 An epoch is a permutation drawn from (seed, epoch). Update t is a fixed slice of it, which is sliced further by
-micro-batch and rank. The position of a run is therefore one number, and the samples of an update are the same for any
-number of ranks.
+micro-batch and rank. The position of a run is therefore a single number, and the samples of an update are the same
+for any number of ranks.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from utils.batches import EpochShape
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """The samples of one rank in a micro-batch; `index` of the micro-batch in its update; `weight` as in `Batch`.
+    """The samples of one rank in a micro-batch; `index`: its position in the update; `weight`: see `Batch`.
 
     The weight is 0 for a rank without samples in a small last update: it repeats one sample to stay synchronised.
     """
@@ -72,7 +72,7 @@ def micro_batches(order: Tensor, shape: EpochShape, rank: int, updates: range) -
 
 
 class TrainSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, sample) for a DataLoader; `start` sets the beginning of the next iteration.
+    """Batches of (epoch, sample) for a DataLoader; `start` sets where the next iteration begins.
 
     The epoch is part of every key because persistent workers do not see changed attributes.
     Args: frequencies: of the samples in an epoch; None: every sample once.
@@ -90,7 +90,7 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         self._order = torch.empty(0, dtype=torch.int64)
 
     def start(self, epoch: int, first_update: int = 0, end: int | None = None) -> Iterator[MicroBatch]:
-        """Moves to the updates of an epoch up to `end`, None for all; returns the micro-batches of the iteration."""
+        """Moves to updates `first_update` to `end` (exclusive; None: all) of an epoch; returns their micro-batches."""
         self._epoch, self._updates = epoch, range(first_update, self._shape.updates if end is None else end)
         seed = self._epoch_seed(epoch)
         if self._frequencies is None:

@@ -182,7 +182,7 @@ def channels_first(pixels: Pixels) -> Pixels:
 
 
 def to_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Converts RGB (H, W, 3) to grey if `channels` is 1; returns other images unchanged."""
+    """Converts RGB (H, W, 3) to greyscale if `channels` is 1; returns other images unchanged."""
     if channels != 1 or pixels.ndim == 2 or pixels.shape[2] == 1:
         return pixels
     return np.asarray(Image.fromarray(pixels).convert("L"))
@@ -213,7 +213,7 @@ class EvalTransformOptions:
 
 
 class EvalTransform:
-    """The resizing of the published accuracies, in Pillow."""
+    """Resizes with Pillow, as for the published accuracies."""
 
     def __init__(self, options: EvalTransformOptions):
         self.size, self.channels, self._upright = options.size, options.channels, options.upright

@@ -20,8 +20,8 @@ from utils.errors import DataError, listing
 # permanent errors, not worth a retry
 _PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
-MAX_BYTES = 1 << 30  # of a file; Pillow decodes up to 179 million pixels, ImageNet-22K's list has 0.6 GB
-MAX_LABELS = 100_000  # classes, if their number is unknown and there are fewer samples
+MAX_BYTES = 1 << 30  # size of a file; Pillow decodes up to 179 million pixels, ImageNet-22K's list is 0.6 GB
+MAX_LABELS = 100_000  # bound of labels, if the classes are unknown and there are fewer samples
 
 
 class Record(NamedTuple):
@@ -36,7 +36,7 @@ class Record(NamedTuple):
 
 
 class Source(Protocol):
-    """One split of a dataset. Pickled for loader workers, so it should pickle small."""
+    """One split of a dataset. Pickled for loader workers, so its pickle should be small."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Record:
@@ -82,7 +82,7 @@ class Store(Protocol):
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> LabelledSource:
         """Opens a split.
 
-        Args: class_names: in label order, None for the split's; classes: their number, 0 if unknown.
+        Args: class_names: in label order, None for the split's own; classes: their number, 0 if unknown.
         Raises: DataError.
         """
         ...
@@ -97,7 +97,7 @@ class Pool(ABC):
 
 
 class Storage(Protocol):
-    """The bytes of the samples of an index."""
+    """Reads the bytes of indexed samples."""
 
     def read(self, index: Index, i: int) -> bytes:
         """Reads a sample. Raises: OSError, DataError."""
@@ -165,7 +165,7 @@ class IndexedSource:
 
 @contextmanager
 def opening(path: object) -> Iterator[None]:
-    """Converts errors of the file system while a dataset is opened. Args: path: of the dataset. Raises: DataError."""
+    """Converts file system errors while a dataset is opened. Args: path: path of the dataset. Raises: DataError."""
     try:
         yield
     except OSError as e:
@@ -187,15 +187,15 @@ def read_file(path: str | Path) -> bytes:
 
 
 def check_size(size: int, name: object) -> None:
-    """Raises: DataError if a file has more bytes, as stored or unpacked, than any that could be used."""
+    """Checks the size of a file, as stored or unpacked. Raises: DataError if it exceeds `MAX_BYTES`."""
     if size > MAX_BYTES:
         raise DataError(str(name), f"{size:,} bytes are too many (at most {MAX_BYTES:,})", "remove it")
 
 
 def label_limit(classes: int, samples: int) -> int:
-    """Returns the label that is too large, so that a wrong one does not make an array of its size.
+    """Returns the exclusive bound of labels, so that an invalid one does not allocate an array of its size.
 
-    Args: classes: their number, 0 if unknown; samples: their number.
+    Args: classes: number of classes, 0 if unknown; samples: number of samples.
     """
     return classes or max(samples, MAX_LABELS)
 

@@ -14,8 +14,8 @@ from utils.errors import DataError, listing
 class FolderStore:
     """train/ and val/, each with one folder of images per class; val/ may also be flat.
 
-    Images are found at any depth below a class folder. Files without an image extension and what `is_left_out` names
-    are ignored.
+    Images are found at any depth below a class folder. Files without an image extension and names that `is_left_out`
+    matches are ignored.
     """
 
     def __init__(self, root: Path):
@@ -74,8 +74,8 @@ def has_class_folders(folder: Path) -> bool:
 class FolderStorage:
     """Files below `root`.
 
-    Args: inside: the names come from a list, which must not lead out of the root. Links directly in the root are
-    trusted and followed; links further down must stay inside the root, or inside the targets of trusted links.
+    Args: inside: whether the names come from a list, which must not lead out of the root. Links directly in the root
+    are trusted and followed; links further down must stay inside the root, or inside the targets of trusted links.
     """
 
     def __init__(self, root: Path, inside: bool = False):
@@ -98,7 +98,7 @@ class FolderStorage:
 def _walk(
     root: Path, stamps: Sequence[Stamp], found: Sequence[str], names: Sequence[str]
 ) -> tuple[Index, None, list[Stamp]]:
-    """Indexes class folders. Args: stamps: of the root; found: the class folders in it."""
+    """Indexes class folders. Args: stamps: stamps of the root; found: its class folders."""
     labels = {name: label for label, name in enumerate(names)}
     files, targets, ignored, stamps = [], [], [], list(stamps)
     for name in found:
@@ -139,7 +139,7 @@ def list_split(folder: Path) -> Split:
 
 
 def _raise_unlisted(error: OSError) -> NoReturn:
-    """Raises: DataError: samples of a folder that cannot be listed must not be missing silently."""
+    """Raises: DataError: the samples of a folder that cannot be listed must not be dropped silently."""
     problem = f"cannot be listed: {error.strerror}"
     raise DataError(str(error.filename), problem, "check the path and its permissions") from error
 
@@ -153,7 +153,7 @@ class Found(NamedTuple):
 
 
 def images_below(folder: Path) -> Found:
-    """Lists a folder recursively, except for what `is_left_out` names. Raises: DataError if one cannot be listed."""
+    """Lists a folder recursively, without names that `is_left_out` matches. Raises: DataError if this fails."""
     found = Found([], [], [])
     seen = {os.path.realpath(folder)}
     try:

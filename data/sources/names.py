@@ -24,9 +24,9 @@ _SYSTEM = {
 
 
 def is_left_out(name: str) -> bool:
-    """Returns whether a file or folder is hidden (.DS_Store, .ipynb_checkpoints) or a system's (@eaDir, __MACOSX).
+    """Returns whether a file or folder is hidden (.DS_Store, .ipynb_checkpoints) or a system file (@eaDir, __MACOSX).
 
-    Args: name: also a path in an archive; one such folder leaves out everything below it.
+    Args: name: may also be a path in an archive; everything below such a folder is left out.
     """
     return any(
         part.lower() in _SYSTEM or (part.startswith(".") and part not in (".", "..")) for part in name.split("/")
@@ -34,7 +34,7 @@ def is_left_out(name: str) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a file has an image extension and is not ignored for its own name."""
+    """Returns whether a file has an image extension and its own name is not ignored."""
     return name.lower().endswith(EXTENSIONS) and not is_left_out(name.rpartition("/")[2])
 
 

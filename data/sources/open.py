@@ -35,8 +35,8 @@ STORES: dict[str, Callable[[Path], Store]] = {
 @dataclass(frozen=True)
 class SourceOptions:
     """The `dataset` and its `path`; `zipped`: in zip archives, which `cache` reads into the page cache; `classes`:
-    required number, 0 for any; `validate`: training needs validation data; `columns` of a table, or of a dataset of
-    Hugging Face."""
+    required number, 0 for any; `validate`: whether training needs validation data; `columns`: of a table, or of a
+    Hugging Face dataset."""
 
     dataset: str
     path: str

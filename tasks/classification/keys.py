@@ -31,7 +31,11 @@ _KEYS = {
         ),
     },
     "DISTILLATION": {
-        "KIND": Key("none", "new: a teacher's probabilities (soft) or class (hard)", one_of("none", "soft", "hard")),
+        "KIND": Key(
+            "none",
+            "new: learn from a teacher's probabilities (soft) or its predicted class (hard)",
+            one_of("none", "soft", "hard"),
+        ),
         "TEACHER": Key("", "recipe of the teacher, as for --cfg; empty: as stored in its weights"),
         "WEIGHTS": Key("", "weights of the teacher: a file, the folder of a run, a URL, hub:NAME, hf:OWNER/NAME"),
         "SHA256": Key("", "expected digest of the file of WEIGHTS", hexadecimal, free=True),

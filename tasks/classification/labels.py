@@ -142,8 +142,8 @@ def open_val(
     """Opens the validation split alone, to evaluate weights.
 
     The class map is `class_names` (from a checkpoint), else `likely_names` (ImageNet's synsets) if they include all
-    classes of val, else the classes of train, else of val. MODEL.NUM_CLASSES may exceed the classes of the data, which
-    are then the first ones of the model. `known`: the split of each file of a dataset that was divided for training.
+    classes of val, else the classes of train, else those of val. MODEL.NUM_CLASSES may exceed the classes of the data,
+    which are then the first ones of the model. `known`: the split of each file, if the dataset was divided in training.
 
     Raises: DataError for a missing or mismatched split.
     """

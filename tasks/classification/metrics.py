@@ -62,7 +62,7 @@ class Accuracy:
 class AccuracyCounter:
     """Accumulates the sums of this rank; `result` reduces them across all ranks and divides once.
 
-    Args: classes of the model; k is 5, or `classes` if fewer.
+    Args: classes: number of classes; k is 5, or `classes` if fewer.
     """
 
     def __init__(self, classes: int):

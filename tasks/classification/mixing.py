@@ -57,9 +57,9 @@ class Mixing(Mixup):
 
 
 def build_mixing(classes: int, options: MixingOptions | None, size: tuple[int, int]) -> Mixing | None:
-    """Returns the mixing of a recipe, or None. Args: classes of the data; size of the images.
+    """Returns the mixing of a recipe, or None. Args: classes: number of classes; size: image size in pixels.
 
-    Raises: ConfigError for a range of boxes that contains no whole pixel.
+    Raises: ConfigError if the range of box sides contains no whole pixel.
     """
     if options is None or (options.mixup <= 0 and options.cutmix <= 0 and options.minmax is None):
         return None

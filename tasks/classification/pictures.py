@@ -18,7 +18,7 @@ from utils.preprocessing import Preprocessing
 
 MATRIX = 50  # maximum classes of a confusion matrix
 NUMBERS = 20  # maximum classes for counts in its cells
-VISIBLE = 0.1  # minimum fraction of a mixed label to show; smoothing is below
+VISIBLE = 0.1  # minimum fraction of a mixed label to show; smoothing stays below it
 
 
 def batch_sheet(batch: Batch, preprocessing: Preprocessing, class_names: Sequence[str], limit: int) -> Image.Image:

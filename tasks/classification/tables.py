@@ -8,12 +8,12 @@ from tasks.classification.predictions import Predictions
 from tasks.classification.scores import per_class_scores
 from utils.training.objective import Table
 
-WORST = 24  # mistakes in the table and on the sheet
+WORST = 24  # mistakes in the table and the picture
 
 
 def per_class_table(predictions: Predictions, class_names: Sequence[str]) -> Table:
     """Returns a row per class with samples: name, samples, correct, top-1 (its recall), precision, F1, most frequent
-    mistake; words of synsets."""
+    mistake; synsets as words."""
     words, rows = in_words(class_names), []
     scores = per_class_scores(predictions, len(class_names))
     named = words != tuple(class_names)

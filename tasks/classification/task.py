@@ -141,9 +141,9 @@ class Classification(Task):
         return load_contents(model, contents, origin, head_for, self.cfg.MODEL.TABLE_INTERPOLATION)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Returns the mean cross-entropy in float32, or with a teacher the weighted "base" and "distillation" losses;
+        """Returns the mean cross-entropy in float32 or, with a teacher, the weighted "base" and "distillation" losses;
         with experts also the "balance" loss, which is added, the fraction of tokens "dropped", and the load of the
-        "busiest" expert, 1 if even. The teacher also receives mixed images."""
+        "busiest" expert, 1 if even. The teacher sees mixed images, too."""
         with self.precision.autocast():
             # the teacher first, before the student's activations take memory
             taught = None if self._teacher is None else self._teacher(stacked(batch))
@@ -184,7 +184,7 @@ class Classification(Task):
         probabilities, classes = (outputs.logits.float() / temperature).softmax(1).topk(min(limit, len(names)))
         for index, own, labels in zip(batch.samples, probabilities.tolist(), classes.tolist(), strict=True):
             words = [names[label] for label in labels]
-            if math.isnan(own[0]):  # of the logits: no class is more probable than others
+            if math.isnan(own[0]):  # NaN logits: no class is more probable than another
                 words, own = [""] * len(words), [None] * len(own)
             cells: dict[str, Any] = {}
             for place, (word, probability) in enumerate(zip(words, own, strict=True), 1):

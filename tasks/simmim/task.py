@@ -30,7 +30,7 @@ from utils.training.evaluate import evaluating
 from utils.training.objective import Best, Evaluation
 
 log = logging.getLogger(__name__)
-ON_SHEET = 8  # images on a sheet of reconstructions
+ON_SHEET = 8  # images in the reconstruction picture
 
 
 class Outputs(NamedTuple):
@@ -101,7 +101,7 @@ class Reconstruction(Task):
 
     @torch.no_grad()
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
-        """Returns a sheet of evenly spaced samples: original, masked, reconstructed."""
+        """Returns a picture of evenly spaced samples: original, masked, reconstructed."""
         samples, count = len(shown.source), min(ON_SHEET, len(shown.source))
         batch = shown.batch([i * samples // count for i in range(count)])
         if batch is None:
@@ -116,7 +116,7 @@ class Reconstruction(Task):
 
 
 class MeanError:
-    """Evaluator of the mean error over the samples of all ranks."""
+    """Evaluates the mean error over the samples of all ranks."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """The paths of a run. Only the main rank writes, and no rank if the folder is `read_only`."""
+    """The paths of a run. Only the main rank writes; none does if the folder is `read_only`."""
 
     def __init__(self, path: Path, world: World, read_only: bool = False):
         self.path = self._given = path
@@ -58,7 +58,7 @@ class RunFolder:
     @staticmethod
     @contextmanager
     def open(cfg: CfgNode, world: World) -> "Iterator[RunFolder]":
-        """Holds the folder of a run for the duration of the block. Raises: as for `acquire`."""
+        """Holds the folder of a run during the block. Raises: as for `acquire`."""
         folder = RunFolder(path_of_run(cfg), world, cfg.DRY_RUN)
         folder.acquire(dump_config(cfg), partial(config_differences, cfg))
         try:
@@ -85,7 +85,7 @@ class RunFolder:
             self._owner.release()
 
     def follow_move(self) -> bool:
-        """Returns whether the folder was moved since it was acquired; then `path` is where it is now.
+        """Returns whether the folder has been moved since it was acquired; `path` is then its new location.
 
         Raises: ResourceError if it was removed.
         """
@@ -97,7 +97,7 @@ class RunFolder:
         return place != self._given
 
     def moved_error(self, state: str) -> ResourceError:
-        """Returns the error that ends a run whose folder was moved. Args: state: whether it was saved, in words."""
+        """Returns the error that ends a run whose folder was moved. Args: state: says whether the state was saved."""
         problem = f"was moved to {self.path} while the run was writing to it; {state}"
         return ResourceError(str(self._given), problem, "move it back, then run the same command again to resume")
 

@@ -92,7 +92,7 @@ class Session:
         self._tracer = Profiler(folder.path, world.device) if options.trace and world.is_main else None
         self._first_epoch = state.epoch
         self._saved_at = self._interval_started = self._started = time.monotonic()
-        self._agreed = False  # all ranks end the run with the same error
+        self._agreed = False  # whether all ranks end the run with the same error
         self._stored: Mapping[str, Any] = {}  # of the last evaluation
         self._unjudged: Update | None = None  # its outcome is known after the next update
         if world.is_main:
@@ -122,7 +122,7 @@ class Session:
         """Yields the batches of an epoch and measures waiting times."""
         self._tick()
         if self._evaluation_is_pending() and self._state.step < self._plan.updates_in(self._state.epoch):
-            self._evaluate_within_epoch()  # the run was stopped during this evaluation
+            self._evaluate_within_epoch()  # the run had been stopped during this evaluation
         first = self._state.update == 0
         for batch in self.progress.watch(batches):
             if first:
@@ -256,10 +256,10 @@ class Session:
         now, minutes = time.monotonic(), self._options.save_minutes
         if minutes and self._world.is_main and now - self._saved_at >= 60 * minutes:
             self._interrupt.request_save()
-            self._saved_at = now  # no further request until it is done
+            self._saved_at = now  # no further request until the save is done
 
     def _watch_folder(self) -> None:
-        """Requests a stop if the output folder was moved; until then, files are written to its new place.
+        """Requests a stop if the output folder was moved; until then, files are written to its new location.
 
         Raises: ResourceError if it was removed.
         """

@@ -12,7 +12,7 @@ from utils.errors import ConfigError, count
 class RunPlan:
     """Updates and learning rates of a run. Learning rates are effective ones, not per 512 images.
 
-    `updates`: the length of the run, 0 for whole epochs; `epochs`: their number, of which the last may be partial;
+    `updates`: the length of the run, 0 for whole epochs; `epochs`: their number, the last of which may be partial;
     `eval_every`: updates between evaluations, 0 for one after every epoch.
     """
 
@@ -39,8 +39,8 @@ class RunPlan:
 
     @staticmethod
     def from_config(cfg: CfgNode, world_size: int, train_size: int) -> "RunPlan":
-        """Raises: ConfigError if the global batch is not divisible, there are fewer samples than ranks, the warm-up
-        does not end, or nothing is left to train."""
+        """Raises: ConfigError if the global batch size is not divisible, there are fewer samples than ranks, the
+        warm-up never ends, or nothing is left to train."""
         if train_size < world_size:
             problem = f"{train_size} training samples for {world_size} ranks"
             raise ConfigError("DATA.DATA_PATH", problem, f"launch at most {train_size}")
@@ -105,7 +105,7 @@ class RunPlan:
         return -(-self.total_updates // interval) - done // interval
 
     def describe(self) -> list[str]:
-        """Returns log lines: batch size, learning rate and length, and their derivation."""
+        """Returns log lines: batch size, learning rate and length, and how they were derived."""
         shape, total = self.shape, count(self.total_updates, "update")
         length = f"{count(self.epochs, 'epoch')} x {shape.updates:,} updates = {total}"
         if self.updates:
