@@ -267,6 +267,7 @@ SCHEMA: dict[str, Any] = {
             auto_or(FLOAT),
         ),
         "VALIDATE": Key(True, "evaluate after every epoch; false: train without validation data"),
+        "BEST": Key(AUTO, "new: metric that selects the best checkpoint, such as macro_f1; auto: the task's"),
         "PER_CLASS": Key("", "CSV file to write: metrics per class", free=True),
         "RESULTS": Key("", "CSV file to write: one row per evaluated file", free=True),
         "SEQUENTIAL": Key(False, "no longer used", deprecated=True),
