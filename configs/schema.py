@@ -159,6 +159,11 @@ SCHEMA: dict[str, Any] = {
         ),
         "WEIGHT_DECAY": Key(0.05, "weight decay of matrices; norms, biases and position tables have none", at_least(0)),
         "BASE_LR": Key(5e-4, "peak learning rate per 512 images of global batch", at_least(0)),
+        "LR": Key(
+            0.0,
+            "new: peak learning rate for any global batch; WARMUP_LR and MIN_LR keep their ratio to BASE_LR; 0: off",
+            at_least(0),
+        ),
         "WARMUP_LR": Key(5e-7, "learning rate at the start of the warm-up, per 512 images", at_least(0)),
         "MIN_LR": Key(5e-6, "learning rate at the end of the cosine, per 512 images", at_least(0)),
         "CLIP_GRAD": Key(5.0, "maximum gradient norm; 0: no clipping", at_least(0)),

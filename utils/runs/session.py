@@ -308,11 +308,11 @@ class Session:
         half = " AMP_DTYPE bfloat16, or" if scale is not None else ""
         scaled = f" and loss scale {scale:g}" if scale is not None else ""
         raise NumericsError(
-            "TRAIN.BASE_LR",
+            plan.lr_key,
             f"no finite gradient in {state.skipped_in_row} consecutive updates, the last is {update.number} at"
             f" learning rate {update.learning_rate:.3g}{scaled}; samples and norms are in"
             f" {self._folder.path / 'incidents'}",
-            f"{again} with a different --tag and --opts{half} TRAIN.BASE_LR {plan.base_lr / 2:g}",
+            f"{again} with a different --tag and --opts{half} {plan.lr_key} {plan.base_lr / 2:g}",
         )
 
     def _is_best(self, evaluation: Evaluation | None) -> bool:

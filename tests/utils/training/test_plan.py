@@ -22,6 +22,14 @@ def test_the_recipe_of_the_paper():
     assert lines[1].startswith("learning rate 0.001 = 0.0005 x 1024 / 512, cosine after 25020 updates of warm-up")
 
 
+def test_an_absolute_rate_scales_the_others_and_ignores_the_batch():
+    for world in (1, 8):
+        recipe = plan(world, TRAIN__LR=2e-3)
+        assert (recipe.peak_lr, recipe.warmup_lr, recipe.min_lr) == pytest.approx((2e-3, 2e-6, 2e-5), rel=1e-12)
+    assert "learning rate 0.002 = TRAIN.LR, cosine" in recipe.describe()[1]
+    assert (recipe.lr_key, recipe.base_lr) == ("TRAIN.LR", 2e-3)
+
+
 @pytest.mark.parametrize(
     ("world", "limit", "split"), [(1, 128, (128, 8)), (8, 128, (128, 1)), (64, 128, (16, 1)), (2, 100, (64, 8))]
 )
