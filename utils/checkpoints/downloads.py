@@ -17,7 +17,7 @@ import torch
 from utils.checkpoints.files import follow, list_checkpoints, read_checkpoint
 from utils.checkpoints.released import released_url
 from utils.checkpoints.safe_load import load_tensors
-from utils.errors import CheckpointError, ResourceError
+from utils.errors import CheckpointError, ResourceError, listing
 from utils.files import atomic_path, sha256_of
 from utils.terminal import track
 
@@ -28,19 +28,23 @@ MAX_DOWNLOAD = 1 << 36  # bytes; a server may send without end
 SILENCE = 60.0  # seconds to wait for a server
 
 
-def local_file(name: str, sha256: str = "") -> Path:
+def local_file(name: str, sha256: str = "", newest: bool = False) -> Path:
     """Returns the local path of `name`, downloading it if necessary. Called on the main rank (see broadcast.py).
 
-    Args: name: a path, an http(s) URL, "hub:<released model>" or "hf:<repository>[/file]"; sha256: expected digest of
-    the file, "" if unknown (the digest is then logged).
+    Args: name: a path, the folder of a run, an http(s) URL, "hub:<released model>" or "hf:<repository>[/file]"; sha256:
+    expected digest of the file, "" if unknown (the digest is then logged); newest: a run's folder means its newest
+    checkpoint, to resume from, instead of its best one.
     Raises: CheckpointError for an unreachable, truncated or modified file.
     """
     kind, _, rest = name.partition(":")
     remote = kind in ("http", "https", "hub", "hf")
-    path = newest_in(Path(name))
     if remote:
         url = released_url(rest) if kind == "hub" else name
         path = _from_hugging_face(rest) if kind == "hf" else _download(url, sha256)
+    else:
+        path = newest_in(Path(name)) if newest else Path(best_in(name))
+        if os.path.isdir(path):
+            raise _not_a_run(path)
     if sha256:
         _verify(path, sha256)
     elif remote:
@@ -58,9 +62,17 @@ def newest_in(path: Path) -> Path:
 
 
 def best_in(name: str) -> str:
-    """Returns the best checkpoint if `name` is the folder of a run that has one; other names unchanged."""
-    best = follow(Path(name) / "checkpoints" / "best.pth")
-    return str(best) if os.path.exists(best) else name
+    """Returns the best checkpoint of a run, else the last one, if `name` is its folder; other names unchanged."""
+    path = Path(name)
+    found = (follow(folder / "best.pth") for folder in (path / "checkpoints", path) if os.path.isdir(path))
+    best = next((each for each in found if os.path.exists(each)), None)
+    return str(best or newest_in(path)) if os.path.isdir(path) else name
+
+
+def _not_a_run(folder: Path) -> CheckpointError:
+    runs = sorted({found.parent for depth in ("*", "*/*") for found in folder.glob(f"{depth}/checkpoints")})
+    remedy = f"name one of its runs: {listing(map(str, runs))}" if runs else "name output/<MODEL.NAME>/<TAG>, or a file"
+    return CheckpointError(str(folder), "this folder is not a run, it contains no checkpoints", remedy)
 
 
 def read_weights(name: str, sha256: str = "") -> dict[str, Any]:

@@ -328,14 +328,23 @@ for name in sys.argv[1:]:
     assert nowhere.startswith("hf:owner/garbage: ")
 
 
-def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path):
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
+def test_the_folder_of_a_run_stands_for_its_best_checkpoint_and_to_resume_for_its_last(tmp_path):
+    folder = tmp_path / "tiny/run/checkpoints"
+    folder.mkdir(parents=True)
     for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2_step_4.pth"):
-        torch.save({"model": {"a": torch.ones(1)}}, run / "checkpoints" / name)
-    last = run / "checkpoints/ckpt_epoch_2_step_4.pth"
-    assert local_file(str(run)) == local_file(str(run / "checkpoints")) == last
-    assert local_file(str(tmp_path)) == tmp_path  # what it is not is refused when it is read
+        torch.save({"model": {"a": torch.ones(1)}}, folder / name)
+    last, first = folder / "ckpt_epoch_2_step_4.pth", folder / "ckpt_epoch_1.pth"
+    for run in (str(folder.parent), str(folder)):
+        assert local_file(run) == local_file(run, newest=True) == last
+    (folder / "best.pth").symlink_to(first.name)
+    for run in (str(folder.parent), str(folder)):
+        assert local_file(run).resolve() == first and local_file(run, newest=True) == last
+    (tmp_path / "gone").mkdir()
+    for parent in (tmp_path, tmp_path / "tiny"):
+        with raises(CheckpointError, parent, folder.parent):
+            local_file(str(parent))
+    with raises(CheckpointError, tmp_path / "gone", "<TAG>"):
+        local_file(str(tmp_path / "gone"))
 
 
 def test_the_best_checkpoint_of_a_run_is_found_by_its_folder(tmp_path):
