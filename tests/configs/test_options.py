@@ -88,6 +88,9 @@ def test_words_that_other_programs_have_too():
     train = cfg.TRAIN
     assert (train.EPOCHS, train.WARMUP_EPOCHS, train.LR, train.WEIGHT_DECAY, cfg.SEED) == (9, 0.5, 1e-3, 0.0, 3)
     assert (cfg.DATA.IMG_SIZE, cfg.DATA.NUM_WORKERS) == (96, 0)
+    assert [parse("--device", name).DEVICE for name in ("0", "cuda:1", "mps")] == ["cuda:0", "cuda:1", "mps"]
+    with raises(ConfigError, "DEVICE", "cuda:N", "--device"):
+        parse("--device", "gpu")
     assert (cfg.MODEL.TYPE, cfg.MODEL.TIMM.NAME, cfg.MODEL.NAME) == ("timm", "convnext_tiny", "convnext_tiny")
 
 
