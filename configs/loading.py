@@ -156,7 +156,12 @@ def config_differences(cfg: CfgNode, text: str) -> list[str]:
     then = {"TASK": DEFAULT_TASK, **parse_config(text, "config.yaml of the output folder")}
     now = flat_config(cfg)
     before = {name: then.get(name, key.default) for name, key in KEYS.items() if not key.free}
-    return [f"{name} was {value}, now {now[name]}" for name, value in before.items() if value != now[name]]
+    changed = {name: (value, now[name]) for name, value in before.items() if value != now[name]}
+    return [f"{name} was {_shown(value)}, now {_shown(new)}" for name, (value, new) in changed.items()]
+
+
+def _shown(value: Any) -> str:
+    return "empty" if value == "" else str(value)
 
 
 def find_config(name: str | Path, option: str = "--cfg") -> Path:

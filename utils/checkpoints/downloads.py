@@ -157,7 +157,7 @@ def _copy(response: Any, target: Path, size: int) -> int:
     return received
 
 
-def _is_reachable(url: str) -> bool:
+def is_reachable(url: str) -> bool:
     """Returns whether a server responds within five seconds, with any status."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
@@ -174,7 +174,7 @@ def _from_hugging_face(name: str) -> Path:
         from huggingface_hub import errors as hub
     except ImportError as e:
         raise CheckpointError(source, "the package huggingface_hub is missing", "pip install huggingface_hub") from e
-    offline = not _is_reachable(constants.ENDPOINT)  # the package would try for half a minute
+    offline = not is_reachable(constants.ENDPOINT)  # the package would try for half a minute
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     if ".." in Path(file).parts:

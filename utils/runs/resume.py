@@ -151,6 +151,8 @@ def _find(options: StartOptions, folder: RunFolder) -> tuple[str, Path | None, d
 
 
 def _newest(options: StartOptions, folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    if folder.is_foreign:
+        return None
     if options.auto_resume:
         found = find_newest(folder.checkpoints)
         path = None if found else original_checkpoints.newest_original(folder.path)

@@ -234,13 +234,15 @@ class Session:
         chosen, trained = last, state.epoch + (state.step > 0) - self._first_epoch
         before = f" after {self._first_epoch}" if self._first_epoch else ""
         lines = [f"trained {count(trained, 'epoch')}{before} in {duration(time.monotonic() - self._started)}"]
+        if not trained:
+            lines = [f"nothing was trained: {count(self._first_epoch, 'epoch')} had been before"]
         if self._best is not None and state.best_value is not None:
             chosen = best
             lines += [f"  best      {best}: {self._best.metric} {state.best_value:.3f} of epoch {state.best_epoch}"]
         lines += [
             f"  last      {last}",
             f"  curves    {folder.path / 'curves.png'}, metrics.jsonl, tensorboard/, log.txt",
-            f"  evaluate  python {_script('main.py')} --cfg {quoted(folder.config)} --eval --resume {quoted(chosen)}",
+            f"  evaluate  python {_script('main.py')} --eval --resume {quoted(chosen)}",
         ]
         if self._subject.predicts:
             lines += [f"  predict   python {_script('scripts/predict.py')} IMAGE --model {quoted(folder.path)}"]

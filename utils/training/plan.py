@@ -111,9 +111,9 @@ class RunPlan:
     def describe(self) -> list[str]:
         """Returns log lines: batch size, learning rate and length, and their derivation."""
         shape, total = self.shape, count(self.total_updates, "update")
-        length = f"{count(self.epochs, 'epoch')} x {shape.updates:,} updates = {total}"
+        length = f"{count(self.epochs, 'epoch')} x {count(shape.updates, 'update')} = {total}"
         if self.updates:
-            length = f"{total} = {self.updates / shape.updates:.4g} epochs of {shape.updates:,} updates"
+            length = f"{total} = {self.updates / shape.updates:.4g} epochs of {count(shape.updates, 'update')}"
         derived = self.lr_key
         if derived == "TRAIN.BASE_LR":
             derived = f"{self.base_lr:.4g} x {shape.global_batch} / 512"
@@ -121,7 +121,7 @@ class RunPlan:
             f"global batch {shape.global_batch} = {count(shape.batch_size, 'image')}"
             f" x {count(shape.world_size, 'rank')} x {count(shape.accumulation, 'micro-batch', 'micro-batches')}",
             f"learning rate {self.peak_lr:.4g} = {derived},"
-            f" {self.scheduler} after {self.warmup_updates} updates of warm-up",
+            f" {self.scheduler} after {count(self.warmup_updates, 'update')} of warm-up",
             f"plan: {length}; an epoch uses {shape.samples:,} of {shape.train_size:,} samples; seed {self.seed}",
         ]
 
