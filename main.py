@@ -21,7 +21,7 @@ from configs.options import check_command_line, parse_command_line
 
 if __name__ == "__main__":
     check_command_line(sys.argv[1:])
-    begin_imports()
+    begin_imports(show=launched_rank() == 0)
 
 from yacs.config import CfgNode
 
@@ -48,7 +48,7 @@ from utils.training.plan import RunPlan
 from utils.training.state import StateOptions, TrainState
 
 if __name__ == "__main__":
-    end_imports()
+    end_imports(show=launched_rank() == 0)
 
 
 def train(cfg: CfgNode, world: World) -> None:

@@ -207,7 +207,7 @@ class Session:
         self._watch_folder()
         best = self._is_best(evaluation)
         log.info(
-            f"{title}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak memory"
+            f"{title}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak"
             f" {peak_memory(self._world.device)} MiB, {duration(self.progress.seconds_left())} left"
         )
         self._record(title, evaluation)
