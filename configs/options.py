@@ -32,7 +32,9 @@ GROUPS: dict[str, dict[str, Option]] = {
         "--cache-mode": Option("DATA.CACHE_MODE", "read archives into memory first: part, full or no"),
     },
     "weights": {
-        "--pretrained": Option("MODEL.PRETRAINED", "weights to start from: a file, a URL, hub:NAME, hf:OWNER/NAME"),
+        "--pretrained": Option(
+            "MODEL.PRETRAINED", "weights to start from: a file, a URL, hub:NAME, timm:NAME, hf:OWNER/NAME"
+        ),
         "--resume": Option("MODEL.RESUME", "checkpoint to resume from, or to evaluate"),
         "--sha256": Option("MODEL.SHA256", "expected SHA-256 of the file of --pretrained or --resume"),
     },

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import nn
 
+from configs.schema import KEYS
 from utils.batches import Batch
 from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
 from utils.cost import peak_memory
@@ -92,6 +93,7 @@ class Session:
         self._tracer = Profiler(folder.path, world.device) if options.trace and world.is_main else None
         self._first_epoch = state.epoch
         self._saved_at = self._interval_started = self._started = time.monotonic()
+        self._interval_samples = state.samples
         self._agreed = False  # all ranks end the run with the same error
         self._unjudged: Update | None = None  # its outcome is known after the next update
         if world.is_main:
@@ -196,7 +198,7 @@ class Session:
     def _evaluate(self, title: str, last: bool) -> bool:
         """Evaluates and records the result; returns whether it is the best so far. Args: last: the run ends here."""
         state = self._state
-        trained = time.monotonic() - self._interval_started
+        trained, samples = time.monotonic() - self._interval_started, state.samples - self._interval_samples
         modules = [state.model] if state.ema is None else [state.model, state.ema.module]
         synchronize_buffers(modules, self._world)
         evaluation = self._subject.evaluate(state.evaluated)
@@ -210,6 +212,8 @@ class Session:
             f"{title}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak"
             f" {peak_memory(self._world.device)} MiB, {duration(self.progress.seconds_left())} left"
         )
+        self.journal.time(state.update, trained, samples)
+        self._interval_samples = state.samples
         self._record(title, evaluation)
         if evaluation is not None:
             pictures = {**evaluation.each_epoch, **(evaluation.pictures if last else {})}
@@ -249,7 +253,9 @@ class Session:
         for line in lines:
             log.info(line, extra=SUMMARY)
         if self._best is not None and state.best_value is not None:
-            self.journal.finish(flat_settings(self._provenance.config), {self._best.metric: state.best_value})
+            settings = flat_settings(self._provenance.config)
+            changed = {name for name, value in settings.items() if name in KEYS and value != KEYS[name].default}
+            self.journal.finish(settings, changed, {self._best.metric: state.best_value})
 
     def _watch_clock(self) -> None:
         """Requests a save if the last one was too long ago; as with signals, the ranks agree on the update."""
