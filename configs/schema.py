@@ -29,7 +29,7 @@ from configs.checks import (
     unless_auto,
     within,
 )
-from configs.values import AUTO, FLOAT, INT, NUMBER, SIZE, Key, TaskKeys, auto_or, list_of, optional
+from configs.values import AUTO, DEVICE, FLOAT, INT, NUMBER, SIZE, Key, TaskKeys, auto_or, list_of, optional
 
 DEFAULT_TASK = "classification"  # for TASK auto, and for configurations that predate TASK
 TASKS: dict[str, TaskKeys] = {}
@@ -117,7 +117,9 @@ SCHEMA: dict[str, Any] = {
         "TYPE": Key("swin", "model family"),
         "NAME": Key("swin_tiny_patch4_window7_224", "name of the output folder"),
         "PRETRAINED": Key("", "weights to start from"),
-        "RESUME": Key("", "checkpoint to resume, or to evaluate (then also several, comma-separated)", free=True),
+        "RESUME": Key(
+            "", "checkpoint or run to resume, or to evaluate (then also several, comma-separated)", free=True
+        ),
         "SHA256": Key("", "new: expected digest of the file of PRETRAINED or RESUME", hexadecimal, free=True),
         "NUM_CLASSES": Key(0, "0: as in the data, or the evaluated weights (original: 1000)", at_least(0), free=True),
         "DROP_RATE": Key(0.0, "dropout", below_one),
@@ -182,6 +184,11 @@ SCHEMA: dict[str, Any] = {
         ),
         "WEIGHT_DECAY": Key(0.05, "weight decay of matrices; norms, biases and position tables have none", at_least(0)),
         "BASE_LR": Key(5e-4, "peak learning rate per 512 images of global batch", at_least(0)),
+        "LR": Key(
+            0.0,
+            "new: peak learning rate for any global batch; WARMUP_LR and MIN_LR keep their ratio to BASE_LR; 0: off",
+            at_least(0),
+        ),
         "WARMUP_LR": Key(5e-7, "learning rate at the start of the warm-up, per 512 images", at_least(0)),
         "MIN_LR": Key(5e-6, "learning rate at the end of the cosine, per 512 images", at_least(0)),
         "CLIP_GRAD": Key(5.0, "maximum gradient norm; 0: no clipping", at_least(0)),
@@ -273,7 +280,9 @@ SCHEMA: dict[str, Any] = {
         "SEQUENTIAL": Key(False, "no longer used", deprecated=True),
         "SHUFFLE": Key(False, "no longer used", deprecated=True),
     },
-    "DEVICE": Key("auto", "new: auto: a GPU if there is one; cuda; cpu", one_of(AUTO, "cuda", "cpu"), free=True),
+    "DEVICE": Key(
+        AUTO, "new: auto: a GPU if there is one; cuda; cuda:N or N for one of several; mps; cpu", kind=DEVICE, free=True
+    ),
     "LOG": {"WANDB": Key("", "new: Weights & Biases project to log to as well", free=True)},
     "AMP_ENABLE": Key(True, "mixed precision"),
     "AMP_DTYPE": Key(

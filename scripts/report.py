@@ -165,7 +165,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-evaluation", action="store_true", help="results, configurations and curves only")
     parser.add_argument("--batch-size", type=int, default=0, help="default: the run's")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
-    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="default %(default)s")
+    parser.add_device()
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     if options.batch_size < 0 or options.workers < 0:

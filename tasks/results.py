@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from models.registry import forms_of
 from tasks.base import Task, TaskData
 from tasks.registry import new_task
 from utils.checkpoints.broadcast import read_once
-from utils.checkpoints.downloads import newest_in, read_weights
+from utils.checkpoints.downloads import best_in, read_weights
 from utils.cost import count_parameters
 from utils.distributed.world import World
 from utils.errors import ConfigError
@@ -66,7 +65,7 @@ def evaluate_files(cfg: CfgNode, world: World) -> None:
 def _names(cfg: CfgNode) -> list[str]:
     named = (cfg.MODEL.RESUME or cfg.MODEL.PRETRAINED).split(",")
     files = [name.strip() for name in named if name.strip()]
-    return [str(newest_in(Path(name))) if os.path.isdir(name) else name for name in files]
+    return [best_in(name) for name in files]
 
 
 def _evaluate(task: Task, data: TaskData, model: nn.Module, name: str, size: Size) -> Result:

@@ -116,14 +116,27 @@ def contents(folder):
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_evaluation_writes_nothing(trained, tiny_yaml, photos, tmp_path):
-    """Of the folder of a run it takes the last checkpoint, and says so."""
-    arguments = ["--cfg", tiny_yaml, "--data-path", photos, "--eval", "--resume", trained / "tiny/default"]
-    done = run_program(*arguments, cwd=tmp_path)
+def test_evaluation_writes_nothing_and_takes_the_recipe_and_the_best_checkpoint_of_a_run(
+    trained, tiny_yaml, photos, tmp_path
+):
+    arguments = ["--data-path", photos, "--eval", "--resume", trained / "tiny/default"]
+    done = run_program(*arguments, "--cfg", tiny_yaml, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert f"tensors from {trained}/tiny/default/checkpoints/ckpt_epoch_0.pth" in done.out
+    assert f"tensors from {trained}/tiny/default/checkpoints/best.pth" in done.out
     assert accuracy(done.out)[1] == 15
+    without = run_program(*arguments, "--batch-size", 5, cwd=tmp_path, processes=2)
+    assert without.code == 0 and accuracy(without.out) == accuracy(done.out), without.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_without_a_recipe_need_one(trained, tmp_path):
+    torch.save(
+        torch.load(trained / "tiny/default/checkpoints/best.pth", weights_only=True)["model"], tmp_path / "w.pth"
+    )
+    done = run_program("--eval", "--resume", tmp_path / "w.pth")
+    assert done.code == 2 and done.error.startswith(f"error: {tmp_path}/w.pth: ") and "--cfg" in done.error
+    speed = run_program("--throughput", "--resume", trained / "tiny/default", "--batch-size", 2)
+    assert speed.code == 0 and "at 32x32" in speed.out, speed.err
 
 
 def test_evaluation_takes_only_the_file_named(tiny_yaml, photos):

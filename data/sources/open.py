@@ -21,7 +21,7 @@ from utils.distributed.world import World
 from utils.errors import DataError, did_you_mean
 
 _OTHER_NAMES = {"train": ("training", "Train", "trn"), "val": ("validation", "valid", "Val", "test", "dev")}
-SHOWN = 5  # samples listed in the log at the start
+SHOWN = 3  # samples listed in the log at the start
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "imagenet": FolderStore,

@@ -150,6 +150,14 @@ def test_a_recipe_of_a_timm_model_is_rejected(tmp_path):
         convert(str(tmp_path / "timm.yaml"), str(tmp_path / "in.pth"), tmp_path / "out.pth", "timm")
 
 
+@pytest.mark.parametrize("name", ["mmpretrain", "mmsegmentation", "swin2mmseg"])
+def test_a_library_with_the_layout_of_another_keeps_its_name(tmp_path, capsys, name):
+    cfg, _ = write(tmp_path, "swin")
+    assert main(["--cfg", cfg, str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "--to", name]) == 0
+    out = capsys.readouterr().out
+    assert f"in the layout of {name}" in out and f"{name} is not installed" in out and "mmdetection" not in out
+
+
 @pytest.mark.parametrize("family", ["swin", "swinv2"])
 def test_torchvision_loads_the_file_strictly(tmp_path, family):
     cfg, _ = write(tmp_path, family, *([OPEN] if family == "swinv2" else []))

@@ -19,7 +19,15 @@ def test_the_recipe_of_the_paper():
     assert (recipe.updates_per_epoch, recipe.total_updates, recipe.warmup_updates) == (1251, 375_300, 25_020)
     lines = recipe.describe()
     assert lines[0] == "global batch 1024 = 128 images x 8 ranks x 1 micro-batch"
-    assert lines[1].startswith("learning rate 0.001 = 0.0005 x 1024 / 512, cosine after 25020 updates of warm-up")
+    assert lines[1].startswith("learning rate 0.001 = 0.0005 x 1024 / 512, cosine after 25,020 updates of warm-up")
+
+
+def test_an_absolute_rate_scales_the_others_and_ignores_the_batch():
+    for world in (1, 8):
+        recipe = plan(world, TRAIN__LR=2e-3)
+        assert (recipe.peak_lr, recipe.warmup_lr, recipe.min_lr) == pytest.approx((2e-3, 2e-6, 2e-5), rel=1e-12)
+    assert "learning rate 0.002 = TRAIN.LR, cosine" in recipe.describe()[1]
+    assert (recipe.lr_key, recipe.base_lr) == ("TRAIN.LR", 2e-3)
 
 
 @pytest.mark.parametrize(
