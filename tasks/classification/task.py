@@ -176,7 +176,7 @@ class Classification(Task):
             return ClassificationEvaluator(val, info.class_names)
         real = real_labels(info.class_names) if test.REAL else None
         chosen = chosen_classes(test.CLASSES, source)  # type: ignore[arg-type]
-        return ClassificationEvaluator(val, info.class_names, chosen, real, final=test.INTERVALS)
+        return ClassificationEvaluator(val, info.class_names, chosen, real, test.INTERVALS, bool(test.PROBABILITIES))
 
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
         """Returns the expert load since the last evaluation."""

@@ -163,6 +163,12 @@ class MultiLabelEvaluator:
                 "results": Table(list(cells), [list(cells.values())]),
                 "per_class": per_class_table(scores, used, self._names, precisions),
             },
+            arrays=lambda: {
+                "path": [self._val.source.name(i) for i in scores.samples.tolist()],
+                "label": scores.truth,
+                "probabilities": scores.probabilities,
+                "class_names": list(self._names),
+            },
             stored={"thresholds": [float(value) for value in tuned]},
         )
 
