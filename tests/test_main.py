@@ -231,6 +231,8 @@ def test_fault_13_training_goes_on_from_the_checkpoint_before(tiny_yaml, photos,
     assert done.code == 0 and done.out.count("not resuming from ckpt_epoch_1.pth") == 1
     again = torch.load(newest, weights_only=True)["model"]
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+    finished = run_program(*args)
+    assert finished.code == 0 and "already trained: 2 epochs" in finished.out and "0 epochs" not in finished.out
 
 
 @pytest.mark.parametrize("option", ["--resume", "--pretrained"])
