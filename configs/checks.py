@@ -1,4 +1,4 @@
-"""Value checks of configuration keys; each returns None for a valid value, else what the value must be."""
+"""Checks of configuration values; each returns None for a valid value, else what the value must be."""
 
 import re
 from collections.abc import Callable
@@ -19,6 +19,25 @@ def above(low: float) -> Check:
 
 def within(low: float, high: float) -> Check:
     return lambda v: None if low <= v <= high else f"must be between {low} and {high}"
+
+
+def inside(low: float, high: float) -> Check:
+    return lambda v: None if low < v < high else f"must be above {low} and below {high}"
+
+
+def grouping(value: str) -> str | None:
+    kind, _, rule = value.partition(":")
+    good = not value or (kind in ("prefix", "regex", "column") and rule)
+    try:
+        re.compile(rule if kind == "regex" else "")
+    except (re.error, RecursionError, OverflowError):
+        good = False
+    return None if good else "must be prefix:CHARACTERS, regex:PATTERN or column:NAME"
+
+
+def weighting(value: str) -> str | None:
+    good = value in ("none", "inverse", "effective") or value.lower().endswith(".csv")
+    return None if good else "must be none, inverse, effective or a .csv file"
 
 
 def below_one(value: float) -> str | None:
@@ -42,7 +61,7 @@ def two_below_one(value: list[float]) -> str | None:
 
 
 def sides(low: int) -> Check:
-    """Args: low: minimum of a single side; each of two sides must be at least 1."""
+    """Checks an image size. Args: low: minimum of a single side; each of two sides must be at least 1."""
 
     def check(value: int | list[int]) -> str | None:
         least = low if isinstance(value, int) else 1

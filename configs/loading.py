@@ -24,16 +24,16 @@ log = logging.getLogger(__name__)
 MODES = {"EVAL_MODE": "--eval", "THROUGHPUT_MODE": "--throughput", "DRY_RUN": "--dry-run"}
 CONFIGS = Path(__file__).parent
 ARCHITECTURE = ("MODEL.TYPE", "MODEL.NAME", "MODEL.DROP_PATH_RATE", "DATA.IMG_SIZE")  # and the sections of MODEL
-# "~" stands for the home folder at their beginning
+# values in which a leading "~" stands for the home folder
 PATHS = (
     *("OUTPUT", "DATA.DATA_PATH", "MODEL.RESUME", "MODEL.PRETRAINED", "DISTILLATION.WEIGHTS"),
     *("TEST.RESULTS", "TEST.PER_CLASS", "TEST.CLASSES"),
 )
 
 
-# bounds of a YAML file: characters, and values with every alias expanded
+# limits of a YAML file: characters, and values after expanding aliases
 MAX_TEXT, MAX_VALUES = 2**20, 50_000
-MAX_FILES = 100  # of a configuration, with every BASE expanded
+MAX_FILES = 100  # YAML files of a configuration, counting repeated BASE files
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,7 +89,7 @@ def config_of_weights(
 ) -> CfgNode:
     """Returns the configuration of a weights file: `recipe`, else the released model's, else the stored one.
 
-    Args: contents of the file `name`; option: the option or key that sets the recipe, for messages.
+    Args: contents: those of the file `name`; option: the option or key that sets the recipe, for messages.
     Raises: ConfigError if there is none.
     """
     kind, _, released = name.partition(":")
@@ -111,7 +111,7 @@ def _merged(files: Sequence[tuple[Path, dict[str, Any]]], overrides: list[tuple[
     chosen += [name for name, _, _ in overrides]
     values["BASE"] = [""]
     values.update({name: os.path.expanduser(values[name]) for name in PATHS})
-    for name in ("MODEL.RESUME", "MODEL.PRETRAINED"):  # for an evaluation also several, separated by commas
+    for name in ("MODEL.RESUME", "MODEL.PRETRAINED"):  # in evaluation also several, separated by commas
         values[name] = ",".join(map(os.path.expanduser, values[name].split(",")))
     _drop_deprecated(values, origins)
     _resolve_task(values, chosen, origins)
@@ -225,7 +225,7 @@ def _parse(text: str, origin: str) -> dict[str, Any]:
         problem = e.problem or str(e)
     except RecursionError:
         problem = "nested too deeply, or an anchor that contains itself"
-    except Exception as e:  # constructors of scalars, such as dates, raise anything
+    except Exception as e:  # constructors of scalars, such as dates, may raise anything
         problem = str(e)
     if problem:
         raise ConfigError(where, f"invalid YAML: {' '.join(problem.split())}", "correct the file")
@@ -239,7 +239,7 @@ def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # for an anchor within itself
+        known[id(node)] = MAX_VALUES + 1  # for an anchor that contains itself
         children = list(chain.from_iterable(node.value)) if isinstance(node, yaml.MappingNode) else node.value
         known[id(node)] = 1 + sum(_size(child, known) for child in children)
     return known[id(node)]
@@ -255,7 +255,7 @@ def _coerce(name: str, value: Any, origin: str) -> Any:
     kind = key.kind or kind_of(key.default)
     try:
         result = kind.convert(value)
-    except Exception as e:  # a literal of Python may also be nested too deeply
+    except Exception as e:  # a Python literal may also be nested too deeply
         raise ConfigError(name, f"must be {kind.wanted}, got {shortened(repr(value))}", f"change it in {origin}") from e
     texts = result if isinstance(result, list) else [result]
     if any("\0" in text for text in texts if isinstance(text, str)):
@@ -282,7 +282,7 @@ def _drop_deprecated(values: dict[str, Any], origins: dict[str, str]) -> None:
 
 
 def _resolve_task(values: dict[str, Any], chosen: list[str], origins: Mapping[str, str]) -> None:
-    """Infers TASK from the keys that were set if it is "auto", and applies its defaults to keys that were not."""
+    """Infers TASK from the keys that were set if it is "auto"; applies the task's defaults to keys that were not."""
     if values["TASK"] == AUTO:
         values["TASK"] = next((name for name, own in TASKS.items() if _selects(own, values, chosen)), DEFAULT_TASK)
     names = [own for name, own in NAME_DEFAULTS.items() if values["MODEL.NAME"].startswith(name)]
@@ -350,7 +350,7 @@ def _check_warmup(cfg: CfgNode) -> None:
     elif not (train.UPDATES or train.WARMUP_UPDATES) and 0 < train.EPOCHS <= train.WARMUP_EPOCHS:
         unit, warmup, length = "EPOCHS", train.WARMUP_EPOCHS, train.EPOCHS
     else:
-        return  # mixed units: checked when the length of an epoch is known
+        return  # mixed units: checked once the length of an epoch is known
     noun = unit.lower().removesuffix("s")
     raise ConfigError(
         f"TRAIN.WARMUP_{unit}",

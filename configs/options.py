@@ -187,7 +187,7 @@ def _new_parser() -> argparse.ArgumentParser:
 
 
 def check_command_line(argv: list[str]) -> None:
-    """Handles --help, --print-config and mistakes before anything slow is imported; exits for each of them."""
+    """Handles --help, --print-config and mistakes, and then exits, before anything slow is imported."""
     accept_any_text()
     logging.disable(logging.WARNING)  # main() warns about deprecated keys
     try:
@@ -206,7 +206,7 @@ def check_command_line(argv: list[str]) -> None:
 
 
 def _dashes(argument: str) -> str:
-    """Returns the argument with dashes in its option name: --data_path is --data-path."""
+    """Returns the argument with dashes in its option name: --data_path becomes --data-path."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")

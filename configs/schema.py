@@ -14,7 +14,9 @@ from configs.checks import (
     at_least,
     below_one,
     frozen,
+    grouping,
     hexadecimal,
+    inside,
     numbers,
     one_of,
     pair,
@@ -61,8 +63,25 @@ SCHEMA: dict[str, Any] = {
         "BATCH_SIZE": Key(128, "images per rank and micro-batch", at_least(1), free=True),
         "DATA_PATH": Key("", "folder that contains train and val", free=True, per_machine=True),
         "DATASET": Key("imagenet", "imagenet: folders; imagenet22K, list; tar; timm:hfds/NAME; digits; synthetic"),
-        "IMAGE_COLUMN": Key("image", "new: column of the images of timm:hfds/NAME"),
-        "LABEL_COLUMN": Key("label", "new: column of the class labels of timm:hfds/NAME"),
+        "IMAGE_COLUMN": Key(
+            AUTO, "new: column of a .csv, .tsv or timm:hfds/NAME with the images: a name or a position"
+        ),
+        "LABEL_COLUMN": Key(AUTO, "new: column with the labels"),
+        "SPLIT_COLUMN": Key(AUTO, "new: column of a table with train, val or test; empty: none"),
+        "WEIGHT_COLUMN": Key(AUTO, "new: column of a table with the weights of the samples in the loss; empty: none"),
+        "LABEL_SEPARATOR": Key(AUTO, "new: between several labels of an image in a table; auto: ; | , or a space"),
+        "SPLIT": Key(0.2, "new: fraction to hold out for validation if the dataset has no splits", inside(0, 1)),
+        "SPLIT_SEED": Key(0, "new: seed of the choice", at_least(0)),
+        "NEAR_DUPLICATES": Key(
+            "together",
+            "new: near-duplicates when a dataset is split: together on one side; ignore: not searched for",
+            one_of("together", "ignore"),
+        ),
+        "GROUP_BY": Key(
+            "",
+            "new: images that stay on one side: prefix:_ (file names up to _), regex:PATTERN, column:NAME of a table",
+            grouping,
+        ),
         "IMG_SIZE": Key(224, "size of the model's input in pixels: a side, or [height, width]", sides(1), SIZE),
         "INTERPOLATION": Key("bicubic", "resize filter", one_of("bicubic", "bilinear", "lanczos", "hamming", "random")),
         "MEAN": Key(AUTO, "new: mean per channel; auto: the model's, for Swin ImageNet's", numbers, PER_CHANNEL),
@@ -70,12 +89,12 @@ SCHEMA: dict[str, Any] = {
         "ZIP_MODE": Key(False, "read train.zip and val.zip instead of folders", free=True, per_machine=True),
         "CACHE_MODE": Key(
             "part",
-            "read archives into memory first: part or full; no",
+            "part or full: read archives into the page cache first; no: off",
             one_of("part", "full", "no"),
             free=True,
             per_machine=True,
         ),
-        "ACCEPT_CHANGES": Key(False, "new: resume although the training samples changed", free=True),
+        "ACCEPT_CHANGES": Key(False, "new: resume even if the training samples have changed", free=True),
         "PIN_MEMORY": Key(True, "page-locked batches, for faster copies to a GPU", free=True, per_machine=True),
         "NUM_WORKERS": Key(
             AUTO,
@@ -85,7 +104,11 @@ SCHEMA: dict[str, Any] = {
             free=True,
             per_machine=True,
         ),
-        "EXIF": Key("ignore", "new: EXIF orientation: ignore (as published) or apply", one_of("ignore", "apply")),
+        "EXIF": Key(
+            AUTO,
+            "new: EXIF orientation: apply; ignore, as published; auto: ignore on ImageNet's classes only",
+            one_of(AUTO, "ignore", "apply"),
+        ),
         "ON_BAD_IMAGE": Key("error", "new: unreadable images: error or skip", one_of("error", "skip"), free=True),
         "DECODER": Key("auto", "new: training decoder; pillow: slower, timm's pixels", one_of("auto", "pillow")),
         "TIMEOUT": Key(300.0, "new: seconds without a batch that end the run; 0: never", at_least(0), free=True),
@@ -103,7 +126,7 @@ SCHEMA: dict[str, Any] = {
         "DROP_PATH_RATE": Key(0.1, "stochastic depth rate of the last block", below_one),
         "ATTENTION": Key(
             AUTO,
-            "new: form of window attention; auto: the fastest; explicit; fused (PyTorch's); kernel (Triton)",
+            "new: implementation of window attention; auto: the fastest; explicit; fused (PyTorch's); kernel (Triton)",
             one_of(AUTO, "explicit", "fused", "kernel"),
             free=True,
         ),
@@ -117,7 +140,7 @@ SCHEMA: dict[str, Any] = {
         "SWINV2": pyramid(
             QKV_BIAS=QKV_BIAS,
             PRETRAINED_WINDOW_SIZES=PRETRAINED_WINDOWS,
-            EXTRA_NORM_EVERY=Key(0, "new: blocks between further norms of the main branch; 0: none", at_least(0)),
+            EXTRA_NORM_EVERY=Key(0, "new: blocks between extra norms on the main branch; 0: none", at_least(0)),
         ),
         "SWIN_MLP": pyramid(),
         "SWIN_MOE": pyramid(
@@ -135,7 +158,7 @@ SCHEMA: dict[str, Any] = {
             CAPACITY_FACTOR=Key(1.25, "capacity of an expert, relative to an even load; 0: unlimited", at_least(0)),
             COSINE_ROUTER=Key(False, "route by cosine similarity"),
             NORMALIZE_GATE=Key(False, "normalise the gates to sum to 1"),
-            USE_BPR=Key(True, "batch prioritised routing: when capacity is short, the highest scores come first"),
+            USE_BPR=Key(True, "batch prioritised routing: over capacity, the highest scores come first"),
             IS_GSHARD_LOSS=Key(False, "GShard's balance loss instead of the load-importance loss"),
             GATE_NOISE=Key(1.0, "std of the noise on the training logits, times the number of experts", at_least(0)),
             COSINE_ROUTER_DIM=Key(256, "channels of the cosine router", at_least(1)),
@@ -221,8 +244,8 @@ SCHEMA: dict[str, Any] = {
         "FREEZE": Key("none", "freeze none, N (patch embedding and first N stages) or all (all but the head)", frozen),
         "EMA": {
             "ENABLE": Key(False, "train and evaluate an exponential moving average of the weights"),
-            "DECAY": Key(0.9999, "weight of the old average in an update", below_one),
-            "WARMUP": Key(False, "increase the decay to its value over the first updates"),
+            "DECAY": Key(0.9999, "weight of the previous average in each update", below_one),
+            "WARMUP": Key(False, "ramp up DECAY over the first updates"),
         },
     },
     "AUG": {
@@ -231,7 +254,7 @@ SCHEMA: dict[str, Any] = {
         "REPROB": Key(0.25, "probability of random erasing", within(0, 1)),
         "REMODE": Key(
             "pixel",
-            "content of erased rectangles: normal noise, a random colour, the mean",
+            "filling of erased rectangles: pixel: normal noise; rand: one random colour; const: the mean",
             one_of("pixel", "rand", "const"),
         ),
         "RECOUNT": Key(1, "maximum number of erased rectangles", at_least(1)),
@@ -251,6 +274,7 @@ SCHEMA: dict[str, Any] = {
             auto_or(FLOAT),
         ),
         "VALIDATE": Key(True, "evaluate after every epoch; false: train without validation data"),
+        "BEST": Key(AUTO, "new: metric that selects the best checkpoint, such as macro_f1; auto: the task's"),
         "PER_CLASS": Key("", "CSV file to write: metrics per class", free=True),
         "RESULTS": Key("", "CSV file to write: one row per evaluated file", free=True),
         "SEQUENTIAL": Key(False, "no longer used", deprecated=True),
@@ -263,7 +287,7 @@ SCHEMA: dict[str, Any] = {
     "AMP_ENABLE": Key(True, "mixed precision"),
     "AMP_DTYPE": Key(
         "auto",
-        "new: mixed-precision dtype; auto: bfloat16 if supported",
+        "new: mixed-precision dtype; auto: bfloat16 if supported, else float16 on CUDA, else float32",
         one_of("auto", "bfloat16", "float16"),
     ),
     "OUTPUT": Key("output", "folder of all runs; a run writes to OUTPUT/MODEL.NAME/TAG", free=True, per_machine=True),
@@ -284,7 +308,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-# hard-coded in the original's SimMIM fine-tuning scripts, by MODEL.NAME prefix; files and options override it
+# by MODEL.NAME prefix: hard-coded in the original's SimMIM fine-tuning scripts; overridden by files and options
 NAME_DEFAULTS: dict[str, dict[str, Any]] = {
     "simmim_finetune": {
         "AMP_ENABLE": False,

@@ -68,7 +68,7 @@ DEVICE = Kind(lambda value: parse_device(str(value)), f"one of {CHOICES}")
 
 
 def list_of(item: Kind, example: str = "[2, 2, 6, 2]") -> Kind:
-    """Returns a list of `item`, also given as a string; messages show the example."""
+    """Returns the type "list of `item`", also given as a string "[1, 2]". Args: example: shown in error messages."""
 
     def convert(value: Any) -> list[Any]:
         if isinstance(value, str):
@@ -133,7 +133,7 @@ class Key:
 class TaskKeys:
     """The keys that a task adds, as a tree like `configs.schema.SCHEMA`.
 
-    `defaults`: values of shared keys; files and options override them. TASK auto selects the task if MODEL.NAME begins
+    `defaults`: values of shared keys, overridden by files and options. TASK auto selects the task if MODEL.NAME begins
     with `name_prefix` or, with `selects`, if one of its keys is set. `check`: checks keys jointly; raises ConfigError.
     """
 

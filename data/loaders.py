@@ -7,7 +7,7 @@ from typing import Any
 from data.pipeline.dataset import Collator, EvalSamples, TrainSamples
 from data.pipeline.device import Normalize, prefetch_to_device
 from data.pipeline.sample import Collate, Sample, SampleTransform, stack
-from data.pipeline.samplers import EvalSampler, TrainSampler
+from data.pipeline.samplers import EvalSampler, Frequencies, TrainSampler
 from data.pipeline.workers import LoaderOptions, MonitoredLoader, check_resources
 from data.sources.base import Source
 from utils.batches import Batch, EpochShape
@@ -29,10 +29,11 @@ def keep(images: Any, targets: Any) -> tuple[Any, Any]:
 class Pipeline:
     """The task-specific steps from a source to a batch.
 
-    `train`, `val`: from a record to a sample, `train` None for an evaluation; `preprocessing`: normalisation on the
-    device, where erased rectangles are filled according to `erase_mode` (see `Normalize`); `collate`: from samples to a
-    batch; `on_device`: applied to (images, targets) of every training micro-batch, after seeding the global generators:
-    mixing, masking; `sample_bytes`: approximate size of a sample, to check shared memory, 0 if unknown.
+    `train`, `val`: convert a record to a sample; `train` is None in evaluation. `preprocessing`: normalisation on the
+    device, where erased rectangles are filled according to `erase_mode` (see `Normalize`); `collate`: combines samples
+    into a batch; `on_device`: mixing or masking, applied to (images, targets) of every training micro-batch once the
+    global generators are seeded; `sample_bytes`: approximate size of a sample, to check shared memory, 0 if unknown;
+    `frequencies`: how often the training samples of a source are drawn, None for once in every epoch.
     """
 
     train: SampleTransform | None
@@ -42,12 +43,13 @@ class Pipeline:
     on_device: Callable[[Any, Any], tuple[Any, Any]] = keep
     erase_mode: str = "pixel"
     sample_bytes: int = 0
+    frequencies: Callable[[Any], Frequencies | None] = lambda source: None
 
 
 class TrainLoader:
     """Training batches of an epoch, starting at any update.
 
-    The constructor starts the fork server of the loader workers, which takes seconds: best before building the model.
+    The constructor starts the fork server of the loader workers, which takes seconds: create it before the model.
     Raises: ResourceError if shared memory or file descriptors are insufficient.
     """
 
@@ -57,14 +59,19 @@ class TrainLoader:
         self._shape, self._rank, self._seed = shape, world.rank, options.seed
         self._on_device = pipeline.on_device
         self._normalize = Normalize(pipeline.preprocessing, world.device, pipeline.erase_mode)
-        self._sampler = TrainSampler(shape, world.rank, lambda epoch: derive_seed("order", options.seed, epoch))
+        self._sampler = TrainSampler(
+            shape,
+            world.rank,
+            lambda epoch: derive_seed("order", options.seed, epoch),
+            pipeline.frequencies(source),
+        )
         samples = TrainSamples(source, pipeline.train, seed=options.seed, on_bad=options.on_bad)
         self._loader = MonitoredLoader(
             samples, self._sampler, options, world, collate=pipeline.collate, persistent=True
         )
 
     def epoch(self, epoch: int, first_update: int = 0, end: int | None = None) -> Iterator[Batch]:
-        """Yields the micro-batches of an epoch in order, from update `first_update` up to `end`, None for its last.
+        """Yields the micro-batches of an epoch in order, from update `first_update` to `end` (exclusive; None: all).
 
         Seeds the global generators before each: for `Pipeline.on_device`, and for dropout and stochastic depth in the
         forward pass that follows.
@@ -105,7 +112,7 @@ class EvalLoader:
         )
 
     def __len__(self) -> int:
-        """Returns the number of batches, including any without readable samples, which are not yielded."""
+        """Returns the number of batches, including those without readable samples, which are not yielded."""
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:

@@ -18,10 +18,10 @@ from utils.eval_cache import derived
 class WindowAttention(nn.Module):
     """Multi-head self-attention within (shifted) windows: softmax(scale * query @ key^T + bias) @ value.
 
-    A mixin placed before it, `TablePositionBias` or `ContinuousPositionBias`, supplies the bias of each pair of tokens.
+    A mixin, `TablePositionBias` or `ContinuousPositionBias`, precedes it and supplies the bias of each pair of tokens.
 
-    Args: window, shift in tokens; qk_scale: None for 1 / sqrt(channels per head); attn_drop: dropout of the attention
-    weights; form: one of `models.ops.attend.FORMS`.
+    Args: window, shift in tokens; qk_scale: None for 1 / sqrt(channels per head); attn_drop: dropout rate for the
+    attention weights; form: one of `models.ops.attend.FORMS`.
     """
 
     relative_position_index: Tensor
@@ -80,11 +80,11 @@ class WindowAttention(nn.Module):
         return bias if mask is None else bias + mask[:, None]
 
     def add_position_bias(self) -> None:
-        """Registers the parameters of the bias, before the layers do."""
+        """Registers the bias parameters; called before the layers are built."""
         raise NotImplementedError
 
     def reset_position_bias(self) -> None:
-        """Initialises the parameters of the bias, unless layers initialise them."""
+        """Initialises the bias parameters that are not part of a layer."""
 
     def position_bias(self) -> Tensor:
         """Returns (heads, N, N) for the N tokens of a window."""
@@ -150,7 +150,7 @@ def by_pair(table: Tensor, index: Tensor) -> Tensor:
 def log_coordinates(window: int, pretrained_window: int) -> Tensor:
     """Returns log-spaced relative coordinates (section 3.3, equation 4), normalised to the window of pre-training.
 
-    Args: window of the model; pretrained_window: of the weights, 0 for the same.
+    Args: window: the model's; pretrained_window: the weights', 0 for the same.
     Returns: float32 ((2 * window - 1)**2, 2), row-major like the tables of `relative_position_index`.
     """
     reach = max((pretrained_window or window) - 1, 1)

@@ -31,7 +31,7 @@ class PyramidOptions:
     rate of the last block; `init_std`: std of the initial weights of linear layers; `attention`: one of
     `models.ops.attend.FORMS`.
 
-    Raises: ConfigError for sizes that do not fit together.
+    Raises: ConfigError for incompatible sizes.
     """
 
     SECTION: ClassVar[str] = ""  # key below MODEL in the configuration
@@ -240,7 +240,7 @@ class SwinBackbone(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Computes the feature pyramid for detection and segmentation heads.
 
-        Args: images (B, C, H, W); indices: which stages, None for all; norm: apply the final norm to the last map.
+        Args: images (B, C, H, W); indices: stages to return, None for all; norm: apply the final norm to the last map.
         Returns: the last map after the final norm (B, h, w, C), and one map (B, C_i, H_i, W_i) for each of `indices`;
         `feature_info` has their channels and strides.
         Raises: ValueError for an index out of range.
@@ -269,7 +269,7 @@ class SwinBackbone(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | None = None) -> None:
         """Recomputes activations in the backward pass: less memory, about a third more time.
 
-        Args: stages: which, from 0; None for all. Raises: ConfigError if the model has fewer stages.
+        Args: stages: their indices, None for all. Raises: ConfigError if the model has fewer stages.
         """
         last = len(self.layers) - 1
         wrong = [i for i in stages or () if not 0 <= i <= last]
@@ -281,7 +281,7 @@ class SwinBackbone(nn.Module):
     def freeze(self, stages: int | None) -> None:
         """Freezes the patch embedding and the first `stages` stages; None freezes everything but the head.
 
-        Frozen parts also stay in evaluation mode, without dropout and stochastic depth.
+        Frozen parts also stay in evaluation mode, with dropout and stochastic depth disabled.
         Raises: ConfigError if the model has fewer stages.
         """
         if stages is not None and stages > len(self.layers):
@@ -301,13 +301,13 @@ class SwinBackbone(nn.Module):
         return self
 
     def no_weight_decay(self) -> set[str]:
-        """Returns the names of the position tables: 2-D, but biases in meaning."""
+        """Returns the names of position tables, which are 2-D but act as biases."""
         return {name for name, _ in self.named_parameters() if "position_bias_table" in name or "pos_embed" in name}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns timm's groups for layer-wise learning-rate decay: stem, blocks (or stages), head.
 
-        A merging is grouped with the first block of the next stage, the final norm with the last block.
+        Patch merging is grouped with the first block of the next stage, the final norm with the last block.
         """
         first = (lambda stage: (stage,)) if coarse else (lambda stage: (stage, 0))
         blocks: list[Any] = [(rf"^layers\.{i}\.downsample", first(i + 1)) for i in range(len(self.layers))]
@@ -318,7 +318,7 @@ class SwinBackbone(nn.Module):
     def simmim_group_matcher(self) -> dict[str, Any]:
         """Returns the groups of layer-wise learning-rate decay as in SimMIM's fine-tuning: stem, blocks; then the rest.
 
-        A merging is grouped with the last block before it, the absolute position embedding with the head.
+        Patch merging is grouped with the last block before it, the absolute position embedding with the head.
         """
         merging = [(rf"^layers\.{i}\.downsample", (i, len(s.blocks) - 1)) for i, s in enumerate(self.stages())]
         return {"stem": r"^patch_embed", "blocks": [(r"^layers\.(\d+)\.blocks\.(\d+)", None), *merging]}

@@ -118,7 +118,7 @@ def build_for_run(cfg: CfgNode, new_model: Callable[[], nn.Module], world: World
     seed_all("model", cfg.SEED)
     model = new_model()
     training = not (cfg.EVAL_MODE or cfg.THROUGHPUT_MODE)
-    if not (training and train.PARALLEL == "fsdp"):  # fsdp moves one shard at a time: the whole may not fit
+    if not (training and train.PARALLEL == "fsdp"):  # FSDP moves one shard at a time: the whole model may not fit
         model = model.to(world.device)
     prepare(model, checkpointing=train.USE_CHECKPOINT, stages=train.CHECKPOINT_STAGES, freeze=train.FREEZE)
     log.info("model: %s", describe_model(model, image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)))
@@ -135,7 +135,7 @@ def forms_of(
 ) -> Forms:
     """Returns the forms of a model's operators (`choose_forms`), for images of the configured size.
 
-    Args: stored: of the training that is resumed.
+    Args: stored: the forms of the run that is resumed.
     """
     swin = backbone_of(model)
     if swin is None or cfg.MODEL.FORMS == "default":
@@ -167,7 +167,7 @@ def compile_mode(cfg: CfgNode, world: World) -> str:
 def prepare(model: nn.Module, *, checkpointing: bool = False, stages: Sequence[int] = (), freeze: str = "none") -> None:
     """Enables activation checkpointing, and freezes "none", a number of stages, or "all" but the head.
 
-    Args: stages to checkpoint; empty for all.
+    Args: stages: stages to checkpoint, empty for all.
     Raises: ConfigError for a model that cannot be frozen, or has no such stage.
     """
     if checkpointing and not stages:

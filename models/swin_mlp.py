@@ -19,13 +19,13 @@ from models.ops.windows import WindowGrid
 
 @dataclass(frozen=True, kw_only=True)
 class SwinMlpOptions(PyramidOptions):
-    """Options of Swin-MLP, which adds none."""
+    """Options of Swin-MLP: only the shared ones."""
 
     SECTION: ClassVar[str] = "SWIN_MLP"
 
 
 class SwinMlpBlock(nn.Module):
-    """One matrix over the tokens of a window per group of channels, then an MLP; each after a norm."""
+    """Mixes the tokens of a window, by one matrix per group of channels, then applies an MLP; each after a norm."""
 
     def __init__(self, dim: int, heads: int, window: int, shift: int, drop_path: float, *, options: SwinMlpOptions):
         super().__init__()

@@ -26,7 +26,7 @@ NO_DECAY = (
 @dataclass(frozen=True, kw_only=True)
 class SwinMoeOptions(ContinuousOptions):
     """`qkv_bias`, `qk_scale`: as in V1; `mlp_fc2_bias`: a bias on the second layer of every MLP; `moe_blocks`: blocks
-    with experts per stage, empty or -1: none; `num_experts`: experts of each; `num_local_experts`: placement on ranks
+    with experts per stage, empty or -1: none; `num_experts`: experts per block; `num_local_experts`: placement on ranks
     (see `Placement.of`); `moe_drop`: dropout of the experts; `aux_loss_weight`: weight of the balance loss."""
 
     SECTION: ClassVar[str] = "SWIN_MOE"

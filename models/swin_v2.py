@@ -71,7 +71,7 @@ class ContinuousBackbone(SwinBackbone):
 
 @dataclass(frozen=True, kw_only=True)
 class SwinV2Options(ContinuousOptions):
-    """`qkv_bias`: a bias on query and value; `extra_norm_every`: blocks of a stage between further norms on the main
+    """`qkv_bias`: a bias on query and value; `extra_norm_every`: blocks of a stage between extra norms on the main
     branch, 0 for none; 6 in SwinV2-H and G, whose activations would otherwise grow too large (section 3.2)."""
 
     SECTION: ClassVar[str] = "SWINV2"
@@ -101,7 +101,7 @@ class CosineWindowAttention(ContinuousPositionBias, WindowAttention):
         return self.logit_scale.clamp(max=math.log(MAX_SCALE)).exp().flatten()
 
     def position_bias(self) -> Tensor:
-        """Returns (heads, N, N) for the N tokens of a window, each between 0 and 16."""
+        """Returns the position bias of a window of N tokens, (heads, N, N), with values between 0 and 16."""
         return 16 * super().position_bias().sigmoid()
 
 

@@ -1,4 +1,4 @@
-"""Averages the weights of several checkpoints of a run, which often evaluate better than the last one.
+"""Averages the weights of several checkpoints of a run. The average often scores better than the last checkpoint.
 
     python scripts/average_checkpoints.py output/swin_tiny/default averaged.pth
     python scripts/average_checkpoints.py a.pth b.pth c.pth averaged.pth
@@ -33,7 +33,7 @@ KEPT = ("class_names", "preprocessing", "config", "pretrained_windows", "version
 
 
 def average(paths: Sequence[Path], target: Path) -> str:
-    """Writes the mean of the weights, of EMA weights if present, computed in float64; other tensors are the last ones.
+    """Writes the mean of the weights (EMA if present), computed in float64; other tensors come from the last file.
 
     Returns: a log line. Raises: CheckpointError, ResourceError.
     """
@@ -64,9 +64,9 @@ def average(paths: Sequence[Path], target: Path) -> str:
 
 
 def checkpoints_of(names: Sequence[Path], last: int) -> list[Path]:
-    """Returns the `last` (0: all) of the files and, for folders of runs, their checkpoints at the end of an epoch.
+    """Expands run folders to their end-of-epoch checkpoints; returns the last `last` of the combined list (0: all).
 
-    Raises: CheckpointError for a folder without any.
+    Raises: CheckpointError if a folder has none.
     """
     found: list[Path] = []
     for name in names:

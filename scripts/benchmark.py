@@ -1,13 +1,13 @@
-"""Measures speed and memory compared with peers, interleaved in one run; prints tables and writes JSON.
+"""Compares speed and memory with other libraries, interleaved in one run; prints tables and writes JSON.
 
     python scripts/benchmark.py model --quick
 
-evaluation, training step and peak memory of this program's models and the same models of timm, torchvision and
+evaluation, training step and peak memory of this program's models and the same models in timm, torchvision and
 transformers, each in a separate process;
 
     python scripts/benchmark.py data
 
-training input: images/s of this program's loader, timm's create_loader with its prefetcher, and torchvision's
+data loading: images/s of this program's loader, timm's create_loader with its prefetcher, and torchvision's
 ImageFolder with timm's transform, on the same files, augmentation, workers and device. Without --data-path, files of
 ImageNet's size and quality (500x375, 95, about 110 kB) are generated from scikit-learn's two photographs.
 """

@@ -46,7 +46,7 @@ OTHER_LAYOUT = "choose another layout"
 def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     """Converts a file; returns log lines on reading, writing and verification.
 
-    Names and layout change, but no values, dtypes or sizes. The file appears once it has been verified.
+    Names and layout change; values, dtypes and sizes do not. The file appears once verified.
     Args: to: a layout, or a library that shares one. Raises: ConfigError, CheckpointError, ResourceError.
     """
     cfg = load_config(cfg_path)
@@ -109,7 +109,7 @@ def _check_layout(options: PyramidOptions, layout: str) -> None:
 
 
 def _check_windows(model: SwinBackbone, layout: Layout, target: Path) -> None:
-    """Checks that the file can store the window of a V2 pre-trained in another one. Raises: CheckpointError."""
+    """Checks that the file can store a V2's window of pre-training if it differs. Raises: CheckpointError."""
     if not isinstance(model, SwinTransformerV2) or model.pretrained_windows() == model.windows():
         return
     if layout.name == "torchvision":
@@ -130,9 +130,9 @@ def _stored(weights: Weights, model: SwinBackbone, layout: Layout) -> Weights:
 
 
 def _write(weights: Weights, notes: dict[str, Any], target: Path, layout: str) -> str:
-    """Writes weights and, if the format allows, notes; returns a remark on omitted notes.
+    """Writes weights and, if the format allows, metadata; returns a remark on omitted metadata.
 
-    The original and the mm libraries wrap their weights; timm reads both forms, the others do not.
+    The original and the mm libraries wrap their weights; timm reads both, the others do not.
     """
     if target.suffix == ".safetensors":
         save_file(weights, target, metadata={"format": "pt", **({NOTES: json.dumps(notes)} if notes else {})})

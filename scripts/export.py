@@ -37,7 +37,7 @@ ANY = 2  # batch size of the example input for a dynamic batch
 
 
 def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
-    """Writes and verifies the file; returns log lines on its contents, exactness and speed.
+    """Writes and verifies the file; returns log lines about its contents, accuracy and speed.
 
     Args: batch: images per call, 0: any number. Raises: ConfigError, CheckpointError, ResourceError.
     """

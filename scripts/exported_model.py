@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from utils.checkpoints.contents import parse_notes
 from utils.errors import CheckpointError, ConfigError, one_line
 
-NOTES = "swin"  # entry with class names, preprocessing and configuration as JSON
+NOTES = "swin"  # metadata entry with class names, preprocessing and configuration as JSON
 
 
 class Exported(nn.Module):
-    """A function from images (B, C, H, W) to logits (B, classes), on the CPU, as a module.
+    """Wraps a CPU function from images (B, C, H, W) to logits (B, classes) as a module.
 
-    Args: batch: fixed B, 0: any.
+    Args: batch: the fixed B, 0 for any.
     """
 
     def __init__(self, run: Any, batch: int):
@@ -33,7 +33,7 @@ class Exported(nn.Module):
 
 
 def open_exported(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Opens a .onnx or .pt2 file; returns its model and notes. Raises: CheckpointError, ConfigError."""
+    """Opens a .onnx or .pt2 file; returns its model and metadata. Raises: CheckpointError, ConfigError."""
     if not path.is_file():
         raise CheckpointError(str(path), "No such file", "name another file")
     model, text = _open_onnx(path) if path.suffix == ".onnx" else _open_pt2(path)

@@ -30,7 +30,7 @@ from utils.files import write_text
 WEIGHTS = "model.safetensors"
 SHOWN = 100  # maximum classes listed in the card
 TOLERANCE = 1e-4  # difference of logits
-# timm's architecture, since all its arguments are stored
+# one of timm's architectures per family suffices, since all arguments are stored
 ARCHITECTURES = {"swin": "swin_tiny_patch4_window7_224", "swinv2": "swinv2_tiny_window8_256"}
 
 # entries of timm's configuration that describe timm's pre-trained weights
@@ -91,7 +91,7 @@ def _timm_model(opened: ModelFile) -> tuple[nn.Module | None, str]:
         difference = _difference(peer, opened.model, torch.randn(2, opened.channels, *opened.size))
     except (RuntimeError, AssertionError, ValueError) as e:  # other windows, or an unsupported size
         return None, f"its model differs at {opened.size} ({one_line(e)[:120]})"
-    if not difference < TOLERANCE:  # it shifts a map before padding it to whole windows
+    if not difference < TOLERANCE:  # timm shifts a map before padding it to whole windows
         return None, f"its logits differ by {difference:.2g} at {opened.size}"
     return peer, ""
 

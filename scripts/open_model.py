@@ -23,9 +23,9 @@ Overrides = Sequence[tuple[str, Any, str]]
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model in evaluation mode with its task, and `info` on its data.
+    """A model in evaluation mode with its task, and `info` about its data.
 
-    `versions` of the libraries that wrote it, and `best`, its metric on the validation split, if stored in the file.
+    `versions`: library versions, empty if not stored; `best`: the metric on the validation split, None if not stored.
     """
 
     model: nn.Module
@@ -54,7 +54,7 @@ class ModelFile:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Class names in label order; empty if it does not predict classes."""
+        """Class names in label order; empty if the model does not predict classes."""
         return getattr(self.info, "class_names", ())
 
 
@@ -71,7 +71,7 @@ def open_model(name: str, cfg: str = "", overrides: Overrides = (), world: World
         return _open_exported(name, overrides, world)
     name = best_in(name)
     contents = read_weights(name)
-    # the form of attention depends on the machine
+    # the attention implementation depends on the machine
     own = config_of_weights(contents, name, cfg, [("MODEL.ATTENTION", "auto", name), *overrides])
     task = new_task(own, world, contents)
     info = task.stored_info(name)

@@ -18,9 +18,9 @@ Loaded = tuple[nn.Module, list[str], list[str]]  # model, missing and unexpected
 
 
 def build_peer_model(layout: str, options: PyramidOptions, weights: dict[str, Tensor]) -> nn.Module | None:
-    """Returns a peer's model with `weights` in its layout; None if its library is not installed.
+    """Returns another library's model with `weights` in its layout; None if the library is not installed.
 
-    Args: options of our model. Raises: RuntimeError if weights are missing or unexpected.
+    Args: options: our model's options. Raises: RuntimeError if weights are missing or unexpected.
     """
     if layout not in _PEERS or importlib.util.find_spec(layout) is None:
         return None
@@ -41,7 +41,7 @@ def build_peer(layout: str, options: PyramidOptions, weights: dict[str, Tensor])
 
 
 def logits_of(output: Any) -> Tensor:
-    """Returns the logits from the output of a peer's model."""
+    """Returns the logits from the output of another library's model."""
     return output if isinstance(output, Tensor) else output.logits
 
 

@@ -49,7 +49,7 @@ FEATURES = ("pooled", "pyramid")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for an image: cells of a table, and the same for JSON; empty if it could not be read."""
+    """The prediction for an image: table cells, and the same for JSON; empty if the image could not be read."""
 
     path: str
     cells: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Predictor for notebooks: from images to class names."""
+"""Predictor for notebooks, from images to class names."""
 
 import io
 from pathlib import Path
@@ -21,7 +21,7 @@ class Predictor:
     """Predicts the classes of single images, like scripts/predict.py for many.
 
     Args: name: a checkpoint, the folder of a run, a URL, "hub:<released model>", "hf:<repository>", an exported file;
-    recipe: for weights that do not store one; device of the model.
+    recipe: for weights that do not store one; device: the model's.
     Attributes: model; class_names in label order; transform: see `Predictor.transform`.
     Raises: CheckpointError, ConfigError.
     """

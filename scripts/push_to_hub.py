@@ -27,7 +27,7 @@ from utils.terminal import say
 def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
     """Writes `folder` and uploads it; returns the address. Raises: ConfigError, ResourceError, CheckpointError."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError  # of the HTTP library it uses
+    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError  # errors of its HTTP library
 
     write(opened, card, folder)
     api = HfApi()

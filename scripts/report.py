@@ -36,7 +36,7 @@ from utils.training.evaluate import evaluate
 from utils.training.objective import Table
 
 TEMPLATE = Path(__file__).with_name("report.html")
-ROWS = 1000  # of a table
+ROWS = 1000  # maximum rows of a table
 START = (
     *("data:", "machine:", "model:", "optimizer:", "precision:"),
     *("global batch", "learning rate", "plan:", "weights:"),
@@ -45,7 +45,7 @@ START = (
 
 @dataclass(frozen=True)
 class RunReport:
-    """Section about one run. `problem`: why its checkpoint could not be evaluated; `tables` and `pictures` of the
+    """The section on one run. `problem`: why its checkpoint could not be evaluated; `tables` and `pictures` of the
     evaluation, by title; `saved`: pictures written by the run."""
 
     run: Run

@@ -20,8 +20,8 @@ UNINTERESTING = ("OUTPUT", "TAG", "BASE")
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run: flat configuration, and records of metrics.jsonl by training interval and by epoch, with or
-    without an evaluation."""
+    """Contents of a run folder: flat configuration, and records of metrics.jsonl by training interval and by epoch,
+    with or without an evaluation."""
 
     folder: Path
     config: dict[str, Any]
@@ -49,7 +49,7 @@ class Run:
     @property
     def best(self) -> Best | None:
         """The metric that selects the best checkpoint."""
-        return task_class(self.config.get("TASK", DEFAULT_TASK)).best
+        return task_class(self.config.get("TASK", DEFAULT_TASK)).best_of(self.config)
 
     def summary(self) -> list[Any]:
         """Returns the cells of a row of `summary_table`."""
@@ -91,5 +91,5 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def curves_figure(runs: Sequence[Run]) -> Any:
-    """Returns a figure of the curves of all runs over their updates."""
+    """Returns a figure with the curves of all runs over their updates."""
     return curves.curves_figure([(run.name, [*run.train, *run.epochs]) for run in runs])

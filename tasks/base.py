@@ -14,10 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from configs.loading import flat_config
+from configs.values import AUTO
 from data.loaders import EvalLoader, Interruptible, Pipeline, TrainLoader
 from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
 from data.pipeline.workers import LoaderOptions
 from data.sources.base import Source
+from data.sources.names import is_synset
 from models.registry import ModelOptions, build_for_run, model_options, preprocessing_of
 from models.weights.load import load_contents
 from utils.batches import Batch
@@ -63,21 +66,27 @@ class Row:
 class Task(ABC):
     """A configured task.
 
-    Args: cfg: the frozen configuration; contents: of the weights file to evaluate or use, or the notes of an exported
-    model; their preprocessing and data take precedence over the configuration.
+    Args: cfg: the frozen configuration; contents: the loaded weights file, or the metadata of an exported model; the
+    preprocessing and data stored there override the configuration.
     Raises: ConfigError.
     """
 
     name: ClassVar[str]
-    best: Best | None = None  # the metric that selects the best checkpoint
+    best: Best | None = None  # the metric that selects the best checkpoint, unless `best_of` reads it from a key
     predicts: ClassVar[bool] = True  # whether scripts/predict.py supports it
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         self.cfg, self.world, self.contents = cfg, world, contents or {}
+        self.best = self.best_of(flat_config(cfg))
         self.precision = Precision.from_config(cfg, world.device)
         self.options: ModelOptions = model_options(cfg)
         own = Preprocessing.stored(self.contents) or preprocessing_of(self.options)
         self.preprocessing = own.configured(cfg, self.options.in_chans)
+
+    @classmethod
+    def best_of(cls, config: Mapping[str, Any]) -> Best | None:
+        """Returns the metric that selects the best checkpoint of a run. Args: config: flat {KEY: value}."""
+        return cls.best
 
     @abstractmethod
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
@@ -115,13 +124,21 @@ class Task(ABC):
         """See `utils.training.objective.Objective.after_update`; nothing by default."""
         return
 
-    def image_pipeline(self, on_device: Callable[[Any, Any], tuple[Any, Any]]) -> Pipeline:
+    def turns(self, class_names: Sequence[str] = ()) -> bool:
+        """Returns whether images are turned upright by their EXIF orientation: by default all but ImageNet's, whose
+        published accuracies ignore it. Args: class_names: of the images, empty if unknown."""
+        if self.cfg.DATA.EXIF != AUTO:
+            return self.cfg.DATA.EXIF == "apply"
+        return not class_names or not all(map(is_synset, class_names))
+
+    def image_pipeline(self, on_device: Callable[[Any, Any], tuple[Any, Any]], info: DataInfo) -> Pipeline:
         """Returns the pipeline of the configured image transforms. Args: on_device: transform of whole batches."""
         cfg, channels = self.cfg, self.options.in_chans
-        train = TrainTransformOptions.from_config(cfg, channels)
+        train = TrainTransformOptions.from_config(cfg, channels, info.upright)
+        val = EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct, info.upright)
         return Pipeline(
             train=None if cfg.EVAL_MODE else TrainTransform(train),
-            val=EvalTransform(EvalTransformOptions.from_config(cfg, channels, self.preprocessing.crop_pct)),
+            val=EvalTransform(val),
             preprocessing=self.preprocessing,
             on_device=on_device,
             erase_mode=train.re_mode,
@@ -136,7 +153,7 @@ class Task(ABC):
         return {}
 
     def predictions(self, outputs: Any, batch: Batch, info: DataInfo, limit: int) -> Iterator[Row]:
-        """Yields a row per sample of a batch. Args: outputs of `forward`; limit of entries per sample."""
+        """Yields a row per sample of a batch. Args: outputs: from `forward`; limit: maximum entries per sample."""
         raise NotImplementedError
 
     def build_model(self, info: DataInfo | None) -> nn.Module:
@@ -146,7 +163,7 @@ class Task(ABC):
     def load(self, model: nn.Module, contents: Mapping[str, Any], origin: str, info: DataInfo | None = None) -> str:
         """Copies the weights of a file into a model and returns a log line.
 
-        Args: info: of the data to fine-tune on: parts for other data are re-initialised; None: everything must fit.
+        Args: info: the data to fine-tune on; parts for other data are re-initialised. None: everything must fit.
         Raises: CheckpointError.
         """
         return load_contents(model, contents, origin, tables=self.cfg.MODEL.TABLE_INTERPOLATION)
@@ -157,7 +174,7 @@ class Task(ABC):
         return EvalLoader(source, self.pipeline(info), options, self.world)
 
     def describe(self) -> str:
-        """Returns a log line about the preprocessing."""
+        """Returns a log line on the preprocessing."""
         return str(self.preprocessing)
 
 

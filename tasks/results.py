@@ -78,7 +78,7 @@ def _evaluate(task: Task, data: TaskData, model: nn.Module, name: str, size: Siz
 
 
 def write_tables(results: Sequence[Result], results_file: str, per_class_file: str) -> None:
-    """Writes CSV files: a row per evaluated file, and the metrics per class of the last one; "" writes none.
+    """Writes CSV files: a row per evaluated file, and the per-class metrics of the last one; "" skips a file.
 
     Raises: ConfigError if the task has no classes; ResourceError if a file cannot be written.
     """

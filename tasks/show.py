@@ -1,4 +1,4 @@
-"""Sheets of augmented training samples of any task, for scripts/prepare_data.py."""
+"""Draws augmented training samples of any task, for scripts/prepare_data.py."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from utils.files import writing
 def draw_samples(task: Task, target: Path, count: int, seed: int) -> int:
     """Writes a PNG of `count` random augmented training samples; returns the number drawn.
 
-    Args: seed of the choice and the augmentation. Raises: DataError; ResourceError if the file cannot be written.
+    Args: seed: for the choice and the augmentation. Raises: DataError; ResourceError if the file cannot be written.
     """
     data = task.open_data(("train",))
     assert data.train is not None

@@ -58,11 +58,11 @@ class EpochShape:
 
 
 def check_smallest_batch(model: nn.Module, shape: EpochShape, size: Size) -> None:
-    """Checks that a model with BatchNorm can be trained on the smallest micro-batch of an epoch, if that is one image.
+    """Checks that a model with BatchNorm can be trained on an epoch's smallest micro-batch, if that is one image.
 
     BatchNorm needs two values per channel: two images, or a map of several positions. Nothing is computed; the model
     and the random generators are unchanged.
-    Args: size: of the images. Raises: ConfigError.
+    Args: size: image size. Raises: ConfigError.
     """
     if shape.smallest > 1 or not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return
@@ -84,10 +84,10 @@ def check_smallest_batch(model: nn.Module, shape: EpochShape, size: Size) -> Non
 class Batch:
     """One micro-batch of this rank in training, or one batch of its shard in evaluation, on the rank's device.
 
-    images float32 (B, C, H, W), or a list of (C, H, W) of different sizes; targets: task-specific, for classification
-    int64 (B,) labels, or float32 (B, classes) for mixed samples; `samples`: their indices in the dataset. `weight`
-    times the mean loss of the micro-batch, summed over micro-batches and averaged across ranks, is the mean loss of the
-    update.
+    `images`: float32 (B, C, H, W), or a list of (C, H, W) of different sizes; `targets`: task-specific, in
+    classification int64 (B,) labels, or float32 (B, classes) for mixed samples; `samples`: indices in the dataset.
+    `weight` times the mean loss of the micro-batch, summed over micro-batches and averaged across ranks, is the mean
+    loss of the update.
     """
 
     images: Tensor | list[Tensor]

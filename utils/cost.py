@@ -18,7 +18,7 @@ from utils.errors import ConfigError, ResourceError, is_out_of_memory, one_line
 from utils.preprocessing import Size
 
 log = logging.getLogger(__name__)
-BATCH = 64  # images for which FLOPs are counted
+BATCH = 64  # number of images for which FLOPs are counted
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -38,7 +38,7 @@ def describe_model(model: nn.Module, size: Size) -> str:
         flops = count_flops(model, size)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError) as e:  # models of timm
+    except (RuntimeError, AssertionError) as e:  # raised by timm models
         problem = f"{name} does not accept images of {sides} ({one_line(e)})"
         raise ConfigError("DATA.IMG_SIZE", problem, "set it, or TEST.IMG_SIZE, to a size that the model accepts") from e
     info: Any = getattr(model, "feature_info", None) or []  # timm's format; only pyramids have it
@@ -56,7 +56,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Returns the peak memory in MiB, of the GPU or of the process."""
+    """Returns the peak memory of the GPU or of the process in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
@@ -80,7 +80,7 @@ def explain_memory(error: BaseException, device: torch.device) -> BaseException:
     )
 
 
-@torch.enable_grad()  # without gradients some products are fused with other operations, and not counted
+@torch.enable_grad()  # without gradients, some products are fused with other operations and not counted
 def count_flops(model: nn.Module, size: Size) -> int:
     """Counts the multiply-adds of matrix products and convolutions for one image, without computing them.
 

@@ -124,18 +124,18 @@ def one_line(error: BaseException) -> str:
 
 
 def shortened(text: str, length: int = 200) -> str:
-    """Returns the text, or its beginning and its end, in at most `length` characters."""
+    """Shortens the text to its beginning and end if it exceeds `length` characters."""
     return text if len(text) <= length else f"{text[: length - 50]}...{text[-40:]}"
 
 
 def printable(text: str) -> str:
-    """Escapes control characters, except line breaks and tabs, and changes of the writing direction."""
+    """Escapes bidirectional and other control characters, except line breaks and tabs."""
     escaped = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
     return re.sub(escaped, lambda m: m.group().encode("unicode_escape").decode(), text)
 
 
 def accept_any_text() -> None:
-    """Makes stdout and stderr escape what their encoding lacks, such as letters in file names."""
+    """Makes stdout and stderr escape characters that their encoding lacks, as in file names."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not if closed or replaced
             stream.reconfigure(errors="backslashreplace")
@@ -156,7 +156,7 @@ def report_error(error: BaseException, *, speak: bool, debug: bool = False, deta
     if debug or code == 1:
         detail += "".join(traceback.format_exception(error))
     _write_torchrun_error(text)
-    for handler in list(logging.getLogger().handlers):  # terminals show the line from stderr
+    for handler in list(logging.getLogger().handlers):  # a terminal shows the line from stderr
         with suppress(OSError, ValueError):
             handler.flush()
         if isinstance(handler, logging.FileHandler):

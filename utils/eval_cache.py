@@ -1,4 +1,4 @@
-"""A cache, valid during evaluation, of tensors derived from parameters: position biases, weights cast to bfloat16."""
+"""Caches tensors derived from parameters during evaluation: position biases, weights cast to bfloat16."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,5 +33,5 @@ def derived(compute: Callable[[], Tensor], *sources: Tensor) -> Tensor:
         return compute()
     key = tuple((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in sources)
     if key not in _kept[-1]:
-        _kept[-1][key] = (sources, compute())  # the sources too: their memory must not be reused meanwhile
+        _kept[-1][key] = (sources, compute())  # keeps the sources, too: their memory must not be reused meanwhile
     return _kept[-1][key][1]

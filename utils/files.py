@@ -20,11 +20,11 @@ def cache_folder(kind: str) -> Path:
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yields a temporary path next to `target`, which replaces `target` when the block ends.
+    """Yields a temporary path next to `target`, renamed to `target` when the block ends.
 
     The block may create a file, a symbolic link or a folder there. A file is flushed to disk before the rename and its
-    folder after it, so that `target` survives a power failure. If the block or the rename fails, the temporary is
-    removed and `target` is untouched. The temporary keeps the suffix of `target` and is hidden.
+    folder after it, so that `target` survives a power failure. If the block or the rename fails, the temporary
+    file is removed and `target` is untouched. The temporary file is hidden and keeps the suffix of `target`.
 
     Raises: OSError, also if `target` is a non-empty folder.
     """
@@ -43,7 +43,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(target: Path, option: str, *failures: type[Exception]) -> Iterator[Path]:
-    """Yields a temporary path for `target` (see `atomic_path`), whose parent folders it creates.
+    """Yields a temporary path for `target` (see `atomic_path`); creates parent folders.
 
     Args: option: the option or key that names `target`; failures: raised by the writing library besides OSError.
     Raises: ResourceError.
@@ -56,7 +56,7 @@ def writing(target: Path, option: str, *failures: type[Exception]) -> Iterator[P
 
 @contextmanager
 def write_errors(target: Path, option: str, *failures: type[Exception]) -> Iterator[None]:
-    """Converts errors of writing `target` to ResourceError. Args: as for `writing`."""
+    """Converts errors in writing `target` to ResourceError. Args: as for `writing`."""
     kinds: tuple[type[Exception], ...] = (OSError, *failures)
     try:
         yield
@@ -66,7 +66,7 @@ def write_errors(target: Path, option: str, *failures: type[Exception]) -> Itera
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Removes the temporaries that `atomic_path` leaves in `folder` when a process is killed."""
+    """Removes the temporary files that `atomic_path` leaves in `folder` when a process is killed."""
     for path in folder.glob(".*.tmp*"):
         _remove(path)
 
@@ -84,12 +84,12 @@ def sha256_of(path: Path) -> str:
 
 
 def short_stem(path: Path) -> str:
-    """Returns the name without its suffix, cut to 200 bytes: names are limited to 255, and need room for additions."""
+    """Returns the name without its suffix, cut to 200 bytes: names may have 255, and additions need room."""
     return os.fsdecode(os.fsencode(path.stem)[:200])
 
 
 def quoted(path: Path | str) -> str:
-    """Returns a path as a word of the shell, for commands that are printed."""
+    """Returns a path quoted for the shell, for use in printed commands."""
     return shlex.quote(str(path))
 
 

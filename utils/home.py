@@ -1,4 +1,4 @@
-"""A home folder and a user name for libraries, where the system has none."""
+"""A home folder and a user name for libraries, for systems that provide neither."""
 
 import logging
 import os
@@ -9,10 +9,10 @@ log = logging.getLogger(__name__)
 
 
 def ensure_home(warn: bool = True) -> None:
-    """Sets HOME to a folder below the temporary one if it is unset and the user is not in the user database.
+    """Sets HOME to a folder in the temporary folder if it is unset and the user is not in the user database.
 
-    This is common in containers that run as an arbitrary user. Without a home folder, libraries that look for their
-    caches fail; must be called before they are imported. Args: warn: whether to log a warning about it.
+    This is common in containers that run as an arbitrary user. Libraries that look for their caches fail without a home
+    folder; call this before importing them. Args: warn: whether to log a warning.
     """
     if os.path.expanduser("~") != "~":
         return
@@ -21,7 +21,7 @@ def ensure_home(warn: bool = True) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
             raise PermissionError
-    except OSError:  # somebody else's
+    except OSError:  # it belongs to another user
         folder = Path(tempfile.mkdtemp(prefix="home-"))
     os.environ["HOME"] = str(folder)
     os.environ.setdefault("USER", f"user-{os.getuid()}")

@@ -20,7 +20,7 @@ PAPER, INK, FAINT = "#fbfaf7", "#22262b", "#8a8f98"
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """Converts uint8 (C, H, W) to an image: RGB, or the first channel in grey if there are not three."""
+    """Converts uint8 (C, H, W) to an RGB image or, unless C is 3, the first channel to greyscale."""
     array = pixels.cpu().numpy()
     return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)) if len(array) == 3 else array[0])
 
@@ -51,7 +51,7 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], title: str, subtitle: str, c
     return drawn
 
 
-# for letters that Matplotlib's own font lacks
+# for characters that Matplotlib's own font lacks
 _FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Arial Unicode MS")
 
 

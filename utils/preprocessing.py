@@ -1,4 +1,4 @@
-"""Normalisation and cropping of images, as the weights of a model were trained with."""
+"""Normalisation and cropping of images, as used to train a model's weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,9 +1,9 @@
-"""The rank of this process, before it has met the others."""
+"""The rank of this process, before the rendezvous."""
 
 import os
 import time
 
-PATIENCE = 10.0  # seconds that rank 0 has to report an error of all ranks
+PATIENCE = 10.0  # seconds that rank 0 has to report an error that all ranks share
 
 
 def launched_rank() -> int:
@@ -16,8 +16,8 @@ def let_main_rank_fail() -> bool:
     """Delays, on ranks other than 0, an error that rank 0 is expected to raise too.
 
     Otherwise the launcher could terminate rank 0 before it reports the error.
-    Returns: whether this rank reports the error: the main rank, and the first one of every other machine, where it may
-    be the only one, as when a file is missing.
+    Returns: whether this rank reports the error: the main rank, and the first one on every other machine, since a
+    missing file may affect that machine only.
     """
     if launched_rank() == 0:
         return True

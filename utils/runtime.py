@@ -27,12 +27,12 @@ def processor_name() -> str:
 
 
 def tune_process(device: torch.device) -> None:
-    """Prepares this process to run a model on `device`; must be called before torch has started any threads.
+    """Prepares this process to run a model on `device`; call it before torch starts any threads.
 
     On the CPU, freed memory is kept for reuse: glibc returns large blocks to the system at once, and page faults would
     take a tenth or more of every training step. Denormals (below 1e-38) are flushed to zero: the attention weights of
-    masked tokens in a shifted map, exp(-100), are denormal, and matrix products with them are up to 30 times slower on
-    some processors.
+    masked tokens in a shifted map, exp(-100), are denormal, and make matrix products up to 30 times slower on some
+    processors.
     """
     if device.type != "cpu":
         return
@@ -44,7 +44,7 @@ def tune_process(device: torch.device) -> None:
 
 
 def give_back_memory() -> None:
-    """Returns freed memory to the system, so that memory use can be measured from here on."""
+    """Returns freed memory to the system, so that later memory use can be measured."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -1,7 +1,7 @@
 """Randomness derived from counters, never stored.
 
 Every random decision has an address: its purpose, the seed of the run, and counters such as epoch and sample index.
-Hence nothing depends on the number of loader workers, on prefetching, or on where a run was interrupted.
+Hence results do not depend on the number of loader workers, on prefetching, or on where a run was interrupted.
 """
 
 import random

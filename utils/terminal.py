@@ -22,7 +22,7 @@ T = TypeVar("T")
 _FORMAT, _TIME, _CLOCK = "[%(asctime)s] %(message)s", "%m-%d %H:%M:%S", "%H:%M:%S"
 _WIDE = 100  # columns of a terminal from which on its lines have a date
 EVERY_RANK = "every_rank"  # logger whose warnings are shown by all ranks
-# `extra` of a log record: IN_BAR is for log.txt only if a progress bar shows the same; SUMMARY highlights the line
+# `extra` of a log record: IN_BAR lines go to log.txt only if a progress bar shows the same; SUMMARY highlights a line
 IN_BAR, SUMMARY = {"in_bar": True}, {"color": "cyan"}
 _UNLIMITED = 10_000  # columns of a table outside of a terminal
 _NARROW = 8  # minimum width of a folded text column
@@ -73,10 +73,10 @@ class _Terminal(logging.Handler):
 class Bar:
     """A progress bar at the bottom of the terminal; a no-op on other outputs and other ranks. A context manager.
 
-    Args: title: shown before the bar; total: steps; unit: of the steps; done: steps done before.
+    Args: title: shown before the bar; total: number of steps; unit: name of a step; done: steps done before.
     """
 
-    allowed: ClassVar[bool] = True  # on the main rank only
+    allowed: ClassVar[bool] = True  # true on the main rank only
     shown: ClassVar["Bar | None"] = None
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0):
@@ -96,7 +96,7 @@ class Bar:
             transient=True,
             expand=True,
             refresh_per_second=4,
-            redirect_stdout=False,  # would send messages for stderr to stdout
+            redirect_stdout=False,  # redirecting would send stderr messages to stdout
             redirect_stderr=False,
         )
         self._task = self._progress.add_task(title, total=total, completed=done, details="")
@@ -129,7 +129,7 @@ class Bar:
 
 
 def track(items: Iterable[T], title: str, total: int, unit: str) -> Iterator[T]:
-    """Yields the items and shows progress: a bar, or a log line every half minute."""
+    """Yields the items and shows progress: a bar, or a log line every 30 seconds."""
     started = logged = time.monotonic()
     with Bar(title, total, unit) as bar:
         for count, item in enumerate(items, start=1):
@@ -163,7 +163,7 @@ def duration(seconds: float) -> str:
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> list[str]:
     """Formats a table: numbers right-aligned, everything else left-aligned.
 
-    Args: width: maximum length of a line, long cells are folded to fit; None: the terminal's, unlimited elsewhere.
+    Args: width: maximum line length, to which long cells are folded; None: the terminal's width, unlimited elsewhere.
     Returns: its lines.
     """
     from rich.cells import cell_len
@@ -248,7 +248,7 @@ def start_logging(is_main: bool) -> None:
 
 
 def _discard(stream: str) -> None:
-    """Redirects sys.stdout or sys.stderr to /dev/null: at exit the interpreter would fail to flush a closed one."""
+    """Redirects sys.stdout or sys.stderr to /dev/null: at exit, the interpreter would fail to flush a closed one."""
     setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
@@ -259,7 +259,7 @@ def log_lines(lines: Iterable[str]) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """Drops lines if the disk fails, with one warning; consequences for the run are reported elsewhere."""
+    """Drops lines if the disk fails, with one warning; the effects on the run are reported elsewhere."""
 
     _warned = False
 

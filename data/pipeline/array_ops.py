@@ -1,8 +1,8 @@
 """The operations of AutoAugment and RandAugment on arrays, by look-up tables and OpenCV instead of Pillow.
 
 Each takes pixels (H, W, 3) uint8 and the arguments of timm's function, and returns new pixels. Look-up tables yield the
-same pixels as Pillow; the others differ by rounding, the affine ones by the bicubic kernel (a = -0.75 in OpenCV instead
-of -0.5): about one level on average, bounded by tests/data/pipeline/test_array_ops.py.
+same pixels as Pillow. The other operations differ by rounding, the affine ones by the bicubic kernel (a = -0.75 in
+OpenCV instead of -0.5): about one level on average, bounded by tests/data/pipeline/test_array_ops.py.
 """
 
 import math
@@ -36,7 +36,7 @@ def _blend(start: NDArray[Any] | int, end: NDArray[Any], factor: float) -> NDArr
 
 
 def _move(pixels: Pixels, matrix: Sequence[float], fillcolor: Sequence[int], resample: Any) -> Pixels:
-    """Applies an affine transform. Args: matrix: in Pillow's convention, from result to `pixels`."""
+    """Applies an affine transform. Args: matrix: maps the result to `pixels`, as in Pillow."""
     if isinstance(resample, list | tuple):
         resample = random.choice(resample)
     a, b, c, d, e, f = matrix
@@ -112,7 +112,7 @@ def invert(pixels: Pixels, **_: Any) -> Pixels:
 
 
 def solarize(pixels: Pixels, threshold: int, **_: Any) -> Pixels:
-    """Inverts values from the threshold on."""
+    """Inverts values at or above the threshold."""
     return _look_up(pixels, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
@@ -127,7 +127,7 @@ def posterize(pixels: Pixels, bits: int, **_: Any) -> Pixels:
 
 
 def contrast(pixels: Pixels, factor: float, **_: Any) -> Pixels:
-    """Moves towards or away from the mean grey of the image."""
+    """Interpolates from the mean grey (0) to the image (1) and beyond."""
     mean = int(_grey(pixels).mean() + 0.5)
     return _look_up(pixels, _blend(mean, _LEVELS, factor))
 
@@ -137,13 +137,13 @@ def brightness(pixels: Pixels, factor: float, **_: Any) -> Pixels:
 
 
 def color(pixels: Pixels, factor: float, **_: Any) -> Pixels:
-    """Moves towards or away from the grey image."""
+    """Interpolates from greyscale (0) to the image (1) and beyond."""
     grey = cv2.cvtColor(_grey(pixels), cv2.COLOR_GRAY2RGB)
     return _weighted(pixels, grey, factor)
 
 
 def sharpness(pixels: Pixels, factor: float, **_: Any) -> Pixels:
-    """Moves towards or away from the smoothed image, whose border pixels are not smoothed."""
+    """Interpolates from the image smoothed except at its border (0) to the image (1) and beyond."""
     smooth = cv2.filter2D(pixels, -1, _SMOOTH)
     for edge in ((0, slice(None)), (-1, slice(None)), (slice(None), 0), (slice(None), -1)):
         smooth[edge] = pixels[edge]

@@ -46,7 +46,7 @@ class TrainSamples(_Samples):
         except DataError as e:
             if self._on_bad != "skip":
                 return e  # raised here, it would reach the main process wrapped in a traceback
-            bad = DataError(*e.args)  # without the traceback, whose frames would hold it
+            bad = DataError(*e.args)  # without the traceback, whose frames would keep memory alive
         for attempt in range(ATTEMPTS):
             try:
                 other = derive_seed("sample", self._seed, epoch, index, attempt) % len(self._source)

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import cv2
@@ -20,6 +21,8 @@ from utils.errors import DataError
 Pixels = NDArray[np.uint8]  # (height, width, channels)
 MAX_TIFF = 1 << 31  # bytes of a decoded multi-band image
 ORIENTATION = 0x0112  # EXIF
+# bytes 4 to 11 of HEIC files
+HEIF = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _TURN = Image.Transpose
 # by EXIF orientation, from 2
 _TURNS = (
@@ -42,10 +45,20 @@ def decode(data: bytes, name: str, upright: bool = False) -> Image.Image:
 
 def _decode_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
     with _image_errors(data, name):
+        if data[4:12] in HEIF:
+            _enable_heif()
         image = Image.open(io.BytesIO(data))
         image.load()
         pixels = _eight_bits(image, name).convert("RGB")
         return _turned(pixels, orientation(image)) if upright else pixels
+
+
+@cache
+def _enable_heif() -> None:
+    """Registers the decoder of HEIC files with Pillow; it turns them upright itself."""
+    from pi_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
 
 
 @contextmanager
@@ -57,6 +70,8 @@ def _image_errors(data: bytes, name: str) -> Iterator[None]:
             yield
         except DataError:
             raise
+        except ImportError as e:
+            raise DataError(name, "no decoder for HEIC images is installed", "pip install pi-heif") from e
         except Exception as e:  # decoders raise any type for malformed files
             reason = re.sub("cannot identify image file <.*>", "unknown format", str(e)) if data else "empty file"
             missing = [f"{note.message}" for note in notes if "support not installed" in str(note.message)]
@@ -68,7 +83,9 @@ def _image_errors(data: bytes, name: str) -> Iterator[None]:
 
 
 def orientation(image: Image.Image | bytes) -> int:
-    """Returns the EXIF orientation of an image, or of its file; 1, upright, without (intact) metadata."""
+    """Returns the EXIF orientation of an image or encoded file; 1 (upright) without valid metadata."""
+    if isinstance(image, bytes) and image.startswith(b"\xff\xd8") and b"Exif\0\0" not in image:
+        return 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -79,7 +96,7 @@ def orientation(image: Image.Image | bytes) -> int:
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    """Returns an image upright."""
+    """Applies an EXIF orientation."""
     return image.transpose(_TURNS[orientation - 2]) if orientation in range(2, 9) else image
 
 
@@ -102,7 +119,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 def decode_jpeg(data: bytes, name: str, height: int, width: int, reduce: int = 1) -> Pixels:
     """Decodes a JPEG to the same pixels as Pillow, in two thirds of the time.
 
-    Rejects corrupt files, which Pillow would fill with grey or noise; falls back to Pillow for unusual ones.
+    Rejects corrupt files, which Pillow would fill with grey or noise; falls back to Pillow for unusual files.
     Args: height, width: from `jpeg_size`; reduce: decode at 1 / reduce of both sides (1, 2, 4 or 8), which is faster.
     Raises: DataError for a corrupt file.
     """
@@ -118,7 +135,7 @@ def decode_jpeg(data: bytes, name: str, height: int, width: int, reduce: int = 1
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scales grey values of 16 or 32 bits to 8; Pillow's conversion would clip them. Raises: DataError."""
+    """Scales 16- and 32-bit greyscale values to 8 bits; Pillow's conversion would clip them. Raises: DataError."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
@@ -134,10 +151,10 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def _largest(values: NDArray[Any], name: str) -> int:
-    """Returns the value of white in an image of 32 bits: the least of 1, 255 and 65535 that none exceeds.
+    """Returns the white level of a 32-bit image: the smallest of 1, 255 and 65535 that no value exceeds.
 
-    Raises: DataError if the values do not tell: negative or not finite, and slightly above a possible white, as
-    interpolation leaves them.
+    Raises: DataError if it is ambiguous: for values that are negative, not finite, or slightly above a possible white
+    level, as after interpolation.
     """
     low, high = float(values.min()), float(values.max())
     floats = values.dtype.kind == "f"
@@ -152,7 +169,7 @@ def _largest(values: NDArray[Any], name: str) -> int:
 def decode_bands(data: bytes, name: str, channels: int, upright: bool = False) -> Pixels:
     """Decodes an image of any number of channels to (height, width, channels).
 
-    16-bit values are scaled to 8 bits. RGB and grey channels are repeated to fill the number of channels.
+    16-bit values are scaled to 8 bits. RGB and greyscale channels are repeated to fill the number of channels.
     Raises: DataError for an unreadable image, or one with a different number of channels.
     """
     pixels = tiff_bands(data, name) if data.startswith(TIFF) else None
@@ -175,9 +192,9 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def tiff_bands(data: bytes, name: str) -> Pixels | None:
-    """Decodes the bands of a TIFF (height, width, bands); returns None for palettes and others that Pillow converts.
+    """Decodes a TIFF to (height, width, bands); returns None for palettes and other types that Pillow converts.
 
-    Raises: DataError if it is unreadable, not a plane of pixels, or does not have 8 or 16 bits per channel.
+    Raises: DataError if it is unreadable, not a single 2-D image, or does not have 8 or 16 bits per channel.
     """
     with _image_errors(data, name), tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages[0]

@@ -61,7 +61,7 @@ class Normalize:
         return images.div_(255).sub_(self._mean).div_(self._std)
 
     def _look_up(self, images: Tensor) -> Tensor:
-        """Computes the same bits by table, in one pass and one thread: loader workers need the other cores.
+        """Computes the same values by table look-up, in one pass and one thread: loader workers need the other cores.
 
         NumPy allocates large pages; with torch's allocator, page faults would dominate.
         """

@@ -25,16 +25,16 @@ from typing import Any
 from utils.distributed.signals import HANDLED
 from utils.errors import ResourceError
 
-_ROOT = Path(__file__).resolve().parents[2]  # of the program
-# bytes of a folder in which "/pymp-12345678/listener-12345678" is a valid name of a socket: 108 with the final zero
-# on Linux, 104 on macOS
+_ROOT = Path(__file__).resolve().parents[2]  # folder of the program
+# bytes of the folder's name in a socket's path, which ends like "/pymp-12345678/listener-12345678": the path may have
+# 108 with its final zero on Linux, 104 on macOS
 _LONGEST = 103 - len("/pymp-12345678/listener-12345678")
 _unregister = resource_tracker.unregister
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def server_context() -> BaseContext:
-    """Returns a context that forks from the server, which it starts if necessary; one that spawns where unsupported.
+    """Returns a context that forks from the server, started if necessary, or that spawns where this is unsupported.
 
     Raises: ResourceError if no folder for sockets is found.
     """
@@ -45,12 +45,12 @@ def server_context() -> BaseContext:
     # imported once, not by every worker: the program's modules that the main module has imported
     program = [name for name, module in list(sys.modules.items()) if _is_ours(name, module)]
     context.set_forkserver_preload(["data.pipeline.worker_group", *program, "data.pipeline.server_ready"])
-    # started first, since it would unblock the signals; silence its warning about semaphores leaked by a kill
+    # the tracker starts first, since that unblocks the signals; its warning of semaphores leaked by a kill is silenced
     _outlive_tracker()
     with _environment(PYTHONWARNINGS="ignore:resource_tracker"):
         resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-    try:  # it inherits the mask, see worker_group.py; a folder data/ in the working directory must not hide the package
+    try:  # the server inherits the mask (worker_group.py); a data/ in the working directory must not hide the package
         with _environment(PYTHONPATH=str(_ROOT), PYTHONSAFEPATH="1"):
             forkserver.ensure_running()
     finally:
@@ -107,7 +107,7 @@ def _wait_for_program(sentinel: int, process: int) -> None:
 
 
 def _choose_socket_folder() -> None:
-    """Moves multiprocessing's sockets to a shorter folder if TMPDIR is too long for the name of a socket."""
+    """Moves multiprocessing's sockets to a shorter folder if TMPDIR is too long for socket names."""
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) <= _LONGEST:
         return
@@ -117,15 +117,15 @@ def _choose_socket_folder() -> None:
         raise ResourceError("TMPDIR", problem, "set a shorter one")
     tempfile.tempdir = shorter
     try:
-        util.get_temp_dir()  # made by the first call
+        util.get_temp_dir()  # created by the first call
     finally:
         tempfile.tempdir = folder
 
 
 def _outlive_tracker() -> None:
-    """Lets the program go on quietly with a new resource tracker if the old one is killed.
+    """Lets the program continue silently with a new resource tracker if the old one is killed.
 
-    A new one has no record of the old one's semaphores and would print a traceback for each that is released.
+    The new one has no record of the old one's semaphores and would print a traceback for each that is released.
     """
     warnings.filterwarnings("ignore", "resource_tracker: process died")
     resource_tracker.unregister = _register_and_unregister

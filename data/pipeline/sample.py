@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Placeholder of an unreadable sample in an evaluation. Args: bad: the error."""
+    """Placeholder for an unreadable sample in an evaluation. Args: bad: the error."""
 
     bad: DataError
 

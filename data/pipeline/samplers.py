@@ -1,12 +1,13 @@
 """Samplers whose order is a pure function of counters.
 
 An epoch is a permutation drawn from (seed, epoch). Update t is a fixed slice of it, which is sliced further by
-micro-batch and rank. The position of a run is therefore one number, and the samples of an update are the same for any
-number of ranks.
+micro-batch and rank. The position of a run is therefore a single number, and the samples of an update are the same
+for any number of ranks.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from utils.batches import EpochShape
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """The samples of one rank in a micro-batch; `index` of the micro-batch in its update; `weight` as in `Batch`.
+    """The samples of one rank in a micro-batch; `index`: its position in the update; `weight`: see `Batch`.
 
     The weight is 0 for a rank without samples in a small last update: it repeats one sample to stay synchronised.
     """
@@ -34,6 +35,30 @@ def epoch_order(size: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
 
 
+class Frequencies(NamedTuple):
+    """`expected` float64 (n,): how often each sample is drawn in an epoch, on average, n in total; `strata` int64 (n,):
+    groups of samples whose totals are also kept."""
+
+    expected: Tensor
+    strata: Tensor
+
+
+def weighted_order(frequencies: Frequencies, seed: int) -> Tensor:
+    """Returns the samples of one epoch, some of them repeatedly: int64 (n,).
+
+    Systematic sampling: a sample that is expected 2.3 times is drawn two or three times, and the total of a stratum
+    differs from its expected one by less than one.
+    """
+    generator, size = torch.Generator().manual_seed(seed), len(frequencies.expected)
+    shuffled = (frequencies.strata + torch.rand(size, generator=generator, dtype=torch.float64)).argsort()
+    ends = frequencies.expected[shuffled].cumsum(0)
+    ends = ends * (size / ends[-1])
+    ends[-1] = size  # without the rounding of the sum
+    drawn = (ends + torch.rand((), generator=generator, dtype=torch.float64)).floor()
+    samples = shuffled.repeat_interleave(drawn.diff(prepend=torch.zeros(1)).long())
+    return samples[torch.randperm(len(samples), generator=generator)]
+
+
 def micro_batches(order: Tensor, shape: EpochShape, rank: int, updates: range) -> Iterator[MicroBatch]:
     """Yields the micro-batches of `rank` for some updates of an epoch."""
     for update in updates:
@@ -47,20 +72,31 @@ def micro_batches(order: Tensor, shape: EpochShape, rank: int, updates: range) -
 
 
 class TrainSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, sample) for a DataLoader; `start` sets the beginning of the next iteration.
+    """Batches of (epoch, sample) for a DataLoader; `start` sets where the next iteration begins.
 
     The epoch is part of every key because persistent workers do not see changed attributes.
+    Args: frequencies: of the samples in an epoch; None: every sample once.
     """
 
-    def __init__(self, shape: EpochShape, rank: int, epoch_seed: Callable[[int], int]):
-        self._shape, self._rank, self._epoch_seed = shape, rank, epoch_seed
+    def __init__(
+        self,
+        shape: EpochShape,
+        rank: int,
+        epoch_seed: Callable[[int], int],
+        frequencies: Frequencies | None = None,
+    ):
+        self._shape, self._rank, self._epoch_seed, self._frequencies = shape, rank, epoch_seed, frequencies
         self._epoch, self._updates = 0, range(0)
         self._order = torch.empty(0, dtype=torch.int64)
 
     def start(self, epoch: int, first_update: int = 0, end: int | None = None) -> Iterator[MicroBatch]:
-        """Moves to the updates of an epoch up to `end`, None for all; returns the micro-batches of the iteration."""
+        """Moves to updates `first_update` to `end` (exclusive; None: all) of an epoch; returns their micro-batches."""
         self._epoch, self._updates = epoch, range(first_update, self._shape.updates if end is None else end)
-        self._order = epoch_order(self._shape.train_size, self._epoch_seed(epoch))
+        seed = self._epoch_seed(epoch)
+        if self._frequencies is None:
+            self._order = epoch_order(self._shape.train_size, seed)
+        else:
+            self._order = weighted_order(self._frequencies, seed)
         return self._plan()
 
     def _plan(self) -> Iterator[MicroBatch]:

@@ -23,7 +23,7 @@ from torchvision.transforms import InterpolationMode
 from yacs.config import CfgNode
 
 from data.pipeline.array_ops import OPERATIONS
-from data.pipeline.decoding import Pixels, decode, decode_bands, decode_jpeg, jpeg_size
+from data.pipeline.decoding import Pixels, decode, decode_bands, decode_jpeg, jpeg_size, orientation
 from data.pipeline.sample import Erased, Sample
 from data.sources.base import Record
 from utils.errors import ConfigError
@@ -56,13 +56,13 @@ class TrainTransformOptions:
     re_count: int = 1
 
     @staticmethod
-    def from_config(cfg: CfgNode, channels: int) -> "TrainTransformOptions":
+    def from_config(cfg: CfgNode, channels: int, upright: bool = False) -> "TrainTransformOptions":
         aug = cfg.AUG
         return TrainTransformOptions(
             size=image_size(cfg.DATA.IMG_SIZE),
             channels=channels,
             decoder=cfg.DATA.DECODER,
-            upright=cfg.DATA.EXIF == "apply",
+            upright=upright,
             interpolation=cfg.DATA.INTERPOLATION,
             auto_augment=aug.AUTO_AUGMENT,
             color_jitter=aug.COLOR_JITTER,
@@ -110,7 +110,9 @@ class TrainTransform:
         return Sample(pixels, record.target, self._rectangles())
 
     def _cropped(self, data: bytes, name: str) -> Pixels:
-        size = None if self._upright or self._bands else jpeg_size(data)
+        size = None if self._bands else jpeg_size(data)
+        if size is not None and self._upright and orientation(data) != 1:
+            size = None
         pixels = None if size is not None else self._decoded(data, name)
         height, width = size or pixels.shape[:2]  # type: ignore[union-attr]
         top, left, bottom, right, mode = self._draw(height, width)
@@ -180,7 +182,7 @@ def channels_first(pixels: Pixels) -> Pixels:
 
 
 def to_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Converts RGB (H, W, 3) to grey if `channels` is 1; returns other images unchanged."""
+    """Converts RGB (H, W, 3) to greyscale if `channels` is 1; returns other images unchanged."""
     if channels != 1 or pixels.ndim == 2 or pixels.shape[2] == 1:
         return pixels
     return np.asarray(Image.fromarray(pixels).convert("L"))
@@ -199,19 +201,19 @@ class EvalTransformOptions:
     upright: bool = False
 
     @staticmethod
-    def from_config(cfg: CfgNode, channels: int, crop_pct: float) -> "EvalTransformOptions":
+    def from_config(cfg: CfgNode, channels: int, crop_pct: float, upright: bool = False) -> "EvalTransformOptions":
         return EvalTransformOptions(
             size=image_size(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE),
             channels=channels,
             interpolation=cfg.DATA.INTERPOLATION,
             crop=cfg.TEST.CROP,
             crop_pct=crop_pct,
-            upright=cfg.DATA.EXIF == "apply",
+            upright=upright,
         )
 
 
 class EvalTransform:
-    """The resizing of the published accuracies, in Pillow."""
+    """Resizes with Pillow, as for the published accuracies."""
 
     def __init__(self, options: EvalTransformOptions):
         self.size, self.channels, self._upright = options.size, options.channels, options.upright

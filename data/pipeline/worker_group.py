@@ -1,9 +1,9 @@
-"""Moves the fork server of the loader workers to a separate process group; imported first by it, and by nothing else.
+"""Moves the fork server of the loader workers to a separate process group; its first import, and imported nowhere else.
 
 Launchers and terminals signal the whole process group. They must not kill the workers while the rank is saving its
 state, so the server and its workers form a separate group. The rank blocked the signals while it started the server.
-Schedulers signal every process of a job: what the rank handles is ignored here. SIGTERM stays blocked instead, since
-the rank ends workers by it (see `exit_with_program`).
+Schedulers signal every process of a job: signals that the rank handles are ignored here. SIGTERM stays blocked instead,
+since the rank uses it to end workers (see `exit_with_program`).
 """
 
 import os

@@ -39,9 +39,9 @@ MAX_BAD, ALWAYS_BAD = 0.01, 10
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """`batch_size` of a micro-batch or of evaluation; `workers` per rank, 0 for none; `pin_memory`: page-locked
-    batches; `on_bad`: "error", or "skip" a few unreadable samples, or "skip_any" number; `timeout`: seconds without a
-    batch after which the run ends, 0 for never; `seed` of the run."""
+    """`batch_size`: per micro-batch, or in evaluation; `workers` per rank, 0 for none; `pin_memory`: page-locked
+    batches; `on_bad`: "error", "skip" (a few unreadable samples) or "skip_any" (any number); `timeout`: seconds
+    without a batch after which the run ends, 0 for never; `seed` of the run."""
 
     batch_size: int
     workers: int = 0
@@ -130,7 +130,7 @@ class MonitoredLoader:
             return iter(self._loader)
         self._processes = multiprocessing.active_children()
         try:
-            server_context()  # again, if it was killed
+            server_context()  # starts it again if it was killed
             try:
                 batches = iter(self._loader)
             except RuntimeError as e:
@@ -188,7 +188,7 @@ class MonitoredLoader:
         return ResourceError("DATA.NUM_WORKERS", problem, remedy)
 
     def _lost_processes(self) -> list[int]:
-        """Returns the workers that are gone according to the fork server: all of them if it is gone itself."""
+        """Returns the workers that are gone according to the fork server; all of them if the server is gone."""
         last = time.monotonic() + NOTICE
         while True:
             lost = [process.pid for process in self._processes if process.pid and not process.is_alive()]

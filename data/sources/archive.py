@@ -1,6 +1,6 @@
-"""Common parts of zip and tar archives: shared reading, and labels from the folders inside.
+"""Common code for zip and tar archives: shared reading, and labels from the folders inside.
 
-Archives are read with `pread` at the offsets of an index. It uses no file position, so any number of processes can
+Archives are read with `pread` at the offsets of an index. `pread` uses no file position, so any number of processes can
 share an archive.
 """
 
@@ -15,7 +15,7 @@ from data.sources.names import warn_of_nested
 from utils.errors import DataError, listing
 
 BLOCK = 1 << 24
-OTHER_FILES = 128  # descriptors of the program that are no archives
+OTHER_FILES = 128  # file descriptors that the program needs for other files
 
 
 class SharedFiles:

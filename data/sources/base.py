@@ -1,13 +1,18 @@
 """The interface of data sources: records by index."""
 
+import copy
 import errno
 import os
 import stat
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data.sources.index import Index
 from utils.errors import DataError, did_you_mean, listing
@@ -15,8 +20,8 @@ from utils.errors import DataError, did_you_mean, listing
 # permanent errors, not worth a retry
 _PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
-MAX_BYTES = 1 << 30  # of a file; Pillow decodes up to 179 million pixels, ImageNet-22K's list has 0.6 GB
-MAX_LABELS = 100_000  # classes, if their number is unknown and there are fewer samples
+MAX_BYTES = 1 << 30  # size of a file; Pillow decodes up to 179 million pixels, ImageNet-22K's list is 0.6 GB
+MAX_LABELS = 100_000  # bound of labels, if the classes are unknown and there are fewer samples
 
 
 class Record(NamedTuple):
@@ -31,7 +36,7 @@ class Record(NamedTuple):
 
 
 class Source(Protocol):
-    """One split of a dataset. Pickled for loader workers, so it should pickle small."""
+    """One split of a dataset. Pickled for loader workers, so its pickle should be small."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Record:
@@ -53,9 +58,17 @@ class LabelledSource(Source, Protocol):
     @property
     def class_names(self) -> tuple[str, ...]: ...
     def label(self, i: int) -> int: ...
+    def labels_of(self, i: int) -> tuple[int, ...]:
+        """Returns the classes of a sample: one, unless the dataset has several per image."""
+        return (self.label(i),)
+
     def counts(self) -> list[int]:
         """Returns the number of samples of each class."""
         ...
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """Returns a value per sample (n,), such as "weight"; None if the dataset has none of this name."""
+        return None
 
 
 class Store(Protocol):
@@ -69,14 +82,22 @@ class Store(Protocol):
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> LabelledSource:
         """Opens a split.
 
-        Args: class_names: in label order, None for the split's; classes: their number, 0 if unknown.
+        Args: class_names: in label order, None for the split's own; classes: their number, 0 if unknown.
         Raises: DataError.
         """
         ...
 
 
+class Pool(ABC):
+    """A labelled dataset in one storage format, without splits."""
+
+    @abstractmethod
+    def open_whole(self, class_names: Sequence[str] | None = None, classes: int = 0) -> "IndexedSource":
+        """Opens all samples. Args: as for `Store.open`. Raises: DataError."""
+
+
 class Storage(Protocol):
-    """The bytes of the samples of an index."""
+    """Reads the bytes of indexed samples."""
 
     def read(self, index: Index, i: int) -> bytes:
         """Reads a sample. Raises: OSError, DataError."""
@@ -114,8 +135,26 @@ class IndexedSource:
     def label(self, i: int) -> int:
         return self._index.label(i)
 
+    def labels_of(self, i: int) -> tuple[int, ...]:
+        """Returns the classes of a sample."""
+        return (self.label(i),)
+
     def name(self, i: int) -> str:
         return self._storage.where(self._index.name(i))
+
+    def key(self, i: int) -> str:
+        """Returns the name of a sample within the dataset, wherever that is stored."""
+        return self._index.name(i)
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """Returns a further column of the index (n,), None if there is none of this name."""
+        return self._index.columns.get(name)
+
+    def subset(self, chosen: NDArray[np.int64]) -> Self:
+        """Returns the source of some of the samples. Args: chosen: their indices, ascending."""
+        part = copy.copy(self)
+        part._index = self._index.take(chosen)
+        return part
 
     def counts(self) -> list[int]:
         return self._index.counts(len(self.class_names)) if self.class_names else []
@@ -126,7 +165,7 @@ class IndexedSource:
 
 @contextmanager
 def opening(path: object) -> Iterator[None]:
-    """Converts errors of the file system while a dataset is opened. Args: path: of the dataset. Raises: DataError."""
+    """Converts file system errors while a dataset is opened. Args: path: path of the dataset. Raises: DataError."""
     try:
         yield
     except OSError as e:
@@ -148,15 +187,15 @@ def read_file(path: str | Path) -> bytes:
 
 
 def check_size(size: int, name: object) -> None:
-    """Raises: DataError if a file has more bytes, as stored or unpacked, than any that could be used."""
+    """Checks the size of a file, as stored or unpacked. Raises: DataError if it exceeds `MAX_BYTES`."""
     if size > MAX_BYTES:
         raise DataError(str(name), f"{size:,} bytes are too many (at most {MAX_BYTES:,})", "remove it")
 
 
 def label_limit(classes: int, samples: int) -> int:
-    """Returns the label that is too large, so that a wrong one does not make an array of its size.
+    """Returns the exclusive bound of labels, so that an invalid one does not allocate an array of its size.
 
-    Args: classes: their number, 0 if unknown; samples: their number.
+    Args: classes: number of classes, 0 if unknown; samples: number of samples.
     """
     return classes or max(samples, MAX_LABELS)
 

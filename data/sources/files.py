@@ -80,7 +80,7 @@ def _images_of(name: str) -> list[Path]:
     if path.is_dir():
         return sorted(each for each in map(Path, images_below(path).images) if each.is_file())
     if path.suffix.lower() == ".txt" and path.is_file():
-        text = read_file(path).decode("utf-8-sig", "surrogateescape")  # a path may be any bytes
+        text = read_file(path).decode("utf-8-sig", "surrogateescape")  # a path may contain any bytes
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         images = [path.parent / line for line in lines]
         if images and not images[0].exists():
@@ -93,5 +93,5 @@ def _images_of(name: str) -> list[Path]:
 
 
 def _left_out(found: Path, pattern: Path) -> bool:
-    """Returns whether a wildcard matched the name of a file or folder that training leaves out."""
+    """Returns whether a wildcard matched the name of a file or folder that training ignores."""
     return any(is_left_out(part) for part in found.parts if part not in pattern.parts)

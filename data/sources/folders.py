@@ -5,17 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from data.sources.base import IndexedSource, check_classes, read_file
+from data.sources.base import IndexedSource, Pool, check_classes, read_file
 from data.sources.index import Index, Stamp, stamp, stored
-from data.sources.names import is_image, is_left_out, warn_of_ignored, warn_of_nested
+from data.sources.names import check_heif, is_image, is_left_out, warn_of_ignored, warn_of_loose, warn_of_nested
 from utils.errors import DataError, listing
+
+LISTED = 10_000  # files left out that are remembered
 
 
 class FolderStore:
     """train/ and val/, each with one folder of images per class; val/ may also be flat.
 
-    Images are found at any depth below a class folder. Files without an image extension and what `is_left_out` names
-    are ignored.
+    Images are found at any depth below a class folder. Files without an image extension and names that `is_left_out`
+    matches are ignored.
     """
 
     def __init__(self, root: Path):
@@ -47,15 +49,37 @@ class FolderStore:
             return _open_flat(folder, names)
         check_classes(found, names, folder)
         key = f"folder\0{folder.resolve()}\0{chr(0).join(names)}"
-        index, _ = stored(key, lambda: _walk(folder, stamps, found, names))
+        index, ignored = stored(key, lambda: _walk(folder, stamps, found, names))
+        warn_of_ignored(ignored or [])
+        warn_of_loose(list_split(folder).images, folder)
         return IndexedSource(index, names, FolderStorage(folder))
+
+
+class FolderPool(Pool):
+    """One folder of images per class, without splits."""
+
+    def __init__(self, root: Path):
+        self._root = root.resolve()
+
+    def open_whole(self, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:
+        return FolderStore(self._root.parent).open(self._root.name, class_names, classes)
+
+
+def has_class_folders(folder: Path) -> bool:
+    """Returns whether a folder looks like the classes of a dataset without splits: folders of images, none of which
+    contains splits."""
+    if not folder.is_dir():
+        return False
+    classes = list_split(folder).classes
+    nested = any((folder / name / split).is_dir() for name in classes for split in ("train", "val"))
+    return not nested and any(images_below(folder / name).images for name in classes)
 
 
 class FolderStorage:
     """Files below `root`.
 
-    Args: inside: the names come from a list, which must not lead out of the root. Links directly in the root are
-    trusted and followed; links further down must stay inside the root, or inside the targets of trusted links.
+    Args: inside: whether the names come from a list, which must not lead out of the root. Links directly in the root
+    are trusted and followed; links further down must stay inside the root, or inside the targets of trusted links.
     """
 
     def __init__(self, root: Path, inside: bool = False):
@@ -77,8 +101,11 @@ class FolderStorage:
 
 def _walk(
     root: Path, stamps: Sequence[Stamp], found: Sequence[str], names: Sequence[str]
-) -> tuple[Index, None, list[Stamp]]:
-    """Indexes class folders. Args: stamps: of the root; found: the class folders in it."""
+) -> tuple[Index, list[str], list[Stamp]]:
+    """Indexes class folders; returns also the files that are left out.
+
+    Args: stamps: stamps of the root; found: its class folders.
+    """
     labels = {name: label for label, name in enumerate(names)}
     files, targets, ignored, stamps = [], [], [], list(stamps)
     for name in found:
@@ -89,9 +116,9 @@ def _walk(
         files += [os.path.relpath(file, root) for file in below.images]
         targets += [labels[name]] * len(below.images)
         ignored += below.ignored
-    warn_of_ignored(ignored)
+    check_heif(files)
     warn_of_nested(files, root)
-    return Index.build(files, targets), None, stamps
+    return Index.build(files, targets), ignored[:LISTED], stamps
 
 
 class Split(NamedTuple):
@@ -118,7 +145,7 @@ def list_split(folder: Path) -> Split:
 
 
 def _raise_unlisted(error: OSError) -> NoReturn:
-    """Raises: DataError: samples of a folder that cannot be listed must not be missing silently."""
+    """Raises: DataError: the samples of a folder that cannot be listed must not be dropped silently."""
     problem = f"cannot be listed: {error.strerror}"
     raise DataError(str(error.filename), problem, "check the path and its permissions") from error
 
@@ -132,7 +159,7 @@ class Found(NamedTuple):
 
 
 def images_below(folder: Path) -> Found:
-    """Lists a folder recursively, except for what `is_left_out` names. Raises: DataError if one cannot be listed."""
+    """Lists a folder recursively, without names that `is_left_out` matches. Raises: DataError if this fails."""
     found = Found([], [], [])
     seen = {os.path.realpath(folder)}
     try:

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, read by timm: DATA.DATASET timm:hfds/<name>."""
+"""Datasets from the Hugging Face Hub, read by timm: DATA.DATASET timm:hfds/<name>."""
 
 import importlib
 import logging
@@ -20,7 +20,7 @@ STREAMS = {"wds": "read its shards with DATA.DATASET tar", "tfds": "export its i
 class ReaderStore:
     """A dataset by its name in timm; downloaded, or read from `root` if that is given.
 
-    Args: columns: of the images and the labels.
+    Args: columns: names of the image and label columns.
     """
 
     def __init__(self, name: str, root: str, columns: tuple[str, str]):
@@ -110,7 +110,7 @@ class ReaderStorage:
                 raise DataError("DATA.DATASET", problem, remedy) from e
             problem = f"cannot open {self.split} of {dataset} ({_reason(e)})"
             raise DataError("DATA.DATASET", problem, "check the name") from e
-        if empty:  # timm adds a column that is missing
+        if empty:  # timm adds a missing column
             self._check_column("DATA.IMAGE_COLUMN", self._image, self._all_columns())
         return reader
 
@@ -120,8 +120,8 @@ class ReaderStorage:
         return load(self._name.partition("/")[2], split=self.split, cache_dir=self._root or None).column_names
 
     def _check_column(self, key: str, name: str, known: Sequence[str]) -> None:
-        """Raises: DataError if a column is missing from those known."""
-        if name not in known and name.partition("/")[0] not in known:  # timm also takes a path
+        """Raises: DataError if a column is not among those known."""
+        if name not in known and name.partition("/")[0] not in known:  # timm also accepts a path
             problem = f"no column {name!r} in {self.split} of timm:{self._name}"
             raise DataError(key, problem, f"set it to one of {listing(known, 20)}")
 

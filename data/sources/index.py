@@ -12,26 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from utils.files import atomic_path, cache_folder
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # of the cached files; an index of another format, or by other rules for names, is rebuilt
+FORMAT = 5  # version of the cached files and of the rules for names; an index of another version is rebuilt
 BYTES_AT_ONCE = 1 << 24
 UNUSED = 30 * 24 * 3600.0  # seconds after which an unused index is removed
 
-# [path, inode, change time in ns] of a folder or file that an index was built from
+# [path, inode, change time in ns] of a folder or file from which an index was built
 Stamp = list[Any]
 
 
 class Index:
-    """Name, label and further columns of every sample.
+    """Name, label and other columns of every sample.
 
     Stored as arrays: a million names take 40 MB, and loader workers share them through the page cache.
 
     Args: text: uint8, all names concatenated; ends: int64 (n,), the end of each name; labels: int32 (n,); columns:
-    further arrays (n,).
+    other arrays (n,).
     """
 
     def __init__(self, text: np.ndarray, ends: np.ndarray, labels: np.ndarray, columns: dict[str, np.ndarray]):
@@ -39,7 +40,7 @@ class Index:
         self._folder: Path | None = None
 
     @classmethod
-    def build(cls, names: Sequence[str], labels: Sequence[int], **columns: Sequence[int]) -> "Index":
+    def build(cls, names: Sequence[str], labels: Sequence[int], **columns: Sequence[float]) -> "Index":
         """Sorts by label, then name: the index depends only on the samples, not on their storage.
 
         Names may contain any bytes that the file system allows.
@@ -53,7 +54,7 @@ class Index:
             text,
             ends,
             np.asarray(labels, dtype=np.int32)[order],
-            {name: np.asarray(column, dtype=np.int64)[order] for name, column in columns.items()},
+            {name: np.asarray(column)[order] for name, column in columns.items()},
         )
 
     def __len__(self) -> int:
@@ -65,6 +66,16 @@ class Index:
 
     def label(self, i: int) -> int:
         return int(self.labels[i])
+
+    def take(self, chosen: NDArray[np.int64]) -> "Index":
+        """Returns the index of some of the samples. Args: chosen: their indices, ascending."""
+        starts = np.concatenate([[0], self._ends[:-1]])[chosen]
+        lengths = self._ends[chosen] - starts
+        ends = np.cumsum(lengths, dtype=np.int64)
+        # position of every byte: where its name starts, plus its place within the name
+        places = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+        columns = {name: column[chosen] for name, column in self.columns.items()}
+        return Index(self._text[places], ends, self.labels[chosen], columns)
 
     def counts(self, classes: int) -> list[int]:
         """Returns the number of samples of each class."""
@@ -132,7 +143,7 @@ def _cached(name: str) -> list[Path]:
 
 
 def _load(folder: Path) -> Index:
-    """Raises: OSError, ValueError for a corrupt file."""
+    """Loads an index. Raises: OSError, ValueError for a corrupt file."""
     with _corrupt_is_value_error(folder):
         arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
         index = Index(arrays.pop("text"), arrays.pop("ends"), arrays.pop("labels"), arrays)
@@ -174,14 +185,14 @@ def _store(folder: Path, index: Index, meta: dict[str, Any]) -> None:
         _load_meta(folder)
         _load(folder)
     except (OSError, ValueError):
-        unreadable = folder.with_name(f"{folder.name}.{os.getpid()}.unreadable")  # invisible under this name
+        unreadable = folder.with_name(f"{folder.name}.{os.getpid()}.unreadable")  # `_cached` ignores this name
         os.replace(folder, unreadable)
         shutil.rmtree(unreadable, ignore_errors=True)
         raise
 
 
 def _remove_unused(name: str) -> None:
-    """Removes indices of a key that have not been opened for long: their data changed."""
+    """Removes indices of a key that have long been unused: their data has changed."""
     for folder in _cached(name):
         if _used(folder) < time.time() - UNUSED:
             shutil.rmtree(folder, ignore_errors=True)

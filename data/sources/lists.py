@@ -15,7 +15,7 @@ from utils.errors import DataError, listing
 
 log = logging.getLogger(__name__)
 
-# the list of ImageNet-22K, as named in the released recipes, and any other
+# ImageNet-22K's list, as named in the released recipes, and any other list
 PATTERNS = ("ILSVRC2011fall_whole_map_{}.txt", "{}_map.txt")
 
 

@@ -2,13 +2,17 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 
-from utils.errors import listing
+from utils.errors import DataError, count, listing
 
 log = logging.getLogger(__name__)
 
+# of phones; decoded by an optional package
+HEIF = (".heic", ".heif", ".hif")
 # decoded by Pillow and used in datasets
 EXTENSIONS = (
+    *HEIF,
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".dib", ".tif"),
     *(".tiff", ".webp", ".gif", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".ico", ".sgi", ".qoi"),
 )
@@ -20,9 +24,9 @@ _SYSTEM = {
 
 
 def is_left_out(name: str) -> bool:
-    """Returns whether a file or folder is hidden (.DS_Store, .ipynb_checkpoints) or a system's (@eaDir, __MACOSX).
+    """Returns whether a file or folder is hidden (.DS_Store, .ipynb_checkpoints) or a system file (@eaDir, __MACOSX).
 
-    Args: name: also a path in an archive; one such folder leaves out everything below it.
+    Args: name: may also be a path in an archive; everything below such a folder is left out.
     """
     return any(
         part.lower() in _SYSTEM or (part.startswith(".") and part not in (".", "..")) for part in name.split("/")
@@ -30,14 +34,35 @@ def is_left_out(name: str) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a file has an image extension and is not ignored for its own name."""
+    """Returns whether a file has an image extension and its own name is not ignored."""
     return name.lower().endswith(EXTENSIONS) and not is_left_out(name.rpartition("/")[2])
+
+
+def is_synset(class_name: str) -> bool:
+    """Returns whether a class is named by WordNet, as ImageNet's are: n01440764."""
+    return len(class_name) == 9 and class_name[0] == "n" and class_name[1:].isdigit()
+
+
+def check_heif(files: Sequence[str]) -> None:
+    """Raises: DataError if there are HEIC images and no decoder for them is installed."""
+    found = [name for name in files if name.lower().endswith(HEIF)]
+    if found and find_spec("pi_heif") is None:
+        problem = f"{count(len(found), 'HEIC image')}, which Pillow does not decode: {listing(found, 3)}"
+        raise DataError("DATA.DATA_PATH", problem, "pip install pi-heif, or convert them to JPEG")
 
 
 def warn_of_ignored(files: Sequence[str]) -> None:
     """Logs one line about files without an image extension, if there are any."""
     if files:
-        log.warning("%d files without an image extension are ignored: %s", len(files), listing(files, 3))
+        what = count(len(files), "file without an image extension", "files without an image extension")
+        log.warning("left out: %s: %s", what, listing(files, 3))
+
+
+def warn_of_loose(images: Sequence[str], folder: object) -> None:
+    """Logs one line about images beside the class folders, if there are any."""
+    if images:
+        what = f"{count(len(images), 'image')} beside the class folders of {folder}"
+        log.warning("left out: %s: %s", what, listing(images, 3))
 
 
 def nested_classes(names: Iterable[str]) -> list[str]:

@@ -1,18 +1,20 @@
 """Opens the store of a dataset, in any storage format, and checks its splits."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from data.sources.archive import fill_page_cache
-from data.sources.base import Source, Store
+from data.sources.base import Pool, Source, Store
 from data.sources.digits import write_digits
-from data.sources.folders import FolderStore
+from data.sources.folders import FolderPool, FolderStore, has_class_folders
 from data.sources.huggingface import ReaderStore
 from data.sources.lists import ListStore
 from data.sources.synthetic import SyntheticStore
+from data.sources.table import Columns, Table, is_table
 from data.sources.tar import TarStore
 from data.sources.zip import ZipStore
 from utils.distributed.world import World
@@ -33,8 +35,8 @@ STORES: dict[str, Callable[[Path], Store]] = {
 @dataclass(frozen=True)
 class SourceOptions:
     """The `dataset` and its `path`; `zipped`: in zip archives, which `cache` reads into the page cache; `classes`:
-    required number, 0 for any; `validate`: training needs validation data; `columns` of the images and the labels of a
-    dataset of Hugging Face."""
+    required number, 0 for any; `validate`: whether training needs validation data; `columns`: of a table, or of a
+    Hugging Face dataset."""
 
     dataset: str
     path: str
@@ -42,10 +44,13 @@ class SourceOptions:
     cache: bool = False
     classes: int = 0
     validate: bool = True
-    columns: tuple[str, str] = ("image", "label")
+    columns: Columns = field(default_factory=Columns)
 
     @staticmethod
-    def from_config(cfg: CfgNode) -> "SourceOptions":
+    def from_config(cfg: CfgNode, several: bool = False) -> "SourceOptions":
+        """Args: several: images have any number of labels."""
+        data = cfg.DATA
+        kind, _, group = data.GROUP_BY.partition(":")
         return SourceOptions(
             dataset=cfg.DATA.DATASET,
             path=cfg.DATA.DATA_PATH,
@@ -53,7 +58,12 @@ class SourceOptions:
             cache=cfg.DATA.CACHE_MODE != "no",
             classes=cfg.MODEL.NUM_CLASSES,
             validate=cfg.TEST.VALIDATE,
-            columns=(cfg.DATA.IMAGE_COLUMN, cfg.DATA.LABEL_COLUMN),
+            columns=Columns(
+                *(data.IMAGE_COLUMN, data.LABEL_COLUMN, data.SPLIT_COLUMN, data.WEIGHT_COLUMN),
+                group=group if kind == "column" else "",
+                label_separator=data.LABEL_SEPARATOR,
+                several=several,
+            ),
         )
 
 
@@ -81,11 +91,11 @@ def fill_cache(options: SourceOptions, splits: Sequence[str], world: World) -> N
             fill_page_cache(archive, world.local_rank, world.local_size)
 
 
-def find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
-    """Returns the store of a labelled dataset with all `splits`. Raises: DataError."""
+def find_store(options: SourceOptions, splits: Sequence[str]) -> Store | Pool:
+    """Returns the store of a labelled dataset with all `splits`, or a pool if it has no splits. Raises: DataError."""
     dataset, path = options.dataset, options.path
     if dataset.startswith("timm:"):
-        return ReaderStore(dataset.removeprefix("timm:"), path, options.columns)
+        return ReaderStore(dataset.removeprefix("timm:"), path, options.columns.named("image", "label"))
     if dataset == "digits":
         folder = Path(path or "datasets/digits")
         if not folder.exists() and folder.name != "digits":  # a typo, or another dataset
@@ -99,8 +109,14 @@ def find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
     if not path:
         remedy = "pass --data-path FOLDER with train/ and val/, or run scripts/quickstart.sh, which needs no data"
         raise DataError("DATA.DATA_PATH", "not set", remedy)
+    if is_table(Path(path)) and not Path(path).is_dir():
+        return Table(Path(path), options.columns).store()
+    if options.columns.several:
+        raise DataError("DATA.DATA_PATH", f"{path} has one label per image", "pass a .csv or .tsv file with labels")
     store = ZipStore(Path(path)) if options.zipped else STORES[dataset](Path(path))
     if dataset == "imagenet" and not options.zipped:
+        if _has_no_splits(Path(path)):
+            return FolderPool(Path(path))
         for split in splits:
             if not store.has(split):
                 _check_folder(Path(path), split)
@@ -108,6 +124,13 @@ def find_store(options: SourceOptions, splits: Sequence[str]) -> Store:
                 remedy = f"choose a folder that contains train/ and val/{optional}"
                 raise DataError("--data-path", f"no folder {split}/ in {path}", remedy)
     return store
+
+
+def _has_no_splits(path: Path) -> bool:
+    """Returns whether a folder contains only class folders, and is not one of several splits itself."""
+    named = [*_OTHER_NAMES, *chain.from_iterable(_OTHER_NAMES.values())]
+    sibling = path.name in _OTHER_NAMES and all((path.parent / split).is_dir() for split in _OTHER_NAMES)
+    return not sibling and not any((path / name).is_dir() for name in named) and has_class_folders(path)
 
 
 def _check_folder(path: Path, split: str) -> None:

@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from data.sources.base import Record
+from data.sources.base import LabelledSource, Record
 
 CLASSES, SIZES = 1000, {"train": 100_000, "val": 10_000}
 SIDE = 256  # pixels
@@ -27,11 +27,13 @@ class SyntheticStore:
         return SyntheticSource(split, class_names or [str(i) for i in range(classes or CLASSES)])
 
 
-class SyntheticSource:
+class SyntheticSource(LabelledSource):
     """One split, generated on the fly."""
 
+    class_names: tuple[str, ...] = ()
+
     def __init__(self, split: str, class_names: Sequence[str]):
-        self.class_names: tuple[str, ...] = tuple(class_names)
+        self.class_names = tuple(class_names)
         self._part = split
 
     def __len__(self) -> int:

@@ -77,7 +77,7 @@ def _expanded(path: Path, start: int, where: str) -> bytes:
 
 
 class _Member(NamedTuple):
-    """An image: `name` in its shard, and where it is stored; `start` of its header if it is sparse."""
+    """An image: `name` in its shard, and where it is stored; `start` is that of its header if it is sparse."""
 
     name: str
     shard: int
@@ -87,7 +87,7 @@ class _Member(NamedTuple):
 
 
 class _Shards(NamedTuple):
-    """The contents of all shards. `labels` of WebDataset, by shard and name without .cls; `ignored`: other files."""
+    """The contents of all shards. `labels`: WebDataset's, by shard and name without .cls; `ignored`: other files."""
 
     images: list[_Member]
     labels: dict[tuple[int, str], int]
@@ -188,7 +188,7 @@ def _numbered(
     """Returns the labels of the images in WebDataset shards, and the class names.
 
     The label of x.y.jpg is in x.y.cls, or in x.cls: the key of a sample ends at the first dot.
-    Raises: DataError for an image without a label in range, or several images of one key.
+    Raises: DataError for an image without a label in range, or several images with the same key.
     """
     known = len(class_names or ()) or classes
     limit = label_limit(known, len(found.images))

@@ -13,7 +13,7 @@ from utils.errors import DataError
 class UnlabelledStore:
     """All images under a folder, at any depth, without classes: every label is 0.
 
-    They are split into train/ and val/ if the folder contains train/; otherwise all are used for training.
+    The splits are train/ and val/ if the folder contains train/; otherwise all images are used for training.
     """
 
     def __init__(self, root: Path):
@@ -24,7 +24,7 @@ class UnlabelledStore:
         return self._folder(split).is_dir() if self._divided else split == "train"
 
     def class_names(self, split: str) -> list[str]:
-        """Returns no names."""
+        """Returns an empty list."""
         return []
 
     def open(self, split: str, class_names: Sequence[str] | None = None, classes: int = 0) -> IndexedSource:

@@ -73,7 +73,7 @@ class ZipStorage:
 
 
 def _inflated(data: bytes, size: int) -> bytes:
-    """Decompresses a member of `size` bytes, and no further. Raises: zlib.error."""
+    """Decompresses at most `size` bytes. Raises: zlib.error if it is longer, truncated or corrupt."""
     stream = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
     unpacked = stream.decompress(data, size + 1)
     if len(unpacked) > size or not stream.eof:
@@ -112,7 +112,7 @@ def _index_zip(
 
 
 def _check_member(member: zipfile.ZipInfo, archive: Path, size: int) -> None:
-    """Raises: DataError for a member that cannot be read as an image. Args: size: of the archive."""
+    """Raises: DataError for a member that cannot be read as an image. Args: size: bytes of the archive."""
     where = f"{archive}@/{member.filename}"
     if member.flag_bits & ENCRYPTED:
         raise DataError(where, "the image is encrypted", "pack the images without a password")

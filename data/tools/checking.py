@@ -30,7 +30,7 @@ class Report:
 
 
 def check_folder(root: Path, workers: int, channels: int = 3) -> Report:
-    """Checks train/ and val/. Args: workers: decoding processes; channels: of the model (MODEL.SWIN.IN_CHANS).
+    """Checks train/ and val/. Args: workers: decoding processes; channels: the model's (MODEL.SWIN.IN_CHANS).
 
     Raises: DataError if `root` is not a folder, or a folder below it cannot be listed.
     """

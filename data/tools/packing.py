@@ -25,8 +25,8 @@ SPLITS = ("train", "val")
 def pack(root: Path, target: Path, replace: bool = False) -> dict[str, int]:
     """Packs an image folder into train.zip and val.zip with train_map.txt and val_map.txt (path, tab, label).
 
-    Images are stored unchanged. Archives appear under their names after every image was read back and compared.
-    Args: replace: existing archives. Returns: the number of images in each.
+    Images are stored unchanged. Archives get their names once every image has been read back and compared.
+    Args: replace: overwrite existing archives. Returns: the number of images in each.
     Raises: DataError; ResourceError if the target is not writable.
     """
     existing = [f"{split}.zip" for split in SPLITS if (target / f"{split}.zip").exists()]
@@ -75,7 +75,7 @@ def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers
 
     Smaller images, and images that would lose bit depth or channels, are copied unchanged. An interrupted copy
     continues when it is started again.
-    Args: quality of the JPEGs written. Returns: the number of images, and of resized ones.
+    Args: quality: JPEG quality. Returns: the number of images, and of resized ones.
     Raises: DataError for an unreadable image, ResourceError if the target is not writable.
     """
     if target.resolve().is_relative_to(root.resolve()):
@@ -150,7 +150,7 @@ def _to_resize(data: bytes, file: str, kind: str) -> Image.Image | None:
 
 
 def _orientation(data: bytes) -> Image.Exif:
-    """Returns the metadata that stays valid after resizing."""
+    """Returns the metadata that remains valid after resizing."""
     kept, turn = Image.Exif(), orientation(data)
     if turn in range(2, 9):
         kept[ORIENTATION] = turn
@@ -160,8 +160,8 @@ def _orientation(data: bytes) -> Image.Exif:
 def sort_validation(root: Path) -> int:
     """Moves ImageNet's flat validation images into one folder per class.
 
-    Returns: their number; 0 if there are only class folders. Raises: DataError, before anything is moved, if an image
-    is not ImageNet's, or there is none.
+    Returns: the number of images moved, 0 if they are already in class folders. Raises: DataError, before anything is
+    moved, if an image is not from ImageNet's validation set, or if there are no images.
     """
     folder, labels, synsets = root / "val", validation_labels(), imagenet_synsets()
     if not folder.is_dir():

@@ -131,7 +131,7 @@ def _is_recomputing() -> bool:
 def _inverse(slots: Tensor, size: int) -> Tensor:
     """Returns the assignment in each row of a buffer: int64 (size,), the number of assignments for an empty row.
 
-    Args: slots int64 (assignments,), the distinct row of each; `size` for none.
+    Args: slots int64 (assignments,), the row of each, or `size` for none; rows are distinct.
     """
     rows = slots.new_full((size + 1,), len(slots))
     return rows.scatter(0, slots, torch.arange(len(slots), device=slots.device))[:-1]

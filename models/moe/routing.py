@@ -41,7 +41,7 @@ class RoutingOptions:
     noise: float = 1.0
 
     def check(self, experts: int) -> None:
-        """Raises: ConfigError if there are fewer experts than a token chooses."""
+        """Raises: ConfigError if there are fewer experts than `top_k`."""
         if experts < self.top_k:
             problem = f"a token cannot choose {self.top_k} of {experts} experts"
             raise ConfigError("MODEL.SWIN_MOE.TOP_VALUE", problem, f"set at most {experts}")
@@ -126,8 +126,8 @@ def load_importance_loss(scores: Tensor, threshold: Tensor, deviation: float) ->
     Importance is the sum of the scores of an expert; load is the expected number of tokens that would choose it if the
     noise were redrawn. As in the released code, softmax scores are compared with a logit. Without noise the load is a
     step function without a gradient, so the loss is the importance alone.
-    Args: scores (T, experts) without noise; threshold (T, 1), the noisy logit of the last choice; deviation of the
-    noise.
+    Args: scores (T, experts) without noise; threshold (T, 1), the noisy logit of the last choice; deviation: std
+    of the noise.
     """
     importance = _variation(scores.sum(0))
     if not deviation:
@@ -166,7 +166,7 @@ def places(choice: Choice, load: Tensor, prioritized: bool) -> Tensor:
 def capacity(tokens: int, load: Tensor, options: RoutingOptions) -> int:
     """Returns the capacity of each expert, in tokens.
 
-    Args: tokens of this rank; load (experts,), the number that chose each expert.
+    Args: tokens: number on this rank; load (experts,), the number of tokens that chose each expert.
     """
     experts = len(load)
     if options.capacity_factor:

@@ -34,8 +34,8 @@ _recorded: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None
 def takes_kernel(form: str, x: Tensor, tokens: int, width: int, dropout: float) -> bool:
     """Returns whether to use `attend_on_map` in place of `attend`.
 
-    Args: form: one of `FORMS`; x: the map, in the dtype of the products; tokens per window; width: channels per head;
-    dropout: of the weights.
+    Args: form: one of `FORMS`; x: the map, in the dtype of the products; tokens: number per window; width: channels per
+    head; dropout: rate for the attention weights.
     Raises: ConfigError if the form is "kernel" and it cannot be used.
     """
     if form not in ("auto", "kernel") or _recording() is not None or x.device.type == "meta":
@@ -76,9 +76,9 @@ def attend(qkv: Tensor, bias: Tensor, scale: float | Tensor, dropout: float = 0.
 
     Args: qkv (B, windows, N, 3 * heads * d); bias float32 (windows or 1, heads, N, N); scale: a tensor, float32
     (heads,), multiplies the cosines between query and key in place of their products (arXiv 2111.09883, section 3.3);
-    dropout: of the weights; form: one of `FORMS`. With dropout, and within torch.compile unless the form is "fused",
-    plain operations are used.
-    Returns: (B, windows, N, heads * d), of the dtype of `qkv`.
+    dropout: rate for the weights; form: one of `FORMS`. With dropout, and within torch.compile unless the form is
+    "fused", plain operations are used.
+    Returns: (B, windows, N, heads * d), in the dtype of `qkv`.
     """
     qkv = qkv.unflatten(-1, (3, bias.shape[1], -1))
     if isinstance(scale, Tensor):
@@ -187,6 +187,6 @@ def _by_head(x: Tensor) -> Tensor:
 
 
 def _by_token(x: Tensor, shape: torch.Size) -> Tensor:
-    """(B * windows * heads, N, d) -> a view (B, windows, N, heads, d) = `shape`."""
+    """Views (B * windows * heads, N, d) as `shape`, (B, windows, N, heads, d)."""
     batch, count, tokens, heads, width = shape
     return x.view(batch, count, heads, tokens, width).transpose(2, 3)

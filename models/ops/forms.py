@@ -1,4 +1,4 @@
-"""Which of its equivalent implementations ("forms") an operator uses, by shape, dtype and device.
+"""Choice between the equivalent implementations ("forms") of an operator, by shape, dtype and device.
 
 The first form of an operator is its default. Others are used only once `use_forms` has chosen them, normally by a
 measurement on the machine (models/ops/measure.py), and never within torch.compile.
@@ -48,9 +48,9 @@ def form_of(operator: str, sizes: tuple[int, ...], x: Tensor, rows: int) -> str:
 
 
 def use_forms(forms: Mapping[str, str]) -> None:
-    """Uses these forms from now on, {key: form} as recorded and measured; the defaults for all else.
+    """Sets the forms used from now on.
 
-    Forms that this version does not know are ignored.
+    Args: forms: {key: form}, as recorded and measured. Anything not listed, or unknown here, uses its default.
     """
     _chosen.clear()
     _chosen.update({key: form for key, form in forms.items() if form in FORMS.get(key.split()[0], ())})

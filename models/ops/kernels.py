@@ -18,8 +18,8 @@ def may_use_kernels(x: Tensor, dtype: torch.dtype) -> bool:
 
 
 def runs_kernels(x: Tensor) -> bool:
-    """Returns whether kernels run on the device of `x`: NVIDIA GPUs of compute capability 8.0 or higher, or a CPU with
-    Triton's interpreter. Never while exporting a model."""
+    """Returns whether kernels can run on the device of `x`: NVIDIA GPUs of compute capability 8.0 or higher, or a CPU
+    with Triton's interpreter. False while a model is being exported."""
     if is_exporting():
         return False
     return _works_on(x.device.index or 0) if x.is_cuda else _interpreted()

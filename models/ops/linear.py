@@ -15,10 +15,10 @@ ONEDNN_TYPES = (torch.float32, torch.bfloat16)
 
 
 class Linear(nn.Linear):
-    """nn.Linear; without gradients on the CPU, bias and GELU are applied while the product is in the cache (oneDNN)."""
+    """nn.Linear that, on the CPU without gradients, fuses bias and GELU into the matrix product (oneDNN)."""
 
     def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-        """Returns x @ weight^T + bias, or GELU of it. Args: bias: replaces the layer's."""
+        """Returns x @ weight^T + bias, or its GELU if `gelu`. Args: bias: used instead of the layer's own bias."""
         weight, bias = self.weight, self.bias if bias is None else bias
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             x = as_autocast(x)
@@ -32,7 +32,7 @@ class Linear(nn.Linear):
 
 
 def linear_in(form: str, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    """Returns x @ weight^T + bias, or GELU of it. Args: form: "plain", or "onednn", which has no gradients."""
+    """Returns x @ weight^T + bias, or its GELU if `gelu`. Args: form: "plain", or "onednn", which has no gradients."""
     if form == "onednn" and x.device.type == "cpu" and _has_onednn(x.dtype) and x.numel():
         # a private torch operator (Inductor's); should a version drop it, the form "plain" is equivalent
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
@@ -65,12 +65,12 @@ def fused_mlp(x: Tensor, fc1: Linear, fc2: Linear) -> Tensor:
 
 
 def fused_mlp_in(form: str, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    """Computes `fused_mlp` with gradients. Args: form: of `models.ops.forms.FORMS`."""
+    """Computes `fused_mlp` with gradients. Args: form: one of `FORMS["mlp"]`."""
     return _Mlp.apply(x, weight1, bias1, weight2, bias2, form == "chunks" and x.device.type == "cpu")
 
 
 class _Mlp(torch.autograd.Function):
-    """Linear, GELU, linear; stores the input of GELU and recomputes its output in the backward pass."""
+    """Linear, GELU, linear; stores the input of the GELU and recomputes its output in the backward pass."""
 
     @staticmethod
     def forward(

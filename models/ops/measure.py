@@ -1,7 +1,7 @@
 """Measures the forms of the operators of a model on this machine; see models/ops/forms.py.
 
-The result is cached by processor, torch version and threads, and belongs in the checkpoint: a resumed run uses the same
-forms, so that its bits do not depend on a measurement.
+The result is cached by processor, torch version and threads, and stored in checkpoints: a resumed run uses the same
+forms, so that its results do not depend on a measurement.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from utils.runtime import device_name
 
 log = logging.getLogger(__name__)
 ROUNDS = 5
-# above this fraction of the default's time another form is not used: smaller gains of single calls did not carry over
-# to whole models, where calls compete for the cache
+# a form must take less than this fraction of the default's time: smaller gains of single calls did not carry over to
+# whole models, where calls compete for the cache
 GAIN = 0.85
 SECONDS = 2.0  # for all operators of a model
-SMALL = 10**8  # multiply-adds for one image, see `_operations`; Swin-T has a thousand million
+SMALL = 10**8  # multiply-adds for one image, see `_operations`; Swin-T has 10**9
 OPERATIONS = 1e8  # multiply-adds of a measured call: milliseconds
 Runs = dict[str, Callable[[], object]]
 Timer = Callable[[Callable[[], object]], float]
@@ -41,14 +41,14 @@ Timer = Callable[[Callable[[], object]], float]
 def choose_forms(
     model: nn.Module, images: Tensor, precision: Precision, world: World, stored: Mapping[str, str] | None = None
 ) -> Forms:
-    """Chooses the fastest form of every operator of a model for a run on the CPU, the same on all ranks, and uses it.
+    """Selects and applies the fastest form of each operator of a model for a run on the CPU, the same on all ranks.
 
-    Args: images (1, C, H, W), on the model's device; stored: the forms of the training that is resumed, which are kept.
-    Returns: {key: form}, to store in a checkpoint; empty on other devices, for compiled models and for small ones,
-    which gain less than the measurement takes: all defaults.
+    Args: images (1, C, H, W), on the model's device; stored: the forms of the run that is resumed, which are kept.
+    Returns: {key: form}, to store in a checkpoint; empty (all defaults) on other devices, for compiled models and for
+    small ones, which gain less than the measurement takes.
     """
     forms = dict(stored or {})
-    # of the run: for fsdp, a model is still on the CPU here
+    # the run's device: under FSDP, the model is still on the CPU here
     if stored is None and world.device.type == "cpu" and model._compiled_call_impl is None:
         requests = _requests_of(model, images, precision)
         if _operations(requests) >= SMALL:
@@ -108,7 +108,7 @@ def measure_forms(requests: Mapping[str, Request], seconds: Timer | None = None)
 
 
 def _fastest(runs: Runs, seconds: Timer, last: float) -> str:
-    """Args: last: the time after which no further round begins, once there are one to warm up and one to compare."""
+    """Args: last: the time after which no round begins, except for one warm-up and one measured round."""
     times: dict[str, list[float]] = {form: [] for form in runs}
     for number in range(1 + ROUNDS):
         if number > 1 and time.perf_counter() > last:
@@ -125,7 +125,7 @@ def _fastest(runs: Runs, seconds: Timer, last: float) -> str:
         return min(times, key=lambda form: median(times[form][1:]), default=default)
     best = {form: (median(each[1:]), min(each[1:])) for form, each in times.items()}
     middle, least = best[default]
-    # other work on the machine slows some calls down, but none up
+    # other work on the machine slows some calls down, but speeds none up
     faster = [form for form, own in best.items() if own[0] < GAIN * middle and own[1] < least]
     return min(faster, key=best.__getitem__, default=default)
 

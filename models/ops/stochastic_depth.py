@@ -1,8 +1,8 @@
 """Stochastic depth (arXiv 1603.09382): every sample skips each residual branch with a given probability.
 
-A branch is computed only for the samples that keep it. They are drawn once per forward pass for all branches, on the
-CPU: shapes depend on the draw, and drawing on an accelerator would force a synchronisation. A compiled model has fixed
-shapes and draws on the device, so that a CUDA graph can capture the draw.
+A branch is computed only for the samples that keep it. These samples are drawn once per forward pass for all branches,
+on the CPU: shapes depend on the draw, and drawing on an accelerator would force a synchronisation. A compiled model has
+fixed shapes and draws on the device, so that a CUDA graph can capture the draw.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class KeptSamples(NamedTuple):
-    """The samples that keep a branch, int64 (b,), b >= 1, and the scale of its output."""
+    """Indices of the samples that keep a branch, int64 (b,), b >= 1, and the scale of its output."""
 
     indices: Tensor
     scale: float
@@ -24,7 +24,7 @@ BranchMask = KeptSamples | Tensor | None
 
 
 def draw_masks(rates: Sequence[float], batch: int, device: torch.device) -> list[BranchMask]:
-    """Draws which samples of a batch keep each branch. Args: rates: drop probability of each branch, below 1."""
+    """Draws the samples that keep each branch. Args: rates: drop probability of each branch, below 1."""
     if not any(rates) or not batch:
         return [None] * len(rates)
     if torch.compiler.is_compiling():

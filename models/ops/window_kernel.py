@@ -194,7 +194,7 @@ def run_forward(
 def run_backward(
     gradient: Tensor, qkv: Tensor, bias: Tensor, scales: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns the gradients of qkv, bias and scales. Args: gradient of the output; others as in `run_forward`."""
+    """Returns the gradients of qkv, bias and scales. Args: gradient: the output's; others: as in `run_forward`."""
     qkv, bias = qkv.contiguous(), bias.contiguous()
     grid, arguments, constants = _launch(qkv, bias, scales, rest)
     d_qkv = torch.empty_like(qkv)

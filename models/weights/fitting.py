@@ -25,7 +25,7 @@ def fit_weights(weights: Weights, own: Mapping[str, Tensor], grid: Size, tables:
 
     Args: weights under the original's names; own: the state dict to fit; grid: tokens of the model's absolute position
     embedding; tables: resampling of position tables.
-    Returns: notes for the log.
+    Returns: messages for the log.
     """
     done, resized = [], 0
     resize = resize_bias_table if tables == "bicubic" else resize_geometrically
@@ -92,7 +92,7 @@ def geometric_offsets(count: int, last: int) -> np.ndarray:
 def adapt_input_channels(filters: Tensor, channels: int) -> Tensor:
     """Adapts filters (dim, c, p, p) to a different number of input channels, preserving the scale of their response.
 
-    One channel: the sum over c, exact for grey images. More: the filters repeated, scaled by c / channels.
+    One channel: the sum over c, exact for greyscale images. More: the filters repeated, scaled by c / channels.
     """
     own = filters.shape[1]
     if channels == 1:
@@ -102,7 +102,7 @@ def adapt_input_channels(filters: Tensor, channels: int) -> Tensor:
 
 
 def fit_head(weights: Weights, own: Mapping[str, Tensor], head: Head, origin: str) -> str:
-    """Fits a head with a different number of classes, or a missing one; returns a note for the log.
+    """Fits a head with a different number of classes, or a missing one; returns a message for the log.
 
     From 22K to 1K the rows of the 1K classes are selected. Unless `head` is "fit", a head that does not fit is
     re-initialised to zero, as in the original. For fewer classes, "fit" uses the first rows of a 1000-class head: the

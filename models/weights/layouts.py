@@ -25,7 +25,7 @@ class Layout:
 
     `names`: pairs of templates, the original's first; {i} is a stage, {j} a block, {2i+1} an index computed from the
     stage. The first pair that matches the beginning of a name applies; other names are unchanged. `encode` and
-    `decode` transform tensors, under the original's names, to this layout's form and back. `prefix` precedes all names
+    `decode` transform tensors, under the original's names, to this layout and back. `prefix` precedes all names
     but the classifier's; `find_weights` strips it before `to_original`. `stores`: DERIVED tensors in its files.
     """
 
@@ -54,7 +54,7 @@ class Layout:
         return {_rename(k, self.names): v for k, v in self.encode(dict(weights)).items()}
 
     def extras(self, names: Collection[str]) -> list[str]:
-        """Returns the names not in a classifier: the mask token, and norms that detectors apply to earlier stages."""
+        """Returns the names that classifiers lack: the mask token, and norms that detectors apply to earlier stages."""
         stages = [int(m[1]) for name in names if (m := re.match(r"stages\.(\d+)\.", name))]
         pattern = re.compile(r"(embeddings\.)?mask_token$|hidden_states_norms\.|norm(\d+)\.")
         found = [(name, m) for name in names if (m := pattern.match(name))]
@@ -62,7 +62,7 @@ class Layout:
 
 
 def recognise(names: Collection[str]) -> Layout:
-    """Returns the layout of a file by its names, without prefixes of wrappers."""
+    """Returns the layout of a file, recognised by its names without wrapper prefixes."""
     joined = "\n".join(names)
     if re.search(r"\.attention\.q_proj\.", joined):
         return TRANSFORMERS_5
@@ -262,7 +262,7 @@ LAYOUTS: dict[str, Layout] = {
     )
 }
 
-# V1 in the memory of transformers 5, which writes and reads files in the layout above
+# V1 as held in memory by transformers 5, whose files have the layout above
 TRANSFORMERS_5 = Layout(
     "transformers 5",
     (

@@ -252,7 +252,7 @@ def _stored_windows(contents: Mapping[str, Any], origin: str) -> tuple[int, ...]
 
 
 def _adopt_windows(model: nn.Module, found: Found) -> str:
-    """Normalises coordinates as in the file, unless the configuration sets their window; returns a note."""
+    """Normalises coordinates as in the file, unless the configuration sets their window; returns a log message."""
     if not isinstance(model, ContinuousBackbone):
         return ""
     stages = len(model.layers)

@@ -17,7 +17,7 @@ Weights = dict[str, Tensor]
 def load_timm(model: nn.Module, place: str, tensors: Weights, origin: str, head: Head) -> str:
     """Copies weights into a timm model; only its classifier may be re-initialised, as `head` allows.
 
-    Args: place: location of the weights in the file, for the log; tensors: by name, without prefixes.
+    Args: place: location of the weights in the file, for the log; tensors: {name without prefixes: tensor}.
     Returns: a log line. Raises: CheckpointError.
     """
     check_finite(tensors, origin)

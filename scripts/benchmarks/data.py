@@ -1,4 +1,4 @@
-"""Training input of this program's loader, timm's create_loader with prefetcher, and torchvision's ImageFolder."""
+"""Benchmarks training data loading: this program's loader, timm's create_loader, and torchvision's ImageFolder."""
 
 import argparse
 import tempfile
@@ -25,7 +25,7 @@ from utils.distributed.world import World
 from utils.training.plan import RunPlan
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "swin_tiny.yaml"
-CLASSES = 8  # of generated files
+CLASSES = 8  # for generated files
 
 
 def write_photographs(root: Path, count: int) -> None:

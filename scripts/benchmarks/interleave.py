@@ -19,8 +19,8 @@ from utils.runtime import processor_name
 
 @dataclass(frozen=True)
 class Row:
-    """Images/s of one contender: median, slowest and fastest round; `ratio`: to the fastest peer in the same round, NaN
-    without peers."""
+    """Images/s of one contender: median, slowest and fastest round; `ratio`: to the fastest other library in the same
+    round, NaN if there is none."""
 
     name: str
     median: float
@@ -70,7 +70,7 @@ def take_turns(
 
 
 def compare(speeds: dict[str, list[float]]) -> list[Row]:
-    """Returns a row per contender. Args: speeds by round; the first contender is ours, the others are peers."""
+    """Returns a row per contender. Args: speeds: {contender: images/s of every round}, this program's first."""
     ours = next(iter(speeds))  # prefix of its compiled variants
     peers = [name for name in speeds if not name.startswith(ours)]
     best = [max((speeds[peer][i] for peer in peers), default=math.nan) for i in range(len(next(iter(speeds.values()))))]

@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # steps until process memory stops growing
 WARM_UP = 6
 QUICK = 180.0  # seconds of --quick
-RESERVE = 15.0  # of them, for what follows the last round of a measurement
+RESERVE = 15.0  # of these, for what follows the last round of a measurement
 PARTS = 3  # turns per round of evaluation, which is shorter than a training step
 
 
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class Limit:
-    """Divides the remaining time among the remaining measurements. Args: seconds: in all; count: of measurements."""
+    """Divides the remaining time among the remaining measurements. Args: seconds: in total; count: measurements."""
 
     def __init__(self, seconds: float, count: int):
         self._seconds, self._count, self._last = seconds, count, time.monotonic() + seconds - RESERVE
@@ -130,7 +130,7 @@ def _is_compiled(name: str) -> bool:
 
 
 def _has_peak(name: str) -> bool:
-    """Returns whether the peak is due to a training step; on the CPU, a compiled process includes the compiler's."""
+    """Returns whether the peak is that of a training step; on the CPU, a compiled contender includes the compiler's."""
     return torch.cuda.is_available() or not _is_compiled(name)
 
 

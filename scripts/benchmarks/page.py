@@ -9,20 +9,20 @@ from scripts.benchmarks.subject import OURS
 
 HEAD = """# Benchmarks
 
-A ratio is this program's speed relative to the fastest of the peers (timm, torchvision, transformers) in the same
-round, on the same machine, with the same weights, batch and threads: above 1, this program is faster. Figures are
-medians over n rounds; lowest and highest are the extreme rounds. This page is written by `python -m scripts.doc_tables`
-from `docs/benchmarks/*.json`, which also contain the speeds of all contenders.
+A ratio is this program's speed relative to the fastest of the other libraries (timm, torchvision, transformers) in the
+same round, on the same machine, with the same weights, batch size and threads: above 1, this program is faster. Figures
+are medians over n rounds; lowest and highest are the extreme rounds. This page is generated from
+`docs/benchmarks/*.json`, which also contain the speeds of all contenders, by `python -m scripts.doc_tables`.
 """
 HEADS = {
-    "Models": "model | step | type | batch | n | images/s | fastest peer | images/s | ratio | lowest | highest",
-    "Peak memory of a training step": "model | type | batch | MiB | smallest peer | MiB | ratio",
-    "Training input": "n | images/s | fastest peer | images/s | ratio | lowest | highest",
+    "Models": "model | step | type | batch | n | images/s | fastest other | images/s | ratio | lowest | highest",
+    "Peak memory of a training step": "model | type | batch | MiB | lowest other | MiB | ratio",
+    "Training input": "n | images/s | fastest other | images/s | ratio | lowest | highest",
 }
 
 
 def benchmarks_page(folder: Path) -> str:
-    """Returns the page. Args: folder: holds the results, and `known_gaps.md` and `method.md`, which end the page."""
+    """Returns the page. Args: folder: contains the results, and its last sections, `known_gaps.md` and `method.md`."""
     results = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     machines = dict.fromkeys(_machine(result) for result in results)
     sections = [_section(name, [r for r in results if _machine(r) == name]) for name in machines]
@@ -66,7 +66,7 @@ def _speed(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _least(memory: dict[str, float]) -> list[str]:
-    """Returns the cells for this program's last mode, the fastest."""
+    """Returns the cells for this program's last, and fastest, mode."""
     ours = [value for name, value in memory.items() if _is_ours(name)][-1]
     peer = min((name for name in memory if not _is_ours(name)), key=lambda name: memory[name])
     return [f"{ours:,.0f}", peer, f"{memory[peer]:,.0f}", f"{ours / memory[peer]:.2f}"]

@@ -1,7 +1,7 @@
 """One contender in a separate process: evaluation and training steps on request.
 
-This program is measured as run by main.py, with its evaluation and training loops and process settings; a peer as users
-would write it, with autocast, cross-entropy, clip_grad_norm_ and torch's AdamW.
+This program is measured as run by main.py, with its evaluation and training loops and process settings; other libraries
+in a typical training loop, with autocast, cross-entropy, clip_grad_norm_ and torch's AdamW.
 """
 
 import multiprocessing
@@ -46,7 +46,7 @@ CLASSES, CLIP = 1000, 5.0
 @dataclass(frozen=True)
 class Setting:
     """`batch` images of `size` x `size` pixels; `threads`: CPU threads; `compiled`: a torch.compile mode, "" for none;
-    `tuned`: also apply this program's process settings to peers."""
+    `tuned`: other libraries get this program's process settings, too."""
 
     recipe: Path
     batch: int
@@ -57,14 +57,14 @@ class Setting:
 
 
 class Work(Protocol):
-    """Measures a model: returns the seconds of `at_a_time` batches."""
+    """Measures a model: returns the seconds for `at_a_time` batches."""
 
     def evaluate(self, dtype: torch.dtype) -> float: ...
 
     def train(self, dtype: torch.dtype) -> float: ...
 
     def weights(self) -> int:
-        """Returns their size in MiB."""
+        """Returns the size of the weights in MiB."""
         ...
 
 
@@ -114,7 +114,7 @@ class Contender:
 
 @contextmanager
 def _environment(name: str, setting: Setting) -> Iterator[None]:
-    """Applies main.py's environment variables to processes started in the context, unless an untuned peer."""
+    """Sets main.py's environment variables in the block, except for another library that is not tuned."""
     before = dict(os.environ)
     if setting.tuned or name == OURS:
         wait_briefly()
@@ -132,7 +132,7 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
         if setting.tuned or name == OURS:
             tune_process(device)
         work = _build(name, setting, device)
-        give_back_memory()  # of the model that provided a peer's weights
+        give_back_memory()  # of the model that provided another library's weights
         others = 0 if device.type == "cuda" or work is None else _resident() - work.weights()
         connection.send(work is not None)
         while work is not None:
@@ -141,7 +141,7 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
                 connection.send(_peak(device) - others)
                 continue
             if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()  # of this task alone
+                torch.cuda.reset_peak_memory_stats()  # peak of this task alone
             connection.send(setting.batch * at_a_time(device) / getattr(work, task)(dtype))
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # all contenders share the memory
@@ -158,7 +158,7 @@ def _resident() -> int:
 
 
 def _peak(device: torch.device) -> int:
-    """Returns the peak MiB; on a GPU including the memory pools of CUDA graphs, which tensors do not show."""
+    """Returns the peak in MiB; on a GPU including the memory pools of CUDA graphs, which tensors do not show."""
     if device.type != "cuda":
         return peak_memory(device)
     torch.cuda.empty_cache()
@@ -166,7 +166,7 @@ def _peak(device: torch.device) -> int:
 
 
 def at_a_time(device: torch.device) -> int:
-    """Returns the batches per measurement."""
+    """Returns the number of batches per measurement."""
     return 12 if device.type == "cuda" else 1  # keeps a GPU busy while the CPU reads a result
 
 
@@ -203,7 +203,7 @@ def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
 
 
 def _seconds_of_all(device: torch.device, work: Callable[[], Any]) -> float:
-    """Returns the seconds of `at_a_time` batches. Args: work: on one batch."""
+    """Returns the seconds of `at_a_time` batches. Args: work: processes one batch."""
     return _seconds(device, lambda: [work() for _ in range(at_a_time(device))])
 
 

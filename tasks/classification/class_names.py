@@ -6,6 +6,8 @@ from functools import cache
 
 from timm.data import ImageNetInfo
 
+from data.sources.names import is_synset
+
 
 def in_words(class_names: Sequence[str]) -> tuple[str, ...]:
     """Returns the first word of each ImageNet synset ("n01440764": "tench"), and other names unchanged.
@@ -20,7 +22,7 @@ def in_words(class_names: Sequence[str]) -> tuple[str, ...]:
 
 @cache
 def _word(class_name: str) -> str:
-    if not (len(class_name) == 9 and class_name[0] == "n" and class_name[1:].isdigit()):
+    if not is_synset(class_name):
         return class_name
     for subset in ("imagenet-1k", "imagenet-22k"):
         try:

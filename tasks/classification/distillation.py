@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 @dataclass(frozen=True)
 class DistillationOptions:
     """`kind`: "soft", "hard" or "none"; `alpha`: weight of the teacher's loss, between 0 and 1; `temperature` of the
-    softmax, "soft" only."""
+    softmax, for "soft" only."""
 
     kind: str
     alpha: float = 0.5
@@ -25,7 +25,7 @@ class DistillationOptions:
 def distilled(base: Tensor, logits: Tensor, taught: Tensor, options: DistillationOptions) -> dict[str, Tensor]:
     """Returns "loss", (1 - alpha) * base + alpha * distillation, and both parts.
 
-    Args: base: the loss on the labels; logits, taught: of student and teacher, (B, classes) each.
+    Args: base: the loss on the labels; logits, taught: the student's and the teacher's logits, (B, classes) each.
     """
     distillation = distillation_loss(logits, taught, options)
     loss = (1 - options.alpha) * base + options.alpha * distillation
@@ -35,10 +35,10 @@ def distilled(base: Tensor, logits: Tensor, taught: Tensor, options: Distillatio
 def distillation_loss(logits: Tensor, taught: Tensor, options: DistillationOptions) -> Tensor:
     """Returns the mean over the batch, in float32.
 
-    "soft" (equation 2): the KL divergence of the student's distribution from the teacher's at a temperature, times its
-    square to keep the scale of the gradient. "hard" (equation 3): the cross-entropy with the teacher's top class.
+    "soft" (equation 2): the KL divergence of the student's distribution from the teacher's at a temperature, times the
+    squared temperature to keep the gradients' scale. "hard" (equation 3): cross-entropy with the teacher's top class.
 
-    Args: logits of the student, `taught` of the teacher, (B, classes) each.
+    Args: logits, taught: the student's and the teacher's logits, (B, classes) each.
     """
     logits, taught = logits.float(), taught.float()
     if options.kind == "hard":

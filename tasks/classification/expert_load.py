@@ -25,7 +25,7 @@ class Routing:
 
 
 class RoutingMeter:
-    """Accumulates the routing of forward passes of this rank."""
+    """Accumulates the routing of this rank's forward passes."""
 
     def __init__(self) -> None:
         self._load: Tensor | None = None
@@ -34,7 +34,7 @@ class RoutingMeter:
     def add(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Accumulates the statistics of a forward pass without synchronising with the device.
 
-        Args: statistics: of `SwinMoe.routing_statistics`, empty without experts.
+        Args: statistics: from `SwinMoe.routing_statistics`, empty without experts.
         Returns: "dropped" and "busiest" (see `Routing`) of this pass, scalars; empty without experts.
         """
         if not statistics:
@@ -47,7 +47,7 @@ class RoutingMeter:
         return {"dropped": share, "busiest": (load / even).max()}
 
     def result(self, world: World) -> Routing | None:
-        """Returns the sum across all ranks, None without experts, and resets it. A collective operation."""
+        """Returns the sums across all ranks, None without experts, and resets them. A collective operation."""
         own = None if self._load is None or self._dropped is None else (self._load.cpu(), float(self._dropped))
         self._load = self._dropped = None
         found = [each for each in world.gather_objects(own) if each is not None]

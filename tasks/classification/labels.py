@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from timm.data import ImageNetInfo
+from yacs.config import CfgNode
 
 from data.sources.base import LabelledSource, Store, opening, read_file
 from data.sources.open import SourceOptions, check_ranks, fill_cache, find_store, some_samples
+from data.tools.division import SPLIT_FILE, DividedStore, DivisionOptions, divided, format_splits, read_splits
 from models.weights.class_maps import CLASSES_1K
 from utils.distributed.world import World
 from utils.errors import CheckpointError, DataError, listing
+from utils.runs.folder import path_of_run
 from utils.runs.provenance import DataInfo
 from utils.terminal import log_lines
 
@@ -22,18 +25,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClassInfo(DataInfo):
-    """`class_names` in label order; `counts`: training samples of each class."""
+    """`class_names` in label order; `counts`: training samples of each class; `splits`: of a dataset that was divided,
+    the split of each file."""
 
     class_names: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
+    splits: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(train: LabelledSource) -> "ClassInfo":
+    def of(train: LabelledSource, splits: Mapping[str, str] | None = None, upright: bool = False) -> "ClassInfo":
         """Returns the classes of a training split."""
-        return ClassInfo(train.fingerprint(), tuple(train.class_names), tuple(train.counts()))
+        names, counts = tuple(train.class_names), tuple(train.counts())
+        return ClassInfo(train.fingerprint(), names, counts, splits or {}, upright=upright)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"class_names": list(self.class_names), "data_counts": list(self.counts), **super().as_dict()}
+        own = {"class_names": list(self.class_names), "data_counts": list(self.counts)}
+        held_out = [name for name, split in self.splits.items() if split == "val"]
+        return {**own, **({"held_out": held_out} if held_out else {}), **super().as_dict()}
+
+    def files(self) -> dict[str, str]:
+        return {SPLIT_FILE: format_splits(self.splits)} if self.splits else {}
 
     def check(self, saved: Mapping[str, Any], origin: Path, accept_changes: bool) -> None:
         names = saved.get("class_names")
@@ -67,15 +78,26 @@ def class_names_of(contents: Mapping[str, Any], classes: int) -> tuple[str, ...]
     return tuple(f"class {i}" for i in range(classes))
 
 
-def open_train(options: SourceOptions, world: World) -> tuple[LabelledSource, LabelledSource | None]:
+@dataclass(frozen=True)
+class Opened:
+    """The splits of a dataset; `splits`: of one that was divided, the split of each file."""
+
+    train: LabelledSource
+    val: LabelledSource | None
+    splits: Mapping[str, str]
+
+
+def open_train(options: SourceOptions, world: World, division: DivisionOptions | None = None) -> Opened:
     """Opens the training split, which defines the class map, and the validation split unless it is disabled.
 
     Classes absent from val do not shift labels.
+    Args: division: of a dataset without splits.
     Raises: DataError for a missing or mismatched split.
     """
     splits = ("train", "val") if options.validate else ("train",)
     with world.local_main_first(), opening(options.path):  # one rank builds the index, the others read it
-        store = find_store(options, splits)
+        division = (division or DivisionOptions()) if options.validate else DivisionOptions(fraction=0)
+        store = divided(find_store(options, splits), division)
         fill_cache(options, splits, world)
         train = store.open("train", None, options.classes)
         val = store.open("val", train.class_names, options.classes) if options.validate else None
@@ -84,14 +106,27 @@ def open_train(options: SourceOptions, world: World) -> tuple[LabelledSource, La
         _check_presence(val, options)
     check_ranks(world, {"training": train, "validation": val})
     log_lines(_describe(train, val))
-    return train, val
+    return Opened(train, val, store.splits if isinstance(store, DividedStore) else {})
+
+
+def division_of(cfg: CfgNode) -> DivisionOptions:
+    """Returns how a dataset without splits is divided, and how it was when the run began."""
+    data = cfg.DATA
+    return DivisionOptions(
+        fraction=data.SPLIT,
+        seed=data.SPLIT_SEED,
+        group_by=data.GROUP_BY,
+        duplicates=data.NEAR_DUPLICATES == "together",
+        known=read_splits(path_of_run(cfg) / SPLIT_FILE),
+    )
 
 
 def _describe(train: LabelledSource, val: LabelledSource | None) -> list[str]:
     """Returns log lines: counts of samples and classes, and some samples with their classes."""
     validation = f" and {len(val):,} validation" if val is not None else ""
     names = train.class_names
-    samples = [f"{Path(train.name(i)).name} ({names[train.label(i)]})" for i in some_samples(train)]
+    words = {i: ", ".join(names[label] for label in train.labels_of(i)) for i in some_samples(train)}
+    samples = [f"{Path(train.name(i)).name} ({own})" for i, own in words.items()]
     return [
         f"data: {len(train):,} training{validation} samples, {len(names):,} classes",
         f"samples: {', '.join(samples)}",
@@ -103,17 +138,18 @@ def open_val(
     world: World,
     class_names: Sequence[str] | None = None,
     likely_names: Sequence[str] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> LabelledSource:
     """Opens the validation split alone, to evaluate weights.
 
     The class map is `class_names` (from a checkpoint), else `likely_names` (ImageNet's synsets) if they include all
-    classes of val, else the classes of train, else of val. MODEL.NUM_CLASSES may exceed the classes of the data, which
-    are then the first ones of the model.
+    classes of val, else the classes of train, else those of val. MODEL.NUM_CLASSES may exceed the classes of the data,
+    which are then the first ones of the model. `known`: the split of each file, if the dataset was divided in training.
 
     Raises: DataError for a missing or mismatched split.
     """
     with world.local_main_first(), opening(options.path):
-        store = find_store(options, ("val",))
+        store = divided(find_store(options, ("val",)), DivisionOptions(known=known, evaluates=True))
         fill_cache(options, ("val",), world)
         val = store.open("val", _class_map(store, options, class_names, likely_names), options.classes)
     _check_count(val, options)

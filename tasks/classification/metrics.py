@@ -14,6 +14,14 @@ from data.loaders import EvalLoader
 from tasks.classification.expert_load import RoutingMeter, warn_of_drops
 from tasks.classification.pictures import prediction_pictures
 from tasks.classification.predictions import PredictionCollector, Predictions
+from tasks.classification.scores import (
+    calibration_error,
+    confidence_intervals,
+    fitted_temperature,
+    interval_line,
+    macro_scores,
+    ranking_score,
+)
 from tasks.classification.tables import mistakes_table, per_class_table
 from utils.batches import Batch
 from utils.distributed.world import World
@@ -21,6 +29,12 @@ from utils.errors import DataError
 from utils.training.objective import Evaluation, Table
 
 log = logging.getLogger(__name__)
+
+
+TOP_K = 5
+KEPT = 1 << 24  # logits of a whole evaluation that are kept, for ranking and calibration
+# names of metrics in the log
+SHORT = {"top1": "Acc@1", "balanced_accuracy": "balanced", "macro_f1": "F1", "auroc": "AUROC"}
 
 
 @dataclass(frozen=True)
@@ -35,23 +49,24 @@ class Accuracy:
     correctk: int
     count: int
 
-    def line(self) -> str:
-        """Returns a log line."""
-        counts = f"({self.correct1} of {self.count})"
-        return f"Acc@1 {self.top1:.3f} Acc@{self.k} {self.topk:.3f} loss {self.loss:.4f} {counts}"
+    def line(self, classes: int) -> str:
+        """Returns a log line, without the top-k accuracy that is 100 % for few classes."""
+        top = f" Acc@{self.k} {self.topk:.3f}" if classes > TOP_K else ""
+        return f"Acc@1 {self.top1:.3f}{top} loss {self.loss:.4f} ({self.correct1} of {self.count})"
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+    def as_dict(self, classes: int) -> dict[str, float]:
+        kept = asdict(self)
+        return kept if classes > TOP_K else {name: kept[name] for name in ("top1", "loss", "correct1", "count")}
 
 
 class AccuracyCounter:
     """Accumulates the sums of this rank; `result` reduces them across all ranks and divides once.
 
-    Args: classes of the model; k is 5, or `classes` if fewer.
+    Args: classes: number of classes; k is 5, or `classes` if fewer.
     """
 
     def __init__(self, classes: int):
-        self.k = min(5, classes)
+        self.k = min(TOP_K, classes)
         self._sums: Tensor | None = None
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
@@ -97,10 +112,10 @@ def accuracy_of(sums: Tensor, k: int) -> Accuracy:
 
 
 class ClassificationEvaluator:
-    """Accuracy, and the prediction for every sample.
+    """Accuracy, scores per class, and the prediction for every sample.
 
     Args: allowed: labels that predictions are restricted to, empty for all; real: labels of ImageNet-ReaL by file name,
-    or None.
+    or None; final: of weights files, with confidence intervals, rather than during training.
     """
 
     def __init__(
@@ -109,10 +124,11 @@ class ClassificationEvaluator:
         class_names: Sequence[str],
         allowed: Sequence[int] = (),
         real: Mapping[str, Sequence[int]] | None = None,
+        final: bool = False,
     ):
         self._val, self._names, self._allowed, self._real = val, class_names, sorted(allowed), real
-        self._counter, self._meter = AccuracyCounter(len(allowed or class_names)), RoutingMeter()
-        self._collector = PredictionCollector()
+        self._counter, self._meter, self._final = AccuracyCounter(len(allowed or class_names)), RoutingMeter(), final
+        self._collector = PredictionCollector(not allowed and len(val.source) * len(class_names) <= KEPT)
 
     def update(self, outputs: Any, batch: Batch) -> None:
         logits = restrict(outputs.logits, self._allowed) if self._allowed else outputs.logits
@@ -125,25 +141,50 @@ class ClassificationEvaluator:
         accuracy, predictions = self._counter.result(world), self._collector.result(world)
         if invalid := int((predictions.predicted < 0).sum()):
             log.warning("the logits of %d of %d images are NaN: they count as wrong", invalid, accuracy.count)
-        source = self._val.source
+        source, classes = self._val.source, len(self._allowed or self._names)
+        scores = macro_scores(predictions, len(self._names)) | self._calibrated(predictions)
+        top = {f"top{accuracy.k}": accuracy.topk} if classes > TOP_K else {}
+        temperature = fitted_temperature(predictions)
         tables = {
-            "results": Table(
-                ("top1", "topk", "k", "loss"),
-                [(f"{accuracy.top1:.3f}", f"{accuracy.topk:.3f}", accuracy.k, f"{accuracy.loss:.5f}")],
-            ),
+            "results": _results_table(accuracy, scores, classes),
             "per_class": per_class_table(predictions, self._names),
             "mistakes": mistakes_table(predictions, self._names, source),
         }
-        notes = () if self._real is None else (real_line(predictions, source.name, self._real),)
+        words = [f"{SHORT[name]} {scores[name]:.2f}" for name in ("balanced_accuracy", "macro_f1")]
         return Evaluation(
-            accuracy.as_dict(),
-            accuracy.line(),
-            {"loss": accuracy.loss, "top1": accuracy.top1, f"top{accuracy.k}": accuracy.topk},
+            {**accuracy.as_dict(classes), **scores},
+            f"{accuracy.line(classes)}, {', '.join(words)}",
+            {"loss": accuracy.loss, "top1": accuracy.top1, **top, **scores},
             samples=accuracy.count,
-            notes=notes,
+            notes=self._notes(predictions),
             tables=tables,
-            pictures=prediction_pictures(predictions, self._val, self._names),
+            pictures=prediction_pictures(predictions, self._val, self._names, temperature),
+            stored={} if temperature is None else {"calibration": {"temperature": temperature}},
         )
+
+    def _calibrated(self, predictions: Predictions) -> dict[str, float]:
+        """Returns the metrics that need the logits of all samples."""
+        logits = predictions.logits
+        if logits is None:
+            return {}
+        error = calibration_error(predictions) if torch.isfinite(logits).all() else float("nan")
+        return {"auroc": ranking_score(predictions), "ece": error}
+
+    def _notes(self, predictions: Predictions) -> list[str]:
+        if not self._final:
+            return []
+        notes = list(interval_line(confidence_intervals(predictions, len(self._names)), SHORT))
+        if self._real is not None:
+            notes.append(real_line(predictions, self._val.source.name, self._real))
+        return notes
+
+
+def _results_table(accuracy: Accuracy, scores: Mapping[str, float], classes: int) -> Table:
+    cells: dict[str, Any] = {"top1": f"{accuracy.top1:.3f}"}
+    if classes > TOP_K:
+        cells |= {"topk": f"{accuracy.topk:.3f}", "k": accuracy.k}
+    cells |= {"loss": f"{accuracy.loss:.5f}", **{name: f"{value:.3f}" for name, value in scores.items()}}
+    return Table(list(cells), [list(cells.values())])
 
 
 def restrict(logits: Tensor, allowed: Sequence[int]) -> Tensor:

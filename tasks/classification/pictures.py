@@ -10,6 +10,7 @@ from torch import Tensor
 from data.loaders import EvalLoader
 from tasks.classification.class_names import in_words
 from tasks.classification.predictions import Predictions
+from tasks.classification.scores import calibration_bins, calibration_error
 from tasks.classification.tables import WORST
 from utils.batches import Batch, stacked
 from utils.pictures import Pictures, new_figure, restore, sheet, to_image
@@ -17,7 +18,7 @@ from utils.preprocessing import Preprocessing
 
 MATRIX = 50  # maximum classes of a confusion matrix
 NUMBERS = 20  # maximum classes for counts in its cells
-VISIBLE = 0.1  # minimum fraction of a mixed label to show; smoothing is below
+VISIBLE = 0.1  # minimum fraction of a mixed label to show; smoothing stays below it
 
 
 def batch_sheet(batch: Batch, preprocessing: Preprocessing, class_names: Sequence[str], limit: int) -> Image.Image:
@@ -35,12 +36,33 @@ def _caption(target: Tensor, names: Sequence[str]) -> str:
     return ", ".join(f"{names[label]} {part:.0%}" for part, label in parts[:2] if part >= VISIBLE)
 
 
-def prediction_pictures(predictions: Predictions, val: EvalLoader, class_names: Sequence[str]) -> Pictures:
-    """Returns drawing functions by name: "confusion" and, if there are any, "mistakes"."""
+def prediction_pictures(
+    predictions: Predictions, val: EvalLoader, class_names: Sequence[str], temperature: float | None = None
+) -> Pictures:
+    """Returns drawing functions by name: "confusion"; "reliability", given a `temperature`; "mistakes", if any."""
     drawings: dict[str, Any] = {"confusion": lambda: confusion_figure(predictions, class_names)}
+    if temperature is not None:
+        drawings["reliability"] = lambda: reliability_figure(predictions, temperature)
     if predictions.worst(1):
         drawings["mistakes"] = lambda: mistakes_sheet(predictions, val, class_names)
     return drawings
+
+
+def reliability_figure(predictions: Predictions, temperature: float) -> Any:
+    """Returns a figure: the accuracy of predictions by their confidence, as predicted and at a temperature."""
+    figure = new_figure(5, 4.6)
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], color="grey", linewidth=1, linestyle="--")
+    for title, at in (("as predicted", 1.0), (f"temperature {temperature:.2f}", temperature)):
+        counts, confidence, accuracy = calibration_bins(predictions, at)
+        used = counts > 0
+        error = calibration_error(predictions, at)
+        axes.plot(100 * confidence[used], 100 * accuracy[used], marker="o", label=f"{title}, ECE {error:.1f} %")
+    axes.set_xlabel("confidence, %")
+    axes.set_ylabel("accuracy, %")
+    axes.set_title("Reliability")
+    axes.legend()
+    return figure
 
 
 def mistakes_sheet(predictions: Predictions, val: EvalLoader, class_names: Sequence[str]) -> Image.Image:

@@ -14,13 +14,15 @@ class Predictions:
     """One entry per readable sample, in dataset order.
 
     `samples` int64 (N,): indices in the dataset; `labels`, `predicted` int64 (N,), -1 for an image with NaN logits;
-    `confidence` float32 (N,): the probability of the predicted class.
+    `confidence` float32 (N,): the probability of the predicted class; `logits` float32 (N, classes), None if there are
+    too many to keep.
     """
 
     samples: Tensor
     labels: Tensor
     predicted: Tensor
     confidence: Tensor
+    logits: Tensor | None = None
 
     def confusion(self, classes: int) -> Tensor:
         """Returns the confusion matrix, true classes in rows: int64 (classes, classes)."""
@@ -67,28 +69,37 @@ class ClassScore:
 
 
 class PredictionCollector:
-    """Collects the predictions of this rank; `result` gathers them from all ranks."""
+    """Collects the predictions of this rank; `result` gathers them from all ranks.
 
-    def __init__(self) -> None:
+    Args: keeps_logits: whether to collect the logits as well.
+    """
+
+    def __init__(self, keeps_logits: bool = False) -> None:
+        self._keeps_logits = keeps_logits
         self._own: list[Tensor] = []
 
     def add(self, logits: Tensor, batch: Batch) -> None:
-        """Adds a batch. Args: logits (B, classes); batch: with int64 (B,) targets."""
+        """Adds a batch. Args: logits (B, classes); batch: has int64 (B,) targets."""
         confidence, predicted = logits.float().softmax(1).max(1)
         predicted = predicted.masked_fill(confidence.isnan(), -1)
         samples = torch.tensor(batch.samples, device=logits.device)
         # float64 holds every index exactly; MPS does not support it, and float32 holds 16 million
         dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-        columns = (samples, batch.targets, predicted, confidence)
-        self._own.append(torch.stack([column.to(dtype) for column in columns], dim=1))
+        rows = torch.stack([column.to(dtype) for column in (samples, batch.targets, predicted, confidence)], dim=1)
+        self._own.append(torch.cat([rows, logits.to(dtype)], dim=1) if self._keeps_logits else rows)
 
     def result(self, world: World) -> Predictions:
         """Returns the predictions for all samples, in dataset order. A collective operation."""
-        own = torch.cat(self._own) if self._own else torch.zeros(0, 4, device=world.device)
-        counts = world.gather(torch.tensor(float(len(own)), device=world.device)).long().tolist()
-        padded = torch.zeros(max(counts), 4, device=world.device, dtype=own.dtype)
-        padded[: len(own)] = own
-        rows = torch.cat([part[:count] for part, count in zip(world.gather(padded), counts, strict=True)])
-        rows = rows[rows[:, 0].argsort()]
-        samples, labels, predicted, confidence = rows.unbind(1)
-        return Predictions(samples.long(), labels.long(), predicted.long(), confidence.float())
+        own = torch.cat(self._own) if self._own else torch.zeros(0, 0, device=world.device)
+        rows, wide = (
+            world.gather(torch.tensor([float(side) for side in own.shape], device=world.device)).long().unbind(1)
+        )
+        padded = torch.zeros(int(rows.max()), int(wide.max()), device=world.device, dtype=own.dtype)
+        padded[: own.shape[0], : own.shape[1]] = own
+        found = torch.cat([part[:count] for part, count in zip(world.gather(padded), rows.tolist(), strict=True)])
+        if not len(found):
+            found = torch.zeros(0, 4)
+        found = found[found[:, 0].argsort()]
+        samples, labels, predicted, confidence = found[:, :4].unbind(1)
+        logits = found[:, 4:].float() if self._keeps_logits else None
+        return Predictions(samples.long(), labels.long(), predicted.long(), confidence.float(), logits)

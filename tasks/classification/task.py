@@ -4,13 +4,14 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from configs.values import AUTO
 from data.loaders import EvalLoader, Pipeline, keep
 from data.sources.open import SourceOptions
 from models.registry import build, default_classes, preprocessing_of
@@ -20,9 +21,18 @@ from tasks.base import SHOWN, Row, Task, TaskData
 from tasks.classification.class_names import in_words
 from tasks.classification.distillation import DistillationOptions, distilled
 from tasks.classification.expert_load import RoutingMeter, load_picture
-from tasks.classification.labels import ClassInfo, chosen_classes, class_names_of, open_train, open_val
+from tasks.classification.imbalance import class_frequencies, sample_weights, warn_of_imbalance
+from tasks.classification.labels import (
+    ClassInfo,
+    chosen_classes,
+    class_names_of,
+    division_of,
+    open_train,
+    open_val,
+)
+from tasks.classification.losses import ClassificationLoss, LossOptions
 from tasks.classification.metrics import ClassificationEvaluator
-from tasks.classification.mixing import MixingOptions, build_mixing
+from tasks.classification.mixing import Mixing, MixingOptions, build_mixing
 from tasks.classification.pictures import batch_sheet
 from tasks.classification.teacher import Teacher, open_teacher
 from utils.batches import Batch, stacked
@@ -46,23 +56,42 @@ class Classification(Task):
     """Image classification, as in the Swin papers."""
 
     name = "classification"
-    best = Best("top1", title="validation accuracy, %", beside=("topk",))
+    best = Best("top1", title="validation accuracy, %", beside=("topk", "balanced_accuracy", "macro_f1"))
+    several: ClassVar[bool] = False  # whether images have any number of labels
+    mixing: type[Mixing] = Mixing
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         super().__init__(cfg, world, contents)
-        self._smoothing = cfg.MODEL.LABEL_SMOOTHING
+        self._loss = ClassificationLoss(LossOptions(smoothing=cfg.MODEL.LABEL_SMOOTHING))
+        self._sample_weights: Tensor | None = None
         self._distillation = DistillationOptions.from_config(cfg)
         self._teacher: Teacher | None = None
         self._meter = RoutingMeter()
 
+    @classmethod
+    def best_of(cls, config: Mapping[str, Any]) -> Best | None:
+        metric = config.get("TEST.BEST", AUTO)
+        if cls.best is None or metric in (AUTO, cls.best.metric):
+            return cls.best
+        return Best(metric, higher_is_better=metric != "loss", title=f"validation {metric.replace('_', ' ')}")
+
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
         """Opens the splits; without "train", the class map comes from the weights if they store or imply one."""
-        options = SourceOptions.from_config(self.cfg)
+        options = SourceOptions.from_config(self.cfg, self.several)
         if "train" not in splits:
-            alone = open_val(options, self.world, *known_classes(self.contents))
-            return TaskData(None, alone, ClassInfo(class_names=tuple(alone.class_names)))
-        train, val = open_train(replace(options, validate=options.validate and "val" in splits), self.world)
-        return TaskData(train, val, ClassInfo.of(train))
+            held_out = dict.fromkeys(self.contents.get("held_out") or (), "val")
+            alone = open_val(options, self.world, *known_classes(self.contents), known=held_out)
+            names = tuple(alone.class_names)
+            return TaskData(None, alone, ClassInfo(upright=self.turns(names), class_names=names))
+        options = replace(options, validate=options.validate and "val" in splits)
+        opened = open_train(options, self.world, division_of(self.cfg))
+        train, names = opened.train, opened.train.class_names
+        info = ClassInfo.of(train, opened.splits, upright=self.turns(names))
+        log.info("EXIF orientation: %s", "applied" if info.upright else "ignored")
+        self._sample_weights = sample_weights(train)
+        handled = self.cfg.DATA.SAMPLER != "uniform" or LossOptions.from_config(self.cfg).handles_imbalance
+        warn_of_imbalance(names, info.counts, handled or self._sample_weights is not None)
+        return TaskData(train, opened.val, info)
 
     def stored_info(self, origin: str) -> ClassInfo:
         stored = self.contents.get("class_names") or ()
@@ -71,7 +100,8 @@ class Classification(Task):
             classes = find_weights(self.contents, origin).classes
             if not classes:
                 raise CheckpointError(origin, "has no head, so it cannot classify", "use a trained classifier")
-        return ClassInfo(class_names=class_names_of(self.contents, classes or len(stored) or default_classes(self.cfg)))
+        names = class_names_of(self.contents, classes or len(stored) or default_classes(self.cfg))
+        return ClassInfo(upright=self.turns(), class_names=names)
 
     def pipeline(self, info: ClassInfo) -> Pipeline:  # type: ignore[override]
         cfg = self.cfg
@@ -79,8 +109,10 @@ class Classification(Task):
         if expected not in ("", cfg.DATA.INTERPOLATION):
             given = cfg.DATA.INTERPOLATION
             log.warning("the published weights expect %s resizing, but DATA.INTERPOLATION is %s", expected, given)
-        mixing = build_mixing(len(info.class_names), MixingOptions.from_config(cfg), image_size(cfg.DATA.IMG_SIZE))
-        return self.image_pipeline(mixing or keep)
+        size = image_size(cfg.DATA.IMG_SIZE)
+        mixing = build_mixing(len(info.class_names), MixingOptions.from_config(cfg), size, self.mixing)
+        frequencies = partial(class_frequencies, rule=cfg.DATA.SAMPLER)
+        return replace(self.image_pipeline(mixing or keep, info), frequencies=frequencies)
 
     def new_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
         return build(self.options, default_classes(self.cfg) if info is None else len(info.class_names))
@@ -88,6 +120,11 @@ class Classification(Task):
     def build_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
         """Builds the model and, for a training run, its teacher."""
         model = super().build_model(info)
+        if info is not None and not self.cfg.EVAL_MODE:
+            options = LossOptions.from_config(self.cfg)
+            self._loss = ClassificationLoss(
+                options, info.class_names, info.counts, self._sample_weights, self.world.device
+            )
         if info is not None and self._distillation.kind != "none" and not self.cfg.EVAL_MODE:
             world = self.world
 
@@ -109,20 +146,24 @@ class Classification(Task):
         return load_contents(model, contents, origin, head_for, self.cfg.MODEL.TABLE_INTERPOLATION)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Returns the mean cross-entropy in float32, or with a teacher the weighted "base" and "distillation" losses;
+        """Returns the mean cross-entropy in float32 or, with a teacher, the weighted "base" and "distillation" losses;
         with experts also the "balance" loss, which is added, the fraction of tokens "dropped", and the load of the
-        "busiest" expert, 1 if even. The teacher also receives mixed images."""
+        "busiest" expert, 1 if even. The teacher sees mixed images, too."""
         with self.precision.autocast():
             # the teacher first, before the student's activations take memory
             taught = None if self._teacher is None else self._teacher(stacked(batch))
             logits = model(batch.images)
-        loss = classification_loss(logits, batch.targets, self._smoothing)
+        loss = self.label_loss(logits, batch)
         losses = {"loss": loss} if taught is None else distilled(loss, logits, taught, self._distillation)
         routing = self._meter.add(routing_statistics(model))
         if not routing:
             return losses
         balance = getattr(model, "module", model).balance_loss()  # type: ignore[operator]
         return {**losses, "loss": losses["loss"] + balance, "balance": balance, **routing}
+
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Returns the mean loss of a batch on its labels. Args: logits (B, classes)."""
+        return self._loss(logits, batch.targets, batch.samples)
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         with self.precision.autocast():
@@ -134,7 +175,8 @@ class Classification(Task):
         if not self.cfg.EVAL_MODE:
             return ClassificationEvaluator(val, info.class_names)
         real = real_labels(info.class_names) if test.REAL else None
-        return ClassificationEvaluator(val, info.class_names, chosen_classes(test.CLASSES, source), real)  # type: ignore[arg-type]
+        chosen = chosen_classes(test.CLASSES, source)  # type: ignore[arg-type]
+        return ClassificationEvaluator(val, info.class_names, chosen, real, final=test.INTERVALS)
 
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
         """Returns the expert load since the last evaluation."""
@@ -147,10 +189,11 @@ class Classification(Task):
     def predictions(self, outputs: Outputs, batch: Batch, info: ClassInfo, limit: int) -> Iterator[Row]:  # type: ignore[override]
         """Yields the most probable classes of each image, with their probabilities."""
         names = in_words(info.class_names)
-        probabilities, classes = outputs.logits.float().softmax(1).topk(min(limit, len(names)))
+        temperature = (self.contents.get("calibration") or {}).get("temperature", 1.0)
+        probabilities, classes = (outputs.logits.float() / temperature).softmax(1).topk(min(limit, len(names)))
         for index, own, labels in zip(batch.samples, probabilities.tolist(), classes.tolist(), strict=True):
             words = [names[label] for label in labels]
-            if math.isnan(own[0]):  # of the logits: no class is more probable than others
+            if math.isnan(own[0]):  # NaN logits: no class is more probable than another
                 words, own = [""] * len(words), [None] * len(own)
             cells: dict[str, Any] = {}
             for place, (word, probability) in enumerate(zip(words, own, strict=True), 1):
@@ -160,15 +203,6 @@ class Classification(Task):
     def describe(self) -> str:
         crop = f"crop {self.preprocessing.crop_pct:.4g}" if self.cfg.TEST.CROP else "squashed, no crop"
         return f"{self.preprocessing}, {crop}"
-
-
-def classification_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Returns the mean cross-entropy in float32.
-
-    Args: logits (B, classes); targets int64 (B,), smoothed by `smoothing` (arXiv 1512.00567), or float32 (B, classes)
-    of mixed samples, already smoothed.
-    """
-    return F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
 
 
 def routing_statistics(model: nn.Module) -> dict[str, Tensor]:

@@ -19,14 +19,14 @@ from utils.preprocessing import Preprocessing, Size, image_size
 
 log = logging.getLogger(__name__)
 KEY = "DISTILLATION.WEIGHTS"
-AUTO_FORM = ("MODEL.ATTENTION", "auto", "teacher")  # the form of attention depends on the machine
+AUTO_FORM = ("MODEL.ATTENTION", "auto", "teacher")  # the attention implementation depends on the machine
 
 
 class Teacher:
     """Maps the images of a student to logits, without gradients; not a module, so it is neither trained nor saved.
 
-    Args: model: in evaluation mode; size of its images; own, seen: normalisation of the teacher and the student, with
-    equally many channels.
+    Args: model: in evaluation mode; size: its image size; own, seen: normalisation of the teacher and of the student,
+    with the same number of channels.
     """
 
     def __init__(self, model: nn.Module, size: Size, own: Preprocessing, seen: Preprocessing, device: torch.device):
@@ -56,8 +56,8 @@ def open_teacher(
 ) -> Teacher:
     """Builds the teacher configured by DISTILLATION; the main rank reads its weights and broadcasts them.
 
-    Args: new_task: returns the task of a configuration and the contents of a file; seen: normalisation of the student;
-    class_names of the data, in label order.
+    Args: new_task: returns the task for a configuration and the contents of a file; seen: the student's normalisation;
+    class_names: the data's, in label order.
     Raises: CheckpointError, ConfigError if classes or channels differ.
     """
     own, name = cfg.DISTILLATION, cfg.DISTILLATION.WEIGHTS

@@ -46,4 +46,9 @@ def open_images(options: SourceOptions, splits: Sequence[str], world: World) -> 
     return TaskData(train, val, ImageInfo("" if train is None else train.fingerprint(), classes))
 
 
+def folders_of(source: Source) -> list[str]:
+    """Returns the folders of some of the images."""
+    return sorted({Path(source.name(i)).parent.name for i in some_samples(source)})
+
+
 _NAMES = {"train": "training", "val": "validation"}

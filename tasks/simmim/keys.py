@@ -9,7 +9,7 @@ from utils.errors import ConfigError
 
 _KEYS = {
     "DATA": {
-        "MASK_PATCH_SIZE": Key(32, "SimMIM: side of a masked patch, pixels", at_least(1)),
+        "MASK_PATCH_SIZE": Key(32, "SimMIM: side of a masked square, pixels", at_least(1)),
         "MASK_RATIO": Key(0.6, "SimMIM: fraction of squares to mask", portion),
     },
     "MODEL": {
@@ -23,7 +23,7 @@ _KEYS = {
     },
 }
 
-# hard-coded in the original's scripts; files and options override them
+# hard-coded in the original's scripts; overridden by files and options
 _DEFAULTS = {
     "DATA.INTERPOLATION": "bilinear",
     "AUG.SCALE": [0.67, 1.0],

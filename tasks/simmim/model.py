@@ -58,7 +58,7 @@ class SimMIM(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the mask token and the position embedding and, unless they are decayed, position biases.
 
-        The original means to spare position biases too, but its names for them match no parameter.
+        The original intends to exclude position biases too, but its names for them match no parameter.
         """
         names = {"absolute_pos_embed"} if self._decay_position_bias else self.encoder.no_weight_decay()
         return {f"encoder.{name}" for name in (*names, "mask_token")}

@@ -11,11 +11,11 @@ from utils.batches import Batch, stacked
 from utils.pictures import restore, sheet, to_image
 from utils.preprocessing import Preprocessing
 
-GREY = 128  # of masked pixels
+GREY = 128  # value of masked pixels
 
 
 def hide(pixels: Tensor, mask: Tensor) -> Tensor:
-    """Greys out the masked squares of images, uint8 (B, C, H, W). Args: mask: bool (B, h, w), by square."""
+    """Greys out the masked squares of images, uint8 (B, C, H, W). Args: mask: bool (B, h, w), one per square."""
     return torch.where(in_pixels(mask, pixels), GREY, pixels)
 
 

@@ -10,8 +10,8 @@ from tasks.simmim.masking import in_pixels
 def masked_error(predicted: Tensor, images: Tensor, mask: Tensor, side: int = 0) -> Tensor:
     """Returns the mean absolute error over the masked pixels of every image, in float32: (B,).
 
-    Args: predicted, images (B, C, H, W); mask bool (B, h, w), one element per square; side: of the neighbourhood
-    that normalises the target; 0: none.
+    Args: predicted, images (B, C, H, W); mask bool (B, h, w), one element per square; side: side of the
+    neighbourhood that normalises the target; 0: none.
     """
     mean, deviation = neighbourhood(images, side)
     hidden = in_pixels(mask, images)

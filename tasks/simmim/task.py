@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from models.backbone import SwinBackbone
 from models.registry import build
 from models.weights.load import load_contents
 from tasks.base import SHOWN, Task, TaskData
-from tasks.simmim.images import ImageInfo, open_images
+from tasks.simmim.images import ImageInfo, folders_of, open_images
 from tasks.simmim.masking import Masking, MaskingOptions
 from tasks.simmim.model import SimMIM
 from tasks.simmim.pictures import masked_sheet, reconstruction_sheet
@@ -29,7 +30,7 @@ from utils.training.evaluate import evaluating
 from utils.training.objective import Best, Evaluation
 
 log = logging.getLogger(__name__)
-ON_SHEET = 8  # images on a sheet of reconstructions
+ON_SHEET = 8  # images in the reconstruction picture
 
 
 class Outputs(NamedTuple):
@@ -53,13 +54,16 @@ class Reconstruction(Task):
         self._masking = Masking(MaskingOptions.from_config(cfg))
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
-        return open_images(SourceOptions.from_config(self.cfg), splits, self.world)
+        data = open_images(SourceOptions.from_config(self.cfg), splits, self.world)
+        source = data.val if data.train is None else data.train
+        upright = self.turns([] if source is None else folders_of(source))
+        return replace(data, info=replace(data.info, upright=upright))
 
     def stored_info(self, origin: str) -> ImageInfo:
-        return ImageInfo()
+        return ImageInfo(upright=self.turns())
 
     def pipeline(self, info: DataInfo) -> Pipeline:
-        return self.image_pipeline(self._masking)
+        return self.image_pipeline(self._masking, info)
 
     def new_model(self, info: ImageInfo | None) -> nn.Module:  # type: ignore[override]
         encoder = build(self.options, info.classes if info else 0)
@@ -97,7 +101,7 @@ class Reconstruction(Task):
 
     @torch.no_grad()
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
-        """Returns a sheet of evenly spaced samples: original, masked, reconstructed."""
+        """Returns a picture of evenly spaced samples: original, masked, reconstructed."""
         samples, count = len(shown.source), min(ON_SHEET, len(shown.source))
         batch = shown.batch([i * samples // count for i in range(count)])
         if batch is None:
@@ -112,7 +116,7 @@ class Reconstruction(Task):
 
 
 class MeanError:
-    """Evaluator of the mean error over the samples of all ranks."""
+    """Evaluates the mean error over the samples of all ranks."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None

@@ -322,7 +322,8 @@ def write_photos(root: Path, classes: int, train: int, val: int, size: int = 96)
 
 def open_data(dataset: str, path: object, **more: Any) -> Splits:
     """Opens both splits of a dataset. Args: more: fields of SourceOptions."""
-    return Splits(*open_train(SourceOptions(dataset, str(path), **more), World()))
+    opened = open_train(SourceOptions(dataset, str(path), **more), World())
+    return Splits(opened.train, opened.val)
 
 
 def open_validation(path: object, dataset: str = "imagenet", names: Any = None, likely: Any = None, **more: Any) -> Any:

@@ -249,7 +249,12 @@ def _checkpoint(folder: Path, material: Material, draw: random.Random | None) ->
     else:
         contents = copy.copy(material.contents)
         if draw.random() < 0.3:  # what the original program writes, or weights alone
-            original = {"model": contents["model"], "optimizer": contents["optimizer"], "epoch": 1, "max_accuracy": 50.0}
+            original = {
+                "model": contents["model"],
+                "optimizer": contents["optimizer"],
+                "epoch": 1,
+                "max_accuracy": 50.0,
+            }
             original |= {"lr_scheduler": {"num_updates": 6}, "scaler": {"scale": 65536.0, "_growth_tracker": 3}}
             contents = draw.choice([original, contents["model"]])
         try:

@@ -35,7 +35,7 @@ def read_once(world: World, read: Callable[[], T]) -> T:
         return _Shape(tuple(tensor.shape), tensor.dtype)
 
     def send(shape: _Shape) -> Tensor:
-        # on the main rank it may be a view of a larger one
+        # on the main rank, a tensor may be a view of a larger one
         tensor = tensors.pop(0).contiguous() if world.is_main else torch.empty(shape.size, dtype=shape.dtype)
         world.broadcast_tensor(tensor)
         return tensor

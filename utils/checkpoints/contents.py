@@ -1,4 +1,4 @@
-"""The metadata in a checkpoint next to its tensors: names and types, checked once, when a file is read."""
+"""Names and types of the metadata in a checkpoint, checked once, when a file is read."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 from utils.errors import CheckpointError
 
 Check = Callable[[Any], bool]
-# what identifies a file of this program: a training checkpoint, or weights extracted from one
+# names that identify a file of this program: a training checkpoint, or weights extracted from one
 _OURS = ({"model", "optimizer", "counters", "means"}, {"preprocessing", "versions"})
 MAX_DEPTH, MAX_VALUES = 100, 2_000_000
 
@@ -32,11 +32,11 @@ def parse_notes(text: str, path: Path) -> dict[str, Any]:
 
 
 def checked(contents: dict[str, Any], path: Path, ours: bool = False) -> dict[str, Any]:
-    """Returns the contents of a file, whose metadata have the types that the program expects.
+    """Returns the contents of a file, with metadata of the expected types.
 
-    In a file of another program, the same names may mean something else: metadata of an unexpected type are dropped.
-    Args: ours: whether this program wrote them; if False, their names decide.
-    Raises: CheckpointError for nesting without bounds, and for metadata of the wrong type written by this program.
+    In files of other programs, the same names may mean something else: metadata of an unexpected type is dropped.
+    Args: ours: whether this program wrote the file; if False, inferred from its names.
+    Raises: CheckpointError for unbounded nesting, and for metadata of the wrong type written by this program.
     """
     _check_nesting(contents, path)
     wrong = [name for name, fits in _FIELDS.items() if name in contents and not fits(contents[name])]
@@ -130,6 +130,9 @@ _FIELDS: dict[str, Check] = {
     "global_batch": _is_count,
     "class_names": _list_of(_is_text),
     "data_counts": _list_of(_is_count),
+    "held_out": _list_of(_is_text),
+    "calibration": _dict_of(_is_anything, temperature=lambda value: _is_finite(value) and value > 0),
+    "thresholds": _list_of(_is_finite),
     "pretrained_windows": _or_none(_list_of(_is_count)),
     "versions": _dict_of(_is_text),
     "preprocessing": _or_none(_dict_of(_is_text, mean=_are_numbers, std=_are_numbers, crop_pct=_is_number)),

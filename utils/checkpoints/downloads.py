@@ -24,7 +24,7 @@ from utils.terminal import track
 log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EPERM, errno.EFBIG)
 MEBIBYTE = 1 << 20
-MAX_DOWNLOAD = 1 << 36  # bytes; a server may send without end
+MAX_DOWNLOAD = 1 << 36  # bytes; a server may send data endlessly
 SILENCE = 60.0  # seconds to wait for a server
 
 
@@ -93,7 +93,7 @@ def _verify(path: Path, sha256: str) -> None:
 def _download(url: str, sha256: str) -> Path:
     """Downloads into torch's hub cache; the file name contains a digest of the URL.
 
-    A file enters the cache only if it opens; one that does not, as earlier versions stored them, is fetched again.
+    A file enters the cache only if it opens; one that does not, left by an earlier version, is downloaded again.
     """
     try:
         base = Path(unquote(urlsplit(url).path)).name or "weights.pth"
@@ -119,7 +119,7 @@ def _download(url: str, sha256: str) -> Path:
 
 
 def _looks_whole(path: Path) -> bool:
-    """Returns whether a file is plausible without reading it: torch's archives end in their table of contents."""
+    """Returns whether a file looks complete, without reading it: torch's archives end with their table of contents."""
     with open(path, "rb") as file:
         head = file.read(16)
     return zipfile.is_zipfile(path) if head.startswith(b"PK") else bool(head) and not head.lstrip().startswith(b"<")
@@ -189,14 +189,14 @@ def is_reachable(url: str) -> bool:
 
 
 def _from_hugging_face(name: str) -> Path:
-    """Downloads `owner/repository/file`; without a file, tries the usual names of weights."""
+    """Downloads `owner/repository/file`; without a file, tries the usual file names of weights."""
     source = f"hf:{name}"
     try:
         from huggingface_hub import constants, hf_hub_download
         from huggingface_hub import errors as hub
     except ImportError as e:
         raise CheckpointError(source, "the package huggingface_hub is missing", "pip install huggingface_hub") from e
-    offline = not is_reachable(constants.ENDPOINT)  # the package would try for half a minute
+    offline = not is_reachable(constants.ENDPOINT)  # the package would retry for half a minute
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     if ".." in Path(file).parts:
@@ -204,7 +204,7 @@ def _from_hugging_face(name: str) -> Path:
     for candidate in [file] if file else ["model.safetensors", "pytorch_model.bin"]:
         try:
             path = Path(hf_hub_download(f"{owner}/{repository}", candidate, local_files_only=offline))
-            if not path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):  # named by the server
+            if not path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):  # the server chooses the name
                 raise ValueError("the server names a file outside of the cache")
             return path
         except hub.LocalEntryNotFoundError as e:

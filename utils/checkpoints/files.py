@@ -1,7 +1,7 @@
 """Checkpoint files: written atomically, verified when read, found by number.
 
-A checkpoint `ckpt_epoch_12.pth` (after epoch 12) or `ckpt_epoch_12_step_500.pth` (within it) is accompanied by a
-checksum in the format of `sha256sum`. docs/architecture.md lists its contents.
+A checkpoint `ckpt_epoch_12.pth` (after epoch 12) or `ckpt_epoch_12_step_500.pth` (partway through it) is accompanied by
+a checksum in the format of `sha256sum`. docs/architecture.md lists its contents.
 """
 
 import logging
@@ -68,7 +68,7 @@ def save_checkpoint(folder: Path, name: str, contents: dict[str, Any]) -> Path:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns the message of the operating system behind an error."""
+    """Returns the operating system's message for an error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -104,7 +104,7 @@ def check_space(folder: Path, size: int, keep: int) -> None:
 def point_to(link: Path, target: Path) -> None:
     """Atomically makes `link` (last.pth, best.pth) a relative link to `target` in the same folder.
 
-    On a file system without links, a text file (last.txt, best.txt) holds the name instead. If that fails too, it only
+    On a file system without links, a text file (last.txt, best.txt) contains the name instead. If that fails too, only
     warns: checkpoints are found by number.
     """
     text = link.with_suffix(".txt")
@@ -121,7 +121,7 @@ def point_to(link: Path, target: Path) -> None:
 
 
 def supports_links(folder: Path) -> bool:
-    """Returns whether the file system of `folder` has symbolic links."""
+    """Returns whether the file system of `folder` supports symbolic links."""
     probe = folder / ".link"
     try:
         probe.unlink(missing_ok=True)
@@ -177,14 +177,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checksum = _checksum_path(path)
         if parts is None and checksum.is_file() and sha256_of(path) not in _text_of(checksum).split()[::2]:
             raise CheckpointError(str(path), "the file is corrupt: its checksum differs", "use another checkpoint")
-    except (OSError, ValueError) as e:  # also for names that no file can have
+    except (OSError, ValueError) as e:  # also for names that no file can have, such as with a null byte
         reason = getattr(e, "strerror", None) or e
         raise CheckpointError(str(path), f"cannot be read: {reason}", "choose another file") from e
     return load_tensors(path) if parts is None else read_rank_files(parts)
 
 
 def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Returns the newest intact checkpoint of a run and its contents, None if the run has not saved any.
+    """Returns the newest intact checkpoint of a run and its contents, None if the run has none.
 
     Raises: CheckpointError if there are checkpoints but none is intact: starting over would overwrite them.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints in several files: the original repository saves the experts of a Swin-MoE in one file per rank.
+"""Checkpoints split across files: the original repository saves the experts of a Swin-MoE in one file per rank.
 
 NAME.pth stands for NAME.pth.rank0, NAME.pth.rank1, ...; shared parameters are in each of them, or in NAME.pth.master.
 NAME.pth.global is a single file with a model saved by one rank.
@@ -46,9 +46,9 @@ def find_rank_files(path: Path) -> RankFiles | None:
 def read_rank_files(files: RankFiles) -> dict[str, Any]:
     """Merges a set of files into one model, {"model": ...}, in which every expert layer has all experts.
 
-    Rank r has experts r * n to r * n + n - 1; or n consecutive ranks have slices of one expert along its hidden
-    channels. The optimizers of the ranks are dropped.
-    Raises: CheckpointError if a file is missing (named), or the files do not belong together.
+    Rank r holds experts r * n to r * n + n - 1; or, if experts are split, n consecutive ranks each hold a slice of one,
+    along its hidden channels. The ranks' optimizers are dropped.
+    Raises: CheckpointError if a file is missing (the error names it), or the files do not belong together.
     """
     _check_gaps(files)
     shared = {} if files.shared is None else _model(files.shared)
@@ -126,11 +126,11 @@ def _count_experts(layer: str, shared: Mapping[str, Tensor]) -> int:
 
 
 def _join(leaf: str, parts: list[Tensor], slices: int, channels: int) -> Tensor:
-    """Joins the parts of a tensor, in rank order, for all experts."""
+    """Joins the parts of a tensor in rank order, over all experts."""
     if slices == 1:
         return torch.cat(parts)
     by_expert = [parts[i : i + slices] for i in range(0, len(parts), slices)]
     experts = [torch.cat(each, 1 if leaf.endswith("_w") else -1) for each in by_expert]
-    if leaf == "batched_fc2_bias":  # output bias: split and padded; in older files whole in every slice
+    if leaf == "batched_fc2_bias":  # output bias: split and padded; in older files, whole in every slice
         experts = [bias[..., :channels] for bias in experts]
     return torch.cat(experts)

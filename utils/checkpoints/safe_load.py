@@ -37,7 +37,7 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
-# libraries whose objects may stand next to weights; they are replaced by placeholders
+# libraries whose objects may be stored next to weights; placeholders replace them
 _LIBRARIES = (
     *("_codecs", "collections", "datetime", "lightning", "mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg"),
     *("numpy", "omegaconf", "pathlib", "pytorch_lightning", "timm", "torchvision", "uuid", "yacs"),
@@ -45,7 +45,7 @@ _LIBRARIES = (
 
 
 class _Placeholder:
-    """Stands for an object of a library; accepts its state and forgets it."""
+    """Replaces an object of a library; accepts its state and discards it."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "_Placeholder":
         return super().__new__(cls)
@@ -55,7 +55,7 @@ class _Placeholder:
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Loads a .pth (torch.save) or .safetensors file to the CPU; metadata of unexpected types are dropped.
+    """Loads a .pth (torch.save) or .safetensors file to the CPU; metadata of unexpected types is dropped.
 
     Raises: CheckpointError for a missing, corrupt or unsafe file, before memory is allocated for it.
     """
@@ -102,7 +102,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _placeholders(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Returns the classes and functions of harmless libraries that a file imports, as placeholders."""
+    """Returns placeholders for the classes and functions of harmless libraries that a file imports."""
     if not zipfile.is_zipfile(path):
         return []  # torch lists the imports of its current format only
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Expert parallelism: experts are sharded across ranks, and tokens exchanged by all-to-all.
+"""Expert parallelism: experts are sharded across ranks, and tokens are exchanged by all-to-all.
 
 The unit of placement is an expert, or a slice of one along its hidden channels. The units of a layer are divided evenly
 among the ranks of a group, in order; groups are replicas of each other. A model is built whole on every rank, so that
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from utils.errors import ConfigError
 
 UNSLICED = "batched_fc2_bias"  # of an MLP: added once, after the products with all slices
-_NEVER = timedelta(days=365)  # timeouts are up to the watchdog
+_NEVER = timedelta(days=365)  # the watchdog handles timeouts
 _groups: dict[tuple[Any, int], tuple[Any, Any]] = {}
 
 
@@ -139,7 +139,7 @@ def gather_units(local: Tensor, placement: Placement) -> Tensor:
 def whole_tensor(name: str, local: Tensor, placement: Placement) -> Tensor:
     """Gathers a parameter, or a tensor of its shape such as an optimizer moment, for all experts.
 
-    A collective operation of the group. Args: name of the parameter, of which the last part matters; local (local
+    A collective operation of the group. Args: name: the parameter's name, whose last part matters; local (local
     units, ...). Returns: (experts, ...).
     """
     units, slices = gather_units(local, placement), placement.slices

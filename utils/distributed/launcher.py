@@ -1,7 +1,7 @@
-"""Whether the launcher of this rank still runs.
+"""Detects that the launcher of this rank is gone.
 
 torchrun starts every rank in a separate session, hosts the store of the job, and ends the ranks when it ends. If it is
-killed, nobody ends them: the store is gone, and ranks that are still meeting would wait for it until a timeout.
+killed, nothing ends them: the store is gone, and ranks still in the rendezvous would wait for it until a timeout.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import NoReturn
 from utils.errors import DistributedError, report_error
 
 INTERVAL = 0.5  # seconds between checks
-NOTICE = 2.0  # seconds within which the end of the launcher shows after its store is gone
+NOTICE = 2.0  # seconds after the loss of its store until the launcher's end is noticed
 _parent: list[int] = []  # the process that started this rank, if it is torchrun
 
 

@@ -25,7 +25,7 @@ class Shard(Protocol):
         ...
 
     def whole(self, part: Tensor) -> Tensor:
-        """Gathers the whole tensor. A collective operation. Args: part: of this rank."""
+        """Gathers the whole tensor. A collective operation. Args: part: this rank's part."""
         ...
 
     def part(self, whole: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class Shard(Protocol):
         ...
 
     def total(self, values: Tensor) -> Tensor:
-        """Sums values over all parts. A collective operation. Args: values: of this rank's part."""
+        """Sums values over all parts. A collective operation. Args: values: those of this rank's part."""
         ...
 
 
@@ -129,13 +129,13 @@ def whole_tensors(tensors: Mapping[str, Any], shards: Mapping[str, Shard], keep:
 def whole_moments(
     optimizer: Mapping[str, Any], names: Mapping[int, str], shards: Mapping[str, Shard], keep: bool
 ) -> dict[str, Any]:
-    """Applies `whole_tensors` to the state dict of an optimizer. Args: names: of the parameters, by index."""
+    """Applies `whole_tensors` to the state dict of an optimizer. Args: names: parameter names, by index."""
     state = _map_moments(optimizer["state"], names, shards, lambda shard, part: _collected(shard.whole, part, keep))
     return {**optimizer, "state": state}
 
 
 def own_moments(state: Mapping[int, Any], names: Mapping[int, str], shards: Mapping[str, Shard]) -> dict[int, Any]:
-    """Inverts `whole_moments` without communication. Args: state: of an optimizer."""
+    """Inverts `whole_moments` without communication. Args: state: the optimizer's, by index."""
     return _map_moments(state, names, shards, lambda shard, whole: shard.part(whole))
 
 
@@ -152,7 +152,7 @@ def _map_moments(
 def total_norms(names: tuple[str, ...], norms: Tensor, shards: Mapping[str, Shard]) -> Tensor:
     """Computes the norms of whole tensors from the norms of this rank's parts. A collective operation.
 
-    Args: names of the tensors; norms float32 (N,), in the same order on every rank.
+    Args: names: names of the tensors; norms float32 (N,), in the same order on every rank.
     """
     squares = norms.square()
     for shard in dict.fromkeys(shards.values()):

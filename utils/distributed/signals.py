@@ -27,13 +27,13 @@ T = TypeVar("T")
 STOPPING = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2, signal.SIGXCPU})
 HANDLED = STOPPING | {signal.SIGINT, signal.SIGUSR1}
 MOVED = 1000  # no signal: the output folder was moved or removed
-BLOCKED = 1.0  # seconds after which a signal that was not handled finds the main thread blocked
+BLOCKED = 1.0  # seconds after which an unhandled signal means that the main thread is blocked
 _AGAIN = "run the same command again to resume"
 
 
 class Decision(NamedTuple):
-    """The action of all ranks after an update. `stop`: signal that ends the run, or `MOVED`, 0 for none; `save` a
-    checkpoint."""
+    """What all ranks do after an update. `stop`: signal that ends the run, or `MOVED`, 0 for none; `save`: whether to
+    save a checkpoint."""
 
     stop: int = 0
     save: bool = False
@@ -48,10 +48,10 @@ class Interrupt:
         self._stop = 0
         self._interrupted = False  # by SIGINT
         self._save = False
-        self._announced = False  # the stop, to the evaluations of the other ranks
-        self._agreed = Decision()  # by all ranks, for the next update
+        self._announced = False  # whether the other ranks' evaluations were told to stop
+        self._agreed = Decision()  # agreed by all ranks, for the next update
         self._pending: tuple[Any, Tensor] | None = None  # an all-reduce in flight, and its values
-        self.stopped_early = False  # an evaluation ended early
+        self.stopped_early = False  # whether an evaluation ended early
 
     def install(self) -> "Interrupt":
         """Replaces the signal handlers; returns self. A signal that is ignored, as under nohup, stays ignored."""
@@ -86,7 +86,7 @@ class Interrupt:
         self._deferred = True
 
     def error(self, stop: int, state: str = "") -> BaseException:
-        """Returns the error that ends a run after the signal `stop`. Args: state: whether it was saved, in words."""
+        """Returns the error that ends a run after the signal `stop`. Args: state: says whether the state was saved."""
         if stop == signal.SIGINT:
             return KeyboardInterrupt(*([f"{state} ({_AGAIN})"] if state else []))
         return TerminatedError(signal.Signals(stop).name, f"terminated{state and '; '}{state}", _AGAIN)
@@ -102,7 +102,7 @@ class Interrupt:
     def decide(self, update: int) -> Decision:
         """Returns the action after `update`, the same on every rank. Every rank calls it after every update.
 
-        It reflects the signals received before the previous call. Every rank has made that call: otherwise the
+        The result reflects signals received before the previous call. Every rank has made that call: otherwise the
         gradients of `update` could not have been exchanged.
         """
         save, self._save = self._save, False  # later signals wait for the next call

@@ -1,4 +1,4 @@
-"""A thread in each rank that ends it when another rank failed, disappeared or hangs."""
+"""A thread in each rank that ends it when another rank fails, disappears or hangs."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from utils.errors import DistributedError, RunError, TerminatedError, listing, r
 INTERVAL = 0.5  # seconds between checks, and between heartbeats
 SILENCE = 3.0  # seconds without a heartbeat after which a rank counts as gone
 SUSPICIOUS = 60.0  # seconds without progress after which heartbeats are checked
-_LEFT = "left"  # instead of a heartbeat
+_LEFT = "left"  # sent instead of a heartbeat
 PATIENCE = 5.0  # seconds that a failed rank waits for the others: it may host the store
 
 
@@ -42,7 +42,7 @@ class Watchdog(threading.Thread):
         self._send_heartbeat()
 
     def tick(self, position: str) -> None:
-        """Records progress of this rank. Args: position: in the run, for messages."""
+        """Records that this rank has made progress. Args: position: its position in the run."""
         self._progress = (position, time.monotonic())
 
     @property
@@ -98,7 +98,7 @@ class Watchdog(threading.Thread):
         """Converts the error of a collective operation to one that names the ranks that are gone."""
         try:
             gone = self._silent_ranks()
-        except RuntimeError:  # of a store that is gone
+        except RuntimeError:  # the store is gone
             wait_if_launcher_is_gone()
             return self._lost_store()
         if gone:
@@ -153,7 +153,7 @@ class Watchdog(threading.Thread):
                 self._end_all(self._lost_ranks(gone))
 
     def _abort(self, error: BaseException) -> None:
-        """Ends the job after a signal; the cause is a lost rank if there is one, since launchers then send SIGTERM."""
+        """Ends the job after a signal; blames a lost rank if there is one, since launchers then send SIGTERM."""
         gone = self._silent_ranks() if isinstance(error, TerminatedError) else []
         self._end_all(self._lost_ranks(gone) if gone else error)
 
@@ -182,7 +182,7 @@ class Watchdog(threading.Thread):
         self._exit(int(self._store.compare_set("code", "", str(code))))
 
     def _exit(self, code: int) -> None:
-        with suppress(RuntimeError):  # of a store that is gone
+        with suppress(RuntimeError):  # the store is gone
             self._store.add("ended", 1)
         self.before_exit()
         logging.shutdown()

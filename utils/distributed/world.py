@@ -111,13 +111,13 @@ class World:
                     raise DistributedError(name, f"the ranks differ: {differing}", remedy)
 
     def tick(self, position: str) -> None:
-        """Records progress of this rank. Args: position: in the run, for messages."""
+        """Records that this rank has made progress. Args: position: its position in the run."""
         if self.watchdog is not None:
             self.watchdog.tick(position)
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """Runs the block on the first rank of each machine before the others, with no timeout."""
+        """Runs the block on the first rank of each machine before the others, without a timeout."""
         if self.local_rank != 0:
             self.store.wait([self._turn()], _NEVER)
         yield
@@ -152,10 +152,10 @@ class World:
             return report_error(error, speak=self.is_main or isinstance(error, DistributedError), debug=debug)
         if isinstance(error, RuntimeError) and _is_lost_connection(error):
             error = watchdog.explain(error)
-        watchdog.stop()  # before the claim: another rank that fails may set the code and so end this one, unreported
+        watchdog.stop()  # before the claim: otherwise, another rank's code may end this one unreported
         try:
             first = watchdog.claim("error")
-        except RuntimeError:  # the rank that hosted the store is gone: better report twice than never
+        except RuntimeError:  # the rank that hosted the store is gone: better to report twice than never
             wait_if_launcher_is_gone()
             first = True
         return watchdog.raise_alarm(report_error(error, speak=first, debug=debug))
@@ -169,7 +169,7 @@ class World:
 
 
 def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
-    """Joins the job launched by torchrun, or creates a single-process one; selects the device, tunes the process.
+    """Joins the job launched by torchrun, or creates a single-process one; selects the device and tunes the process.
 
     Args: timeout_minutes: time without progress after which the job ends, 0 for never; device_type: "auto" for a GPU if
     there is one, "cuda", "cuda:N", "mps", "cpu".
@@ -219,7 +219,7 @@ def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
 
 
 def _reach(host: str, port: int, local_rank: int) -> None:
-    """Checks that torchrun's store responds: it was started before this rank.
+    """Checks that torchrun's store, which was started before this rank, responds.
 
     Raises: DistributedError on the first rank of each machine, SystemExit on the others.
     """
@@ -237,12 +237,12 @@ def _reach(host: str, port: int, local_rank: int) -> None:
 
 
 def _leave_to_rank(speaker: int, local_rank: int) -> None:
-    """Ends this rank after a while, without a line, unless it is the one of its machine that reports an error.
+    """Ends this rank after a delay, without a message, unless it is the one on its machine that reports errors.
 
     Raises: SystemExit.
     """
     if local_rank != speaker:
-        time.sleep(PATIENCE)  # the launcher ends the others once one has ended
+        time.sleep(PATIENCE)  # the launcher ends the other ranks once one has ended
         raise SystemExit(DistributedError.exit_code)
 
 

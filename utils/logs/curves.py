@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 Records = list[dict[str, Any]]
 _STYLES = ("-", "--", ":", "-.")
 _FIRST = 30.0  # seconds until the first plot
-_PAUSE = 50  # between plots, as a multiple of the time to draw one: 2 % of the run
+_PAUSE = 50  # between plots, as a multiple of the time to draw one: 2% of the run
 
 
 class Curves:
     """curves.png of a run, redrawn after an epoch unless the last plot is too recent.
 
-    Args: folder of the run; others as for `draw_curves`.
+    Args: folder: the run's folder; others: as for `draw_curves`.
     """
 
     def __init__(self, folder: Path, updates_per_epoch: int, best: Best | None) -> None:
@@ -70,8 +70,8 @@ def curves_figure(
 ) -> Any:
     """Plots losses, metrics, learning rate and gradient norm.
 
-    Args: runs: names, and the records of their metrics.jsonl; metrics: names to draw, None for all; title: of their
-    panel; updates_per_epoch: to label the axis in epochs, 0: in updates.
+    Args: runs: names, and the records of their metrics.jsonl; metrics: names to draw, None for all; title: title of
+    their panel; updates_per_epoch: scales the axis to epochs; 0: to updates.
     """
     if metrics is None:
         metrics = metric_names([record for _, records in runs for record in records])

@@ -33,7 +33,7 @@ class MetricsFile:
     """
 
     def __init__(self, folder: Path | None, update: int, wandb: str = "", evaluated: bool = True):
-        """Continues after `update`; later records of an interrupted run are removed.
+        """Continues after `update`; removes later records of an interrupted run.
 
         Args: wandb: a project of Weights & Biases, "" for none; evaluated: whether the evaluation after `update` is
         part of the state to resume from.
@@ -117,7 +117,7 @@ class MetricsFile:
 
 
 def refuse_reserved(names: Iterable[str]) -> None:
-    """Raises: ValueError if a loss component or a metric has the name of a field of metrics.jsonl."""
+    """Raises: ValueError if a loss component or a metric has a name in `RESERVED`."""
     taken = RESERVED.intersection(names)
     if taken:
         raise ValueError(f"{', '.join(sorted(taken))}: names of fields of metrics.jsonl, choose others")

@@ -76,7 +76,7 @@ class Progress:
             losses = {name: next(averages) for name in update.losses}
             if not update.applied:
                 continue
-            # weighted by samples, so that a small last update counts for less
+            # weighted by samples, so that a small last update counts less
             for name, value in losses.items():
                 self._mean(name).add(value, samples)
             self._state.means["epoch_loss"].add(losses["loss"], samples)

@@ -32,7 +32,7 @@ class Tracker:
 
 
 class TensorBoard(Tracker):
-    """Event files in tensorboard/. Args: update: to continue after; later events of an earlier start are hidden."""
+    """Event files in tensorboard/. Args: update: the update to continue from; hides later events of earlier runs."""
 
     def __init__(self, folder: Path, update: int):
         from torch.utils.tensorboard import SummaryWriter  # slow to import: on the writing rank only
@@ -41,7 +41,7 @@ class TensorBoard(Tracker):
         folder = folder / "tensorboard"
         folder.mkdir(exist_ok=True)
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        # its files are opened at every flush: by this name also if the output folder was moved
+        # the files are opened at every flush: under this name even if the output folder was moved
         kept = Path(f"/proc/self/fd/{self._descriptor}")
         self._writer = SummaryWriter(str(kept if kept.exists() else folder), purge_step=update + 1)
 
@@ -64,7 +64,7 @@ class TensorBoard(Tracker):
 
 
 class PictureFiles(Tracker):
-    """PNG files in pictures/, each overwritten by the newest of its name."""
+    """PNG files in pictures/, each overwritten by the newest with its name."""
 
     def __init__(self, folder: Path):
         self._folder = folder / "pictures"
@@ -152,7 +152,7 @@ class Trackers:
 
 
 def _silence_threads_of(package: str) -> None:
-    """Prints no tracebacks of failed threads of `package`, whose next call raises the same error."""
+    """Silences tracebacks of threads of `package` that fail, since its next call raises the same error."""
     report = threading.excepthook
 
     def report_others(failure: threading.ExceptHookArgs) -> None:

@@ -25,7 +25,7 @@ from utils.training.update import Update
 
 log = logging.getLogger(__name__)
 UPDATES = 6  # the first one allocates, compiles and waits for the loader: it is excluded
-BATCHES = 5  # of an evaluation, likewise
+BATCHES = 5  # of an evaluation; likewise
 
 
 class Data(Protocol):
@@ -38,9 +38,9 @@ class Data(Protocol):
 
 
 def dry_run(state: TrainState, data: Data, objective: Objective, plan: RunPlan, folder: RunFolder, keep: int) -> None:
-    """Trains for a few updates and logs the time, memory and disk space of the whole run. `state` is unusable after.
+    """Trains for a few updates and logs the time, memory and disk space of the run. `state` is unusable afterwards.
 
-    Args: folder: of the run, which need not exist; keep: checkpoints to keep, 0 for all.
+    Args: folder: the run's folder, which need not exist; keep: checkpoints to keep, 0 for all.
     Raises: as for training; ResourceError if disk space is insufficient.
     """
     world = folder.world
@@ -84,7 +84,7 @@ def dry_run(state: TrainState, data: Data, objective: Objective, plan: RunPlan, 
 
 
 class Pace:
-    """Times updates, and the waiting for batches among it. `losses`, `norms`: of every update."""
+    """Times updates, and the wait for batches within them. Collects `losses` and `norms`."""
 
     def __init__(self, device: torch.device):
         self._device, self._waited = device, 0.0
@@ -139,7 +139,7 @@ def _evaluation_seconds(state: TrainState, data: Data, world: World) -> float:
     """Estimates the duration of an evaluation, 0 if there is none."""
     if data.val is None:
         return 0.0
-    # the same on all ranks, some of which may have no samples: an evaluation is a collective operation
+    # the same on all ranks, even those without samples: an evaluation is a collective operation
     batches = max(world.gather_objects(len(data.val)))
     seconds = []
     for limit in (1, min(BATCHES, batches)):

@@ -27,7 +27,7 @@ from utils.distributed.world import World
 from utils.errors import ConfigError, ResourceError, count
 from utils.files import quoted, write_errors, write_text
 from utils.runs.lock import RunLock
-from utils.runs.provenance import versions
+from utils.runs.provenance import Provenance, versions
 from utils.runtime import device_name
 from utils.terminal import log_lines, log_to_file
 from utils.training.state import TrainState
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """The paths of a run. Only the main rank writes, and no rank if the folder is `read_only`."""
+    """The paths of a run. Only the main rank writes; none does if the folder is `read_only`."""
 
     def __init__(self, path: Path, world: World, read_only: bool = False):
         self.path = self._given = path
@@ -59,8 +59,8 @@ class RunFolder:
     @staticmethod
     @contextmanager
     def open(cfg: CfgNode, world: World) -> "Iterator[RunFolder]":
-        """Holds the folder of a run for the duration of the block. Raises: as for `acquire`."""
-        folder = RunFolder(Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG), world, cfg.DRY_RUN)
+        """Holds the folder of a run during the block. Raises: as for `acquire`."""
+        folder = RunFolder(path_of_run(cfg), world, cfg.DRY_RUN)
         folder.acquire(dump_config(cfg), partial(config_differences, cfg))
         try:
             yield folder
@@ -86,7 +86,7 @@ class RunFolder:
             self._owner.release()
 
     def follow_move(self) -> bool:
-        """Returns whether the folder was moved since it was acquired; then `path` is where it is now.
+        """Returns whether the folder has been moved since it was acquired; `path` is then its new location.
 
         Raises: ResourceError if it was removed.
         """
@@ -98,7 +98,7 @@ class RunFolder:
         return place != self._given
 
     def moved_error(self, state: str) -> ResourceError:
-        """Returns the error that ends a run whose folder was moved. Args: state: whether it was saved, in words."""
+        """Returns the error that ends a run whose folder was moved. Args: state: says whether the state was saved."""
         problem = f"was moved to {self.path} while the run was writing to it; {state}"
         return ResourceError(str(self._given), problem, "move it back, then run the same command again to resume")
 
@@ -138,17 +138,24 @@ class RunFolder:
             log.info("no symbolic links in %s: last.txt and best.txt will hold file names instead", self.checkpoints)
         return owner
 
-    def write_config(self, config: str, state: TrainState) -> None:
-        """Writes the configuration that the run continues with, and restores last.pth and best.pth if a save was
-        interrupted before they were updated. Raises: ResourceError."""
+    def begin(self, provenance: Provenance, state: TrainState) -> None:
+        """Writes the configuration that the run continues with and the files of its data, and restores last.pth and
+        best.pth if a save was interrupted before they were updated. Raises: ResourceError."""
         with write_errors(self.path, "OUTPUT"):
-            write_text(self.config, config)
+            write_text(self.config, provenance.config)
+            for name, text in provenance.info.files().items():
+                write_text(self.path / name, text)
         best = self.checkpoints / checkpoint_name(state.best_epoch, state.best_step or None)
         if best.exists():
             point_to(self.checkpoints / "best.pth", best)
         own = checkpoint_name(state.epoch, state.step) if state.step else checkpoint_name(state.epoch - 1)
         if (self.checkpoints / own).exists():
             point_to(self.checkpoints / "last.pth", self.checkpoints / own)
+
+
+def path_of_run(cfg: CfgNode) -> Path:
+    """Returns the output folder of a run."""
+    return Path(cfg.OUTPUT, cfg.MODEL.NAME, cfg.TAG)
 
 
 def _environment(world: World) -> dict[str, Any]:

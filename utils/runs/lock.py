@@ -1,6 +1,6 @@
 """Exclusive ownership of an output folder: two runs writing the same files would corrupt both.
 
-The owner keeps the folder open, and so notices when it is moved or removed.
+The owner keeps the folder open and thus notices when it is moved or removed.
 
 owner.json holds host, process, scheduler job and a heartbeat. It is written in place and read by opening it, which NFS
 keeps consistent between machines, unlike locks of the operating system. A dead owner is replaced automatically: on the
@@ -47,9 +47,9 @@ class RunLock(threading.Thread):
 
     @staticmethod
     def acquire(folder: Path, abort: Callable[[BaseException], None] | None = None) -> "RunLock":
-        """Acquires the folder, if necessary after watching the heartbeat of its owner on another machine.
+        """Acquires the folder, if necessary after watching the heartbeat of an owner on another machine.
 
-        Args: abort: ends the job, from another thread, if another run takes the folder nevertheless.
+        Args: abort: ends the job, from another thread, if another run takes the folder anyway.
         Raises: ConfigError if another run owns it; OSError if it is not writable.
         """
         owner = RunLock(folder, abort or World().abort)
@@ -70,12 +70,12 @@ class RunLock(threading.Thread):
         except FileExistsError:
             other = _read(path)
             if _is_alive(path, other):
-                other = other or _read(path)  # it was just being written
+                other = other or _read(path)  # the record was just being written
                 job = f", job {other['job']}" if other.get("job") else ""
                 problem = f"another run writes to this folder ({_describe(other)}{job})"
                 remedy = f"wait for it, set a different --tag, or remove {path} if that run is dead"
                 raise ConfigError(str(folder), problem, remedy) from None
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))  # it may be gone by now
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))  # the file may be gone by now
             self._write(path)
             time.sleep(SETTLE)
             if _read(path).get("token") != self._record["token"]:
@@ -83,7 +83,7 @@ class RunLock(threading.Thread):
         self._write(path)
 
     def place(self) -> Path | None:
-        """Returns the path of the folder: another one if it was moved, None if it was removed."""
+        """Returns the current path of the folder, which may have moved; None if it was removed."""
         try:
             own = os.fstat(self._descriptor)
             if os.path.samestat(own, os.stat(self._folder)):
@@ -99,7 +99,7 @@ class RunLock(threading.Thread):
             return None
 
     def run(self) -> None:
-        """Sends heartbeats; ends the process if another run took the folder."""
+        """Sends heartbeats; ends the process if another run has taken the folder."""
         while not self._stopped.wait(BEAT):
             place = self.place()
             if place is None:
@@ -129,7 +129,7 @@ class RunLock(threading.Thread):
         os.close(self._descriptor)
 
     def _write(self, path: Path) -> None:
-        """Overwrites the existing file, with the same number of bytes: this works on a full disk. Raises: OSError."""
+        """Overwrites the existing file with the same number of bytes, which works on a full disk. Raises: OSError."""
         descriptor = os.open(path, os.O_WRONLY)
         try:
             os.pwrite(descriptor, json.dumps(self._record).ljust(_SIZE).encode(), 0)
@@ -166,7 +166,7 @@ def _is_alive(path: Path, record: dict[str, Any]) -> bool:
 
 
 def machine_name() -> str:
-    """Returns a name for the PID namespace of this process: containers differ even if host names match."""
+    """Returns a name for this process's PID namespace: containers differ even if host names match."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"

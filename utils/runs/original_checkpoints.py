@@ -1,8 +1,8 @@
 """Converts training checkpoints of the original repository, so that its runs can be resumed here.
 
-They hold model, optimizer, lr_scheduler, max_accuracy, scaler, epoch (the one just finished) and config. The optimizer
-numbers its tensors by group, each in the order of the model's parameters: first the decayed ones, then the others; with
-layer-wise decay, one group per layer and kind, in order of occurrence.
+They contain model, optimizer, lr_scheduler, max_accuracy, scaler, epoch (the one just finished) and config. The
+optimizer numbers its tensors by group, in the order of the model's parameters: first the decayed ones, then the others;
+with layer-wise decay, one group per layer and kind, in order of occurrence.
 """
 
 import re
@@ -113,7 +113,7 @@ def _is_decayed(name: str, parameter: Tensor, prefix: str) -> bool:
 
 
 def _layered(order: Sequence[str], own: Mapping[str, Tensor], model: nn.Module) -> list[list[str]]:
-    """Groups parameters as layer-wise decay does, whatever the run's own setting; the factor identifies a layer."""
+    """Groups parameters as layer-wise decay does, whatever the run's setting; the factor identifies a layer."""
     layered = parameter_groups(model, weight_decay=1.0, layer_decay=0.5, rule="simmim")
     factors = {id(p): group["lr_scale"] for group in layered for p in group["params"]}
     groups = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Provenance of a checkpoint, which must match when it is resumed."""
+"""Provenance of a checkpoint, which must match when the run is resumed."""
 
 import logging
 import platform
@@ -21,13 +21,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The identity of the training samples: a digest of their names and targets. Tasks may add fields."""
+    """The identity of the training samples: a digest of their names and targets. Tasks may add fields.
+
+    `upright`: whether images are turned by their EXIF orientation.
+    """
 
     fingerprint: str = ""
+    upright: bool = field(default=False, kw_only=True)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields to store in a checkpoint: plain values."""
         return {"data_fingerprint": self.fingerprint}
+
+    def files(self) -> dict[str, str]:
+        """Returns files to write to the output folder: text by name."""
+        return {}
 
     def check(self, saved: Mapping[str, Any], origin: Path, accept_changes: bool) -> None:
         """Compares with a checkpoint to resume from; fields missing from it are not compared.
@@ -43,7 +51,7 @@ class DataInfo:
         log.warning("%s", problem)
 
     def difference(self, saved: Mapping[str, Any]) -> str:
-        """Describes in words how the training samples differ from a checkpoint's."""
+        """Describes how the training samples differ from a checkpoint's."""
         return "the file names differ"
 
 
@@ -51,7 +59,7 @@ class DataInfo:
 class Provenance:
     """The origin of a checkpoint.
 
-    `config` as YAML text; `global_batch` in samples; `preprocessing` of the images; `info` on the training samples.
+    `config` as YAML text; `global_batch` in samples; `preprocessing` of the images; `info` about the training samples.
     """
 
     config: str
@@ -77,7 +85,7 @@ class Provenance:
         """Compares with a checkpoint to resume from; fields missing from it are not compared.
 
         Args: accept_changes: only warn about other training samples.
-        Raises: CheckpointError for other data; ConfigError for a different global batch.
+        Raises: CheckpointError for other data; ConfigError for a different global batch size.
         """
         self.info.check(saved, origin, accept_changes)
         batch = saved.get("global_batch")

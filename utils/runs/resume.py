@@ -27,8 +27,8 @@ _NEWEST, _RESUME, _PRETRAINED = "the newest checkpoint in the output folder", "-
 @dataclass(frozen=True)
 class StartOptions:
     """`auto_resume`: resume from the newest checkpoint in the folder; `resume`, `pretrained`: file names, or empty;
-    `sha256`: expected digest of the file; `first_epoch` of a run without a checkpoint; `accept_changes` of the training
-    samples."""
+    `sha256`: expected digest of the file; `first_epoch` of a run without a checkpoint; `accept_changes`: accept
+    different training samples."""
 
     auto_resume: bool = True
     resume: str = ""
@@ -65,11 +65,11 @@ class Start:
 
     @property
     def stored_forms(self) -> dict[str, str] | None:
-        """The forms of the operators in the training that is resumed, or None: a new run chooses its own."""
+        """The forms of the operators in the run that is resumed; None for a new run, which chooses its own."""
         return self.contents.get("forms", {}) if self.training_state else None
 
     def load_weights(self, model: nn.Module, load: Load) -> None:
-        """Loads the weights into a model that is not wrapped yet. Raises: CheckpointError."""
+        """Loads the weights into a model that has not been wrapped. Raises: CheckpointError."""
         if self.origin is None:
             return
         contents, info = self.contents, self.provenance.info if self.reason == _PRETRAINED else None
@@ -114,7 +114,7 @@ def find_start(cfg: CfgNode, folder: RunFolder, provenance: Provenance, world: W
 def start_of(options: StartOptions, folder: RunFolder, provenance: Provenance, world: World) -> Start:
     """Finds the newest intact checkpoint of this run, else the file `resume`, else `pretrained`, else nothing.
 
-    The main rank reads it and broadcasts; the other ranks need no access to its disk.
+    The main rank reads and broadcasts it; the other ranks need no access to its disk.
     Raises: CheckpointError, ConfigError if the checkpoint belongs to another run.
     """
     if options.auto_resume:

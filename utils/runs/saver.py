@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class Saver:
     """Writes one checkpoint at a time, in a thread.
 
-    Args: folder: of the checkpoints, below the output folder; keep: number of newest checkpoints to keep, 0 for all.
+    Args: folder: checkpoint folder within the output folder; keep: number of newest checkpoints to keep, 0 for all.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -26,9 +26,9 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(self, name: str, contents: dict[str, Any], best: bool = False) -> None:
-        """Starts saving a copy of `contents`, once the previous checkpoint is written.
+        """Starts saving a copy of `contents` once the previous checkpoint is written.
 
-        Args: best: whether best.pth should point at it. Raises: ResourceError if the previous save failed.
+        Args: best: whether best.pth should point to it. Raises: ResourceError if the previous save failed.
         """
         self.finish()
         work = (self.folder, name, snapshot(contents), best)
@@ -55,7 +55,7 @@ class Saver:
 
     def _write(self, folder: Path, name: str, contents: dict[str, Any], best: bool) -> None:
         try:
-            if not folder.parent.is_dir():  # it would be made anew
+            if not folder.parent.is_dir():  # writing would create it again
                 raise ResourceError(str(folder.parent), "was moved or removed during a save", "move it back")
             path = save_checkpoint(folder, name, contents)
             point_to(folder / "last.pth", path)
@@ -68,5 +68,5 @@ class Saver:
 
 
 def snapshot(value: Any) -> Any:
-    """Copies nested dictionaries and lists, with all tensors on the CPU."""
+    """Copies nested dictionaries and lists, and their tensors to the CPU."""
     return map_tensors(value, lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu").copy_(t.detach()))

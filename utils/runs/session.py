@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,10 +94,11 @@ class Session:
         self._first_epoch = state.epoch
         self._saved_at = self._interval_started = self._started = time.monotonic()
         self._interval_samples = state.samples
-        self._agreed = False  # all ranks end the run with the same error
+        self._agreed = False  # whether all ranks end the run with the same error
+        self._stored: Mapping[str, Any] = {}  # of the last evaluation
         self._unjudged: Update | None = None  # its outcome is known after the next update
         if world.is_main:
-            folder.write_config(provenance.config, state)
+            folder.begin(provenance, state)
         if world.watchdog is not None:
             world.watchdog.before_exit = self._saver.finish_quietly
 
@@ -123,7 +124,7 @@ class Session:
         """Yields the batches of an epoch and measures waiting times."""
         self._tick()
         if self._evaluation_is_pending() and self._state.step < self._plan.updates_in(self._state.epoch):
-            self._evaluate_within_epoch()  # the run was stopped during this evaluation
+            self._evaluate_within_epoch()  # the run had been stopped during this evaluation
         first = self._state.update == 0
         for batch in self.progress.watch(batches):
             if first:
@@ -218,6 +219,7 @@ class Session:
         if evaluation is not None:
             pictures = {**evaluation.each_epoch, **(evaluation.pictures if last else {})}
             self.journal.show({f"val/{name}": draw for name, draw in pictures.items()}, state.update)
+        self._stored = {} if evaluation is None else evaluation.stored
         state.evaluated_at = state.update
         state.means["epoch_loss"].clear()
         return best
@@ -262,10 +264,10 @@ class Session:
         now, minutes = time.monotonic(), self._options.save_minutes
         if minutes and self._world.is_main and now - self._saved_at >= 60 * minutes:
             self._interrupt.request_save()
-            self._saved_at = now  # no further request until it is done
+            self._saved_at = now  # no further request until the save is done
 
     def _watch_folder(self) -> None:
-        """Requests a stop if the output folder was moved; until then, files are written to its new place.
+        """Requests a stop if the output folder was moved; until then, files are written to its new location.
 
         Raises: ResourceError if it was removed.
         """
@@ -360,7 +362,8 @@ class Session:
         self._watch_folder()
         if self._world.is_main:
             self._saver.finish()  # before allocating more memory
-        contents = {**self._provenance.as_dict(), **state.state_dict()}
+        stored = self._stored if state.evaluated_at == state.update else {}
+        contents = {**self._provenance.as_dict(), **stored, **state.state_dict()}
         if self._world.is_main:
             with self.progress.pause():
                 self.journal.flush()

@@ -1,4 +1,4 @@
-"""How often a session logs and saves."""
+"""Options for logging and saving."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Reports of updates skipped for a non-finite gradient, one file each, in incidents/ of the output folder."""
+"""Reports of updates skipped because of a non-finite gradient, one file each, in incidents/ of the output folder."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ MOST = 100  # reports per run; float16 skips some updates by design
 def write_incident(path: Path, world: World, details: dict[str, Any], own: dict[str, Any]) -> None:
     """Writes a report; only warns if it fails. A collective operation.
 
-    Args: details: of the update, the same on all ranks; own: details of this rank.
+    Args: details: details of the update, the same on all ranks; own: details of this rank.
     """
     ranks = world.gather_objects(own)
     if not world.is_main:

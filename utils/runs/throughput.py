@@ -1,4 +1,4 @@
-"""--throughput: measures the images per second of a model."""
+"""--throughput: measures a model's speed in images per second."""
 
 import logging
 import time

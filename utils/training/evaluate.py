@@ -21,7 +21,7 @@ class Evaluator(Protocol):
     """Accumulates the sums of one evaluation on this rank; created for each evaluation."""
 
     def update(self, outputs: Any, batch: Batch) -> None:
-        """Adds a batch; should not wait for the device. Args: outputs: of the task's `forward`."""
+        """Adds a batch; should not wait for the device. Args: outputs: from the task's `forward`."""
         ...
 
     def compute(self, world: World) -> Evaluation:
@@ -72,9 +72,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def in_step(model: nn.Module, batches: Iterable[Batch], forward: Forward, world: World) -> Iterator[Batch]:
-    """Yields the batches; where a forward pass is a collective operation, until all ranks have run out.
+    """Yields the batches; if a forward pass is a collective operation, until all ranks have run out.
 
-    A rank without further batches joins with an image of zeros, whose outputs are discarded.
+    A rank without further batches takes part with an image of zeros, whose outputs are discarded.
     """
     if not needs_all_ranks(model):
         yield from batches

@@ -24,7 +24,7 @@ def train_epoch(
     plan: RunPlan,
     on_update: Callable[[Update], None],
 ) -> None:
-    """Trains on `batches`, which end with the epoch.
+    """Trains on `batches`, the rest of an epoch.
 
     `on_update` is called after every update; the state can be saved then, once it is synced (`TrainState.sync`).
     """
@@ -67,7 +67,7 @@ def _apply_gradients(
 ) -> tuple[tuple[str, ...], Readback]:
     """Clips and steps without waiting for the device; all ranks skip the step if the gradient is non-finite.
 
-    Returns: the names of the parameters with a gradient; its norms and the loss scale, as read by `Update`.
+    Returns: the names of the parameters with a gradient; the gradient's norms and the loss scale, as read by `Update`.
     """
     set_learning_rate(state.optimizer, rate)
     reduce_expert_gradients(state.model)

@@ -41,10 +41,11 @@ class Evaluation:
     """The result of an evaluation.
 
     `metrics` by name, as recorded in metrics.jsonl, empty without validation data; `line` for the log; `scalars` for
-    TensorBoard, None for the metrics; `samples` evaluated, across all ranks; `notes`: further log lines when evaluating
+    TensorBoard, None for the metrics; `samples` evaluated, across all ranks; `notes`: extra log lines when evaluating
     files; `tables` by name: "per_class" and "results" (one row, to compare files) can be written to CSV, report.py
     shows all; `pictures` for report.py and for trackers at the end of the run, drawn on demand; `each_epoch`: pictures
-    for trackers after every evaluation.
+    for trackers after every evaluation; `stored`: plain values to store in the checkpoint of the evaluated weights, by
+    name in utils/checkpoints/contents.py.
     """
 
     metrics: Mapping[str, float]
@@ -55,6 +56,7 @@ class Evaluation:
     tables: Mapping[str, Table] = field(default_factory=dict)
     pictures: Pictures = field(default_factory=dict)
     each_epoch: Pictures = field(default_factory=dict)
+    stored: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Objective(Protocol):
@@ -63,16 +65,16 @@ class Objective(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Runs the forward pass of one micro-batch.
 
-        Args: model: as it trains, possibly wrapped for several ranks.
+        Args: model: the model in training, possibly wrapped for several ranks.
         Returns: scalars by name, the same names on every call and rank: "loss", which is minimised, and any parts of it
         worth logging. The loss is a mean over the samples of the batch.
         """
         ...
 
     def after_update(self, model: nn.Module, done: int, planned: int) -> None:
-        """Called after every update, such as for the momentum encoder of a self-supervised task.
+        """Called after every update, e.g. for the momentum encoder of a self-supervised task.
 
         Must not wait for the device: whether the update was skipped is not known yet.
-        Args: model: not wrapped; done: updates of the plan that are done; planned: their total.
+        Args: model: not wrapped; done: updates of the plan done so far; planned: their total.
         """
         ...

@@ -85,7 +85,7 @@ def _fused_lamb(groups: Groups, o: OptimizerOptions) -> torch.optim.Optimizer:
 
 
 def _can_fuse(groups: Groups) -> bool | None:
-    """Returns True if one kernel can do the step: 34 ms for Swin-T on the CPU, instead of 80 ms."""
+    """Returns True if one kernel can do the step: 34 ms for Swin-T on the CPU instead of 80 ms."""
     devices = {p.device.type for group in groups for p in group["params"]}
     return True if devices in ({"cpu"}, {"cuda"}) else None
 
@@ -102,7 +102,7 @@ def step_if_finite(optimizer: torch.optim.Optimizer, norm: Tensor, clip: float) 
     """Takes a step with the gradient clipped to `clip` (0: unclipped); skips it if the gradient is non-finite.
 
     A fused optimizer clips and skips on the device; any other makes this function wait for `norm`.
-    Args: norm: of the whole gradient, a scalar on the device.
+    Args: norm: norm of the whole gradient, a scalar on the device.
     """
     if optimizer.defaults.get("fused"):
         # as set by GradScaler: the step divides by grad_scale, and is skipped if found_inf is 1
@@ -117,13 +117,13 @@ def step_if_finite(optimizer: torch.optim.Optimizer, norm: Tensor, clip: float) 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: Callable[[float], float]) -> None:
-    """Sets the rate of each group. Args: rate: maps the scale of layer-wise decay to a learning rate."""
+    """Sets the learning rate of each group. Args: rate: maps the group's layer-decay scale to a learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate(group["lr_scale"])
 
 
 def describe_groups(groups: Iterable[dict[str, Any]], numel: Callable[[Tensor], int] = Tensor.numel) -> str:
-    """Returns a log line: the number of decayed parameters. Args: numel: of the whole parameter, if it is sharded."""
+    """Returns a log line: the number of decayed parameters. Args: numel: counts the elements of a whole parameter."""
     groups = list(groups)
     decayed = [p for g in groups if g["weight_decay"] for p in g["params"]]
     kept = [p for g in groups if not g["weight_decay"] for p in g["params"]]

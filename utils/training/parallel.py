@@ -89,7 +89,7 @@ def wrap(model: nn.Module, world: World) -> nn.Module:
     placed = list(shards_of(model))  # reduce_expert_gradients averages theirs
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, placed)
     wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-    # broadcast with every update; the argument of this name is deprecated, and older versions lack its successor
+    # broadcast with every update; the argument of that name is deprecated, and older versions lack its successor
     wrapped.broadcast_buffers = any(True for _ in changing_buffers(model))
     return wrapped
 
@@ -110,8 +110,8 @@ def synchronize(wrapped: nn.Module, enabled: bool) -> AbstractContextManager:
 
 
 def gradient_norms(model: nn.Module, shards: Mapping[str, Shard] | None = None) -> tuple[tuple[str, ...], Tensor]:
-    """Returns the names of the N parameters with a gradient, and its norms: float32 (N,) on the device, the same on
-    every rank."""
+    """Returns the names of the N parameters with a gradient, and the gradients' norms: float32 (N,) on the device, the
+    same on every rank."""
     found = [(name, local_part(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
     names = tuple(name for name, _ in found)
     norms = torch.stack(torch._foreach_norm([grad for _, grad in found], dtype=torch.float32))

@@ -41,8 +41,8 @@ class RunPlan:
 
     @staticmethod
     def from_config(cfg: CfgNode, world_size: int, train_size: int) -> "RunPlan":
-        """Raises: ConfigError if the global batch is not divisible, there are fewer samples than ranks, the warm-up
-        does not end, or nothing is left to train."""
+        """Raises: ConfigError if the global batch size is not divisible, there are fewer samples than ranks, the
+        warm-up never ends, or nothing is left to train."""
         if train_size < world_size:
             problem = f"{train_size} training samples for {world_size} ranks"
             raise ConfigError("DATA.DATA_PATH", problem, f"launch at most {train_size}")
@@ -109,7 +109,7 @@ class RunPlan:
         return -(-self.total_updates // interval) - done // interval
 
     def describe(self) -> list[str]:
-        """Returns log lines: batch size, learning rate and length, and their derivation."""
+        """Returns log lines: batch size, learning rate and length, and how they were derived."""
         shape, total = self.shape, count(self.total_updates, "update")
         length = f"{count(self.epochs, 'epoch')} x {count(shape.updates, 'update')} = {total}"
         if self.updates:

@@ -12,8 +12,8 @@ def learning_rate(update: int, plan: RunPlan, scale: float = 1.0) -> float:
 
     Args: scale: factor of layer-wise decay, applied to the rate, or to the peak only if `plan.scale_peak`.
 
-    The cosine follows the paper (section 4.1). It starts after the warm-up or, without `warmup_prefix`, at update 0
-    underneath it, as in runs released before October 2022.
+    The cosine follows the paper (section 4.1). It starts after the warm-up or, without `warmup_prefix`, at update 0,
+    hidden at first by the warm-up, as in runs released before October 2022.
     """
     if plan.scale_peak:
         plan, scale = replace(plan, peak_lr=plan.peak_lr * scale), 1.0

@@ -96,13 +96,13 @@ class TrainState:
         self.epoch = self.step = self.update = self.samples = 0
         self.skipped = self.skipped_in_row = 0
         self.pending_update: Update | None = None
-        # the forward pass changes running statistics: the EMA must include the last update before that
+        # the forward pass changes running statistics: the EMA must include the last update before then
         self.syncs_before_forward = ema is not None and any(True for _ in changing_buffers(model))
         self.best_value: float | None = None
         self.best_epoch, self.best_step = -1, 0
         self.evaluated_at = -1
-        self.forms: dict[str, str] = {}  # of operators, as chosen on the machine where the run began
-        # of the epoch and the log interval; saved, so that a resumed run logs the same numbers
+        self.forms: dict[str, str] = {}  # operators' forms, as chosen on the machine where the run began
+        # over the epoch and the log interval; saved so that a resumed run logs the same numbers
         self.means = {name: Mean() for name in _BASE_MEANS}
 
     @staticmethod
@@ -115,7 +115,7 @@ class TrainState:
     ) -> "TrainState":
         """Builds the state of an untrained run around a model that already has its initial weights.
 
-        Args: forms: of the operators, stored in checkpoints.
+        Args: forms: the operators' forms, stored in checkpoints.
         The order matters: sharding replaces the parameters, and the optimizer must hold the new ones.
         """
         ema = None
@@ -168,7 +168,7 @@ class TrainState:
         return done or self.epoch >= plan.epochs
 
     def reset_best(self) -> None:
-        """Forgets the best evaluation so far."""
+        """Discards the best evaluation so far."""
         self.best_value, self.best_epoch, self.best_step = None, -1, 0
 
     def describe(self) -> list[str]:
@@ -241,7 +241,7 @@ class TrainState:
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         counters = saved["counters"]
-        # missing from earlier checkpoints, which were evaluated only at the end of an epoch
+        # missing from earlier versions' checkpoints, which were evaluated only at the end of an epoch
         counters = {"evaluated_at": -1 if counters["step"] else counters["update"], **counters}
         for name in _COUNTERS:
             setattr(self, name, counters[name])

@@ -30,9 +30,9 @@ class Readback:
 class Update:
     """One update of the weights.
 
-    Args: number: of the update in the run, from 0; losses: this rank's contribution to the mean losses, by name,
-    scalars on the device; outcome: the gradient norm of every parameter, the total norm, and the loss scale;
-    names: of the parameters; samples: this rank's, by index.
+    Args: number: index of the update in the run; losses: this rank's contribution to the mean losses, by name, scalars
+    on the device; outcome: the gradient norm of every parameter, the total norm, and the loss scale; names: parameter
+    names; samples: indices of this rank's samples.
     """
 
     def __init__(

@@ -109,7 +109,7 @@ def test_a_run_trains_on_the_same_batches_from_archives_and_lists(photos, tmp_pa
     else:
         options = options_of("--data-path", path, "--opts", "DATA.DATASET", dataset, "MODEL.NUM_CLASSES", 21841)
         assert (options.classes, options.zipped) == (21841, False)
-    train, _ = open_train(options, World())
+    train = open_train(options, World()).train
     assert (len(train.class_names) == 21841) == (not zipped)
     flat = replace(AUGMENTED, auto_augment="none")
     loaders = [

@@ -5,23 +5,12 @@ import torch
 
 from models.moe.routing import RoutingOptions
 from tasks.classification.labels import ClassInfo
-from tasks.classification.task import Outputs, classification_loss
+from tasks.classification.task import Outputs
 from tests.tools.builders import FLOAT32, batches, evaluation_of, objective, small
 from utils.batches import Batch
 from utils.precision import choose_precision
 
 LOGITS = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [3.0, 1.0, 2.0]])
-TARGETS = torch.tensor([0, 0, 2, 1])
-
-
-def test_training_loss_smooths_labels_but_not_mixed_targets():
-    smooth = 0.1
-    log_p = LOGITS.log_softmax(1)
-    expected = -(0.9 * log_p[range(4), TARGETS] + 0.1 * log_p.mean(1)).mean()
-    torch.testing.assert_close(classification_loss(LOGITS, TARGETS, smooth), expected)
-    soft = torch.full((4, 3), 1 / 3)
-    torch.testing.assert_close(classification_loss(LOGITS, soft, smooth), -log_p.mean())
-    assert classification_loss(LOGITS.bfloat16(), TARGETS, smooth).dtype == torch.float32
 
 
 def test_the_loss_is_that_of_the_forward_pass_in_the_chosen_precision():
@@ -49,9 +38,11 @@ def test_a_mixture_of_experts_adds_its_balance_loss_and_names_its_parts():
 
 def test_evaluation_names_its_metrics():
     evaluation = evaluation_of(objective(), small(), batches(3))
-    assert list(evaluation.metrics) == ["top1", "topk", "loss", "k", "correct1", "correctk", "count"]
-    assert evaluation.scalars.keys() == {"loss", "top1", "top5"} and "(" in evaluation.line
+    scores = ["balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "auroc", "ece"]
+    assert list(evaluation.metrics) == ["top1", "loss", "correct1", "count", *scores]
+    assert list(evaluation.scalars) == ["loss", "top1", *scores] and "(" in evaluation.line
     assert evaluation.samples == 12 and evaluation.tables.keys() == {"results", "per_class", "mistakes"}
+    assert evaluation.stored["calibration"]["temperature"] > 0
 
 
 def test_predictions_are_the_most_probable_classes():

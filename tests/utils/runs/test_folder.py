@@ -17,6 +17,7 @@ from utils.distributed.world import World
 from utils.errors import ConfigError, ResourceError
 from utils.runs.folder import RunFolder
 from utils.runs.lock import RunLock
+from utils.runs.provenance import Provenance
 from utils.runs.resume import StartOptions, start_of
 
 
@@ -87,7 +88,7 @@ def test_links_are_repaired_after_an_interrupted_save(tmp_path):
     for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2.pth"):
         save_checkpoint(folder.checkpoints, name, {"model": {}})
     state.epoch, state.best_epoch = 3, 1
-    folder.write_config("TAG: x\n", state)
+    folder.begin(Provenance("TAG: x\n", 1), state)
     assert (folder.checkpoints / "best.pth").readlink().name == "ckpt_epoch_1.pth"
     assert (folder.checkpoints / "last.pth").readlink().name == "ckpt_epoch_2.pth"
 
@@ -116,13 +117,13 @@ def test_leftovers_of_a_killed_run_are_removed_and_the_log_is_started(tmp_path):
 def test_within_an_epoch_the_last_checkpoint_is_that_of_the_step(tmp_path):
     folder, state = RunFolder(tmp_path, World()), train_state(small())
     folder.checkpoints.mkdir()
-    folder.write_config("TAG: x\n", state)
+    folder.begin(Provenance("TAG: x\n", 1), state)
     assert list(folder.checkpoints.iterdir()) == []  # nothing was saved yet
     for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2_step_4.pth"):
         save_checkpoint(folder.checkpoints, name, {"model": {}})
     (folder.checkpoints / "last.pth").symlink_to("ckpt_epoch_1.pth")
     state.epoch, state.step = 2, 4
-    folder.write_config("TAG: x\n", state)
+    folder.begin(Provenance("TAG: x\n", 1), state)
     assert (folder.checkpoints / "last.pth").readlink().name == "ckpt_epoch_2_step_4.pth"
     assert not (folder.checkpoints / "best.pth").is_symlink()
 
@@ -165,7 +166,7 @@ def test_without_links_the_log_says_where_the_names_are(tmp_path, monkeypatch, c
     assert "last.txt and best.txt" in caplog.text
     save_checkpoint(folder.checkpoints, "ckpt_epoch_1.pth", {"model": {}})
     state.epoch, state.best_epoch = 2, 1
-    folder.write_config("TAG: x\n", state)
+    folder.begin(Provenance("TAG: x\n", 1), state)
     for name in ("best.txt", "last.txt"):
         assert (folder.checkpoints / name).read_text() == "ckpt_epoch_1.pth\n"
 

@@ -1,0 +1,62 @@
+"""Imbalanced classes: how often their samples are drawn, and a warning if nothing is done about them."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from data.pipeline.samplers import Frequencies
+from data.sources.base import LabelledSource
+from utils.errors import DataError
+
+log = logging.getLogger(__name__)
+WARN_AT = 10  # times the samples of the smallest class
+
+
+def class_frequencies(source: LabelledSource, rule: str) -> Frequencies | None:
+    """Returns how often samples are drawn: None for "uniform", every sample once.
+
+    Args: rule: "balanced": all classes equally often; "sqrt": in proportion to the square root of their size. A sample
+    with several labels is drawn as often as one of its rarest label.
+    """
+    if rule == "uniform":
+        return None
+    counts = np.array(source.counts(), dtype=np.float64)
+    own = 1 / np.maximum(counts, 1) ** (1.0 if rule == "balanced" else 0.5)
+    labels = [source.labels_of(i) for i in range(len(source))]
+    expected = np.array([max((own[label] for label in each), default=own.min()) for each in labels])
+    strata = {each: number for number, each in enumerate(sorted(set(labels)))}
+    return Frequencies(
+        torch.from_numpy(expected * len(source) / expected.sum()), torch.tensor([strata[each] for each in labels])
+    )
+
+
+def sample_weights(source: LabelledSource) -> torch.Tensor | None:
+    """Returns the weights of the training samples in the loss, with mean 1, float32 (n,); None without any.
+
+    Raises: DataError if all are 0.
+    """
+    column = source.column("weight")
+    if column is None:
+        return None
+    weights = torch.tensor(np.asarray(column), dtype=torch.float32)
+    if not weights.sum():
+        raise DataError("DATA.WEIGHT_COLUMN", "all samples have weight 0", "set some above 0")
+    return weights / weights.mean()
+
+
+def warn_of_imbalance(class_names: Sequence[str], counts: Sequence[int], handled: bool) -> None:
+    """Logs one line if the largest class has ten times the samples of the smallest and nothing is done about it."""
+    present = [(count, name) for count, name in zip(counts, class_names, strict=True) if count]
+    if handled or len(present) < 2 or max(present)[0] < WARN_AT * min(present)[0]:
+        return
+    (most, largest), (least, smallest) = max(present), min(present)
+    log.warning(
+        "imbalanced classes: %s has %s training samples, %s has %s; see DATA.SAMPLER, LOSS.CLASS_WEIGHTS,"
+        " LOSS.LOGIT_ADJUSTMENT and, to select the best checkpoint, TEST.BEST macro_f1",
+        largest,
+        f"{most:,}",
+        smallest,
+        f"{least:,}",
+    )

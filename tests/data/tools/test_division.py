@@ -1,0 +1,121 @@
+"""A dataset without splits is divided: stratified, with related images on one side, the same in every run."""
+
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.sources.base import IndexedSource
+from data.sources.folders import FolderPool
+from data.sources.index import Index
+from data.tools.division import DividedStore, DivisionOptions, divide, format_splits, read_splits, related
+from tests.tools.errors import raises
+from utils.errors import ConfigError, DataError
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
+def test_every_class_is_held_out_in_proportion(fraction):
+    sizes = (100, 41, 10, 3, 2, 1)
+    labels = [(label,) for label, size in enumerate(sizes) for _ in range(size)]
+    parts = divide(labels, range(len(labels)), [1 - fraction, fraction], seed=0)
+    for label, size in enumerate(sizes):
+        held_out = sum(part for part, own in zip(parts, labels, strict=True) if own == (label,))
+        assert abs(held_out - fraction * size) <= 1
+        assert (held_out > 0) == (size > 1) and held_out < size
+    assert (parts == divide(labels, range(len(labels)), [1 - fraction, fraction], seed=0)).all()
+    assert (parts != divide(labels, range(len(labels)), [1 - fraction, fraction], seed=1)).any()
+
+
+def test_folds_are_of_equal_size_in_every_class():
+    labels = [(label,) for label in range(4) for _ in range(25)]
+    folds = divide(labels, range(100), [0.2] * 5, seed=3)
+    counts = Counter(zip(folds.tolist(), labels, strict=True))
+    assert len(counts) == 20 and set(counts.values()) == {5}
+
+
+def test_groups_stay_together_and_several_labels_are_stratified():
+    draw = np.random.default_rng(0)
+    groups = [i // 3 for i in range(300)]
+    labels = [tuple(np.flatnonzero(draw.random(6) < 0.3)) for _ in range(300)]
+    parts = divide(labels, groups, [0.75, 0.25], seed=0)
+    for i in range(0, 300, 3):
+        assert len(set(parts[i : i + 3])) == 1
+    for label in range(6):
+        has = [label in own for own in labels]
+        assert sum(parts[has]) / sum(has) == pytest.approx(0.25, abs=0.06)
+    assert sum(parts) / 300 == pytest.approx(0.25, abs=0.03)
+
+
+def write(folder, counts, size=24):
+    """Writes class folders of images that differ."""
+    draw = np.random.default_rng(len(counts))
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            blocks = draw.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            Image.fromarray(blocks).resize((size, size)).save(folder / name / f"p{i % 4}_{i}.png")
+    return folder
+
+
+def split_of(store, split):
+    source = store.open(split)
+    return [source.key(i) for i in range(len(source))]
+
+
+def test_a_folder_is_divided_once_and_for_all(tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = write(tmp_path / "photos", {"cat": 20, "dog": 10, "emu": 5})
+    store = DividedStore(FolderPool(folder), DivisionOptions())
+    train, val = (store.open(split) for split in ("train", "val"))
+    assert (train.counts(), val.counts()) == ([16, 8, 4], [4, 2, 1]) and train.class_names == ("cat", "dog", "emu")
+    assert not set(split_of(store, "train")) & set(split_of(store, "val"))
+    assert train[0].data == (folder / train.key(0)).read_bytes() and train[0].name == str(folder / train.key(0))
+    assert "7 of 35 images are held out" in caplog.text
+    again = DividedStore(FolderPool(folder), DivisionOptions())
+    assert split_of(again, "val") == split_of(store, "val") and again.open("val").fingerprint() == val.fingerprint()
+    other = DividedStore(FolderPool(folder), DivisionOptions(seed=1))
+    assert split_of(other, "val") != split_of(store, "val")
+    # a list of an earlier division decides, also when files were added; evaluations use what was held out
+    (tmp_path / "split.csv").write_text(format_splits(store.splits))
+    known = read_splits(tmp_path / "split.csv")
+    assert known == store.splits
+    shutil.copy(folder / "cat/p0_0.png", folder / "cat/new.png")
+    changed = DividedStore(FolderPool(folder), DivisionOptions(seed=1, known=known))
+    assert set(split_of(store, "val")) <= set(split_of(changed, "val")) and "1 image was added" in caplog.text
+    evaluated = DividedStore(
+        FolderPool(folder), DivisionOptions(known=dict.fromkeys(split_of(store, "val"), "val"), evaluates=True)
+    )
+    assert split_of(evaluated, "val") == split_of(store, "val")
+    whole = DividedStore(FolderPool(folder), DivisionOptions(evaluates=True))
+    assert len(whole.open("val")) == 36
+    everything = DividedStore(FolderPool(folder), DivisionOptions(fraction=0))
+    assert len(everything.open("train")) == 36
+    with raises(DataError, "DATA.SPLIT"):
+        everything.open("val")
+
+
+@pytest.mark.parametrize("text", ["path,split\na.jpg\n", "a,b\n", "path,split\na.jpg,test\n", '"', ""])
+def test_a_damaged_list_is_refused(tmp_path, text):
+    (tmp_path / "split.csv").write_text(text)
+    with raises(DataError, tmp_path / "split.csv"):
+        read_splits(tmp_path / "split.csv")
+
+
+def test_images_are_grouped_by_name(tmp_path):
+    source = FolderPool(write(tmp_path / "photos", {"cat": 8, "dog": 4})).open_whole()
+    names = [source.key(i) for i in range(12)]
+    for rule in ("prefix:_", r"regex:^(p\d)"):
+        groups = related(source, rule, duplicates=False)
+        assert len(set(groups)) == 4
+        assert all(
+            (names[i].split("/")[1][:2] == names[j].split("/")[1][:2]) == (groups[i] == groups[j])
+            for i in range(12)
+            for j in range(12)
+        )
+    for rule, word in (("prefix:%", "group of its own"), ("column:patient", "no column")):
+        with raises(ConfigError, "DATA.GROUP_BY", word):
+            related(source, rule, duplicates=False)
+    patients = IndexedSource(Index.build(list("abcd"), [0, 0, 1, 1], group=[5, 6, 6, 5]), "xy", None)
+    assert related(patients, "column:patient", duplicates=False) == [0, 1, 1, 0]
