@@ -320,7 +320,8 @@ def _check_together(values: dict[str, Any]) -> None:
     """Checks keys against each other. Raises: ConfigError."""
     if values["TRAIN.GLOBAL_BATCH_SIZE"] and values["TRAIN.ACCUMULATION_STEPS"] > 1:
         raise ConfigError("TRAIN.ACCUMULATION_STEPS", "conflicts with TRAIN.GLOBAL_BATCH_SIZE", "set it to 1")
-    if values["TRAIN.START_EPOCH"] >= values["TRAIN.EPOCHS"] and not values["TRAIN.UPDATES"]:
+    epochs = float("inf") if values["TRAIN.EPOCHS"] == AUTO else values["TRAIN.EPOCHS"]
+    if values["TRAIN.START_EPOCH"] >= epochs and not values["TRAIN.UPDATES"]:
         raise ConfigError("TRAIN.START_EPOCH", "nothing is left to train", "set it below TRAIN.EPOCHS")
     for name in ("MODEL.NAME", "TAG"):
         path = PurePath(values[name])
@@ -343,7 +344,7 @@ def _check_together(values: dict[str, Any]) -> None:
 def _check_warmup(cfg: CfgNode) -> None:
     """Checks that a training run outlasts its warm-up. Raises: ConfigError."""
     train = cfg.TRAIN
-    if cfg.EVAL_MODE or cfg.THROUGHPUT_MODE:
+    if cfg.EVAL_MODE or cfg.THROUGHPUT_MODE or train.EPOCHS == AUTO:
         return
     if train.UPDATES and 0 < train.UPDATES <= train.WARMUP_UPDATES:
         unit, warmup, length = "UPDATES", train.WARMUP_UPDATES, train.UPDATES

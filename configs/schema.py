@@ -175,7 +175,12 @@ SCHEMA: dict[str, Any] = {
     },
     "TRAIN": {
         "START_EPOCH": Key(0, "first epoch of a run without a checkpoint", at_least(0)),
-        "EPOCHS": Key(300, "epochs, including warm-up", at_least(1)),
+        "EPOCHS": Key(
+            300,
+            "epochs, including warm-up; auto: 100 up to 1,000 training samples, 10 from 100,000 on",
+            unless_auto(at_least(1)),
+            auto_or(INT),
+        ),
         "UPDATES": Key(0, "new: length of the run in updates, instead of EPOCHS; 0: off", at_least(0)),
         "WARMUP_EPOCHS": Key(20, "epochs of linear warm-up, or a fraction of one", at_least(0), NUMBER),
         "WARMUP_UPDATES": Key(0, "new: updates of linear warm-up, instead of WARMUP_EPOCHS; 0: off", at_least(0)),
@@ -213,6 +218,8 @@ SCHEMA: dict[str, Any] = {
             "new: dtype of fsdp's all-gathers; bfloat16: half the traffic and memory, less exact",
             one_of("float32", "bfloat16"),
         ),
+        "BACKBONE_LR": Key(1.0, "new: learning-rate factor of everything but the head", above(0)),
+        "PATIENCE": Key(0, "new: evaluations without improvement that end the run; 0: off", at_least(0)),
         "LAYER_DECAY": Key(1.0, "learning-rate factor per layer below the head", within(0, 1)),
         "LAYER_DECAY_RULE": Key(
             "timm",
@@ -220,9 +227,12 @@ SCHEMA: dict[str, Any] = {
             one_of("timm", "simmim"),
         ),
         "LR_SCHEDULER": {
-            "NAME": Key("cosine", "decay after the warm-up", one_of("cosine", "linear", "poly", "step", "multistep")),
+            "NAME": Key(
+                "cosine", "decay after the warm-up", one_of("cosine", "linear", "poly", "step", "multistep", "plateau")
+            ),
             "DECAY_EPOCHS": Key(30, "step: epochs between decays", at_least(1)),
-            "DECAY_RATE": Key(0.1, "step: decay factor", above(0)),
+            "DECAY_RATE": Key(0.1, "step, plateau: decay factor", above(0)),
+            "PATIENCE": Key(10, "new: plateau: evaluations without improvement before a decay", at_least(1)),
             "WARMUP_PREFIX": Key(True, "cosine, poly: start the decay after the warm-up, not at the same time"),
             "POWER": Key(1.0, "new: poly: exponent", above(0)),
             "GAMMA": Key(0.1, "multistep: decay factor", above(0)),

@@ -3,8 +3,8 @@
     python scripts/average_checkpoints.py output/swin_tiny/default averaged.pth
     python scripts/average_checkpoints.py a.pth b.pth c.pth averaged.pth
 
-A folder means its newest checkpoints at the end of an epoch, without one that was kept only as the best. The result
-can be evaluated and fine-tuned, and predicts like any checkpoint, but training cannot be resumed from it.
+For a run folder, its newest end-of-epoch checkpoints are averaged, without one that was kept only as the best. The
+result can be evaluated, fine-tuned and used for prediction like any checkpoint, but training cannot be resumed from it.
 """
 
 import json

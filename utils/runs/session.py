@@ -93,9 +93,9 @@ class Session:
         self._tracer = Profiler(folder.path, world.device) if options.trace and world.is_main else None
         self._first_epoch = state.epoch
         self._saved_at = self._interval_started = self._started = time.monotonic()
-        self._interval_samples = state.samples
         self._agreed = False  # whether all ranks end the run with the same error
         self._stored: Mapping[str, Any] = {}  # of the last evaluation
+        self._interval_samples = state.samples
         self._unjudged: Update | None = None  # its outcome is known after the next update
         if world.is_main:
             folder.begin(provenance, state)
@@ -131,6 +131,8 @@ class Session:
                 self.journal.show({"train/first_batch": partial(self._subject.show_batch, batch)}, 0)
             first = False
             yield batch
+            if self._state.stopped_early(self._plan):
+                return
 
     def after_update(self, update: Update) -> None:
         """Logs, evaluates and saves if due, after `state.step` updates of the epoch.
@@ -174,6 +176,8 @@ class Session:
         where a longer run can continue. Raises: as for `after_update`.
         """
         state, plan, options, epoch = self._state, self._plan, self._options, self._state.epoch
+        if state.stopped_early(plan):  # it was evaluated and saved within the epoch
+            return
         last = epoch + 1 == plan.epochs
         evaluates = not plan.eval_every or self._evaluation_is_pending()
         best = self._evaluate(f"epoch {epoch}", last) if evaluates else False
@@ -182,7 +186,7 @@ class Session:
         state.epoch, state.step = (epoch + 1, 0) if whole else (epoch, state.step)
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0
         due = evaluates if plan.eval_every else (epoch + 1) % options.save_freq == 0
-        if due or last or best or by_count:
+        if due or last or best or by_count or state.stopped_early(plan):
             self._save(name, best)
         self._draw()
 
@@ -209,6 +213,9 @@ class Session:
         self._interval_started = time.monotonic()
         self._watch_folder()
         best = self._is_best(evaluation)
+        if evaluation is not None and evaluation.metrics and self._best is not None:
+            state.judge(best, self._plan)
+        last = last or state.stopped_early(self._plan)
         log.info(
             f"{title}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak"
             f" {peak_memory(self._world.device)} MiB, {duration(self.progress.seconds_left())} left"
@@ -216,6 +223,8 @@ class Session:
         self.journal.time(state.update, trained, samples)
         self._interval_samples = state.samples
         self._record(title, evaluation)
+        if state.stopped_early(self._plan):
+            log.info("stops: no improvement in %s (TRAIN.PATIENCE)", count(state.stale, "evaluation"))
         if evaluation is not None:
             pictures = {**evaluation.each_epoch, **(evaluation.pictures if last else {})}
             self.journal.show({f"val/{name}": draw for name, draw in pictures.items()}, state.update)

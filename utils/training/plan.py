@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from yacs.config import CfgNode
 
+from configs.values import AUTO
 from utils.batches import EpochShape
 from utils.errors import ConfigError, count
 
@@ -13,8 +14,9 @@ class RunPlan:
     """Updates and learning rates of a run. Learning rates are effective ones, not per 512 images.
 
     `base_lr`: the value of `lr_key`, TRAIN.BASE_LR or TRAIN.LR; `updates`: the length of the run, 0 for whole epochs;
-    `epochs`: their number, of which the last may be partial; `eval_every`: updates between evaluations, 0 for one after
-    every epoch.
+    `epochs`: their number, the last of which may be partial; `eval_every`: updates between evaluations, 0 for one after
+    every epoch; `patience`: evaluations without improvement that end the run, 0 for any number; `plateau`: those that
+    decay the rate of a plateau schedule.
     """
 
     shape: EpochShape
@@ -38,6 +40,8 @@ class RunPlan:
     eval_every: int = 0
     power: float = 1.0
     lr_key: str = "TRAIN.BASE_LR"
+    patience: int = 0
+    plateau: int = 10
 
     @staticmethod
     def from_config(cfg: CfgNode, world_size: int, train_size: int) -> "RunPlan":
@@ -51,7 +55,8 @@ class RunPlan:
         # linear scaling rule, arXiv 1706.02677, unless the peak is given
         scale = train.LR / train.BASE_LR if train.LR else shape.global_batch / 512.0
         warmup = train.WARMUP_UPDATES or round(train.WARMUP_EPOCHS * shape.updates)
-        total = train.UPDATES or train.EPOCHS * shape.updates
+        epochs = epochs_for(train_size) if train.EPOCHS == AUTO else train.EPOCHS
+        total = train.UPDATES or epochs * shape.updates
         if warmup >= total and not cfg.DRY_RUN:
             key = "TRAIN.WARMUP_UPDATES" if train.WARMUP_UPDATES else "TRAIN.WARMUP_EPOCHS"
             problem = f"{warmup} updates of warm-up, but only {total} of training: TRAIN.BASE_LR would never be reached"
@@ -82,6 +87,8 @@ class RunPlan:
             updates=train.UPDATES,
             eval_every=train.EVAL_EVERY_UPDATES,
             power=schedule.POWER,
+            patience=train.PATIENCE,
+            plateau=schedule.PATIENCE,
         )
 
     @property
@@ -124,6 +131,11 @@ class RunPlan:
             f" {self.scheduler} after {count(self.warmup_updates, 'update')} of warm-up",
             f"plan: {length}; an epoch uses {shape.samples:,} of {shape.train_size:,} samples; seed {self.seed}",
         ]
+
+
+def epochs_for(train_size: int) -> int:
+    """Returns the number of epochs for TRAIN.EPOCHS auto: falling with the square root of the number of samples."""
+    return min(100, max(10, round(100 * (1000 / train_size) ** 0.5)))
 
 
 def _split_batch(cfg: CfgNode, world_size: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from configs.loading import load_config
 from tests.conftest import ROOT
 from tests.tools.errors import raises
 from utils.errors import ConfigError
-from utils.training.plan import RunPlan
+from utils.training.plan import RunPlan, epochs_for
 
 
 def plan(world=8, train_size=1_281_167, **keys):
@@ -64,3 +64,17 @@ def test_fault_32_the_schedule_depends_on_the_global_batch_alone(world, batch, a
     assert (recipe.shape.global_batch, recipe.updates_per_epoch) == (16, 4)
     assert recipe.peak_lr == 5e-4 * 16 / 512
     assert [recipe.shape.update_size(i) for i in range(4)] == [16, 16, 16, 4]
+
+
+def test_the_epochs_may_follow_from_the_number_of_samples():
+    assert [epochs_for(size) for size in (1, 290, 1000, 4000, 10_000, 100_000, 10**6)] == [
+        100,
+        100,
+        100,
+        50,
+        32,
+        10,
+        10,
+    ]
+    options = [("TRAIN.EPOCHS", "auto", "test"), ("DATA.BATCH_SIZE", 100, "test")]
+    assert RunPlan.from_config(load_config("swin_tiny", options), 1, 4000).epochs == 50
