@@ -187,6 +187,7 @@ def _run(options: argparse.Namespace) -> None:
     given = [
         ("DATA.BATCH_SIZE", options.batch_size, "--batch-size"),
         ("DATA.NUM_WORKERS", options.workers, "--workers"),
+        *([("TEST.THRESHOLD", options.threshold, "--threshold")] if options.threshold is not None else []),
     ]
     given += [("TEST.IMG_SIZE", options.size, "--size")] if options.size else []
     opened = open_model(options.model, options.cfg, given, world)
@@ -232,6 +233,7 @@ def _parser() -> ScriptParser:
     parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store one")
     parser.add_argument("--topk", type=int, default=3, metavar="K", help="entries per image (default %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"{', '.join(ENDINGS)}; features: .npz")
+    parser.add_argument("--threshold", type=float, help="probability below which the answer is unknown")
     parser.add_argument("--size", type=int, default=0, help="side of the model's input (default: as trained)")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")

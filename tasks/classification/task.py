@@ -43,6 +43,7 @@ from utils.preprocessing import image_size
 from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
+UNKNOWN = "unknown"
 
 
 class Outputs(NamedTuple):
@@ -187,7 +188,9 @@ class Classification(Task):
         return batch_sheet(batch, self.preprocessing, info.class_names, limit)
 
     def predictions(self, outputs: Outputs, batch: Batch, info: ClassInfo, limit: int) -> Iterator[Row]:  # type: ignore[override]
-        """Yields the most probable classes of each image, with their probabilities."""
+        """Yields the most probable classes of each image, with their calibrated probabilities and, given
+        TEST.THRESHOLD, the answer: "unknown" below it."""
+        threshold = self.cfg.TEST.THRESHOLD
         names = in_words(info.class_names)
         temperature = (self.contents.get("calibration") or {}).get("temperature", 1.0)
         probabilities, classes = (outputs.logits.float() / temperature).softmax(1).topk(min(limit, len(names)))
@@ -196,9 +199,12 @@ class Classification(Task):
             if math.isnan(own[0]):  # NaN logits: no class is more probable than another
                 words, own = [""] * len(words), [None] * len(own)
             cells: dict[str, Any] = {}
+            if threshold:
+                cells["answer"] = words[0] if (own[0] or 0) >= threshold else UNKNOWN
             for place, (word, probability) in enumerate(zip(words, own, strict=True), 1):
                 cells |= {f"class_{place}": word, f"probability_{place}": probability}
-            yield Row(index, cells, {"classes": words, "probabilities": own})
+            record = {"classes": words, "probabilities": own}
+            yield Row(index, cells, {"answer": cells["answer"], **record} if threshold else record)
 
     def describe(self) -> str:
         crop = f"crop {self.preprocessing.crop_pct:.4g}" if self.cfg.TEST.CROP else "squashed, no crop"

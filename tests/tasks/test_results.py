@@ -63,7 +63,10 @@ def test_probabilities_are_written_for_other_programs(tmp_path):
         assert all(np.array_equal(read[name], np.array(arrays[name])) for name in arrays)
     write_arrays(tmp_path / "p.parquet", arrays)
     table = parquet.read_table(tmp_path / "p.parquet")
-    assert table["probabilities"].to_pylist() == arrays["probabilities"].tolist() and table["label"].to_pylist() == [1, 0]
+    assert table["probabilities"].to_pylist() == arrays["probabilities"].tolist() and table["label"].to_pylist() == [
+        1,
+        0,
+    ]
     assert json.loads(table.schema.metadata[b"class_names"]) == arrays["class_names"]
     with raises(ConfigError, "TEST.PROBABILITIES", ".npz"):
         write_arrays(tmp_path / "p.csv", arrays)
