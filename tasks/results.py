@@ -56,7 +56,7 @@ def evaluate_files(cfg: CfgNode, world: World) -> None:
         data = task.open_data(("val",))
         model = task.build_model(data.info)
         log_lines([f"weights: {task.load(model, contents, name)}", task.describe()])
-        forms_of(cfg, model, task.precision, world)
+        task.precision = task.precision.chosen(forms_of(cfg, model, task.precision, world))
         size = image_size(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
         results.append(_evaluate(task, data, model, name, size))
         log_lines(results[-1].lines())
