@@ -90,15 +90,7 @@ class PredictionCollector:
 
     def result(self, world: World) -> Predictions:
         """Returns the predictions for all samples, in dataset order. A collective operation."""
-        own = torch.cat(self._own) if self._own else torch.zeros(0, 0, device=world.device)
-        rows, wide = (
-            world.gather(torch.tensor([float(side) for side in own.shape], device=world.device)).long().unbind(1)
-        )
-        padded = torch.zeros(int(rows.max()), int(wide.max()), device=world.device, dtype=own.dtype)
-        padded[: own.shape[0], : own.shape[1]] = own
-        found = torch.cat([part[:count] for part, count in zip(world.gather(padded), rows.tolist(), strict=True)])
-        if not len(found):
-            found = torch.zeros(0, 4)
+        found = world.gather_rows(torch.cat(self._own) if self._own else torch.zeros(0, 4, device=world.device))
         found = found[found[:, 0].argsort()]
         samples, labels, predicted, confidence = found[:, :4].unbind(1)
         logits = found[:, 4:].float() if self._keeps_logits else None

@@ -52,11 +52,7 @@ class ScoreCollector:
     def result(self, world: World) -> Scores:
         """Returns the scores of all samples. A collective operation. Raises: DataError if there are none."""
         width = 1 + 2 * self._classes
-        own = torch.cat(self._own) if self._own else torch.zeros(0, width, device=world.device)
-        counts = world.gather(torch.tensor(float(len(own)), device=world.device)).long().tolist()
-        padded = torch.zeros(max(counts), width, device=world.device, dtype=own.dtype)
-        padded[: len(own)] = own
-        rows = torch.cat([part[:count] for part, count in zip(world.gather(padded), counts, strict=True)])
+        rows = world.gather_rows(torch.cat(self._own) if self._own else torch.zeros(0, width, device=world.device))
         if not len(rows):
             raise DataError("DATA.DATA_PATH", "no validation image could be read", "run scripts/prepare_data.py check")
         rows = rows[rows[:, 0].argsort()]
