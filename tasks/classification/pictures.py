@@ -13,27 +13,34 @@ from tasks.classification.predictions import Predictions
 from tasks.classification.scores import calibration_bins, calibration_error
 from tasks.classification.tables import WORST
 from utils.batches import Batch, stacked
+from utils.fonts import legible
 from utils.pictures import Pictures, new_figure, restore, sheet, to_image
 from utils.preprocessing import Preprocessing
 
 MATRIX = 50  # maximum classes of a confusion matrix
 NUMBERS = 20  # maximum classes for counts in its cells
-VISIBLE = 0.1  # minimum fraction of a mixed label to show; smoothing stays below it
+VISIBLE = 0.005  # minimum share of a mixed label to show: less would be "0%"
 
 
-def batch_sheet(batch: Batch, preprocessing: Preprocessing, class_names: Sequence[str], limit: int) -> Image.Image:
-    """Returns up to `limit` images of a training batch with their labels."""
+def batch_sheet(
+    batch: Batch, preprocessing: Preprocessing, class_names: Sequence[str], limit: int, smoothing: float = 0.0
+) -> Image.Image:
+    """Returns up to `limit` images of a training batch with their labels; those of mixed images with their shares.
+
+    Args: smoothing: of the labels of mixed images, which is left out.
+    """
     names, pixels = in_words(class_names), restore(stacked(batch)[:limit], preprocessing)
-    tiles = [(to_image(image), _caption(batch.targets[i], names)) for i, image in enumerate(pixels)]
+    tiles = [(to_image(image), _caption(batch.targets[i], names, smoothing)) for i, image in enumerate(pixels)]
     size = "x".join(str(side) for side in pixels.shape[2:])
     return sheet(tiles, "Training images", f"as the model sees them, {size} pixels")
 
 
-def _caption(target: Tensor, names: Sequence[str]) -> str:
+def _caption(target: Tensor, names: Sequence[str], smoothing: float) -> str:
     if not target.is_floating_point():
         return names[int(target)]
-    parts = sorted(((part, label) for label, part in enumerate(target.tolist())), reverse=True)
-    return ", ".join(f"{names[label]} {part:.0%}" for part, label in parts[:2] if part >= VISIBLE)
+    shares = ((target - smoothing / len(names)) / (1 - smoothing)).tolist() if smoothing < 1 else target.tolist()
+    parts = sorted(((share, label) for label, share in enumerate(shares) if share >= VISIBLE), reverse=True)
+    return ", ".join(names[label] + (f" {share:.0%}" if share < 1 - VISIBLE else "") for share, label in parts)
 
 
 def prediction_pictures(
@@ -119,4 +126,6 @@ def _lowest(predictions: Predictions, names: Sequence[str], count: int) -> Any:
 
 
 def _short(name: str, longest: int = 24) -> str:
+    """Returns the name of a class as the label of an axis."""
+    name = legible(name)
     return name if len(name) <= longest else name[: longest - 1] + "…"

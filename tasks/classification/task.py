@@ -175,7 +175,7 @@ class Classification(Task):
         return {} if routing is None else {"expert_load": lambda: load_picture(routing)}
 
     def show_batch(self, batch: Batch, info: ClassInfo, limit: int = SHOWN) -> Image.Image:  # type: ignore[override]
-        return batch_sheet(batch, self.preprocessing, info.class_names, limit)
+        return batch_sheet(batch, self.preprocessing, info.class_names, limit, self.cfg.MODEL.LABEL_SMOOTHING)
 
     def predictions(self, outputs: Outputs, batch: Batch, info: ClassInfo, limit: int) -> Iterator[Row]:  # type: ignore[override]
         """Yields the most probable classes of each image, with their probabilities."""

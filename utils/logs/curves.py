@@ -9,6 +9,7 @@ from typing import Any
 
 from utils.errors import one_line
 from utils.files import atomic_path
+from utils.fonts import legible
 from utils.logs.metrics_file import RESERVED, read_records
 from utils.pictures import new_figure
 from utils.training.objective import Best
@@ -83,11 +84,13 @@ def curves_figure(
         lines = [(losses, train, "loss", "training", 0), (losses, val, "loss", "validation", 1)]
         lines += [(judged, val, metric, metric, place) for place, metric in enumerate(metrics)]
         lines += [(rate, train, "lr", "", 0), (norm, train, "grad_norm", "", 0)]
-        for axes, points, key, label, place in lines:
+        for axes, points, key, kind, place in lines:
             # one colour per run, or per line if there is only one run
             color, style = (number, place) if len(runs) > 1 else (place, 0)
             look = {"color": f"C{color}", "linestyle": _STYLES[style % len(_STYLES)]}
-            _plot(axes, points, key, updates_per_epoch or 1, label=", ".join(filter(None, (name, label))), **look)
+            _plot(
+                axes, points, key, updates_per_epoch or 1, label=legible(", ".join(filter(None, (name, kind)))), **look
+            )
     title = (title or f"validation {', '.join(metrics)}") if judged.lines else "no validation"
     titles = {losses: "loss", judged: title, rate: "learning rate", norm: "gradient norm before clipping"}
     for axes, text in titles.items():
