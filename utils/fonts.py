@@ -44,7 +44,7 @@ def fonts() -> tuple[Font, ...]:
 
 
 def _installed() -> dict[str, Font]:
-    """Returns the upright fonts of regular weight by family."""
+    """Returns the upright fonts of regular weight and width by family."""
     from matplotlib import font_manager  # slow to import
 
     manager = font_manager.fontManager
@@ -53,9 +53,11 @@ def _installed() -> dict[str, Font]:
         if file not in known:
             with suppress(Exception):  # of a kind that Matplotlib cannot draw, or damaged
                 manager.addfont(file)
-    regular = [e for e in manager.ttflist if e.style == "normal" and e.weight in (400, "normal", "regular")]
+    usual = (400, "normal", "regular")
+    regular = (e for e in manager.ttflist if e.style == "normal" and e.weight in usual and e.stretch in usual)
     # the font of last resort draws boxes for all characters
     named = [entry for entry in regular if not entry.name.replace(" ", "").startswith("LastResort")]
+    named.sort(key=lambda entry: entry.fname)  # Matplotlib's order is arbitrary
     return {entry.name: Font(entry.name, entry.fname, getattr(entry, "index", 0)) for entry in named}
 
 

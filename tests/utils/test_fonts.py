@@ -15,7 +15,7 @@ def drawn(text, size=20):
 
 
 def test_letters_that_matplotlib_brings_are_drawn_as_they_are():
-    assert fonts.fonts()[0].family == "DejaVu Sans"
+    assert fonts.fonts()[0].file.endswith("DejaVuSans.ttf")  # neither bold nor condensed
     for name in ("Kirche Ä ö ü", "собор", "ναός", "ﻙﻦﻴﺳﺓ"):
         assert legible(name) == name
         boxes = drawn("\uffff" * len(name))  # of no character
