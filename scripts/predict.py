@@ -190,7 +190,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.explain:
         from scripts.explain import explain
 
-        for picture in explain(opened, paths, options.explain):
+        for picture in explain(opened, FileSource(paths), options.explain, options.chosen):
             say(picture)
     if options.pictures:
         drawn = save_pictures(opened, paths, options.pictures, options.topk)
@@ -220,6 +220,7 @@ def _parser() -> ScriptParser:
     parser.add_argument("--features", choices=FEATURES, help="write features to --output instead of classes")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw each prediction, if the task can")
     parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture that explains each prediction")
+    parser.add_argument("--class", dest="chosen", default="", metavar="NAME", help="explain this class instead")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -232,6 +233,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"--output {options.output}: must end in {' or '.join(endings)}")
     if options.topk < 1 or options.batch_size < 1 or options.workers < 0:
         parser.error("--topk and --batch-size must be at least 1, --workers at least 0")
+    if options.chosen and not options.explain:
+        parser.error("argument --class: needs --explain FOLDER")
     start_logging(is_main=True)
     return run_to_exit_code(lambda: _run(options), options.debug)
 
