@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,20 @@ from torch import Tensor
 from utils.fonts import draw_text, fonts, wrapped
 from utils.preprocessing import Preprocessing
 
-# drawing functions by name; each returns an image or a Matplotlib figure
+# drawing functions by name; each returns an image, a `Sheet` or a Matplotlib figure
 Pictures = Mapping[str, Callable[[], Any]]
 COLUMNS, TILE, GAP, CAPTION, HEAD = 8, 176, 14, 22, 64
 SMALL, LINE = 13, 17  # size and distance of lines of text, in pixels
 PAPER, INK, FAINT = "#fbfaf7", "#22262b", "#8a8f98"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Captioned images with a title, to be drawn by `sheet` or laid out by a web page."""
+
+    tiles: Sequence[tuple[Image.Image, str]]
+    title: str
+    subtitle: str
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -60,6 +70,7 @@ def new_figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["legend.frameon"] = False  # its white would show on a dark page
     matplotlib.rcParams["text.parse_math"] = False  # class names may contain dollar signs
     matplotlib.rcParams["font.family"] = [font.family for font in fonts()]
     warnings.filterwarnings("ignore", "Glyph .* missing from")  # of text that is not made legible
@@ -76,5 +87,7 @@ def rendered(figure: Any, dpi: int = 110) -> Image.Image:
 
 
 def as_image(picture: Any) -> Image.Image:
-    """Renders a Matplotlib figure; returns an image unchanged."""
+    """Renders a sheet or a Matplotlib figure; returns an image unchanged."""
+    if isinstance(picture, Sheet):
+        return sheet(picture.tiles, picture.title, picture.subtitle)
     return picture if isinstance(picture, Image.Image) else rendered(picture)
