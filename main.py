@@ -21,7 +21,7 @@ from configs.options import check_command_line, parse_command_line
 
 if __name__ == "__main__":
     check_command_line(sys.argv[1:])
-    begin_imports()
+    begin_imports(show=launched_rank() == 0)
 
 from yacs.config import CfgNode
 
@@ -40,6 +40,7 @@ from utils.runs.provenance import Provenance, versions
 from utils.runs.resume import find_start
 from utils.runs.session import Session
 from utils.runs.session_options import SessionOptions
+from utils.runs.stored_config import stored_config
 from utils.runs.throughput import log_throughput
 from utils.terminal import log_lines, start_logging
 from utils.training.loop import train_epoch
@@ -47,7 +48,7 @@ from utils.training.plan import RunPlan
 from utils.training.state import StateOptions, TrainState
 
 if __name__ == "__main__":
-    end_imports()
+    end_imports(show=launched_rank() == 0)
 
 
 def train(cfg: CfgNode, world: World) -> None:
@@ -85,8 +86,11 @@ def main(argv: list[str]) -> int:
     world, code = World(rank=launched_rank()), 0
     start_logging(world.is_main)
     try:
-        cfg = load_config(*parse_command_line(argv))
+        command = parse_command_line(argv)
+        cfg = load_config(*command)
         world = interrupt.join(join_world(cfg.TIMEOUT_MINUTES, cfg.DEVICE))
+        if not command.cfg:
+            cfg = stored_config(cfg, command.overrides, world)
         world.check_equal({**shared_config(cfg), **versions()}, "use one command and the same versions everywhere")
         run = measure if cfg.THROUGHPUT_MODE else evaluate_files if cfg.EVAL_MODE else train
         run(cfg, world)

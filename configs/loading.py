@@ -23,10 +23,11 @@ log = logging.getLogger(__name__)
 # keys of the modes that replace training
 MODES = {"EVAL_MODE": "--eval", "THROUGHPUT_MODE": "--throughput", "DRY_RUN": "--dry-run"}
 CONFIGS = Path(__file__).parent
+ARCHITECTURE = ("MODEL.TYPE", "MODEL.NAME", "MODEL.DROP_PATH_RATE", "DATA.IMG_SIZE")  # and the sections of MODEL
 # values in which a leading "~" stands for the home folder
 PATHS = (
     *("OUTPUT", "DATA.DATA_PATH", "MODEL.RESUME", "MODEL.PRETRAINED", "DISTILLATION.WEIGHTS"),
-    *("TEST.RESULTS", "TEST.PER_CLASS", "TEST.CLASSES"),
+    *("TEST.RESULTS", "TEST.PER_CLASS", "TEST.CLASSES", "TEST.PROBABILITIES"),
 )
 
 
@@ -55,11 +56,12 @@ class _Loader(yaml.SafeLoader):
 def load_config(path: str | Path, overrides: Iterable[tuple[str, Any, str]] = ()) -> CfgNode:
     """Merges the schema's defaults, a YAML file and `overrides`, and checks every value.
 
-    Args: overrides: (KEY, value, origin), by increasing precedence; errors name the origin, such as "--batch-size".
+    Args: path: "" for no file; overrides: (KEY, value, origin), by increasing precedence; errors name the origin, such
+    as "--batch-size".
     Returns: a frozen CfgNode with every key of the schema.
     Raises: ConfigError.
     """
-    cfg = _merged(_read_chain(find_config(path), ()), list(overrides))
+    cfg = _merged(_read_chain(find_config(path), ()) if path else [], list(overrides))
     _check_warmup(cfg)
     return cfg
 
@@ -67,6 +69,15 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, Any, str]] = ()
 def load_stored_config(text: str, origin: str, overrides: Iterable[tuple[str, Any, str]] = ()) -> CfgNode:
     """Returns the configuration stored as text in a checkpoint, with `overrides` applied. Raises: ConfigError."""
     return _merged([(Path(origin), parse_config(text, origin))], list(overrides))
+
+
+def architecture_of(recipe: str, option: str) -> list[tuple[str, Any, str]]:
+    """Returns the overrides that set the architecture of a recipe, with its image size. Raises: ConfigError."""
+    flat = flat_config(_merged(_read_chain(find_config(recipe, option), ()), []))
+    of_tasks = {name for task in TASKS.values() for name in flatten(task.keys)}
+    sections = [name for name in flat if name.startswith("MODEL.") and name.count(".") > 1 and name not in of_tasks]
+    chosen = [*ARCHITECTURE, *sections]
+    return [(name, flat[name], option) for name in chosen]
 
 
 def config_of_weights(
@@ -145,7 +156,12 @@ def config_differences(cfg: CfgNode, text: str) -> list[str]:
     then = {"TASK": DEFAULT_TASK, **parse_config(text, "config.yaml of the output folder")}
     now = flat_config(cfg)
     before = {name: then.get(name, key.default) for name, key in KEYS.items() if not key.free}
-    return [f"{name} was {value}, now {now[name]}" for name, value in before.items() if value != now[name]]
+    changed = {name: (value, now[name]) for name, value in before.items() if value != now[name]}
+    return [f"{name} was {_shown(value)}, now {_shown(new)}" for name, (value, new) in changed.items()]
+
+
+def _shown(value: Any) -> str:
+    return "empty" if value == "" else str(value)
 
 
 def find_config(name: str | Path, option: str = "--cfg") -> Path:
@@ -162,7 +178,11 @@ def find_config(name: str | Path, option: str = "--cfg") -> Path:
     known = {file.stem: file for file in sorted(CONFIGS.rglob("*.yaml"), reverse=True)}
     if path.parent == Path() and path.suffix in ("", ".yaml") and path.stem in known:
         return known[path.stem]
-    raise ConfigError(option, f"no configuration {str(name)!r}", did_you_mean(path.stem, known, "see configs/"))
+    remedy = did_you_mean(path.stem, known, "see configs/")
+    if option == "--model":
+        weights = path.suffix in (".pth", ".pt", ".safetensors")
+        remedy += "; weights are named by --pretrained or --resume" if weights else f"; a model of timm is timm:{name}"
+    raise ConfigError(option, f"no configuration {str(name)!r}", remedy)
 
 
 def _read_chain(path: Path, chain: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
@@ -247,7 +267,7 @@ def _coerce(name: str, value: Any, origin: str) -> Any:
 
 
 def _nearest(name: str) -> str:
-    meant = meant_by(name)
+    meant = (meant_by(name) or "").split(" ")[0]
     return f"did you mean {meant}?" if meant else did_you_mean(name, KEYS, "see docs/configuration.md")
 
 
@@ -300,12 +320,16 @@ def _check_together(values: dict[str, Any]) -> None:
     """Checks keys against each other. Raises: ConfigError."""
     if values["TRAIN.GLOBAL_BATCH_SIZE"] and values["TRAIN.ACCUMULATION_STEPS"] > 1:
         raise ConfigError("TRAIN.ACCUMULATION_STEPS", "conflicts with TRAIN.GLOBAL_BATCH_SIZE", "set it to 1")
-    if values["TRAIN.START_EPOCH"] >= values["TRAIN.EPOCHS"] and not values["TRAIN.UPDATES"]:
+    epochs = float("inf") if values["TRAIN.EPOCHS"] == AUTO else values["TRAIN.EPOCHS"]
+    if values["TRAIN.START_EPOCH"] >= epochs and not values["TRAIN.UPDATES"]:
         raise ConfigError("TRAIN.START_EPOCH", "nothing is left to train", "set it below TRAIN.EPOCHS")
     for name in ("MODEL.NAME", "TAG"):
         path = PurePath(values[name])
         if not values[name].strip() or path.is_absolute() or ".." in path.parts:
             raise ConfigError(name, f"{values[name]!r} is not a folder below OUTPUT", "use a plain name")
+    if values["TRAIN.LR"] and not values["TRAIN.BASE_LR"]:
+        problem = "0, although TRAIN.LR is set: WARMUP_LR and MIN_LR keep their ratio to it"
+        raise ConfigError("TRAIN.BASE_LR", problem, "set it above 0")
     if values["EVAL_MODE"] and not (values["MODEL.RESUME"] or values["MODEL.PRETRAINED"]).strip(" ,"):
         raise ConfigError("--eval", "no weights to evaluate", "name them with --resume FILE")
     for key, excluded, remedy in (("TRAIN.COMPILE", True, "False"), ("AMP_DTYPE", "float16", "bfloat16")):
@@ -320,7 +344,7 @@ def _check_together(values: dict[str, Any]) -> None:
 def _check_warmup(cfg: CfgNode) -> None:
     """Checks that a training run outlasts its warm-up. Raises: ConfigError."""
     train = cfg.TRAIN
-    if cfg.EVAL_MODE or cfg.THROUGHPUT_MODE:
+    if cfg.EVAL_MODE or cfg.THROUGHPUT_MODE or train.EPOCHS == AUTO:
         return
     if train.UPDATES and 0 < train.UPDATES <= train.WARMUP_UPDATES:
         unit, warmup, length = "UPDATES", train.WARMUP_UPDATES, train.UPDATES

@@ -29,7 +29,7 @@ from configs.checks import (
     unless_auto,
     within,
 )
-from configs.values import AUTO, FLOAT, INT, NUMBER, SIZE, Key, TaskKeys, auto_or, list_of, optional
+from configs.values import AUTO, DEVICE, FLOAT, INT, NUMBER, SIZE, Key, TaskKeys, auto_or, list_of, optional
 
 DEFAULT_TASK = "classification"  # for TASK auto, and for configurations that predate TASK
 TASKS: dict[str, TaskKeys] = {}
@@ -117,7 +117,9 @@ SCHEMA: dict[str, Any] = {
         "TYPE": Key("swin", "model family"),
         "NAME": Key("swin_tiny_patch4_window7_224", "name of the output folder"),
         "PRETRAINED": Key("", "weights to start from"),
-        "RESUME": Key("", "checkpoint to resume, or to evaluate (then also several, comma-separated)", free=True),
+        "RESUME": Key(
+            "", "checkpoint or run to resume, or to evaluate (then also several, comma-separated)", free=True
+        ),
         "SHA256": Key("", "new: expected digest of the file of PRETRAINED or RESUME", hexadecimal, free=True),
         "NUM_CLASSES": Key(0, "0: as in the data, or the evaluated weights (original: 1000)", at_least(0), free=True),
         "DROP_RATE": Key(0.0, "dropout", below_one),
@@ -173,7 +175,12 @@ SCHEMA: dict[str, Any] = {
     },
     "TRAIN": {
         "START_EPOCH": Key(0, "first epoch of a run without a checkpoint", at_least(0)),
-        "EPOCHS": Key(300, "epochs, including warm-up", at_least(1)),
+        "EPOCHS": Key(
+            300,
+            "epochs, including warm-up; auto: 100 up to 1,000 training samples, 10 from 100,000 on",
+            unless_auto(at_least(1)),
+            auto_or(INT),
+        ),
         "UPDATES": Key(0, "new: length of the run in updates, instead of EPOCHS; 0: off", at_least(0)),
         "WARMUP_EPOCHS": Key(20, "epochs of linear warm-up, or a fraction of one", at_least(0), NUMBER),
         "WARMUP_UPDATES": Key(0, "new: updates of linear warm-up, instead of WARMUP_EPOCHS; 0: off", at_least(0)),
@@ -182,6 +189,11 @@ SCHEMA: dict[str, Any] = {
         ),
         "WEIGHT_DECAY": Key(0.05, "weight decay of matrices; norms, biases and position tables have none", at_least(0)),
         "BASE_LR": Key(5e-4, "peak learning rate per 512 images of global batch", at_least(0)),
+        "LR": Key(
+            0.0,
+            "new: peak learning rate for any global batch; WARMUP_LR and MIN_LR keep their ratio to BASE_LR; 0: off",
+            at_least(0),
+        ),
         "WARMUP_LR": Key(5e-7, "learning rate at the start of the warm-up, per 512 images", at_least(0)),
         "MIN_LR": Key(5e-6, "learning rate at the end of the cosine, per 512 images", at_least(0)),
         "CLIP_GRAD": Key(5.0, "maximum gradient norm; 0: no clipping", at_least(0)),
@@ -206,6 +218,8 @@ SCHEMA: dict[str, Any] = {
             "new: dtype of fsdp's all-gathers; bfloat16: half the traffic and memory, less exact",
             one_of("float32", "bfloat16"),
         ),
+        "BACKBONE_LR": Key(1.0, "new: learning-rate factor of everything but the head", above(0)),
+        "PATIENCE": Key(0, "new: evaluations without improvement that end the run; 0: off", at_least(0)),
         "LAYER_DECAY": Key(1.0, "learning-rate factor per layer below the head", within(0, 1)),
         "LAYER_DECAY_RULE": Key(
             "timm",
@@ -213,9 +227,12 @@ SCHEMA: dict[str, Any] = {
             one_of("timm", "simmim"),
         ),
         "LR_SCHEDULER": {
-            "NAME": Key("cosine", "decay after the warm-up", one_of("cosine", "linear", "poly", "step", "multistep")),
+            "NAME": Key(
+                "cosine", "decay after the warm-up", one_of("cosine", "linear", "poly", "step", "multistep", "plateau")
+            ),
             "DECAY_EPOCHS": Key(30, "step: epochs between decays", at_least(1)),
-            "DECAY_RATE": Key(0.1, "step: decay factor", above(0)),
+            "DECAY_RATE": Key(0.1, "step, plateau: decay factor", above(0)),
+            "PATIENCE": Key(10, "new: plateau: evaluations without improvement before a decay", at_least(1)),
             "WARMUP_PREFIX": Key(True, "cosine, poly: start the decay after the warm-up, not at the same time"),
             "POWER": Key(1.0, "new: poly: exponent", above(0)),
             "GAMMA": Key(0.1, "multistep: decay factor", above(0)),
@@ -267,12 +284,15 @@ SCHEMA: dict[str, Any] = {
             auto_or(FLOAT),
         ),
         "VALIDATE": Key(True, "evaluate after every epoch; false: train without validation data"),
+        "BEST": Key(AUTO, "new: metric that selects the best checkpoint, such as macro_f1; auto: the task's"),
         "PER_CLASS": Key("", "CSV file to write: metrics per class", free=True),
         "RESULTS": Key("", "CSV file to write: one row per evaluated file", free=True),
         "SEQUENTIAL": Key(False, "no longer used", deprecated=True),
         "SHUFFLE": Key(False, "no longer used", deprecated=True),
     },
-    "DEVICE": Key("auto", "new: auto: a GPU if there is one; cuda; cpu", one_of(AUTO, "cuda", "cpu"), free=True),
+    "DEVICE": Key(
+        AUTO, "new: auto: a GPU if there is one; cuda; cuda:N or N for one of several; mps; cpu", kind=DEVICE, free=True
+    ),
     "LOG": {"WANDB": Key("", "new: Weights & Biases project to log to as well", free=True)},
     "AMP_ENABLE": Key(True, "mixed precision"),
     "AMP_DTYPE": Key(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from utils.devices import CHOICES, parse_device
+
 AUTO = "auto"
 
 
@@ -62,6 +64,7 @@ FLOAT = Kind(_to_float, "a number")
 NUMBER = Kind(_to_number, "a number")  # integral floats become int
 BOOL = Kind(_to_bool, "true or false")
 TEXT = Kind(_to_text, "a string")
+DEVICE = Kind(lambda value: parse_device(str(value)), f"one of {CHOICES}")
 
 
 def list_of(item: Kind, example: str = "[2, 2, 6, 2]") -> Kind:

@@ -30,6 +30,7 @@ from models.weights.checks import misfits
 from models.weights.layouts import LAYOUTS, Layout, Weights
 from models.weights.load import Found, find_weights, load_weights
 from scripts.other_libraries import build_peer
+from utils.checkpoints.contents import TUNED
 from utils.checkpoints.downloads import read_weights
 from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.safe_load import NOTES
@@ -39,6 +40,7 @@ from utils.preprocessing import Preprocessing, image_size
 from utils.script_parser import ScriptParser
 from utils.terminal import say
 
+ALIASES = ("mmsegmentation", "swin2mmseg")  # of mmdetection
 OTHER_LAYOUT = "choose another layout"
 
 
@@ -57,21 +59,22 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     options = replace(options, num_classes=found.classes)
     model = _model(options, found)
     lines = [f"read: {load_weights(model, found)}"]
-    if to == "mmsegmentation" or (to == "mmpretrain" and model.family != "swinv2"):
-        to = "mmdetection"  # same layout
-    layout = LAYOUTS[to]
+    name = "mmdetection" if to in ALIASES or (to == "mmpretrain" and model.family != "swinv2") else to
+    layout = LAYOUTS[name]
     _check_layout(options, layout.name)
     _check_windows(model, layout, target)
     stored = _stored(found.weights, model, layout)
     pixels = (Preprocessing.stored(contents) or preprocessing_of(options)).configured(cfg, options.in_chans)
-    notes = {"class_names": contents.get("class_names"), "pretrained_windows": _known_windows(model, found)}
+    notes = {name: contents.get(name) for name in ("class_names", *TUNED)} | {
+        "pretrained_windows": _known_windows(model, found)
+    }
     notes = {key: value for key, value in notes.items() if value} | {"preprocessing": pixels.as_dict()}
     with writing(target, "OUT", SafetensorError) as temporary:
         dropped = _write(stored, notes, temporary, layout.name)
         again = find_weights(read_checkpoint(temporary), "the written file")
         _check_bits(found, again, model, _model(options, again))
-        compared = _compare(layout.name, options, stored, model)
-    lines.append(f"written: {len(stored)} tensors in the layout of {layout.name}{dropped}: {target}")
+        compared = _compare(layout.name, options, stored, model).replace(layout.name, to)
+    lines.append(f"written: {len(stored)} tensors in the layout of {to}{dropped}: {target}")
     return [*lines, f"verified: bit-identical when read back; {compared}"]
 
 
@@ -195,7 +198,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT", type=_output_file, help="ends in .pth or .safetensors")
     parser.add_argument("--cfg", required=True, metavar="FILE", help="configuration of the model")
-    parser.add_argument("--to", required=True, choices=sorted([*LAYOUTS, "mmsegmentation"]), help="layout to write")
+    parser.add_argument("--to", required=True, choices=sorted([*LAYOUTS, *ALIASES]), help="layout to write")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
 

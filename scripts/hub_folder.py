@@ -22,6 +22,7 @@ from models.weights.layouts import LAYOUTS
 from scripts.open_model import ModelFile, open_model
 from scripts.other_libraries import timm_arguments
 from tasks.classification.class_names import in_words
+from utils.checkpoints.contents import TUNED
 from utils.checkpoints.safe_load import NOTES
 from utils.cost import count_flops, count_parameters
 from utils.errors import CheckpointError, one_line
@@ -54,6 +55,7 @@ def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     peer, why_not = _timm_model(opened)
     notes: dict[str, Any] = {
+        **{name: opened.task.contents[name] for name in TUNED if name in opened.task.contents},
         "class_names": list(opened.class_names),
         "config": dump_config(opened.cfg),
         "preprocessing": opened.preprocessing.as_dict(),

@@ -2,16 +2,20 @@
 
     python scripts/predict.py photo.jpg --model output/swin_tiny/default/checkpoints/best.pth
     python scripts/predict.py photos/ 'more/*.png' list.txt --model hub:swin_tiny_patch4_window7_224 --output out.csv
+    curl <url> | python scripts/predict.py - photos.zip <another url> --model output/swin_tiny/default
 
 Prints a table, or writes a .csv, .jsonl or .parquet file. The model is a checkpoint, which stores classes and
-preprocessing, a released model, weights in any layout with --cfg, or an exported .onnx or .pt2 file.
+preprocessing, a released model, weights in any layout with --cfg, or an exported .onnx or .pt2 file. A name without
+images is skipped, and the program then ends with exit code 3.
 """
 
 import argparse
 import csv
 import io
 import json
+import logging
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,19 +28,20 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from data.loaders import EvalLoader
-from data.sources.files import FileSource, find_images
+from data.sources.files import FileSource, FoundImages, find_images
 from models.backbone import SwinBackbone
 from models.registry import backbone_of
 from scripts.open_model import ModelFile, open_model
 from tasks.base import Row, Task
 from utils.batches import stacked
 from utils.distributed.world import join_world
-from utils.errors import ConfigError, DataError, count, run_to_exit_code
+from utils.errors import ConfigError, DataError, count, one_line, run_to_exit_code
 from utils.files import short_stem, writing
 from utils.script_parser import ScriptParser
 from utils.terminal import say, start_logging, table_lines, track
 from utils.training.evaluate import predict
 
+log = logging.getLogger(__name__)
 SHOWN = 40  # rows printed to the terminal
 ENDINGS = (".csv", ".jsonl", ".parquet")
 FEATURES = ("pooled", "pyramid")
@@ -51,23 +56,23 @@ class Prediction:
     record: Mapping[str, Any]
 
 
-def predictions(opened: ModelFile, paths: list[Path], limit: int) -> list[Prediction]:
+def predictions(opened: ModelFile, images: FoundImages, limit: int) -> list[Prediction]:
     """Returns one prediction per image, in order. Args: limit: entries per image, such as classes.
 
     Raises: DataError if no image could be read; ConfigError if the task predicts nothing.
     """
     task, found = opened.task, dict[int, Row]()
     _check_predicts(task)
-    for outputs, batch in predict(opened.model, _batches(opened, paths), task.forward, task.world):
+    for outputs, batch in predict(opened.model, _batches(opened, images), task.forward, task.world):
         found |= {row.sample: row for row in task.predictions(outputs, batch, opened.info, limit)}
     if not found:
-        raise _none_readable(paths)
+        raise _none_readable(images)
     first = _record(next(iter(found.values())))
     blank: dict[str, Any] = {name: [] if isinstance(value, list) else None for name, value in first.items()}
-    rows = [found.get(number) for number in range(len(paths))]
+    rows = [found.get(number) for number in range(len(images.paths))]
     return [
-        Prediction(str(path), row.cells if row else {}, _record(row) if row else blank)
-        for path, row in zip(paths, rows, strict=True)
+        Prediction(images.name(path), row.cells if row else {}, _record(row) if row else blank)
+        for path, row in zip(images.paths, rows, strict=True)
     ]
 
 
@@ -75,14 +80,14 @@ def _record(row: Row) -> Mapping[str, Any]:
     return row.cells if row.record is None else row.record
 
 
-def save_pictures(opened: ModelFile, paths: list[Path], folder: Path, limit: int) -> int:
+def save_pictures(opened: ModelFile, images: FoundImages, folder: Path, limit: int) -> int:
     """Writes the task's picture of each prediction as a PNG file; returns the number of files.
 
     Raises: ConfigError if the task predicts or draws nothing; ResourceError.
     """
-    task, count, read = opened.task, 0, 0
+    task, paths, count, read = opened.task, images.paths, 0, 0
     _check_predicts(task)
-    for outputs, batch in predict(opened.model, _batches(opened, paths), task.forward, task.world):
+    for outputs, batch in predict(opened.model, _batches(opened, images), task.forward, task.world):
         for row in task.predictions(outputs, batch, opened.info, limit):
             read += 1
             if row.picture is not None:
@@ -100,16 +105,17 @@ def _check_predicts(task: Task) -> None:
         raise ConfigError("--model", f"TASK {task.name} predicts nothing", "use a model for a task with predictions")
 
 
-def _none_readable(paths: list[Path]) -> DataError:
-    return DataError(str(paths[0]), "no image could be read", "name images, folders, patterns or a .txt file of paths")
+def _none_readable(images: FoundImages) -> DataError:
+    remedy = "name images, folders, patterns or a .txt file of paths"
+    return DataError(images.name(images.paths[0]), "no image could be read", remedy)
 
 
-def _batches(opened: ModelFile, paths: list[Path]) -> EvalLoader:
-    return opened.task.loader(FileSource(paths), opened.info, on_bad="skip_any")
+def _batches(opened: ModelFile, images: FoundImages) -> EvalLoader:
+    return opened.task.loader(FileSource(images.paths, images.names), opened.info, on_bad="skip_any")
 
 
 @torch.no_grad()
-def save_features(opened: ModelFile, paths: list[Path], target: Path, kind: str) -> str:
+def save_features(opened: ModelFile, images: FoundImages, target: Path, kind: str) -> str:
     """Writes features of all images: "pooled": (images, C), or "pyramid": (images, C, H, W) for every stage.
 
     Features of unreadable images are NaN.
@@ -120,17 +126,17 @@ def save_features(opened: ModelFile, paths: list[Path], target: Path, kind: str)
         what = "an exported file" if opened.exported else type(opened.model).__name__
         raise ConfigError("--features", f"{what} has no feature maps", "use a checkpoint of a Swin")
     arrays: dict[str, np.ndarray] = {}
-    loader = _batches(opened, paths)
+    loader = _batches(opened, images)
     for batch in track(loader, "computing", len(loader), "batches"):
         with opened.task.precision.autocast():
             computed = _features(backbone, stacked(batch), kind)
         for name, values in computed.items():
             if name not in arrays:
-                arrays[name] = np.full((len(paths), *values.shape[1:]), np.nan, np.float32)
+                arrays[name] = np.full((len(images.paths), *values.shape[1:]), np.nan, np.float32)
             arrays[name][list(batch.samples)] = values.float().cpu().numpy()
     if not arrays:
-        raise _none_readable(paths)
-    everything: dict[str, Any] = {"paths": np.array([str(path) for path in paths]), **arrays}
+        raise _none_readable(images)
+    everything: dict[str, Any] = {"paths": np.array(list(map(images.name, images.paths))), **arrays}
     # given a name, numpy would append its suffix
     with writing(target, "--output") as temporary, temporary.open("wb") as file:
         np.savez(file, **everything)
@@ -151,7 +157,8 @@ def write_predictions(target: Path, rows: list[Prediction]) -> None:
         return _write_parquet(target, head, table)
     text = io.StringIO(newline="")
     if target.suffix == ".csv":
-        csv.writer(text, lineterminator="\n").writerows([head, *table])
+        rounded = [[f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in table]
+        csv.writer(text, lineterminator="\n").writerows([head, *rounded])
     else:
         text.writelines(json.dumps({"path": r.path, **r.record}, ensure_ascii=False) + "\n" for r in rows)
     with writing(target, "--output") as temporary:
@@ -180,22 +187,34 @@ def _run(options: argparse.Namespace) -> None:
     given = [
         ("DATA.BATCH_SIZE", options.batch_size, "--batch-size"),
         ("DATA.NUM_WORKERS", options.workers, "--workers"),
+        *([("TEST.THRESHOLD", options.threshold, "--threshold")] if options.threshold is not None else []),
     ]
     given += [("TEST.IMG_SIZE", options.size, "--size")] if options.size else []
     opened = open_model(options.model, options.cfg, given, world)
-    paths = find_images(options.images)
+    with tempfile.TemporaryDirectory(prefix="images-") as copies:
+        images = find_images(options.images, Path(copies))
+        for error in images.errors:
+            log.warning("%s", one_line(error))
+        _predict(opened, images, options)
+    if images.errors:
+        skipped = f"{count(len(images.errors), 'name')} of {len(options.images)} skipped; the others are done"
+        raise DataError(images.errors[0].subject, images.errors[0].problem, skipped)
+
+
+def _predict(opened: ModelFile, images: FoundImages, options: argparse.Namespace) -> None:
     if options.features:
-        say(save_features(opened, paths, options.output or Path("features.npz"), options.features))
+        say(save_features(opened, images, options.output, options.features))
         return
     if options.explain:
         from scripts.explain import explain
 
-        for picture in explain(opened, FileSource(paths), options.explain, options.chosen):
+        source = FileSource(images.paths, images.names)
+        for picture in explain(opened, source, options.explain, options.chosen):
             say(picture)
     if options.pictures:
-        drawn = save_pictures(opened, paths, options.pictures, options.topk)
+        drawn = save_pictures(opened, images, options.pictures, options.topk)
         say(f"{count(drawn, 'picture')}: {options.pictures}")
-    rows = predictions(opened, paths, options.topk)
+    rows = predictions(opened, images, options.topk)
     if options.output:
         write_predictions(options.output, rows)
         say(f"{count(len(rows), 'image')}: {options.output}")
@@ -208,15 +227,18 @@ def _run(options: argparse.Namespace) -> None:
 
 def _parser() -> ScriptParser:
     parser = ScriptParser(__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, folder, 'pattern', or .txt file of paths")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image, folder, 'pattern', .txt list, .zip, .tar, URL, -"
+    )
     parser.add_argument("--model", required=True, help="checkpoint, hub:NAME, hf:OWNER/NAME, URL, .onnx or .pt2 file")
     parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store one")
     parser.add_argument("--topk", type=int, default=3, metavar="K", help="entries per image (default %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"{', '.join(ENDINGS)}; features: .npz")
+    parser.add_argument("--threshold", type=float, help="probability below which the answer is unknown")
     parser.add_argument("--size", type=int, default=0, help="side of the model's input (default: as trained)")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
-    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="default %(default)s")
+    parser.add_device()
     parser.add_argument("--features", choices=FEATURES, help="write features to --output instead of classes")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw each prediction, if the task can")
     parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture that explains each prediction")
@@ -231,6 +253,8 @@ def main(argv: list[str]) -> int:
     endings = (".npz",) if options.features else ENDINGS
     if options.output and options.output.suffix not in endings:
         parser.error(f"--output {options.output}: must end in {' or '.join(endings)}")
+    if options.features and not options.output:
+        parser.error(f"argument --features: writes {endings[0]} files, and --output is missing")
     if options.topk < 1 or options.batch_size < 1 or options.workers < 0:
         parser.error("--topk and --batch-size must be at least 1, --workers at least 0")
     if options.chosen and not options.explain:

@@ -1,6 +1,7 @@
 """Checks, packs, resizes, sorts or shows a dataset before a run.
 
 python scripts/prepare_data.py check FOLDER            decode every file; counts, classes, duplicates
+python scripts/prepare_data.py split FOLDER TARGET     divide class folders into train/ and val/, or into folds
 python scripts/prepare_data.py zip FOLDER TARGET       write train.zip and val.zip with their maps, for --zip
 python scripts/prepare_data.py resize FOLDER TARGET    copy with smaller images
 python scripts/prepare_data.py val-folders FOLDER      move flat ImageNet validation images into class folders
@@ -15,9 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
+from configs.checks import grouping
 from data.sources.base import opening
 from data.tools.checking import check_folder
+from data.tools.division import DivisionOptions
 from data.tools.packing import pack, resize_copy, sort_validation
+from data.tools.split_copy import split_copy
 from utils.errors import count, printable, run_to_exit_code
 from utils.script_parser import ScriptParser
 from utils.terminal import say
@@ -33,7 +37,18 @@ def check(options: argparse.Namespace) -> int:
     say(*report.facts, *(f"found: {finding}" for finding in report.findings))
     if report.findings:
         print(printable(f"{count(len(report.findings), 'finding')}: {options.folder}"), file=sys.stderr)
+    else:
+        say(f"nothing found: {options.folder} is ready for training")
     return FOUND if report.findings else 0
+
+
+def split(options: argparse.Namespace) -> int:
+    division = DivisionOptions(options.fraction, options.seed, options.group_by, not options.ignore_duplicates)
+    with opening(options.folder):
+        made = split_copy(options.folder, options.target, division, options.folds)
+    for folder, (train, val) in made.items():
+        say(f"{folder}: {train:,} training and {val:,} validation images")
+    return 0
 
 
 def zip_(options: argparse.Namespace) -> int:
@@ -79,6 +94,7 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, function, target in (
         ("check", check, None),
+        ("split", split, "target"),
         ("zip", zip_, "target"),
         ("resize", resize, "target"),
         ("val-folders", val_folders, None),
@@ -86,13 +102,19 @@ def main(argv: list[str]) -> int:
     ):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
-        command.add_argument("folder", type=Path, help="contains train/ and val/")
+        command.add_argument("folder", type=Path, help="contains train/ and val/, or class folders")
         if target:
             command.add_argument(target, type=Path)
         if name in ("check", "resize"):
             command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
         if name == "check":
             command.add_argument("--channels", type=int, default=3, help="IN_CHANS of the model (default %(default)s)")
+        if name == "split":
+            command.add_argument("--fraction", type=float, default=0.2, help="to hold out (default %(default)s)")
+            command.add_argument("--folds", type=int, default=0, help="number of folds, instead of one split")
+            command.add_argument("--group-by", default="", help="images that stay together, as for DATA.GROUP_BY")
+            command.add_argument("--ignore-duplicates", action="store_true", help="do not look for near-duplicates")
+            command.add_argument("--seed", type=int, default=0, help="default %(default)s")
         if name == "zip":
             command.add_argument("--force", action="store_true", help="replace existing archives")
         if name == "resize":
@@ -103,6 +125,12 @@ def main(argv: list[str]) -> int:
             command.add_argument("--count", type=int, default=32, help="images (default %(default)s)")
             command.add_argument("--seed", type=int, default=0, help="default %(default)s")
     options = parser.parse_args(argv)
+    if options.command == "split":
+        problem = grouping(options.group_by)
+        if problem or not 0 < options.fraction < 1 or options.folds < 0 or options.folds == 1:
+            parser.error(
+                f"--group-by {problem}" if problem else "--fraction must be in (0, 1), --folds 0 or at least 2"
+            )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain any bytes
     return run_to_exit_code(lambda: options.function(options))

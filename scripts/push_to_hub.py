@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from scripts.hub_folder import Card, write_folder
 from scripts.open_model import EXPORTED, ModelFile, open_model
+from utils.checkpoints.downloads import is_reachable
 from utils.errors import ConfigError, ResourceError, one_line, run_to_exit_code
 from utils.files import write_errors
 from utils.script_parser import ScriptParser
@@ -52,6 +53,16 @@ def write(opened: ModelFile, card: Card, folder: Path) -> None:
             say(line)
 
 
+def _check_reachable(repository: str) -> None:
+    """Raises: ResourceError without a connection to the hub, before anything slow."""
+    from huggingface_hub import constants
+
+    if not is_reachable(constants.ENDPOINT):
+        upload = f"hf upload {repository} FOLDER"
+        remedy = f"check the network, or write the files with --folder FOLDER and upload them later: {upload}"
+        raise ResourceError(repository, f"{constants.ENDPOINT} cannot be reached", remedy)
+
+
 def main(argv: list[str]) -> int:
     parser = ScriptParser(__doc__)
     parser.add_argument("model", help="a run's folder, a file, hub:NAME")
@@ -70,6 +81,8 @@ def main(argv: list[str]) -> int:
             raise ConfigError(options.repository, "not a repository", "name it OWNER/NAME")
         if options.model.endswith(EXPORTED):
             raise ConfigError(options.model, "an exported file cannot be published", "name its run or checkpoint")
+        if not options.folder:
+            _check_reachable(options.repository)
         opened = open_model(options.model, options.cfg)
         if options.folder:
             write(opened, card, options.folder)

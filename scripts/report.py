@@ -54,7 +54,7 @@ class RunReport:
 def report_on(run: Run, options: argparse.Namespace, world: World) -> RunReport:
     """Evaluates the best checkpoint of a run, else the last one. Raises: ConfigError."""
     lines = log_lines(run.folder)
-    report = RunReport(run, facts(run, lines), environment(lines), saved=saved_pictures(run.folder))
+    report = RunReport(run, facts(run), environment(lines), saved=saved_pictures(run.folder))
     if options.no_evaluation:
         return replace(report, problem="not evaluated: --no-evaluation")
     folder = run.folder / "checkpoints"
@@ -154,7 +154,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-evaluation", action="store_true", help="results, configurations and curves only")
     parser.add_argument("--batch-size", type=int, default=0, help="default: the run's")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
-    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="default %(default)s")
+    parser.add_device()
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     if options.batch_size < 0 or options.workers < 0:

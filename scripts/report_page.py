@@ -6,7 +6,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +14,6 @@ from PIL import Image
 
 from scripts.run_folder import Run
 from utils.pictures import TILE, Sheet
-from utils.terminal import duration
 
 # titles of pictures and tables by the names that tasks give them, in the order of the page
 HEADINGS = {
@@ -30,7 +28,6 @@ START = (
     *("data:", "machine:", "model:", "optimizer:", "precision:"),
     *("global batch", "learning rate", "plan:", "weights:"),
 )
-_EPOCH = re.compile(r"((?:epoch|update) \d+): train loss .* in (?:(\d+)d )?(?:(\d+)h|(\d+):(\d\d):(\d\d)),")
 
 
 def heading(name: str) -> str:
@@ -113,18 +110,12 @@ def environment(lines: Sequence[str]) -> list[str]:
     return [re.sub(r"(?<!\S)/\S*/(?=\w)", "", line) for line in last.values()]
 
 
-def facts(run: Run, lines: Sequence[str]) -> Mapping[str, str]:
-    """Returns start, duration, learning rate and gradient norm of a run. Args: lines: see `log_lines`."""
-    seconds: dict[str, float] = {}  # by epoch, since a resumed run may repeat one
-    for found in filter(None, map(_EPOCH.match, lines)):
-        days, hours, *clock = (int(each or 0) for each in found.groups()[1:])
-        spent = timedelta(days=days, hours=hours or clock[0], minutes=clock[1], seconds=clock[2])
-        seconds[found[1]] = spent.total_seconds()
+def facts(run: Run) -> Mapping[str, str]:
+    """Returns start, learning rate and gradient norm of a run."""
     rates = [line["lr"] for line in run.train if line.get("lr") is not None]
     norms = [line["grad_norm"] for line in run.train if line.get("grad_norm") is not None]
     return {
         "started": _started(run.folder),
-        "trained": duration(sum(seconds.values())) if seconds else "",
         "learning rate": f"up to {max(rates):.3g}, last {rates[-1]:.3g}" if rates else "",
         "gradient norm": f"median {median(norms):.3g}, largest {max(norms):.3g}" if norms else "",
     }

@@ -1,16 +1,18 @@
 """Runs read from their folders, for comparisons and reports."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from configs.loading import parse_config
-from configs.schema import DEFAULT_TASK
+from configs.schema import DEFAULT_TASK, KEYS
 from tasks.registry import task_class
 from utils.errors import DataError
 from utils.logs import curves
-from utils.logs.metrics_file import read_records
+from utils.logs.metrics_file import read_records, read_times
+from utils.terminal import duration
 from utils.training.objective import Best, Table
 
 UNINTERESTING = ("OUTPUT", "TAG", "BASE")
@@ -25,19 +27,20 @@ class Run:
     config: dict[str, Any]
     train: list[dict[str, Any]]
     epochs: list[dict[str, Any]]
+    times: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @staticmethod
     def read(folder: Path) -> "Run":
         """Reads a run. Raises: DataError if the folder does not contain one."""
         try:
             config = parse_config((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
-            lines = read_records(folder / "metrics.jsonl")
+            lines, times = read_records(folder / "metrics.jsonl"), read_times(folder / "metrics.jsonl")
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", e)
             raise DataError(str(folder), f"not the folder of a run ({reason})", "name output/<MODEL.NAME>/<TAG>") from e
         lines = [line for line in lines if "kind" in line and "epoch" in line]
         train, epochs = ([line for line in lines if line["kind"] in kinds] for kinds in (("train",), ("val", "epoch")))
-        return Run(folder, config, train, epochs)
+        return Run(folder, config, train, epochs, times)
 
     @property
     def name(self) -> str:
@@ -76,6 +79,8 @@ class Run:
             "" if best is None else best["epoch"],
             float(min(losses, default=float("nan"))),
             float(trained[-1] if trained else "nan"),
+            duration(sum(line["seconds"] for line in self.times.values())) if self.times else "",
+            median(line["images_per_s"] for line in self.times.values()) if self.times else "",
         ]
 
 
@@ -83,14 +88,16 @@ def summary_table(runs: Sequence[Run]) -> Table:
     """Returns a row per run: length, best metric and loss."""
     metrics = {run.best.metric for run in runs if run.best is not None}
     best = f"best {metrics.pop()}" if len(metrics) == 1 else "best"
-    head = ("run", "epochs", best, "of epoch", "min val loss", "last train loss")
+    head = ("run", "epochs", best, "of epoch", "min val loss", "last train loss", "trained", "images/s")
     return Table(head, [run.summary() for run in runs])
 
 
 def differences(runs: Sequence[Run]) -> list[list[str]]:
-    """Returns a row per key that differs between runs: its name, and its value in each."""
+    """Returns a row per key that differs between runs: its name, and its value in each; first the keys that affect the
+    result."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in UNINTERESTING)
-    rows = [[key, *(str(run.config.get(key, "")) for run in runs)] for key in keys]
+    keys_first = sorted(keys, key=lambda name: name in KEYS and KEYS[name].free)
+    rows = [[key, *(str(run.config.get(key, "")) for run in runs)] for key in keys_first]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 

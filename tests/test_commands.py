@@ -33,7 +33,7 @@ ELSEWHERE = {
 }
 SIZES = {"EMBED_DIM": 8, "DEPTHS": [1, 1], "NUM_HEADS": [1, 2], "WINDOW_SIZE": 4}
 SHORT = {"EPOCHS": 2, "WARMUP_EPOCHS": 1}
-FEW = {"TRAIN.EPOCHS": "2", "TRAIN.WARMUP_EPOCHS": "1"}
+FEW = {"TRAIN.EPOCHS": "2", "--epochs": "2", "TRAIN.WARMUP_EPOCHS": "1", "--warmup-epochs": "1"}
 
 
 @pytest.fixture

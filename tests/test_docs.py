@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from configs.loading import load_config
-from configs.options import parse_command_line
+from configs.options import OPTIONS, parse_command_line
 from configs.schema import KEYS
 from data.sources.open import SourceOptions
 from tasks.classification.labels import open_train
 from tests.conftest import ROOT
 from utils.distributed.world import World, join_world
-from utils.errors import RunError
+from utils.errors import ConfigError, RunError
 
 
 def test_every_fault_of_the_table_is_tested():
@@ -62,6 +62,19 @@ def test_keys_that_the_documentation_names_are_there():
         named = set(re.findall(r"`((?:DATA|MODEL|TRAIN|AUG|TEST)(?:\.[A-Z0-9_]+)+)(?: [^`]*)?`", page.read_text()))
         groups = {name.rpartition(".")[0] for name in KEYS}
         assert named <= set(KEYS) | groups, page
+
+
+def test_the_options_of_timm_that_the_documentation_lists_are_options_or_answered():
+    rows = re.findall(r"^\| (`--.*?) \| (.*) \|$", (ROOT / "docs/from_timm.md").read_text(), re.MULTILINE)
+    words = [(word, right) for left, right in rows for word in re.findall(r"--[a-z][a-z-]*", left)]
+    assert len(words) > 60
+    for word, right in words:
+        if word in OPTIONS or word == "--model":
+            continue
+        with pytest.raises(ConfigError) as caught:
+            parse_command_line(["--cfg", "swin_tiny", word, "1"])
+        answer = re.findall(r"--(?!opts)[a-z-]+|[A-Z_]+(?= )", caught.value.remedy)
+        assert any(part in right for part in answer) or caught.value.remedy == "remove it", (word, caught.value)
 
 
 MISTAKES = re.findall(r"^\| `?(--[^|`]*)`?[^|]* \| `([^|]*)` \|$", (ROOT / "docs/train.md").read_text(), re.MULTILINE)

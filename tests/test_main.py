@@ -116,14 +116,27 @@ def contents(folder):
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_evaluation_writes_nothing(trained, tiny_yaml, photos, tmp_path):
-    """Of the folder of a run it takes the last checkpoint, and says so."""
-    arguments = ["--cfg", tiny_yaml, "--data-path", photos, "--eval", "--resume", trained / "tiny/default"]
-    done = run_program(*arguments, cwd=tmp_path)
+def test_evaluation_writes_nothing_and_takes_the_recipe_and_the_best_checkpoint_of_a_run(
+    trained, tiny_yaml, photos, tmp_path
+):
+    arguments = ["--data-path", photos, "--eval", "--resume", trained / "tiny/default"]
+    done = run_program(*arguments, "--cfg", tiny_yaml, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert f"tensors from {trained}/tiny/default/checkpoints/ckpt_epoch_0.pth" in done.out
+    assert f"tensors from {trained}/tiny/default/checkpoints/best.pth" in done.out
     assert accuracy(done.out)[1] == 15
+    without = run_program(*arguments, "--batch-size", 5, cwd=tmp_path, processes=2)
+    assert without.code == 0 and accuracy(without.out) == accuracy(done.out), without.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_without_a_recipe_need_one(trained, tmp_path):
+    torch.save(
+        torch.load(trained / "tiny/default/checkpoints/best.pth", weights_only=True)["model"], tmp_path / "w.pth"
+    )
+    done = run_program("--eval", "--resume", tmp_path / "w.pth")
+    assert done.code == 2 and done.error.startswith(f"error: {tmp_path}/w.pth: ") and "--cfg" in done.error
+    speed = run_program("--throughput", "--resume", trained / "tiny/default", "--batch-size", 2)
+    assert speed.code == 0 and "at 32x32" in speed.out, speed.err
 
 
 def test_evaluation_takes_only_the_file_named(tiny_yaml, photos):
@@ -218,6 +231,8 @@ def test_fault_13_training_goes_on_from_the_checkpoint_before(tiny_yaml, photos,
     assert done.code == 0 and done.out.count("not resuming from ckpt_epoch_1.pth") == 1
     again = torch.load(newest, weights_only=True)["model"]
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+    finished = run_program(*args)
+    assert finished.code == 0 and "already trained: 2 epochs" in finished.out and "0 epochs" not in finished.out
 
 
 @pytest.mark.parametrize("option", ["--resume", "--pretrained"])
@@ -283,7 +298,7 @@ def test_a_student_learns_from_a_teacher_on_two_ranks_and_resumes_bit_equal(trai
     arguments += ["MODEL.TYPE", "timm", "MODEL.TIMM.NAME", "test_convnext", "TRAIN.EMA.ENABLE", True]
     done = run_program(*arguments, processes=2)
     assert done.code == 0, done.err
-    assert re.search(r"teacher: SwinTransformer, \d+ tensors from .*/tiny/default .*, at 32x32 pixels", done.out)
+    assert re.search(r"teacher: SwinTransformer, \d+ tensors from .*/tiny/default\b.*, at 32x32 pixels", done.out)
     run = tmp_path / "tiny/student"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     updates = [line for line in lines if line["kind"] == "train"]

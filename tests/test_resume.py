@@ -35,6 +35,8 @@ FSDP = ["TRAIN.PARALLEL", "fsdp", "TRAIN.USE_CHECKPOINT", True, "TRAIN.ACCUMULAT
 _MOE = {"PATCH_SIZE": 2, "EMBED_DIM": 16, "DEPTHS": [2, 2], "NUM_HEADS": [2, 4], "WINDOW_SIZE": 4}
 _MOE |= {"MOE_BLOCKS": [[1], [1]], "NUM_EXPERTS": 4, "MOE_DROP": 0.1}
 MOE = ["MODEL.TYPE", "swin_moe", *(word for key, value in _MOE.items() for word in (f"MODEL.SWIN_MOE.{key}", value))]
+# from a table without splits, whose classes are drawn equally often
+MULTILABEL = ["TASK", "multilabel", "DATA.SAMPLER", "balanced", "LOSS.POSITIVE_WEIGHTS", 5, "DATA.SPLIT", 0.3]
 SIMMIM = ["TASK", "simmim", "DATA.MASK_PATCH_SIZE", 8]
 
 
@@ -77,15 +79,16 @@ def state(output: Path) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "workers", "more"),
-    [(1, 2, []), (2, 0, []), (2, 0, SIMMIM), (2, 0, FSDP), (2, 0, MOE)],
+    [(1, 2, []), (2, 0, []), (2, 0, SIMMIM), (2, 0, FSDP), (2, 0, MOE), (1, 0, MULTILABEL), (2, 0, MULTILABEL)],
 )
 def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, workers, more):
+    photos = as_table(photos, tmp_path) if more is MULTILABEL else photos
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     done = run_program(*arguments(tiny_yaml, photos, undisturbed, workers), *more, processes=processes)
     assert done.code == 0, done.err
 
     args = [*arguments(tiny_yaml, photos, killed, workers), *more]
-    line = "[1/2][6/9]" if processes == 1 else "[1/2][3/5]"  # 36 samples by 4 and by 8
+    line = "[1/2][6/" if processes == 1 else "[1/2][3/"  # of 9 and 5 updates
     folder = killed / "tiny/default"
     run_until_killed(args, processes, folder, line, fresh=not more)
     assert len(list((folder / "metrics.jsonl").read_text().splitlines())) < len(
@@ -97,6 +100,16 @@ def test_a_killed_run_ends_bit_equal(tiny_yaml, photos, tmp_path, processes, wor
 
     assert (folder / "metrics.jsonl").read_bytes() == (undisturbed / "tiny/default/metrics.jsonl").read_bytes()
     assert_same(state(undisturbed), state(killed))
+
+
+def as_table(photos: Path, folder: Path) -> Path:
+    """A table of 51 photographs with up to two labels each."""
+    rows = []
+    for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        labels = [path.parent.name] * (number % 7 > 0) + ["even"] * (number % 2 == 0)
+        rows.append(f"{path},{'|'.join(labels)}\n")
+    (folder / "labels.csv").write_text("".join(["path,labels\n", *rows]))
+    return folder / "labels.csv"
 
 
 def assert_same(a, b, path=""):

@@ -99,15 +99,15 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Returns "did you mean X?" for the known name closest to `name`, ignoring case.
+    """Returns "did you mean X?" for the known name closest to `name`, ignoring case and the dashes of options.
 
     A dotted name with the same last part in another group is closest. If nothing is close, returns `otherwise`, or the
     first known names.
     """
-    names = {each.lower(): each for each in known}
-    leaf = name.lower().rsplit(".", 1)[-1]
-    near = [each for each in names if "." in each and each.rsplit(".", 1)[-1] == leaf]
-    near = near or difflib.get_close_matches(name.lower(), names, n=1)
+    names = {each.lower().lstrip("-"): each for each in known}
+    word = name.lower().lstrip("-")
+    near = [each for each in names if "." in each and each.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+    near = near or difflib.get_close_matches(word, names, n=1)
     if near:
         return f"did you mean {names[near[0]]}?"
     return otherwise or f"choose one of {listing(names.values(), 10)}"

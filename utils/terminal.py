@@ -1,6 +1,5 @@
 """Console output: coloured lines, progress bars and tables on a terminal, plain lines elsewhere and in log.txt."""
 
-import io
 import logging
 import os
 import re
@@ -9,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from itertools import zip_longest
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -19,12 +19,14 @@ from utils.errors import accept_any_text, printable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_FORMAT, _TIME = "[%(asctime)s] %(message)s", "%m-%d %H:%M:%S"
+_FORMAT, _TIME, _CLOCK = "[%(asctime)s] %(message)s", "%m-%d %H:%M:%S", "%H:%M:%S"
+_WIDE = 100  # columns of a terminal from which on its lines have a date
 EVERY_RANK = "every_rank"  # logger whose warnings are shown by all ranks
 # `extra` of a log record: IN_BAR lines go to log.txt only if a progress bar shows the same; SUMMARY highlights a line
 IN_BAR, SUMMARY = {"in_bar": True}, {"color": "cyan"}
 _UNLIMITED = 10_000  # columns of a table outside of a terminal
 _NARROW = 8  # minimum width of a folded text column
+_WORDS = re.compile(r"[^\s/._,-]*[\s/._,-]|[^\s/._,-]+")
 QUIET = 30.0  # seconds between progress lines without a bar
 
 
@@ -43,7 +45,9 @@ class _Terminal(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(_Formatter(colored("[%(asctime)s]", "green") + " %(message)s", _TIME))
+        narrow = interactive() and shutil.get_terminal_size().columns < _WIDE
+        stamp = _CLOCK if narrow else _TIME
+        self.setFormatter(_Formatter(colored("[%(asctime)s]", "green") + " %(message)s", stamp))
 
     def emit(self, record: logging.LogRecord) -> None:
         if hasattr(record, "in_bar") and Bar.shown is not None:
@@ -162,33 +166,48 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: in
     Args: width: maximum line length, to which long cells are folded; None: the terminal's width, unlimited elsewhere.
     Returns: its lines.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from rich.cells import cell_len
 
     if width is None:
         width = shutil.get_terminal_size().columns if interactive() else _UNLIMITED
-    table, least = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0)), 0
     texts = [[_cell(value) for value in row] for row in rows]
-    for i, name in enumerate(head):
-        numbers = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
-        longest = max(len(name), *(len(row[i]) for row in texts)) if rows else len(name)
-        smallest = longest if numbers else min(longest, _NARROW)
-        justify: Any = "right" if numbers else "left"
-        table.add_column(Text(name), justify=justify, overflow="fold", min_width=smallest)
-        least += smallest + 2
-    for row in texts:
-        table.add_row(*map(Text, row))
-    text = io.StringIO()
-    # if the columns do not fit, the terminal wraps the lines and nothing is lost
-    Console(
-        file=text,
-        width=width if least <= width + 2 else _UNLIMITED,
-        color_system=None,
-        force_terminal=False,
-        force_jupyter=False,
-    ).print(table)
-    return [line.rstrip() for line in text.getvalue().rstrip("\n").split("\n")]
+    numbers = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
+    longest = [max(map(cell_len, [name, *(row[i] for row in texts)])) for i, name in enumerate(head)]
+    least = [each if number else min(each, _NARROW) for each, number in zip(longest, numbers, strict=True)]
+    gaps = 2 * (len(head) - 1)
+    # if the columns cannot fit, the terminal wraps the lines and nothing is lost
+    widths = _fitted(longest, least, width - gaps) if sum(least) + gaps <= width else longest
+    folded = [[_folded(*cell) for cell in zip(row, widths, strict=True)] for row in [list(head), *texts]]
+    widths = [max(cell_len(part) for row in folded for part in row[i]) for i in range(len(head))]
+    lines = []
+    for cells in folded:
+        for parts in zip_longest(*cells, fillvalue=""):
+            blanks = [" " * (room - cell_len(part)) for part, room in zip(parts, widths, strict=True)]
+            aligned = [b + part if n else part + b for part, b, n in zip(parts, blanks, numbers, strict=True)]
+            lines.append("  ".join(aligned).rstrip())
+    return lines
+
+
+def _fitted(longest: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Returns the widths of columns, of which the widest are narrowed until they fit."""
+    widths = list(longest)
+    while sum(widths) > room:
+        widest = max((i for i in range(len(widths)) if widths[i] > least[i]), key=widths.__getitem__)
+        widths[widest] -= 1
+    return widths
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """Breaks a text into lines behind blanks and the separators of paths and keys, or anywhere in a long word."""
+    from rich.cells import cell_len, chop_cells
+
+    lines = [""]
+    for word in _WORDS.findall(text):
+        if cell_len(lines[-1] + word) <= width:
+            lines[-1] += word
+            continue
+        lines += [word] if cell_len(word) <= width else chop_cells(word, width)
+    return [line for line in lines if line] or [""]
 
 
 def _cell(value: object) -> str:

@@ -21,6 +21,7 @@ from utils.errors import DataError
 Pixels = NDArray[np.uint8]  # (height, width, channels)
 MAX_TIFF = 1 << 31  # bytes of a decoded multi-band image
 ORIENTATION = 0x0112  # EXIF
+_SAMPLES = 277  # TIFF: samples per pixel
 # bytes 4 to 11 of HEIC files
 HEIF = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _TURN = Image.Transpose
@@ -48,6 +49,9 @@ def _decode_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
         if data[4:12] in HEIF:
             _enable_heif()
         image = Image.open(io.BytesIO(data))
+        bands: Any = getattr(image, "tag_v2", {}).get(_SAMPLES, 1)
+        if bands > 4:  # Pillow would drop all but three
+            raise DataError(name, f"the image has {bands} channels, but IN_CHANS is 3", "convert it, or set IN_CHANS")
         image.load()
         pixels = _eight_bits(image, name).convert("RGB")
         return _turned(pixels, orientation(image)) if upright else pixels

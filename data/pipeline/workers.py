@@ -39,9 +39,9 @@ MAX_BAD, ALWAYS_BAD = 0.01, 10
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """`batch_size`: per micro-batch, or in evaluation; `workers` per rank, 0 for none; `pin_memory`: page-locked batches;
-    `on_bad`: "error", "skip" (a few unreadable samples) or "skip_any" (any number); `timeout`: seconds without a batch
-    after which the run ends, 0 for never; `seed` of the run."""
+    """`batch_size`: per micro-batch, or in evaluation; `workers` per rank, 0 for none; `pin_memory`: page-locked
+    batches; `on_bad`: "error", "skip" (a few unreadable samples) or "skip_any" (any number); `timeout`: seconds
+    without a batch after which the run ends, 0 for never; `seed` of the run."""
 
     batch_size: int
     workers: int = 0

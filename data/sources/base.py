@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.sources.index import Index
-from utils.errors import DataError, listing
+from utils.errors import DataError, did_you_mean, listing
 
 # permanent errors, not worth a retry
 _PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -218,5 +218,7 @@ def check_classes(found: Sequence[str], known: Sequence[str], where: Path) -> No
     """Raises: DataError if a class in `found` is not in `known`."""
     unknown = sorted(set(found) - set(known))
     if unknown:
-        problem = f"{len(unknown)} classes are not among the {len(known)} of training: {listing(unknown)}"
-        raise DataError(str(where), problem, "rename or remove them")
+        are = "1 class is" if len(unknown) == 1 else f"{len(unknown)} classes are"
+        problem = f"{are} not among the {len(known)} of training: {listing(unknown)}"
+        remedy = f"rename or remove {'it' if len(unknown) == 1 else 'them'}"
+        raise DataError(str(where), problem, did_you_mean(unknown[0], known, remedy))

@@ -1,21 +1,23 @@
-"""Unlabelled images from files, folders, glob patterns and lists."""
+"""Unlabelled images from files, folders, glob patterns, lists, URLs, archives and standard input."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from pathlib import Path
+from typing import NamedTuple
 
 from data.sources.base import Record, opening, read_file, unreadable
+from data.sources.copies import copy_images, is_copied
 from data.sources.folders import images_below
 from data.sources.names import is_left_out
 from utils.errors import DataError
 
 
 class FileSource:
-    """Images by path, without targets."""
+    """Images by path, without targets. Args: names: of those that are copies."""
 
-    def __init__(self, paths: Sequence[Path]):
-        self._paths = list(paths)
+    def __init__(self, paths: Sequence[Path], names: Mapping[Path, str] | None = None):
+        self._paths, self._names = list(paths), dict(names or {})
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -28,28 +30,49 @@ class FileSource:
             raise unreadable(self.name(i), e) from e
 
     def name(self, i: int) -> str:
-        return str(self._paths[i])
+        return self._names.get(self._paths[i]) or str(self._paths[i])
 
     def fingerprint(self) -> str:
         return hashlib.sha256("\n".join(map(str, self._paths)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def find_images(names: Iterable[str]) -> list[Path]:
-    """Resolves names to images, without duplicates, in order.
+class FoundImages(NamedTuple):
+    """Images by path, without duplicates, in order; the names of those that are copies; errors of names without any."""
+
+    paths: list[Path]
+    names: dict[Path, str]
+    errors: list[DataError]
+
+    def name(self, path: Path) -> str:
+        return self.names.get(path) or str(path)
+
+
+def find_images(names: Iterable[str], copies: Path) -> FoundImages:
+    """Resolves names to images.
 
     Args: names: files; folders, with all images below them that training would find; patterns such as "photos/*.jpg";
-    .txt files with one path per line, relative to the list.
-    Raises: DataError for a name without images, or one that cannot be read.
+    .txt files with one path per line, relative to the list; URLs; .zip and .tar archives; "-" for standard input;
+    copies: an empty folder.
+    Raises: DataError for a name without images, or one that cannot be read, if it is the only one.
     """
     found: dict[Path, None] = {}
-    for name in names:
-        with opening(name):
-            paths = _images_of(name)
-        if not paths:
-            remedy = "pass images, folders, patterns or a .txt file with one path per line"
-            raise DataError(name, "no images found", remedy)
-        found.update(dict.fromkeys(paths))
-    return list(found)
+    own_names: dict[Path, str] = {}
+    errors: list[DataError] = []
+    for number, name in enumerate(names):
+        try:
+            with opening(name):
+                copied = copy_images(name, copies / str(number)) if is_copied(name) else {}
+                paths = list(copied) or _images_of(name)
+            own_names |= copied
+            if not paths:
+                remedy = "pass images, folders, patterns, archives, URLs or a .txt file with one path per line"
+                raise DataError(name, "no images found", remedy)
+            found.update(dict.fromkeys(paths))
+        except DataError as e:
+            errors.append(e)
+    if errors and not found:
+        raise errors[0]
+    return FoundImages(list(found), own_names, errors)
 
 
 def _images_of(name: str) -> list[Path]:

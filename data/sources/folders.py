@@ -7,8 +7,10 @@ from typing import NamedTuple, NoReturn
 
 from data.sources.base import IndexedSource, Pool, check_classes, read_file
 from data.sources.index import Index, Stamp, stamp, stored
-from data.sources.names import check_heif, is_image, is_left_out, warn_of_ignored, warn_of_nested
+from data.sources.names import check_heif, is_image, is_left_out, warn_of_ignored, warn_of_loose, warn_of_nested
 from utils.errors import DataError, listing
+
+LISTED = 10_000  # files left out that are remembered
 
 
 class FolderStore:
@@ -47,7 +49,9 @@ class FolderStore:
             return _open_flat(folder, names)
         check_classes(found, names, folder)
         key = f"folder\0{folder.resolve()}\0{chr(0).join(names)}"
-        index, _ = stored(key, lambda: _walk(folder, stamps, found, names))
+        index, ignored = stored(key, lambda: _walk(folder, stamps, found, names))
+        warn_of_ignored(ignored or [])
+        warn_of_loose(list_split(folder).images, folder)
         return IndexedSource(index, names, FolderStorage(folder))
 
 
@@ -97,8 +101,11 @@ class FolderStorage:
 
 def _walk(
     root: Path, stamps: Sequence[Stamp], found: Sequence[str], names: Sequence[str]
-) -> tuple[Index, None, list[Stamp]]:
-    """Indexes class folders. Args: stamps: stamps of the root; found: its class folders."""
+) -> tuple[Index, list[str], list[Stamp]]:
+    """Indexes class folders; returns also the files that are left out.
+
+    Args: stamps: stamps of the root; found: its class folders.
+    """
     labels = {name: label for label, name in enumerate(names)}
     files, targets, ignored, stamps = [], [], [], list(stamps)
     for name in found:
@@ -110,9 +117,8 @@ def _walk(
         targets += [labels[name]] * len(below.images)
         ignored += below.ignored
     check_heif(files)
-    warn_of_ignored(ignored)
     warn_of_nested(files, root)
-    return Index.build(files, targets), None, stamps
+    return Index.build(files, targets), ignored[:LISTED], stamps
 
 
 class Split(NamedTuple):

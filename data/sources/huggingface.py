@@ -3,12 +3,13 @@
 import importlib
 import logging
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from data.sources.base import IndexedSource, check_classes
 from data.sources.index import Index, Stamp, stored
+from utils.checkpoints.downloads import is_reachable
 from utils.errors import DataError, listing
 
 SPLITS = {"train": ("train",), "val": ("validation", "val", "test")}
@@ -94,6 +95,8 @@ class ReaderStorage:
             raise DataError("DATA.DATASET", f"{dataset} needs the package datasets", "pip install datasets") from e
         from timm.data.readers import create_reader
 
+        repository = self._name.partition("/")[2]
+        offline = not Path(repository).exists() and _work_offline()
         logging.getLogger("datasets").setLevel(logging.ERROR)
         keys = {"input_key": self._image, "target_key": self._label}
         try:
@@ -101,6 +104,10 @@ class ReaderStorage:
             images = reader.dataset.data.column(self._image)
             empty = len(images) == images.null_count
         except Exception as e:  # readers raise any type
+            if offline:
+                problem = f"{dataset} is not in the cache, and Hugging Face cannot be reached"
+                remedy = f"check the network, or fetch it elsewhere: hf download --repo-type dataset {repository}"
+                raise DataError("DATA.DATASET", problem, remedy) from e
             problem = f"cannot open {self.split} of {dataset} ({_reason(e)})"
             raise DataError("DATA.DATASET", problem, "check the name") from e
         if empty:  # timm adds a missing column
@@ -156,6 +163,20 @@ class ReaderStorage:
 
     def where(self, name: str) -> str:
         return f"{self._name}/{self.split}[{int(name)}]"
+
+
+@cache
+def _work_offline() -> bool:
+    """Makes the packages of Hugging Face use their caches alone if it cannot be reached; they would try for a minute.
+
+    Returns: whether it cannot.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    if not (constants.HF_HUB_OFFLINE or is_reachable(constants.ENDPOINT)):
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    return constants.HF_HUB_OFFLINE
 
 
 def _reason(error: Exception) -> str:

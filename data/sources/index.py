@@ -18,7 +18,7 @@ from utils.files import atomic_path, cache_folder
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # version of the cached files and of the rules for names; an index of another version is rebuilt
+FORMAT = 5  # version of the cached files and of the rules for names; an index of another version is rebuilt
 BYTES_AT_ONCE = 1 << 24
 UNUSED = 30 * 24 * 3600.0  # seconds after which an unused index is removed
 

@@ -54,7 +54,15 @@ def check_heif(files: Sequence[str]) -> None:
 def warn_of_ignored(files: Sequence[str]) -> None:
     """Logs one line about files without an image extension, if there are any."""
     if files:
-        log.warning("%d files without an image extension are ignored: %s", len(files), listing(files, 3))
+        what = count(len(files), "file without an image extension", "files without an image extension")
+        log.warning("left out: %s: %s", what, listing(files, 3))
+
+
+def warn_of_loose(images: Sequence[str], folder: object) -> None:
+    """Logs one line about images beside the class folders, if there are any."""
+    if images:
+        what = f"{count(len(images), 'image')} beside the class folders of {folder}"
+        log.warning("left out: %s: %s", what, listing(images, 3))
 
 
 def nested_classes(names: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ from utils.distributed.world import World
 from utils.errors import DataError, did_you_mean
 
 _OTHER_NAMES = {"train": ("training", "Train", "trn"), "val": ("validation", "valid", "Val", "test", "dev")}
-SHOWN = 5  # samples listed in the log at the start
+SHOWN = 3  # samples listed in the log at the start
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "imagenet": FolderStore,
@@ -115,7 +115,7 @@ def find_store(options: SourceOptions, splits: Sequence[str]) -> Store | Pool:
         raise DataError("DATA.DATA_PATH", f"{path} has one label per image", "pass a .csv or .tsv file with labels")
     store = ZipStore(Path(path)) if options.zipped else STORES[dataset](Path(path))
     if dataset == "imagenet" and not options.zipped:
-        if _has_no_splits(Path(path)):
+        if has_no_splits(Path(path)):
             return FolderPool(Path(path))
         for split in splits:
             if not store.has(split):
@@ -126,7 +126,7 @@ def find_store(options: SourceOptions, splits: Sequence[str]) -> Store | Pool:
     return store
 
 
-def _has_no_splits(path: Path) -> bool:
+def has_no_splits(path: Path) -> bool:
     """Returns whether a folder contains only class folders, and is not one of several splits itself."""
     named = [*_OTHER_NAMES, *chain.from_iterable(_OTHER_NAMES.values())]
     sibling = path.name in _OTHER_NAMES and all((path.parent / split).is_dir() for split in _OTHER_NAMES)

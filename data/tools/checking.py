@@ -7,16 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size
+from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size, orientation
 from data.pipeline.fork_server import worker_pool
 from data.sources.base import read_file
 from data.sources.folders import imagenet_synsets, images_below, list_split, validation_labels
 from data.sources.names import is_image, is_left_out, nested_classes
+from data.sources.open import has_no_splits
+from data.tools.duplicates import Thumbnail, similar, thumbnail
 from utils.errors import DataError, count, listing
-from utils.terminal import track
+from utils.terminal import table_lines, track
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
+WHOLE = ""  # the split of a dataset without splits
+LISTED = 30  # classes in the table
+WARN_AT = 10  # times the images of the smallest class
 SHOWN = 3  # names listed in a finding about many files
 Classes = dict[str, list[str]]  # class -> its files; flat images have the class ""
 
@@ -30,23 +36,50 @@ class Report:
 
 
 def check_folder(root: Path, workers: int, channels: int = 3) -> Report:
-    """Checks train/ and val/. Args: workers: decoding processes; channels: the model's (MODEL.SWIN.IN_CHANS).
+    """Checks train/ and val/, or class folders without splits.
 
+    Args: workers: number of decoding processes; channels: number of channels of the model (MODEL.SWIN.IN_CHANS).
     Raises: DataError if `root` is not a folder, or a folder below it cannot be listed.
     """
     if not root.is_dir():
-        raise DataError(str(root), "no such folder", "choose one that contains train/ and val/")
+        raise DataError(str(root), "no such folder", "choose one that contains train/ and val/, or class folders")
     report, splits = Report(), {}
-    for split in ("train", "val"):
+    if has_no_splits(root):
+        splits[WHOLE] = _list_split(root, report)
+        report.facts.append("no train/ and val/: a training run holds out a part of every class (DATA.SPLIT)")
+    for split in () if splits else ("train", "val"):
         if (root / split).is_dir():
             splits[split] = _list_split(root / split, report)
         else:
             report.findings.append(f"no folder {split}/: {root}")
     if len(splits) == 2:
         _compare_classes(splits["train"], splits["val"], report)
+    _describe_classes(splits, report)
     _check_imagenet(splits, report)
     _check_contents(splits, workers, channels, report)
     return report
+
+
+def _describe_classes(splits: dict[str, Classes], report: Report) -> None:
+    """Adds a table of the classes, and what is unusual about their sizes."""
+    first = next(iter(splits.values()), {})
+    names = sorted({name for classes in splits.values() for name in classes} - {""})
+    if not names:
+        return
+    counts = {name: [len(classes.get(name, ())) for classes in splits.values()] for name in names}
+    total = max(1, sum(own[0] for own in counts.values()))
+    rows = [[name, *own, f"{100 * own[0] / total:.1f} %"] for name, own in counts.items()]
+    if len(rows) > LISTED:
+        rows.sort(key=lambda row: (row[1], row[0]))
+        rows = [*rows[: LISTED // 2], ["...", *[""] * len(splits), ""], *rows[-(LISTED // 2) :]]
+    report.facts += table_lines(["class", *(split or "images" for split in splits), "share"], rows)
+    nested = any("subfolders that may be the classes" in finding for finding in report.findings)
+    if len(names) == 1 and len(first) == 1 and not nested:
+        report.findings.append(f"one class only, {names[0]}: there is nothing to distinguish")
+    sizes = sorted((own[0], name) for name, own in counts.items() if own[0])
+    if len(sizes) > 1 and sizes[-1][0] >= WARN_AT * sizes[0][0]:
+        (least, smallest), (most, largest) = sizes[0], sizes[-1]
+        report.facts.append(f"imbalanced: {largest} has {most:,} images, {smallest} has {least:,}; see DATA.SAMPLER")
 
 
 def _list_split(folder: Path, report: Report) -> Classes:
@@ -128,43 +161,83 @@ def _check_imagenet(splits: dict[str, Classes], report: Report) -> None:
             report.findings.append(f"ImageNet-1K has {IMAGENET_COUNTS[split]:,} images in {split}, this has {count:,}")
 
 
+class Examined(NamedTuple):
+    """What was found in a file: the digest of its bytes, a `problem` or "", (height, width), whether EXIF orientation
+    turns it, a thumbnail."""
+
+    file: str
+    digest: bytes = b""
+    problem: str = ""
+    size: tuple[int, int] = (0, 0)
+    turned: bool = False
+    thumbnail: Thumbnail | None = None
+
+
 def _check_contents(splits: dict[str, Classes], workers: int, channels: int, report: Report) -> None:
     owner = {
         file: (split, name) for split, classes in splits.items() for name, files in classes.items() for file in files
     }
-    first: dict[bytes, str] = {}
-    again = 0
     with worker_pool(workers) as pool:
         results = pool.map(partial(_examine, channels), sorted(owner), chunksize=16)
-        for file, digest, error in track(results, "checking", len(owner), "files"):
-            if error:
-                report.findings.append(error)
-            elif digest not in first:
-                first[digest] = file
-            elif owner[file][0] != owner[first[digest]][0]:
-                report.findings.append(f"the same image in train and val: {first[digest]}, {file}")
-            elif owner[file][1] != owner[first[digest]][1]:
-                report.findings.append(f"the same image in two classes: {first[digest]}, {file}")
-            else:
-                again += 1
-    report.facts.append(f"{len(first):,} distinct images, {count(again, 'duplicate')} within a class")
+        found = list(track(results, "checking", len(owner), "files"))
+    report.findings += [each.problem for each in found if each.problem]
+    good = [each for each in found if not each.problem]
+    _describe_images(good, report)
+    copies: dict[bytes, list[str]] = defaultdict(list)
+    for each in good:
+        copies[each.digest].append(each.file)
+    again = 0
+    for first, *others in copies.values():
+        for file in others:
+            where = _apart(owner[first], owner[file])
+            again += not where
+            report.findings += [f"the same image in {where}: {first}, {file}"] if where else []
+    report.facts.append(f"{len(copies):,} distinct images, {count(again, 'duplicate')} within a class")
+    distinct = {each.digest: each for each in reversed(good)}
+    unique = sorted(distinct.values())
+    for group in similar([each.thumbnail for each in unique]):
+        first, *others = (unique[i].file for i in group)
+        parts = [(file, where) for file in others if (where := _apart(owner[first], owner[file]))]
+        report.findings += [f"nearly the same image in {where}: {first}, {file}" for file, where in parts]
 
 
-def _examine(channels: int, file: str) -> tuple[str, bytes, str]:
-    """Decodes a file as in training; returns (file, digest of its bytes, problem or "")."""
+def _apart(one: tuple[str, str], other: tuple[str, str]) -> str:
+    """Returns how the places of two images, (split, class), differ; "" if they are the same."""
+    if one[0] != other[0]:
+        return "train and val"
+    return "two classes" if one[1] != other[1] else ""
+
+
+def _describe_images(found: Sequence[Examined], report: Report) -> None:
+    """Adds the range of sizes, and the number of turned images."""
+    sizes = sorted((min(each.size), *each.size, each.file) for each in found)
+    if sizes:
+        (_, h, w, small), (_, most_h, most_w, large) = sizes[0], sizes[-1]
+        report.facts.append(f"sizes: from {w}x{h} ({small}) to {most_w}x{most_h} ({large}), width x height")
+    turned = [each.file for each in found if each.turned]
+    if turned:
+        what = count(len(turned), "image is", "images are")
+        report.facts.append(f"{what} turned by EXIF orientation (DATA.EXIF): {listing(turned, SHOWN)}")
+
+
+def _examine(channels: int, file: str) -> Examined:
+    """Decodes a file as in training."""
     if os.path.exists(file) and not os.path.isfile(file):
-        return file, b"", f"not a file: {file}"
+        return Examined(file, problem=f"not a file: {file}")
     try:
         data = read_file(file)
-        size = jpeg_size(data)
+        size, small = jpeg_size(data), None
         if channels not in (1, 3):
-            decode_bands(data, file, channels)
+            size = decode_bands(data, file, channels).shape[:2]
         elif size is None:
-            decode(data, file)
+            size = decode(data, file).size[::-1]
         else:
             decode_jpeg(data, file, *size)
+        if channels in (1, 3):
+            small = thumbnail(data, file)
     except OSError as e:
-        return file, b"", f"cannot be read ({e.strerror}): {file}"
+        return Examined(file, problem=f"cannot be read ({e.strerror}): {file}")
     except DataError as e:
-        return file, b"", f"{e.problem}: {file}"
-    return file, hashlib.blake2b(data, digest_size=16).digest(), ""
+        return Examined(file, problem=f"{e.problem}: {file}")
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    return Examined(file, digest, "", size, orientation(data) != 1, small)

@@ -14,63 +14,73 @@ from utils.errors import DataError
 from utils.terminal import track
 
 SIDE = 16  # of a thumbnail and of the pattern of differences, pixels
-DIFFERING = 26  # bits of 256 in which patterns of near-duplicates may differ
+STEP = 3.0  # difference of neighbouring pixels below which a pattern has none: noise
+ALIKE = 0.75  # cosine of the patterns of near-duplicates
 LEVELS = 6.0  # mean absolute difference of their thumbnails, of 255
+PLAIN = 8  # range of the values of a thumbnail below which it shows nothing
 MOST = 20_000  # images that are compared in pairs; beyond it, only equal patterns are found
 ROWS = 1024  # of the comparison at a time
+Thumbnail = NDArray[np.uint8]
 
 
 def near_duplicates(source: Source, title: str = "near-duplicates") -> list[list[int]]:
-    """Returns groups of at least two samples that show one photograph, in order; unreadable images are in none.
+    """Returns groups of at least two samples that show one photograph, in order; unreadable images are in none."""
 
-    Candidates are found by their difference hash, and confirmed by their thumbnails.
-    """
+    def look(i: int) -> Thumbnail | None:
+        try:
+            return thumbnail(source[i].data, source.name(i))
+        except DataError:
+            return None
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders release the interpreter's lock
-        seen = pool.map(lambda i: _thumbnail(source, i), range(len(source)))
-        thumbnails = list(track(seen, title, len(source), "images"))
-    readable = [i for i, thumbnail in enumerate(thumbnails) if thumbnail is not None]
-    if not readable:
+        return similar(list(track(pool.map(look, range(len(source))), title, len(source), "images")))
+
+
+def similar(thumbnails: Sequence[Thumbnail | None]) -> list[list[int]]:
+    """Returns groups of at least two similar thumbnails, by index; those of plain images, and None, are in none.
+
+    Candidates are found by their difference hash, and confirmed by their pixels.
+    """
+    kept = [i for i, each in enumerate(thumbnails) if each is not None and np.ptp(each, axis=(0, 1)).max() >= PLAIN]
+    if not kept:
         return []
-    pixels = np.stack([thumbnails[i] for i in readable])  # type: ignore[misc]
-    sets = DisjointSets(len(source))
+    pixels = np.stack([thumbnails[i] for i in kept]).astype(np.float32)  # type: ignore[misc]
+    sets = DisjointSets(len(thumbnails))
     for one, other in _candidates(_patterns(pixels)):
         if np.abs(pixels[one] - pixels[other]).mean() <= LEVELS:
-            sets.join(readable[one], readable[other])
+            sets.join(kept[one], kept[other])
     return sets.groups()
 
 
-def _thumbnail(source: Source, i: int) -> NDArray[np.float32] | None:
-    """Returns an upright thumbnail, float32 (SIDE, SIDE + 1, 3); None for an unreadable image."""
-    try:
-        record = source[i]
-        size = jpeg_size(record.data)
-        if size is not None and min(size) >= 8 * 4 * SIDE and orientation(record.data) == 1:
-            image = decode_jpeg(record.data, record.name, *size, reduce=8)
-        else:
-            image = np.asarray(decode(record.data, record.name, upright=True))
-    except DataError:
-        return None
-    return cv2.resize(image, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+def thumbnail(data: bytes, name: str) -> Thumbnail:
+    """Returns a small upright version of an image, uint8 (SIDE, SIDE + 1, 3). Raises: DataError."""
+    size = jpeg_size(data)
+    if size is not None and min(size) >= 8 * 4 * SIDE and orientation(data) == 1:
+        image = decode_jpeg(data, name, *size, reduce=8)
+    else:
+        image = np.asarray(decode(data, name, upright=True))
+    return cv2.resize(image, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def _patterns(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the signs of horizontal differences in grey: float32 (n, SIDE * SIDE), 1 or -1."""
+    """Returns the signs of horizontal differences in grey, 0 for small ones, with unit norm: (n, SIDE * SIDE)."""
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    return np.where(np.diff(grey, axis=2) > 0, 1, -1).reshape(len(pixels), -1).astype(np.float32)
+    steps = np.diff(grey, axis=2).reshape(len(pixels), -1)
+    signs = np.where(np.abs(steps) >= STEP, np.sign(steps), 0).astype(np.float32)
+    return signs / np.maximum(np.linalg.norm(signs, axis=1, keepdims=True), 1e-6)
 
 
 def _candidates(patterns: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
     """Yields pairs of samples with similar patterns, the smaller index first."""
     if len(patterns) > MOST:
-        _, inverse = np.unique(patterns > 0, axis=0, return_inverse=True)
+        _, inverse = np.unique(patterns, axis=0, return_inverse=True)
         order = np.argsort(inverse, kind="stable")
         same = inverse[order][1:] == inverse[order][:-1]
         yield from zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True)
         return
-    bits = patterns.shape[1]
     for start in range(0, len(patterns), ROWS):
-        products = patterns[start : start + ROWS] @ patterns[start:].T  # bits - 2 x differing
-        rows, columns = np.nonzero(np.triu(products >= bits - 2 * DIFFERING, k=1))
+        products = patterns[start : start + ROWS] @ patterns[start:].T
+        rows, columns = np.nonzero(np.triu(products >= ALIKE, k=1))
         yield from zip((rows + start).tolist(), (columns + start).tolist(), strict=True)
 
 

@@ -73,6 +73,13 @@ class Found:
         return next((family for family, model in MODELS.items() if model.signature in names), None)
 
     @property
+    def remark(self) -> str:
+        """The layout and the place of the weights, unless they are this program's; for the log."""
+        unusual = [] if self.layout.name == "original" else [f"{self.layout.name} layout"]
+        unusual += [] if self.place == "model" else [self.place]
+        return f" ({', '.join(unusual)})" if unusual else ""
+
+    @property
     def classes(self) -> int:
         """Number of head outputs; 0 if there is no head."""
         head = next((value for name, value in self.tensors.items() if name in HEAD_WEIGHTS), None)
@@ -127,7 +134,7 @@ def load_weights(model: SwinBackbone, found: Found, head: Head = "fit", tables: 
     apart = {name: own.pop(name) for name in LAYOUTS["original"].extras(own)}  # load_composite loads them
     _check_family(model, found)
     check_experts(found.tensors, own, found.origin)
-    notes = [f"{len(found.tensors)} tensors from {found.origin} ({found.layout.name} layout, {found.place})"]
+    notes = [f"{len(found.tensors)} tensors from {found.origin}{found.remark}"]
     if found.others:
         notes.append(f"{len(found.others)} ignored ({listing(found.others, 3)})")
     _check_layout(found, own)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.checks import above, at_least, below_one, hexadecimal, one_of, pair, weighting, within
-from configs.values import FLOAT, Key, TaskKeys, list_of, optional
-from utils.errors import ConfigError
+from configs.values import AUTO, FLOAT, Key, TaskKeys, list_of, optional
+from utils.errors import ConfigError, did_you_mean
 
 METRICS = ("top1", "loss", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "auroc")
 _KEYS = {
@@ -53,9 +53,9 @@ _KEYS = {
         "MIXUP_MODE": Key("batch", "one draw per batch, pair or element", one_of("batch", "pair", "elem")),
     },
     "TEST": {
-        "BEST": Key("top1", "new: metric that selects the best checkpoint", one_of(*METRICS)),
         "INTERVALS": Key(True, "new: --eval: 95 % confidence intervals on up to 20,000 images", free=True),
         "PROBABILITIES": Key("", "new: --eval: .npz or .parquet file to write with the probabilities", free=True),
+        "THRESHOLD": Key(0.0, "new: predictions below this probability are unknown; 0: off", within(0, 1), free=True),
         "REAL": Key(False, "also evaluate against the labels of ImageNet-ReaL", free=True),
         "CLASSES": Key(
             "",
@@ -67,7 +67,10 @@ _KEYS = {
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    """Checks that a teacher has weights and is used. Raises: ConfigError."""
+    """Checks that the metric exists, and that a teacher has weights and is used. Raises: ConfigError."""
+    if values["TEST.BEST"] not in (AUTO, *METRICS):
+        remedy = did_you_mean(values["TEST.BEST"], METRICS)
+        raise ConfigError("TEST.BEST", f"TASK classification has no metric {values['TEST.BEST']}", remedy)
     named = [key for key in ("DISTILLATION.TEACHER", "DISTILLATION.WEIGHTS") if values[key]]
     if values["DISTILLATION.KIND"] == "none":
         if named:

@@ -125,7 +125,8 @@ def _describe(train: LabelledSource, val: LabelledSource | None) -> list[str]:
     """Returns log lines: counts of samples and classes, and some samples with their classes."""
     validation = f" and {len(val):,} validation" if val is not None else ""
     names = train.class_names
-    samples = [f"{Path(train.name(i)).name} ({names[train.label(i)]})" for i in some_samples(train)]
+    words = {i: ", ".join(names[label] for label in train.labels_of(i)) for i in some_samples(train)}
+    samples = [f"{Path(train.name(i)).name} ({own})" for i, own in words.items()]
     return [
         f"data: {len(train):,} training{validation} samples, {len(names):,} classes",
         f"samples: {', '.join(samples)}",

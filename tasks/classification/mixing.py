@@ -56,7 +56,9 @@ class Mixing(Mixup):
         return images, mixup_target(targets, self.num_classes, mix(images), self.label_smoothing)
 
 
-def build_mixing(classes: int, options: MixingOptions | None, size: tuple[int, int]) -> Mixing | None:
+def build_mixing(
+    classes: int, options: MixingOptions | None, size: tuple[int, int], kind: type[Mixing] = Mixing
+) -> Mixing | None:
     """Returns the mixing of a recipe, or None. Args: classes: number of classes; size: image size in pixels.
 
     Raises: ConfigError if the range of box sides contains no whole pixel.
@@ -67,7 +69,7 @@ def build_mixing(classes: int, options: MixingOptions | None, size: tuple[int, i
         low, high = options.minmax
         problem = f"no box between {low:g} and {high:g} of {size[0]}x{size[1]} pixels"
         raise ConfigError("AUG.CUTMIX_MINMAX", problem, "set the two further apart")
-    return Mixing(
+    return kind(
         options.mixup,
         options.cutmix,
         options.minmax,

@@ -5,12 +5,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from configs.values import AUTO
 from data.loaders import EvalLoader, Pipeline, keep
 from data.sources.open import SourceOptions
 from models.registry import build, default_classes, preprocessing_of
@@ -31,7 +32,7 @@ from tasks.classification.labels import (
 )
 from tasks.classification.losses import ClassificationLoss, LossOptions
 from tasks.classification.metrics import ClassificationEvaluator
-from tasks.classification.mixing import MixingOptions, build_mixing
+from tasks.classification.mixing import Mixing, MixingOptions, build_mixing
 from tasks.classification.pictures import batch_sheet
 from tasks.classification.teacher import Teacher, open_teacher
 from utils.batches import Batch, stacked
@@ -42,6 +43,7 @@ from utils.preprocessing import image_size
 from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
+UNKNOWN = "unknown"
 
 
 class Outputs(NamedTuple):
@@ -56,6 +58,8 @@ class Classification(Task):
 
     name = "classification"
     best = Best("top1", title="validation accuracy, %", beside=("topk", "balanced_accuracy", "macro_f1"))
+    several: ClassVar[bool] = False  # whether images have any number of labels
+    mixing: type[Mixing] = Mixing
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         super().__init__(cfg, world, contents)
@@ -67,14 +71,14 @@ class Classification(Task):
 
     @classmethod
     def best_of(cls, config: Mapping[str, Any]) -> Best | None:
-        metric = config.get("TEST.BEST", "top1")
-        if metric == "top1":
+        metric = config.get("TEST.BEST", AUTO)
+        if cls.best is None or metric in (AUTO, cls.best.metric):
             return cls.best
         return Best(metric, higher_is_better=metric != "loss", title=f"validation {metric.replace('_', ' ')}")
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
         """Opens the splits; without "train", the class map comes from the weights if they store or imply one."""
-        options = SourceOptions.from_config(self.cfg)
+        options = SourceOptions.from_config(self.cfg, self.several)
         if "train" not in splits:
             held_out = dict.fromkeys(self.contents.get("held_out") or (), "val")
             alone = open_val(options, self.world, *known_classes(self.contents), known=held_out)
@@ -84,6 +88,7 @@ class Classification(Task):
         opened = open_train(options, self.world, division_of(self.cfg))
         train, names = opened.train, opened.train.class_names
         info = ClassInfo.of(train, opened.splits, upright=self.turns(names))
+        log.info("EXIF orientation: %s", "applied" if info.upright else "ignored")
         self._sample_weights = sample_weights(train)
         handled = self.cfg.DATA.SAMPLER != "uniform" or LossOptions.from_config(self.cfg).handles_imbalance
         warn_of_imbalance(names, info.counts, handled or self._sample_weights is not None)
@@ -105,7 +110,8 @@ class Classification(Task):
         if expected not in ("", cfg.DATA.INTERPOLATION):
             given = cfg.DATA.INTERPOLATION
             log.warning("the published weights expect %s resizing, but DATA.INTERPOLATION is %s", expected, given)
-        mixing = build_mixing(len(info.class_names), MixingOptions.from_config(cfg), image_size(cfg.DATA.IMG_SIZE))
+        size = image_size(cfg.DATA.IMG_SIZE)
+        mixing = build_mixing(len(info.class_names), MixingOptions.from_config(cfg), size, self.mixing)
         frequencies = partial(class_frequencies, rule=cfg.DATA.SAMPLER)
         return replace(self.image_pipeline(mixing or keep, info), frequencies=frequencies)
 
@@ -148,13 +154,17 @@ class Classification(Task):
             # the teacher first, before the student's activations take memory
             taught = None if self._teacher is None else self._teacher(stacked(batch))
             logits = model(batch.images)
-        loss = self._loss(logits, batch.targets, batch.samples)
+        loss = self.label_loss(logits, batch)
         losses = {"loss": loss} if taught is None else distilled(loss, logits, taught, self._distillation)
         routing = self._meter.add(routing_statistics(model))
         if not routing:
             return losses
         balance = getattr(model, "module", model).balance_loss()  # type: ignore[operator]
         return {**losses, "loss": losses["loss"] + balance, "balance": balance, **routing}
+
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Returns the mean loss of a batch on its labels. Args: logits (B, classes)."""
+        return self._loss(logits, batch.targets, batch.samples)
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         with self.precision.autocast():
@@ -167,7 +177,7 @@ class Classification(Task):
             return ClassificationEvaluator(val, info.class_names)
         real = real_labels(info.class_names) if test.REAL else None
         chosen = chosen_classes(test.CLASSES, source)  # type: ignore[arg-type]
-        return ClassificationEvaluator(val, info.class_names, chosen, real, final=test.INTERVALS)
+        return ClassificationEvaluator(val, info.class_names, chosen, real, test.INTERVALS, bool(test.PROBABILITIES))
 
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
         """Returns the expert load since the last evaluation."""
@@ -175,10 +185,13 @@ class Classification(Task):
         return {} if routing is None else {"expert_load": lambda: load_picture(routing)}
 
     def show_batch(self, batch: Batch, info: ClassInfo, limit: int = SHOWN) -> Image.Image:  # type: ignore[override]
-        return batch_sheet(batch, self.preprocessing, info.class_names, limit, self.cfg.MODEL.LABEL_SMOOTHING)
+        smoothing = 0.0 if self.several else self.cfg.MODEL.LABEL_SMOOTHING  # sets are not smoothed
+        return batch_sheet(batch, self.preprocessing, info.class_names, limit, smoothing)
 
     def predictions(self, outputs: Outputs, batch: Batch, info: ClassInfo, limit: int) -> Iterator[Row]:  # type: ignore[override]
-        """Yields the most probable classes of each image, with their probabilities."""
+        """Yields the most probable classes of each image, with their calibrated probabilities and, given
+        TEST.THRESHOLD, the answer: "unknown" below it."""
+        threshold = self.cfg.TEST.THRESHOLD
         names = in_words(info.class_names)
         temperature = (self.contents.get("calibration") or {}).get("temperature", 1.0)
         probabilities, classes = (outputs.logits.float() / temperature).softmax(1).topk(min(limit, len(names)))
@@ -187,9 +200,12 @@ class Classification(Task):
             if math.isnan(own[0]):  # NaN logits: no class is more probable than another
                 words, own = [""] * len(words), [None] * len(own)
             cells: dict[str, Any] = {}
+            if threshold:
+                cells["answer"] = words[0] if (own[0] or 0) >= threshold else UNKNOWN
             for place, (word, probability) in enumerate(zip(words, own, strict=True), 1):
                 cells |= {f"class_{place}": word, f"probability_{place}": probability}
-            yield Row(index, cells, {"classes": words, "probabilities": own})
+            record = {"classes": words, "probabilities": own}
+            yield Row(index, cells, {"answer": cells["answer"], **record} if threshold else record)
 
     def describe(self) -> str:
         crop = f"crop {self.preprocessing.crop_pct:.4g}" if self.cfg.TEST.CROP else "squashed, no crop"

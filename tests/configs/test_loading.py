@@ -403,6 +403,8 @@ def test_differences_between_runs_exclude_keys_that_do_not_affect_the_result():
         [("TRAIN.BASE_LR", 0.1, "x"), ("DATA.NUM_WORKERS", 3, "x"), ("PRINT_FREQ", 1, "x")],
     )
     assert config_differences(now, dump_config(then)) == ["TRAIN.BASE_LR was 0.0005, now 0.1"]
+    weights = load_config(ROOT / "configs/swin_tiny.yaml", [("MODEL.PRETRAINED", "a.pth", "x")])
+    assert config_differences(weights, dump_config(then)) == ["MODEL.PRETRAINED was empty, now a.pth"]
     before_tasks = dump_config(then).replace("TASK: classification\n", "")
     assert config_differences(then, before_tasks) == []
 

@@ -63,23 +63,58 @@ def test_zero_counts_as_given():
         (["--acumulation-steps", "4"], "--acumulation-steps", "--accumulation-steps"),
         (["--bach-size", "4"], "--bach-size", "--batch-size"),
         (["--o", "x"], "--o", "--optim"),
+        (["--vflp", "x"], "--vflp", "see main.py --help"),
         (["--opts", "TAG"], "--opts", "TAG"),
         (["--opts", "TRAIN.EPOCHS=3"], "--opts", "write TRAIN.EPOCHS 3"),
         (["--batch-size"], "--batch-size", "one argument"),
         (["stray"], "stray", ""),
-        (["--lr", "0.1"], "--lr", "--opts TRAIN.BASE_LR 0.1"),
-        (["--epochs=3"], "--epochs", "--opts TRAIN.EPOCHS 3"),
-        (["--amp"], "--amp", "--enable-amp"),
-        (["--workers", "--eval"], "--workers", "--opts DATA.NUM_WORKERS VALUE"),
-        (["--num_classes", "7"], "--num-classes", "--opts MODEL.NUM_CLASSES 7"),
-        (["--grad-checkpointing"], "--grad-checkpointing", "--use-checkpoint"),
-        (["-b", "64"], "-b", "--batch-size"),
-        (["--opts", "TRAIN.LR", "1"], "TRAIN.LR", "TRAIN.BASE_LR"),
+        (["epochs=3"], "epochs=3", "write --epochs 3"),
+        (["tests"], "tests", "write --data-path tests"),
+        (["--pretrained"], "--pretrained", "hub:NAME"),
+        (["--patience-ms", "1"], "--patience-ms", "see main.py --help"),
+        (["--opts", "TRAIN.LEARNING_RATE", "1"], "TRAIN.LEARNING_RATE", "--lr"),
+        (["--lr", "0.1", "--opts", "TRAIN.BASE_LR", "0"], "TRAIN.BASE_LR", "TRAIN.LR"),
     ],
 )
 def test_fault_01_mistyped_options(argv, option, remedy):
-    with raises(ConfigError, option, remedy):
+    with raises(ConfigError, option, remedy) as caught:
         parse(*argv)
+    assert "did you mean --zip" not in str(caught.value)
+
+
+def test_words_that_other_programs_have_too():
+    argv = "--epochs 9 --warmup-epochs 0.5 --lr 1e-3 --weight-decay 0 --img-size 96 --workers 0 --seed 3".split()
+    cfg = parse(*argv, "--model", "timm:convnext_tiny")
+    train = cfg.TRAIN
+    assert (train.EPOCHS, train.WARMUP_EPOCHS, train.LR, train.WEIGHT_DECAY, cfg.SEED) == (9, 0.5, 1e-3, 0.0, 3)
+    assert (cfg.DATA.IMG_SIZE, cfg.DATA.NUM_WORKERS) == (96, 0)
+    assert [parse("--device", name).DEVICE for name in ("0", "cuda:1", "mps")] == ["cuda:0", "cuda:1", "mps"]
+    with raises(ConfigError, "DEVICE", "cuda:N", "--device"):
+        parse("--device", "gpu")
+    assert (cfg.MODEL.TYPE, cfg.MODEL.TIMM.NAME, cfg.MODEL.NAME) == ("timm", "convnext_tiny", "convnext_tiny")
+
+
+def test_a_model_is_a_recipe_or_replaces_the_architecture_of_one():
+    alone = load_config(*parse_command_line(["--model", "swinv2_small"]))
+    assert alone == load_config(ROOT / "configs/swinv2_small.yaml")
+    assert load_config(*parse_command_line(["--model", "timm:resnet18"])).MODEL.TIMM.NAME == "resnet18"
+    cfg = load_config(*parse_command_line(["--cfg", "quickstart", "--model", "swin_base", "--opts", "TAG", "x"]))
+    base, quick = load_config(ROOT / "configs/swin_base.yaml"), load_config(ROOT / "configs/quickstart.yaml")
+    assert cfg.MODEL.SWIN == base.MODEL.SWIN and cfg.DATA.IMG_SIZE == base.DATA.IMG_SIZE and cfg.TAG == "x"
+    assert cfg.AUG == quick.AUG and cfg.TRAIN == quick.TRAIN and cfg.TASK == "classification"
+    with raises(ConfigError, "--model", "swin_tiny"):
+        parse_command_line(["--model", "swin_tny"])
+
+
+def test_an_evaluation_takes_the_recipe_of_its_weights():
+    for argv in (["--eval", "--resume", "a.pth"], ["--throughput", "--pretrained", "a.pth"]):
+        assert parse_command_line(argv).cfg == ""
+    assert parse_command_line(["--eval", "--resume", "hub:swin_tiny"]).cfg == "swin_tiny"
+    for argv in (["--throughput"], ["--resume", "a.pth"], ["--dry-run"]):
+        with raises(ConfigError, "--cfg", "swin_tiny"):
+            parse_command_line(argv)
+    with pytest.raises(SystemExit, match="2"):
+        check_command_line(["--eval", "--resume", "a.pth", "--print-config"])
 
 
 def test_unambiguous_abbreviations_work_as_in_the_original():

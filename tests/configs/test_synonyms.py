@@ -1,23 +1,30 @@
 """Option names of other programs map to existing keys."""
 
+import re
+
 import pytest
 
 from configs.options import OPTIONS
 from configs.schema import KEYS
-from configs.synonyms import SYNONYMS, meant_by
+from configs.synonyms import ABSENT, CONVERTED, SYNONYMS, meant_by
 
 
-def test_every_synonym_maps_to_a_key_or_an_option():
-    assert set(SYNONYMS.values()) <= {"--cfg", *OPTIONS, *KEYS}
-    assert list(SYNONYMS) == sorted(SYNONYMS) and not any(word != word.lower() for word in SYNONYMS)
+def test_every_synonym_maps_to_keys_and_options():
+    words = [word for meaning in SYNONYMS.values() for word in meaning.split()]
+    assert {word for word in words if word.startswith("--")} <= {"--cfg", "--model", *OPTIONS}
+    assert {word for word in words if re.fullmatch(r"[A-Z]+\.[A-Z_.]+", word)} <= set(KEYS)
+    tables = (SYNONYMS, CONVERTED, ABSENT)
+    for table in tables:
+        assert list(table) == sorted(table) and not any(word != word.lower() for word in table)
+    assert len({word for table in tables for word in table}) == sum(map(len, tables))
 
 
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("--lr", "TRAIN.BASE_LR"),
-        ("TRAIN.LR", "TRAIN.BASE_LR"),
-        ("--num_epochs", "TRAIN.EPOCHS"),
+        ("--lr0", "--lr"),
+        ("TRAIN.LEARNING_RATE", "--lr"),
+        ("--num_epochs", "--epochs"),
         ("--seed", "SEED"),
         ("--mixup", "AUG.MIXUP"),
         ("--name", "--tag"),

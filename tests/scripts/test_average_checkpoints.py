@@ -50,8 +50,20 @@ def test_a_folder_means_its_epochs(tmp_path):
     names = [path.name for path in checkpoints_of([tmp_path / "run"], 0)]
     assert names == ["ckpt_epoch_9.pth", "ckpt_epoch_10.pth", "ckpt_epoch_11.pth"]
     assert [path.name for path in checkpoints_of([tmp_path / "run/checkpoints"], 2)] == names[1:]
+    write(tmp_path / "run/checkpoints/ckpt_epoch_5.pth", 1.0)  # the best one, kept besides the newest
+    assert [path.name for path in checkpoints_of([tmp_path / "run"], 0)] == names
+    (tmp_path / "run/config.yaml").write_text("SAVE_FREQ: 4\n")
+    assert [path.name for path in checkpoints_of([tmp_path / "run"], 0)] == ["ckpt_epoch_5.pth", *names]
     with raises(CheckpointError, tmp_path, "epoch"):
         checkpoints_of([tmp_path], 0)
+
+
+def test_each_mistake_has_a_line_of_its_own(tmp_path, capsys):
+    for arguments, subject in ((["a", "b.txt"], "target"), (["a", "b.pth", "--last", "-1"], "--last")):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {subject}: ") and "; " not in line
 
 
 def test_other_models_and_other_files_are_rejected(tmp_path, capsys):
@@ -64,8 +76,11 @@ def test_other_models_and_other_files_are_rejected(tmp_path, capsys):
         main([one, "mean.txt"])
 
 
-def test_the_result_predicts(made, tmp_path):
+@pytest.mark.parametrize("name", ["mean.pth", "mean.safetensors"])
+def test_the_result_predicts(made, tmp_path, name):
     model = str(made[0] / "model.pth")
-    assert main([model, model, str(tmp_path / "mean.pth")]) == 0
+    assert main([model, model, str(tmp_path / name)]) == 0
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(open_model(str(tmp_path / "mean.pth")).model(images), open_model(model).model(images))
+    opened = open_model(str(tmp_path / name))
+    torch.testing.assert_close(opened.model(images), open_model(model).model(images))
+    assert opened.class_names == open_model(model).class_names

@@ -65,7 +65,7 @@ def test_there_and_back_gives_the_same_bits(tmp_path, family, layout, ending, wi
         return
     lines = convert(cfg, str(tmp_path / "in.pth"), there, layout)
     name = layout if layout in PEERS else mm_of(family)
-    compared = f"outputs equal {name}'s to" if layout in PEERS else f"outputs not compared, {name} is not installed"
+    compared = f"outputs equal {name}'s to" if layout in PEERS else f"outputs not compared, {layout} is not installed"
     assert lines[-1].startswith(f"verified: bit-identical when read back; {compared}")
     assert f"{name} layout" in convert(cfg, str(there), back, "original")[0]
     again = find_weights(read_checkpoint(back), "x").weights
@@ -148,6 +148,14 @@ def test_a_recipe_of_a_timm_model_is_rejected(tmp_path):
     (tmp_path / "timm.yaml").write_text("MODEL: {TYPE: timm, TIMM: {NAME: resnet10t}}")
     with raises(ConfigError, "--cfg", tmp_path / "timm.yaml", "Swin"):
         convert(str(tmp_path / "timm.yaml"), str(tmp_path / "in.pth"), tmp_path / "out.pth", "timm")
+
+
+@pytest.mark.parametrize("name", ["mmpretrain", "mmsegmentation", "swin2mmseg"])
+def test_a_library_with_the_layout_of_another_keeps_its_name(tmp_path, capsys, name):
+    cfg, _ = write(tmp_path, "swin")
+    assert main(["--cfg", cfg, str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "--to", name]) == 0
+    out = capsys.readouterr().out
+    assert f"in the layout of {name}" in out and f"{name} is not installed" in out and "mmdetection" not in out
 
 
 @pytest.mark.parametrize("family", ["swin", "swinv2"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -73,6 +74,22 @@ def test_any_number_of_images_may_be_unreadable_and_their_features_are_not_numbe
     assert f"error: {tmp_path}/" in capsys.readouterr().err and not (tmp_path / "b.npz").exists()
 
 
+def test_a_missing_name_is_skipped_and_ends_with_code_3(made, photos, tmp_path, capsys):
+    image = next((photos / "val").rglob("*.jpg"))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(image, "inner.jpg")
+    output = tmp_path / "out.csv"
+    names = ["gone.jpg", str(image), str(tmp_path / "a.zip"), "more.jpg"]
+    assert main([*names, "--model", str(made[0] / "model.pth"), "--output", str(output)]) == 3
+    out, err = capsys.readouterr()
+    assert err == "error: gone.jpg: no images found (2 names of 4 skipped; the others are done)\n"
+    assert out.count("no images found") == 2
+    found = predictions(output)
+    assert list(found) == [str(image), f"{tmp_path}/a.zip/inner.jpg"] and len(set(found.values())) == 1
+    numbers = [row["probability_1"] for row in csv.DictReader(output.open())]
+    assert all(len(number.lstrip("0.")) <= 6 for number in numbers)  # significant digits
+
+
 def test_a_list_of_paths_of_any_bytes(made, tmp_path):
     name = os.fsdecode(b"caf\xe9.jpg")
     Image.new("RGB", (40, 40), "red").save(tmp_path / "a.jpg")
@@ -104,6 +121,7 @@ def test_features_are_those_before_the_head(made, photos, tmp_path):
         (["--explain", __file__], 7, f"error: {__file__}: "),
         (["--pictures", "x"], 2, "error: --pictures: TASK classification "),
         (["--device", "cuda"], 5, "GPU"),
+        (["--model", "."], 4, "error: .: "),
     ],
 )
 def test_mistakes_are_one_line(made, photos, capsys, monkeypatch, arguments, code, name):

@@ -18,6 +18,7 @@ import yaml
 
 from configs.loading import dump_config
 from models.registry import build, model_options
+from scripts import push_to_hub
 from scripts.hub_folder import Card
 from scripts.open_model import open_model
 from scripts.push_to_hub import main, write
@@ -178,6 +179,11 @@ def test_mistakes_are_one_line(made, tmp_path, capsys, monkeypatch):
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(made, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert main([str(made[0] / "model.pth"), "me/small"]) == 7
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: me/small: ") and "--folder" in err and err.count("\n") == 1
+    monkeypatch.setattr(push_to_hub, "is_reachable", lambda url: True)
     monkeypatch.setattr(huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, "http://127.0.0.1:9", "hf_token"))
     assert main([str(made[0] / "model.pth"), "me/small"]) == 7
     assert "error: me/small: " in capsys.readouterr().err

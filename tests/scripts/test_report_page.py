@@ -57,32 +57,24 @@ def test_pictures_of_the_run_have_headings(tmp_path):
     assert in_order(known) == ["First training batch", "Confusion matrix", "Other thing"]
 
 
-def test_dates_durations_rates_and_norms_are_stated(tmp_path):
-    """An epoch that was repeated after a kill counts once."""
+def test_dates_rates_and_norms_are_stated(tmp_path):
     (tmp_path / "env.json").write_text(json.dumps({"started": "2026-03-01T09:05:31+00:00"}))
-    (tmp_path / "log.txt").write_text(
-        "[03-01 09:05:31] plan: old\n"
-        "[03-01 09:06:00] epoch 0: train loss 2.5 in 0:59:00, peak memory 5 MiB, 0:01:00 left\n"
-        "[03-01 09:07:00] plan: 2 epochs\n"
-        "[03-01 09:07:00] weights: /home/me/own.pth (--pretrained)\n"
-        "[03-01 09:08:00] epoch 0: train loss 2.5 in 0:01:10, peak memory 5 MiB, 0:01:00 left\n"
-        "[03-01 09:09:00] epoch 1: train loss 2.0 in 1d 2h, peak memory 5 MiB, 0:00:00 left\n"
-    )
     train = [{"lr": 0.1, "grad_norm": 3.0}, {"lr": 0.001, "grad_norm": None}, {"lr": 0.0001, "grad_norm": 1.0}]
-    lines = log_lines(tmp_path)
-    assert environment(lines) == ["plan: 2 epochs", "weights: own.pth (--pretrained)"]
-    assert facts(Run(tmp_path, {}, train, []), lines) == {
+    assert facts(Run(tmp_path, {}, train, [])) == {
         "started": "2026-03-01 09:05 UTC",
-        "trained": "1d 2h",
         "learning rate": "up to 0.1, last 0.0001",
         "gradient norm": "median 2, largest 3",
     }
-    lines = [line for line in lines if not line.startswith("epoch 1")]
-    assert facts(Run(tmp_path, {}, [], []), lines)["trained"] == "0:01:10"
+
+
+def test_the_environment_is_that_of_the_last_start_without_folders(tmp_path):
+    lines = ["plan: old", "weights: fresh", "plan: 2 epochs", "weights: /home/me/own.pth (--pretrained)", "other"]
+    (tmp_path / "log.txt").write_text("".join(f"[03-01 09:05:31] {line}\n" for line in lines))
+    assert environment(log_lines(tmp_path)) == ["plan: 2 epochs", "weights: own.pth (--pretrained)"]
 
 
 @pytest.mark.parametrize("text", [None, "{}", "[]", "{"])
 def test_a_run_without_a_log_has_no_dates(tmp_path, text):
     if text is not None:
         (tmp_path / "env.json").write_text(text)
-    assert set(facts(Run(tmp_path, {}, [], []), log_lines(tmp_path)).values()) == {""}
+    assert set(facts(Run(tmp_path, {}, [], [])).values()) == {""} and log_lines(tmp_path) == []

@@ -20,7 +20,15 @@ def test_a_run_is_read_and_summed_up(tmp_path):
     write(tmp_path / "tiny/a", 0.1, 50.0)
     run = Run.read(tmp_path / "tiny/a")
     assert run.name == "tiny/a" and run.config["TRAIN.BASE_LR"] == 0.1
-    assert run.summary() == ["tiny/a", 2, 50.0, 1, 1.25, 2.25]
+    assert run.summary() == ["tiny/a", 2, 50.0, 1, 1.25, 2.25, "", ""]
+    times = [
+        {"update": update, "seconds": 30.5, "images_per_s": speed} for update, speed in ((1, 9.0), (2, 1.0), (2, 5.0))
+    ]
+    (tmp_path / "tiny/a/times.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
+    assert Run.read(tmp_path / "tiny/a").summary()[-2:] == [
+        "0:01:01",
+        7.0,
+    ]  # the evaluation after update 2 was repeated
     assert summary_table([run]).head[2] == "best top1"
 
 
@@ -29,7 +37,7 @@ def test_epochs_without_validation_are_counted(tmp_path):
     lines = [{"kind": "train", "update": 9, "loss": 7.0}]
     lines += [{"kind": "epoch", "update": 10 * n, "epoch": n - 1, "train_loss": 2.0 / n} for n in (1, 2)]
     (tmp_path / "a/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _, epochs, best, of_epoch, loss, trained = Run.read(tmp_path / "a").summary()
+    _, epochs, best, of_epoch, loss, trained, *_ = Run.read(tmp_path / "a").summary()
     assert (epochs, of_epoch, trained) == (2, "", 1.0) and best != best and loss != loss
 
 
@@ -37,6 +45,9 @@ def test_differences_leave_names_of_runs_out(tmp_path):
     runs = [Run.read(tmp_path / write(tmp_path / name, rate, 1.0)) for name, rate in (("a", 0.1), ("b", 0.2))]
     assert differences(runs) == [["TRAIN.BASE_LR", "0.1", "0.2"]]
     assert differences(runs[:1]) == []
+    for run, batch in zip(runs, (4, 8), strict=True):
+        run.config.update({"DATA.BATCH_SIZE": batch, "TRAIN.WEIGHT_DECAY": batch / 100})
+    assert [row[0] for row in differences(runs)] == ["TRAIN.BASE_LR", "TRAIN.WEIGHT_DECAY", "DATA.BATCH_SIZE"]
 
 
 def test_intervals_that_an_epoch_cut_short_are_not_drawn(tmp_path):

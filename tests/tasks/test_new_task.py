@@ -370,7 +370,9 @@ def test_it_learns_and_is_logged_under_its_names(runs):
     board = EventAccumulator(str(runs.at("whole") / "tensorboard")).Reload()
     assert f"val/{metric}" in board.Tags()["scalars"] and "train/first_batch" in board.Tags()["images"]
     assert ("train/pixels" in board.Tags()["scalars"]) == (runs.task is Segmentation)
-    assert (runs.at("whole") / "summary.csv").read_text().splitlines()[0] == f"epoch,train_loss,lr,eval_{metric}"
+    assert (runs.at("whole") / "summary.csv").read_text().splitlines()[
+        0
+    ] == f"epoch,train_loss,lr,eval_{metric},seconds,images_per_s"
 
 
 @pytest.mark.seconds

@@ -80,9 +80,11 @@ class Kill:
     launched: bool = True  # by torchrun, otherwise as srun starts ranks
 
     @property
-    def leaves_none(self) -> bool:
-        """Whether nobody is left to report it."""
-        return self.target == "rank" and self.rank < 0
+    def fewest_lines(self) -> int:
+        """Error lines that must be there: none if all ranks were killed, or if rank 0 was before it had met the others,
+        which do not know whether it had reported something; then torchrun's own report names it."""
+        early = self.rank == 0 and self.launched and self.phase in ("imports", "rendezvous")
+        return 0 if self.target == "rank" and (self.rank < 0 or early) else 1
 
     def fault(self) -> str:
         """Returns the fault for inject.py."""
@@ -114,8 +116,10 @@ class Outcome:
             return f"error lines: {errors}" if errors else ""
         if self.seconds > SOON:
             return f"ended after {self.seconds:.0f} s"
-        if len(errors) != (0 if kill.leaves_none else 1):
+        if not kill.fewest_lines <= len(errors) <= 1:
             return f"{len(errors)} error lines"
+        if not errors and kill.launched and "Signal 9 (SIGKILL) received" not in self.out:
+            return "nobody names the killed rank"
         if errors and not re.match(f"error: (?:{blamed.format(rank=kill.rank)})", errors[0]):
             return f"blames another: {errors[0]}"
         first = re.search(r"Root Cause.*?exitcode\s*: (-?\d+)", self.out, re.DOTALL)

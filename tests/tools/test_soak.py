@@ -60,9 +60,14 @@ def test_a_run_ends_well_or_not(target, code, out, seconds, fault):
     assert found.startswith(fault) and bool(found) == bool(fault), found
 
 
-def test_nobody_reports_that_all_ranks_were_killed():
-    assert Outcome(-9, "", 5).fault_of(Kill("step", 1, -1)) == ""
-    assert Outcome(-9, "error: rank 0: it died\n", 5).fault_of(Kill("step", 1, -1)) == "1 error lines"
+def test_of_a_kill_that_no_rank_can_know_torchrun_reports():
+    report = "Root Cause\n exitcode : -9 (pid: 3)\n Signal 9 (SIGKILL) received by PID 3"
+    assert Outcome(-9, "", 5).fault_of(Kill("step", 1, -1, launched=False)) == ""
+    for kill in (Kill("step", 1, -1), Kill("imports", 1, 0)):
+        assert Outcome(1, report, 5).fault_of(kill) == ""
+        assert Outcome(1, "", 5).fault_of(kill) == "nobody names the killed rank"
+    for kill in (Kill("step", 1, 0), Kill("imports", 1, 1), Kill("imports", 1, 0, launched=False)):
+        assert Outcome(1, report, 5).fault_of(kill) == "0 error lines"
 
 
 def write(folder, *, loss=0.5, weight=1.0, scalar=0.25, speed=1.0):

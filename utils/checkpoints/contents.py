@@ -15,6 +15,7 @@ from utils.errors import CheckpointError
 Check = Callable[[Any], bool]
 # names that identify a file of this program: a training checkpoint, or weights extracted from one
 _OURS = ({"model", "optimizer", "counters", "means"}, {"preprocessing", "versions"})
+TUNED = ("calibration", "thresholds")  # on validation data, for predictions with the same weights
 MAX_DEPTH, MAX_VALUES = 100, 2_000_000
 
 

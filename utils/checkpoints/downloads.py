@@ -17,8 +17,8 @@ import torch
 from utils.checkpoints.files import follow, list_checkpoints, read_checkpoint
 from utils.checkpoints.released import released_url
 from utils.checkpoints.safe_load import load_tensors
-from utils.errors import CheckpointError, ResourceError
-from utils.files import atomic_path, sha256_of
+from utils.errors import CheckpointError, ResourceError, did_you_mean, listing
+from utils.files import atomic_path, quoted, sha256_of
 from utils.terminal import track
 
 log = logging.getLogger(__name__)
@@ -28,19 +28,24 @@ MAX_DOWNLOAD = 1 << 36  # bytes; a server may send data endlessly
 SILENCE = 60.0  # seconds to wait for a server
 
 
-def local_file(name: str, sha256: str = "") -> Path:
+def local_file(name: str, sha256: str = "", newest: bool = False) -> Path:
     """Returns the local path of `name`, downloading it if necessary. Called on the main rank (see broadcast.py).
 
-    Args: name: a path, an http(s) URL, "hub:<released model>" or "hf:<repository>[/file]"; sha256: expected digest of
-    the file, "" if unknown (the digest is then logged).
+    Args: name: a path, the folder of a run, an http(s) URL, "hub:<released model>", "hf:<repository>[/file]" or
+    "timm:<pretrained model>"; sha256: expected digest of the file, "" if unknown (the digest is then logged); newest: a
+    run's folder means its newest checkpoint, to resume from, instead of its best one.
     Raises: CheckpointError for an unreachable, truncated or modified file.
     """
     kind, _, rest = name.partition(":")
-    remote = kind in ("http", "https", "hub", "hf")
-    path = newest_in(Path(name))
-    if remote:
-        url = released_url(rest) if kind == "hub" else name
-        path = _from_hugging_face(rest) if kind == "hf" else _download(url, sha256)
+    remote = kind in ("http", "https", "hub", "hf", "timm")
+    if kind in ("hf", "timm"):
+        path = _from_hugging_face(rest) if kind == "hf" else _from_timm(rest, sha256)
+    elif remote:
+        path = _download(released_url(rest) if kind == "hub" else name, sha256)
+    else:
+        path = newest_in(Path(name)) if newest else Path(best_in(name))
+        if os.path.isdir(path):
+            raise _not_a_run(path)
     if sha256:
         _verify(path, sha256)
     elif remote:
@@ -58,9 +63,17 @@ def newest_in(path: Path) -> Path:
 
 
 def best_in(name: str) -> str:
-    """Returns the best checkpoint if `name` is the folder of a run that has one; other names unchanged."""
-    best = follow(Path(name) / "checkpoints" / "best.pth")
-    return str(best) if os.path.exists(best) else name
+    """Returns the best checkpoint of a run, else the last one, if `name` is its folder; other names unchanged."""
+    path = Path(name)
+    found = (follow(folder / "best.pth") for folder in (path / "checkpoints", path) if os.path.isdir(path))
+    best = next((each for each in found if os.path.exists(each)), None)
+    return str(best or newest_in(path)) if os.path.isdir(path) else name
+
+
+def _not_a_run(folder: Path) -> CheckpointError:
+    runs = sorted({found.parent for depth in ("*", "*/*") for found in folder.glob(f"{depth}/checkpoints")})
+    remedy = f"name one of its runs: {listing(map(str, runs))}" if runs else "name output/<MODEL.NAME>/<TAG>, or a file"
+    return CheckpointError(str(folder), "this folder is not a run, it contains no checkpoints", remedy)
 
 
 def read_weights(name: str, sha256: str = "") -> dict[str, Any]:
@@ -94,7 +107,7 @@ def _download(url: str, sha256: str) -> Path:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
-            _fetch(url, temporary)
+            _fetch(url, temporary, target)
             if sha256:
                 _verify(temporary, sha256)
             else:
@@ -119,8 +132,8 @@ def _check_opens(path: Path, url: str) -> None:
         raise CheckpointError(url, f"the server did not send a checkpoint: {e.problem}", "check the URL") from e
 
 
-def _fetch(url: str, target: Path) -> None:
-    """Downloads to `target`. Raises: CheckpointError for the network, OSError for the disk."""
+def _fetch(url: str, target: Path, final: Path) -> None:
+    """Downloads to `target`. Raises: CheckpointError for the network, OSError for the disk. Args: final: its name."""
     try:
         with urllib.request.urlopen(url, timeout=SILENCE) as response:
             size = int(response.headers.get("Content-Length") or 0)
@@ -129,7 +142,8 @@ def _fetch(url: str, target: Path) -> None:
         if isinstance(e, OSError) and e.errno in DISK_ERRORS:
             raise
         reason = " ".join(str(getattr(e, "reason", e)).split()) or type(e).__name__
-        raise CheckpointError(url, f"the weights cannot be downloaded ({reason})", "check the URL, or try again") from e
+        remedy = f"check the URL, try again, or download the file elsewhere and save it as {quoted(final)}"
+        raise CheckpointError(url, f"the weights cannot be downloaded ({reason})", remedy) from e
     if size and received != size:  # urllib does not detect truncated files
         raise CheckpointError(url, f"the download ended after {received:,} of {size:,} bytes", "try again")
 
@@ -145,7 +159,27 @@ def _copy(response: Any, target: Path, size: int) -> int:
     return received
 
 
-def _is_reachable(url: str) -> bool:
+def _from_timm(name: str, sha256: str) -> Path:
+    """Downloads the weights that timm has for a model, as `swin_tiny_patch4_window7_224` or with a tag, `.ms_in1k`."""
+    import timm
+
+    source, model = f"timm:{name}", name.partition(".")[0]
+    if not timm.is_model(model):
+        raise CheckpointError(source, "timm has no model of that name", did_you_mean(model, timm.list_models()))
+    own = timm.get_pretrained_cfg(name) if name in timm.list_pretrained() or "." not in name else None
+    if own is None or not (own.hf_hub_id or own.url):
+        tags = [each for each in timm.list_pretrained() if each.startswith(f"{model}.")]
+        raise CheckpointError(
+            source, "timm has no weights of that name", did_you_mean(name, tags, "train from scratch")
+        )
+    try:
+        file = f"/{own.hf_hub_filename}" if own.hf_hub_filename else ""
+        return _from_hugging_face(f"{own.hf_hub_id}{file}") if own.hf_hub_id else _download(str(own.url), sha256)
+    except CheckpointError as e:
+        raise CheckpointError(source, f"{e.problem}: {e.subject}", e.remedy) from e
+
+
+def is_reachable(url: str) -> bool:
     """Returns whether a server responds within five seconds, with any status."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
@@ -162,7 +196,7 @@ def _from_hugging_face(name: str) -> Path:
         from huggingface_hub import errors as hub
     except ImportError as e:
         raise CheckpointError(source, "the package huggingface_hub is missing", "pip install huggingface_hub") from e
-    offline = not _is_reachable(constants.ENDPOINT)  # the package would retry for half a minute
+    offline = not is_reachable(constants.ENDPOINT)  # the package would retry for half a minute
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     if ".." in Path(file).parts:
@@ -174,7 +208,7 @@ def _from_hugging_face(name: str) -> Path:
                 raise ValueError("the server names a file outside of the cache")
             return path
         except hub.LocalEntryNotFoundError as e:
-            remedy = "try again, or download the file yourself"
+            remedy = "try again, or download the file elsewhere, with a browser or hf download, and name its path"
             raise CheckpointError(source, "Hugging Face cannot be reached", remedy) from e
         except hub.EntryNotFoundError:
             continue

@@ -172,7 +172,7 @@ def join_world(timeout_minutes: float = 30, device_type: str = "auto") -> World:
     """Joins the job launched by torchrun, or creates a single-process one; selects the device and tunes the process.
 
     Args: timeout_minutes: time without progress after which the job ends, 0 for never; device_type: "auto" for a GPU if
-    there is one, "cuda", "cpu".
+    there is one, "cuda", "cuda:N", "mps", "cpu".
     Raises: DistributedError if environment variables are missing or contradict each other, the other ranks do not join,
     or this machine has more ranks than GPUs.
     """
@@ -284,21 +284,30 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 
 
 def _choose_device(wanted: str, local_rank: int, size: int) -> torch.device:
-    if wanted != "cpu" and torch.cuda.is_available():
-        count = torch.cuda.device_count()
-        if local_rank >= count:
+    kind, _, number = wanted.partition(":")
+    if size > 1 and (number or kind == "mps"):
+        _leave_to_rank(0, local_rank)
+        remedy = "use cuda, which gives each rank a GPU" if number else "start it without torchrun"
+        raise DistributedError("--device", f"{wanted} is one device, but there are {size} ranks", remedy)
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise DistributedError("--device", "MPS is not available: it needs a Mac with Apple silicon", "use cpu")
+    if kind in ("auto", "cuda") and torch.cuda.is_available():
+        count, index = torch.cuda.device_count(), int(number or local_rank)
+        if number and index >= count:
+            raise DistributedError("--device", f"no GPU {index}, there are {count}", f"choose 0 to {count - 1}")
+        if index >= count:
             _leave_to_rank(count, local_rank)
             problem = f"rank {local_rank} of this machine has no GPU"
             raise DistributedError("--nproc_per_node", problem, f"launch at most {count}")
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     why = f"CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else "torch finds none"
-    if wanted == "cuda":
+    if kind == "cuda":
         _leave_to_rank(0, local_rank)
         raise DistributedError("--device", f"no GPU is available: {why}", "use cpu, or check the GPU driver")
-    if wanted == "auto" and (hidden or Path("/dev/nvidia0").exists()):
+    if kind == "auto" and (hidden or Path("/dev/nvidia0").exists()):
         log.warning("no GPU is available (%s): running on the CPU; --device cpu silences this warning", why)
-    if wanted == "auto" and torch.backends.mps.is_available() and size == 1:
+    if kind == "mps" or (kind == "auto" and torch.backends.mps.is_available() and size == 1):
         return torch.device("mps")
     return torch.device("cpu")

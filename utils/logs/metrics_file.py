@@ -4,7 +4,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,25 @@ class MetricsFile:
         except OSError as e:
             raise self._unwritable(e) from e
 
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Sends the configuration and the best metrics of a finished run to the trackers."""
+    def time(self, update: int, seconds: float, samples: int) -> None:
+        """Appends the training time before the evaluation after `update` to times.jsonl, which nothing depends on."""
+        if self._folder is None:
+            return
+        record = {
+            "update": update,
+            "seconds": round(seconds, 3),
+            "images_per_s": round(samples / max(seconds, 1e-9), 2),
+        }
+        with suppress(OSError), open(times_of(self.metrics), "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def finish(self, settings: Mapping[str, Any], changed: Collection[str], metrics: Mapping[str, float]) -> None:
+        """Sends the configuration and the best metrics of a finished run to the trackers.
+
+        Args: changed: the keys that differ from their defaults.
+        """
         if self._folder is not None:
-            self._trackers.finish(settings, metrics)
+            self._trackers.finish(settings, changed, metrics)
 
     def close(self) -> None:
         """Closes the trackers."""
@@ -105,6 +121,17 @@ def refuse_reserved(names: Iterable[str]) -> None:
     taken = RESERVED.intersection(names)
     if taken:
         raise ValueError(f"{', '.join(sorted(taken))}: names of fields of metrics.jsonl, choose others")
+
+
+def times_of(metrics: Path) -> Path:
+    """Returns the file of training times beside metrics.jsonl."""
+    return metrics.with_name("times.jsonl")
+
+
+def read_times(metrics: Path) -> dict[int, dict[str, float]]:
+    """Returns the training times of a run by the update of their evaluation, the last ones if it was repeated."""
+    records = map(_record, _lines(times_of(metrics)))
+    return {line["update"]: line for line in records if line is not None and line.keys() >= {"seconds", "images_per_s"}}
 
 
 def read_records(metrics: Path) -> list[dict[str, Any]]:

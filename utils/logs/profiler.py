@@ -1,17 +1,21 @@
 """Profiling of a few updates."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from utils.errors import count, one_line
+from utils.terminal import log_lines, table_lines
 
 log = logging.getLogger(__name__)
 # updates: the first ones allocate and compile; one more warms up the profiler
 SKIPPED, WARM_UP, RECORDED = 5, 1, 3
 OPERATIONS = 10
+FRAMES = ("ProfilerStep", "enumerate(", "Optimizer.", "## ")  # records around operations, not operations
 
 
 class Profiler:
@@ -50,8 +54,14 @@ class Profiler:
         except (OSError, RuntimeError) as e:
             log.warning("cannot write %s (%s); training continues", self._path, one_line(e))
             return
-        order = f"self_{'cuda' if self._device.type == 'cuda' else 'cpu'}_time_total"
-        table = recorded.key_averages().table(sort_by=order, row_limit=OPERATIONS, max_name_column_width=40)
         log.info("%s in %s; the slowest operations:", count(self._recorded, "update"), self._path)
-        for line in table.splitlines():
-            log.info("%s", line)
+        log_lines(self._table(recorded.key_averages()))
+
+    def _table(self, averages: Iterable[Any]) -> list[str]:
+        """Returns the lines of a table of the operations with the longest own time."""
+        kind = "device" if self._device.type == "cuda" else "cpu"
+        own = {each: getattr(each, f"self_{kind}_time_total") for each in averages if not each.key.startswith(FRAMES)}
+        whole = sum(own.values()) or 1.0
+        slowest = sorted(own, key=own.__getitem__, reverse=True)[:OPERATIONS]
+        rows = [[e.key, e.count, own[e] / 1000, f"{own[e] / whole:.1%}"] for e in slowest]
+        return table_lines(["operation", "calls", "self time, ms", "share"], rows)

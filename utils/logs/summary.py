@@ -9,7 +9,7 @@ from typing import Any
 
 from utils.errors import one_line
 from utils.files import write_text
-from utils.logs.metrics_file import RESERVED, read_records
+from utils.logs.metrics_file import RESERVED, read_records, read_times
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,15 @@ def metrics_of(record: Mapping[str, Any]) -> dict[str, float | None]:
 def write_summary(metrics: Path, target: Path) -> None:
     """Writes one row per epoch from metrics.jsonl, with timm's column names; only warns if it fails."""
     try:
-        rows, rate = [], None
+        rows, rate, times = [], None, read_times(metrics)
         for line in read_records(metrics):
             if line["kind"] == "train":
                 rate = line["lr"]
                 continue
             known = {"epoch": line["epoch"], "train_loss": line["train_loss"], "lr": rate}
-            rows.append(known | {f"eval_{name}": value for name, value in metrics_of(line).items()})
+            time = times.get(line["update"], {})
+            own = {name: time.get(name) for name in ("seconds", "images_per_s")}
+            rows.append(known | {f"eval_{name}": value for name, value in metrics_of(line).items()} | own)
         buffer = io.StringIO(newline="")
         head = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(buffer, head, lineterminator="\n")

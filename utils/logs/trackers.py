@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ class Tracker:
 
     def write(self, scalars: Mapping[str, float], update: int) -> None: ...
     def show(self, name: str, picture: Image.Image, update: int) -> None: ...
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Receives the configuration and the best metrics of a finished run."""
+    def finish(self, settings: Mapping[str, Any], changed: Collection[str], metrics: Mapping[str, float]) -> None:
+        """Receives the configuration, the keys that differ from their defaults, and the best metrics of a finished
+        run."""
 
     def close(self) -> None: ...
 
@@ -51,10 +52,11 @@ class TensorBoard(Tracker):
     def show(self, name: str, picture: Image.Image, update: int) -> None:
         self._writer.add_image(name, np.asarray(picture), update, dataformats="HWC")
 
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Fills the HParams tab."""
-        plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in settings.items()}
-        self._writer.add_hparams(plain, {f"best/{name}": v for name, v in metrics.items()}, run_name=".")
+    def finish(self, settings: Mapping[str, Any], changed: Collection[str], metrics: Mapping[str, float]) -> None:
+        """Fills the HParams tab with the keys that were changed; the best metrics stand beside those of epochs."""
+        own = {name: value for name, value in settings.items() if name in changed}
+        plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in own.items()}
+        self._writer.add_hparams(plain, {f"val/{name}_best": v for name, v in metrics.items()}, run_name=".")
 
     def close(self) -> None:
         self._writer.close()
@@ -93,7 +95,7 @@ class WeightsAndBiases(Tracker):
 
         self._run.log({name: wandb.Image(picture)}, step=update)
 
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def finish(self, settings: Mapping[str, Any], changed: Collection[str], metrics: Mapping[str, float]) -> None:
         self._run.config.update(dict(settings), allow_val_change=True)
         self._run.summary.update({f"best/{name}": value for name, value in metrics.items()})
 
@@ -133,8 +135,8 @@ class Trackers:
                 continue
             self._each(lambda tracker, name=name, picture=picture: tracker.show(name, picture, update))  # type: ignore[misc]
 
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        self._each(lambda tracker: tracker.finish(settings, metrics))
+    def finish(self, settings: Mapping[str, Any], changed: Collection[str], metrics: Mapping[str, float]) -> None:
+        self._each(lambda tracker: tracker.finish(settings, changed, metrics))
 
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())

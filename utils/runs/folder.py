@@ -42,6 +42,7 @@ class RunFolder:
         self.path = self._given = path
         self.world, self._read_only = world, read_only
         self._owner: RunLock | None = None
+        self.is_foreign = False  # it belongs to another configuration: a dry run of this one finds no checkpoint in it
 
     @property
     def checkpoints(self) -> Path:
@@ -110,7 +111,11 @@ class RunFolder:
                 reason = e.problem if isinstance(e, ConfigError) else "not UTF-8 text"
                 remedy = "restore the file, or remove it to continue with the configuration given now"
                 raise ResourceError(str(self.config), f"the file is corrupt: {reason}", remedy) from e
-            if differing:
+            if differing and self._read_only:
+                self.is_foreign = True
+                text = "%s contains a run with a different configuration, which the dry run ignores: %s"
+                log.warning(text, self.path, "; ".join(differing))
+            elif differing:
                 remedy = "restore the keys, or set a different --tag"
                 if all(line.startswith("TRAIN.") for line in differing):
                     remedy += f"; to continue from here, --tag NEW --resume {quoted(self.checkpoints / 'last.pth')}"

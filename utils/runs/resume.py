@@ -145,12 +145,14 @@ def _find(options: StartOptions, folder: RunFolder) -> tuple[str, Path | None, d
         return _NEWEST, *newest
     for reason, name in ((_RESUME, options.resume), (_PRETRAINED, options.pretrained)):
         if name:
-            origin = local_file(name, options.sha256)
+            origin = local_file(name, options.sha256, newest=reason == _RESUME)
             return reason, origin, read_checkpoint(origin)
     return "no checkpoint in the output folder, no --resume, no --pretrained", None, {}
 
 
 def _newest(options: StartOptions, folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    if folder.is_foreign:
+        return None
     if options.auto_resume:
         found = find_newest(folder.checkpoints)
         path = None if found else original_checkpoints.newest_original(folder.path)

@@ -62,7 +62,7 @@ class Saver:
             if best:
                 point_to(folder / "best.pth", path)
             remove_old(folder, self._keep)
-            log.info("saved %s%s", path, " (best so far)" if best else "")
+            log.info("saved %s%s", path.name, " (best so far)" if best else "")
         except Exception as e:  # any error is raised in the main thread, by `check`
             self._error = e
 

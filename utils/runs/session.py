@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import nn
 
+from configs.schema import KEYS
 from utils.batches import Batch
 from utils.checkpoints.files import check_space, checkpoint_name, list_checkpoints
 from utils.cost import peak_memory
@@ -94,6 +95,7 @@ class Session:
         self._saved_at = self._interval_started = self._started = time.monotonic()
         self._agreed = False  # whether all ranks end the run with the same error
         self._stored: Mapping[str, Any] = {}  # of the last evaluation
+        self._interval_samples = state.samples
         self._unjudged: Update | None = None  # its outcome is known after the next update
         if world.is_main:
             folder.begin(provenance, state)
@@ -129,6 +131,8 @@ class Session:
                 self.journal.show({"train/first_batch": partial(self._subject.show_batch, batch)}, 0)
             first = False
             yield batch
+            if self._state.stopped_early(self._plan):
+                return
 
     def after_update(self, update: Update) -> None:
         """Logs, evaluates and saves if due, after `state.step` updates of the epoch.
@@ -172,6 +176,8 @@ class Session:
         where a longer run can continue. Raises: as for `after_update`.
         """
         state, plan, options, epoch = self._state, self._plan, self._options, self._state.epoch
+        if state.stopped_early(plan):  # it was evaluated and saved within the epoch
+            return
         last = epoch + 1 == plan.epochs
         evaluates = not plan.eval_every or self._evaluation_is_pending()
         best = self._evaluate(f"epoch {epoch}", last) if evaluates else False
@@ -180,7 +186,7 @@ class Session:
         state.epoch, state.step = (epoch + 1, 0) if whole else (epoch, state.step)
         by_count = bool(options.save_updates) and state.update % options.save_updates == 0
         due = evaluates if plan.eval_every else (epoch + 1) % options.save_freq == 0
-        if due or last or best or by_count:
+        if due or last or best or by_count or state.stopped_early(plan):
             self._save(name, best)
         self._draw()
 
@@ -197,7 +203,7 @@ class Session:
     def _evaluate(self, title: str, last: bool) -> bool:
         """Evaluates and records the result; returns whether it is the best so far. Args: last: the run ends here."""
         state = self._state
-        trained = time.monotonic() - self._interval_started
+        trained, samples = time.monotonic() - self._interval_started, state.samples - self._interval_samples
         modules = [state.model] if state.ema is None else [state.model, state.ema.module]
         synchronize_buffers(modules, self._world)
         evaluation = self._subject.evaluate(state.evaluated)
@@ -207,11 +213,18 @@ class Session:
         self._interval_started = time.monotonic()
         self._watch_folder()
         best = self._is_best(evaluation)
+        if evaluation is not None and evaluation.metrics and self._best is not None:
+            state.judge(best, self._plan)
+        last = last or state.stopped_early(self._plan)
         log.info(
-            f"{title}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak memory"
+            f"{title}: train loss {state.means['epoch_loss'].value:.4f} in {duration(trained)}, peak"
             f" {peak_memory(self._world.device)} MiB, {duration(self.progress.seconds_left())} left"
         )
+        self.journal.time(state.update, trained, samples)
+        self._interval_samples = state.samples
         self._record(title, evaluation)
+        if state.stopped_early(self._plan):
+            log.info("stops: no improvement in %s (TRAIN.PATIENCE)", count(state.stale, "evaluation"))
         if evaluation is not None:
             pictures = {**evaluation.each_epoch, **(evaluation.pictures if last else {})}
             self.journal.show({f"val/{name}": draw for name, draw in pictures.items()}, state.update)
@@ -236,20 +249,24 @@ class Session:
         chosen, trained = last, state.epoch + (state.step > 0) - self._first_epoch
         before = f" after {self._first_epoch}" if self._first_epoch else ""
         lines = [f"trained {count(trained, 'epoch')}{before} in {duration(time.monotonic() - self._started)}"]
+        if not trained:
+            lines = [f"already trained: {count(self._first_epoch, 'epoch')}"]
         if self._best is not None and state.best_value is not None:
             chosen = best
             lines += [f"  best      {best}: {self._best.metric} {state.best_value:.3f} of epoch {state.best_epoch}"]
         lines += [
             f"  last      {last}",
             f"  curves    {folder.path / 'curves.png'}, metrics.jsonl, tensorboard/, log.txt",
-            f"  evaluate  python {_script('main.py')} --cfg {quoted(folder.config)} --eval --resume {quoted(chosen)}",
+            f"  evaluate  python {_script('main.py')} --eval --resume {quoted(chosen)}",
         ]
         if self._subject.predicts:
             lines += [f"  predict   python {_script('scripts/predict.py')} IMAGE --model {quoted(folder.path)}"]
         for line in lines:
             log.info(line, extra=SUMMARY)
         if self._best is not None and state.best_value is not None:
-            self.journal.finish(flat_settings(self._provenance.config), {self._best.metric: state.best_value})
+            settings = flat_settings(self._provenance.config)
+            changed = {name for name, value in settings.items() if name in KEYS and value != KEYS[name].default}
+            self.journal.finish(settings, changed, {self._best.metric: state.best_value})
 
     def _watch_clock(self) -> None:
         """Requests a save if the last one was too long ago; as with signals, the ranks agree on the update."""
@@ -310,11 +327,11 @@ class Session:
         half = " AMP_DTYPE bfloat16, or" if scale is not None else ""
         scaled = f" and loss scale {scale:g}" if scale is not None else ""
         raise NumericsError(
-            "TRAIN.BASE_LR",
+            plan.lr_key,
             f"no finite gradient in {state.skipped_in_row} consecutive updates, the last is {update.number} at"
             f" learning rate {update.learning_rate:.3g}{scaled}; samples and norms are in"
             f" {self._folder.path / 'incidents'}",
-            f"{again} with a different --tag and --opts{half} TRAIN.BASE_LR {plan.base_lr / 2:g}",
+            f"{again} with a different --tag and --opts{half} {plan.lr_key} {plan.base_lr / 2:g}",
         )
 
     def _is_best(self, evaluation: Evaluation | None) -> bool:

@@ -40,7 +40,7 @@ def train_epoch(
         if not batch.ends_update:
             continue
         state.sync()  # waits for the previous update; this one's passes are already queued
-        rate = partial(learning_rate, max(0, state.done(plan) - state.skipped), plan)
+        rate = partial(learning_rate, max(0, state.done(plan) - state.skipped), plan, decays=state.decays)
         names, outcome = _apply_gradients(state, rate, plan)
         update = Update(state.update, losses, rate(), outcome, names, samples)
         state.samples += plan.shape.update_size(state.step)

@@ -19,7 +19,7 @@ Groups = list[dict[str, Any]]  # torch's format
 class OptimizerOptions:
     """`name` of the optimizer; `eps`, `betas` for AdamW and LAMB, `momentum` for SGD; `weight_decay` of matrices;
     `layer_decay`: learning-rate factor per layer below the head, 1 for none; `rule` for counting layers, see
-    `parameter_groups`."""
+    `parameter_groups`; `backbone`: learning-rate factor of everything but the head."""
 
     name: str = "adamw"
     eps: float = 1e-8
@@ -28,6 +28,7 @@ class OptimizerOptions:
     weight_decay: float = 0.05
     layer_decay: float = 1.0
     rule: str = "timm"
+    backbone: float = 1.0
 
     @staticmethod
     def from_config(cfg: CfgNode) -> "OptimizerOptions":
@@ -40,6 +41,7 @@ class OptimizerOptions:
             weight_decay=cfg.TRAIN.WEIGHT_DECAY,
             layer_decay=cfg.TRAIN.LAYER_DECAY,
             rule=cfg.TRAIN.LAYER_DECAY_RULE,
+            backbone=cfg.TRAIN.BACKBONE_LR,
         )
 
 
@@ -59,6 +61,22 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float, 
         return param_groups_layer_decay(layered, weight_decay, tables, layer_decay=layer_decay)
     groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tables)
     return [{**group, "lr_scale": 1.0} for group in groups if group["params"]]
+
+
+def slow_backbone(groups: Groups, model: nn.Module, factor: float) -> Groups:
+    """Returns the groups with `lr_scale` times `factor` for every parameter that is not of the classification head.
+
+    Args: model: one with timm's `get_classifier()`; all parameters of any other belong to its backbone.
+    """
+    head: Any = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    own = {id(parameter) for parameter in head.parameters()} if isinstance(head, nn.Module) else set()
+    parts = []
+    for group in groups:
+        for of_head, scale in ((True, 1.0), (False, factor)):
+            chosen = [parameter for parameter in group["params"] if (id(parameter) in own) == of_head]
+            if chosen:
+                parts.append({**group, "params": chosen, "lr_scale": group["lr_scale"] * scale})
+    return parts
 
 
 def build_optimizer(groups: Groups, options: OptimizerOptions) -> torch.optim.Optimizer:

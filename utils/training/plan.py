@@ -12,8 +12,10 @@ from utils.errors import ConfigError, count
 class RunPlan:
     """Updates and learning rates of a run. Learning rates are effective ones, not per 512 images.
 
-    `updates`: the length of the run, 0 for whole epochs; `epochs`: their number, the last of which may be partial;
-    `eval_every`: updates between evaluations, 0 for one after every epoch.
+    `base_lr`: the value of `lr_key`, TRAIN.BASE_LR or TRAIN.LR; `updates`: the length of the run, 0 for whole epochs;
+    `epochs`: their number, the last of which may be partial; `eval_every`: updates between evaluations, 0 for one after
+    every epoch; `patience`: evaluations without improvement that end the run, 0 for any number; `plateau`: those that
+    decay the rate of a plateau schedule.
     """
 
     shape: EpochShape
@@ -36,6 +38,9 @@ class RunPlan:
     updates: int = 0
     eval_every: int = 0
     power: float = 1.0
+    lr_key: str = "TRAIN.BASE_LR"
+    patience: int = 0
+    plateau: int = 10
 
     @staticmethod
     def from_config(cfg: CfgNode, world_size: int, train_size: int) -> "RunPlan":
@@ -46,9 +51,11 @@ class RunPlan:
             raise ConfigError("DATA.DATA_PATH", problem, f"launch at most {train_size}")
         shape = EpochShape(train_size, *_split_batch(cfg, world_size), world_size)
         train, schedule = cfg.TRAIN, cfg.TRAIN.LR_SCHEDULER
-        scale = shape.global_batch / 512.0  # linear scaling rule, arXiv 1706.02677
+        # linear scaling rule, arXiv 1706.02677, unless the peak is given
+        scale = train.LR / train.BASE_LR if train.LR else shape.global_batch / 512.0
         warmup = train.WARMUP_UPDATES or round(train.WARMUP_EPOCHS * shape.updates)
-        total = train.UPDATES or train.EPOCHS * shape.updates
+        epochs = epochs_for(train_size) if train.EPOCHS == "auto" else train.EPOCHS
+        total = train.UPDATES or epochs * shape.updates
         if warmup >= total and not cfg.DRY_RUN:
             key = "TRAIN.WARMUP_UPDATES" if train.WARMUP_UPDATES else "TRAIN.WARMUP_EPOCHS"
             problem = f"{warmup} updates of warm-up, but only {total} of training: TRAIN.BASE_LR would never be reached"
@@ -61,8 +68,9 @@ class RunPlan:
             shape=shape,
             epochs=-(-total // shape.updates),
             warmup_updates=warmup,
-            base_lr=train.BASE_LR,
-            peak_lr=train.BASE_LR * scale,
+            base_lr=train.LR or train.BASE_LR,
+            lr_key="TRAIN.LR" if train.LR else "TRAIN.BASE_LR",
+            peak_lr=train.LR or train.BASE_LR * scale,
             warmup_lr=train.WARMUP_LR * scale,
             min_lr=train.MIN_LR * scale,
             scheduler=schedule.NAME,
@@ -78,6 +86,8 @@ class RunPlan:
             updates=train.UPDATES,
             eval_every=train.EVAL_EVERY_UPDATES,
             power=schedule.POWER,
+            patience=train.PATIENCE,
+            plateau=schedule.PATIENCE,
         )
 
     @property
@@ -107,16 +117,24 @@ class RunPlan:
     def describe(self) -> list[str]:
         """Returns log lines: batch size, learning rate and length, and how they were derived."""
         shape, total = self.shape, count(self.total_updates, "update")
-        length = f"{count(self.epochs, 'epoch')} x {shape.updates:,} updates = {total}"
+        length = f"{count(self.epochs, 'epoch')} x {count(shape.updates, 'update')} = {total}"
         if self.updates:
-            length = f"{total} = {self.updates / shape.updates:.4g} epochs of {shape.updates:,} updates"
+            length = f"{total} = {self.updates / shape.updates:.4g} epochs of {count(shape.updates, 'update')}"
+        derived = self.lr_key
+        if derived == "TRAIN.BASE_LR":
+            derived = f"{self.base_lr:.4g} x {shape.global_batch} / 512"
         return [
             f"global batch {shape.global_batch} = {count(shape.batch_size, 'image')}"
             f" x {count(shape.world_size, 'rank')} x {count(shape.accumulation, 'micro-batch', 'micro-batches')}",
-            f"learning rate {self.peak_lr:.4g} = {self.base_lr:.4g} x {shape.global_batch} / 512,"
-            f" {self.scheduler} after {self.warmup_updates} updates of warm-up",
+            f"learning rate {self.peak_lr:.4g} = {derived},"
+            f" {self.scheduler} after {count(self.warmup_updates, 'update')} of warm-up",
             f"plan: {length}; an epoch uses {shape.samples:,} of {shape.train_size:,} samples; seed {self.seed}",
         ]
+
+
+def epochs_for(train_size: int) -> int:
+    """Returns the number of epochs for TRAIN.EPOCHS auto: falling with the square root of the number of samples."""
+    return min(100, max(10, round(100 * (1000 / train_size) ** 0.5)))
 
 
 def _split_batch(cfg: CfgNode, world_size: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as pure functions of the update."""
+"""Learning-rate schedules, as pure functions of the update; "plateau" also of the decays so far."""
 
 import math
 from bisect import bisect_right
@@ -7,23 +7,26 @@ from dataclasses import replace
 from utils.training.plan import RunPlan
 
 
-def learning_rate(update: int, plan: RunPlan, scale: float = 1.0) -> float:
+def learning_rate(update: int, plan: RunPlan, scale: float = 1.0, decays: int = 0) -> float:
     """Returns the learning rate of update 0, 1, ... of the run: linear warm-up, then the decay of the plan.
 
-    Args: scale: factor of layer-wise decay, applied to the rate, or to the peak only if `plan.scale_peak`.
+    Args: scale: factor of layer-wise decay, applied to the rate, or to the peak only if `plan.scale_peak`; decays: the
+    number of decays of a plateau schedule so far.
 
     The cosine follows the paper (section 4.1). It starts after the warm-up or, without `warmup_prefix`, at update 0,
     hidden at first by the warm-up, as in runs released before October 2022.
     """
     if plan.scale_peak:
         plan, scale = replace(plan, peak_lr=plan.peak_lr * scale), 1.0
-    return scale * _unscaled(update, plan)
+    return scale * _unscaled(update, plan, decays)
 
 
-def _unscaled(update: int, plan: RunPlan) -> float:
+def _unscaled(update: int, plan: RunPlan, decays: int) -> float:
     warmup = plan.warmup_updates
     if update < warmup:
         return plan.warmup_lr + (plan.peak_lr - plan.warmup_lr) * update / warmup
+    if plan.scheduler == "plateau":
+        return max(plan.min_lr, plan.peak_lr * plan.decay_rate**decays)
     return _DECAYS[plan.scheduler](update, plan)
 
 

@@ -15,7 +15,13 @@ from utils.distributed.world import World
 from utils.errors import ConfigError
 from utils.precision import Precision
 from utils.terminal import log_lines
-from utils.training.optim import OptimizerOptions, build_optimizer, describe_groups, parameter_groups
+from utils.training.optim import (
+    OptimizerOptions,
+    build_optimizer,
+    describe_groups,
+    parameter_groups,
+    slow_backbone,
+)
 from utils.training.parallel import ParallelOptions, changing_buffers, describe_parallel, shard, wrap
 from utils.training.plan import RunPlan
 from utils.training.update import Update
@@ -41,7 +47,10 @@ class Mean:
 
 
 _BASE_MEANS = ("epoch_loss", "loss", "grad_norm")
-_COUNTERS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples", "evaluated_at")
+_COUNTERS = (
+    *("epoch", "step", "update", "skipped", "skipped_in_row", "samples", "evaluated_at"),
+    *("stale", "stale_since_decay", "decays"),
+)
 
 
 class Load(Protocol):
@@ -76,8 +85,9 @@ class TrainState:
     in the epoch) are the position in the data; `update` counts all updates of the run, including the `skipped` ones,
     whose gradient was non-finite and which advance neither weights nor schedule. `pending_update`: an update whose
     outcome has not been read yet, None when counters and EMA are up to date. `evaluated_at`: the value of `update` at
-    the last evaluation. `best_value`, `best_epoch` and `best_step` (0 for a whole epoch) refer to the task's best
-    metric. `shards`: the sharded parameters; whole ones are gathered on the rank that `keeps` them.
+    the last evaluation; `stale`: evaluations since the best one, `stale_since_decay`: since that or the last of the
+    `decays` of a plateau schedule. `best_value`, `best_epoch` and `best_step` (0 for a whole epoch) refer to the task's
+    best metric. `shards`: the sharded parameters; whole ones are gathered on the rank that `keeps` them.
     """
 
     def __init__(
@@ -101,6 +111,7 @@ class TrainState:
         self.best_value: float | None = None
         self.best_epoch, self.best_step = -1, 0
         self.evaluated_at = -1
+        self.stale = self.stale_since_decay = self.decays = 0
         self.forms: dict[str, str] = {}  # operators' forms, as chosen on the machine where the run began
         # over the epoch and the log interval; saved so that a resumed run logs the same numbers
         self.means = {name: Mean() for name in _BASE_MEANS}
@@ -126,7 +137,10 @@ class TrainState:
         log_lines(describe_parallel(model, world, options.parallel))
         wrapped = wrap(model, world)
         own = options.optimizer
-        optimizer = build_optimizer(parameter_groups(model, own.weight_decay, own.layer_decay, own.rule), own)
+        groups = parameter_groups(model, own.weight_decay, own.layer_decay, own.rule)
+        if own.backbone != 1.0:
+            groups = slow_backbone(groups, model, own.backbone)
+        optimizer = build_optimizer(groups, own)
         state = TrainState(model, wrapped, optimizer, precision=precision, ema=ema, keeps=world.is_main)
         state.forms = dict(forms or {})
         if isinstance(optimizer, Lamb) and any(isinstance(each, ExpertShard) for each in state.shards.values()):
@@ -165,7 +179,18 @@ class TrainState:
     def finished(self, plan: RunPlan) -> bool:
         """Returns whether all updates of the plan are done and the last one was evaluated."""
         done = self.done(plan) >= plan.total_updates and self.evaluated_at == self.update
-        return done or self.epoch >= plan.epochs
+        return done or self.epoch >= plan.epochs or self.stopped_early(plan)
+
+    def stopped_early(self, plan: RunPlan) -> bool:
+        """Returns whether the last evaluations did not improve."""
+        return bool(plan.patience) and self.stale >= plan.patience
+
+    def judge(self, improved: bool, plan: RunPlan) -> None:
+        """Counts an evaluation. Args: improved: whether it was the best so far."""
+        self.stale = 0 if improved else self.stale + 1
+        self.stale_since_decay = 0 if improved else self.stale_since_decay + 1
+        if plan.scheduler == "plateau" and self.stale_since_decay >= plan.plateau:
+            self.stale_since_decay, self.decays = 0, self.decays + 1
 
     def reset_best(self) -> None:
         """Discards the best evaluation so far."""
@@ -243,6 +268,7 @@ class TrainState:
         counters = saved["counters"]
         # missing from earlier versions' checkpoints, which were evaluated only at the end of an epoch
         counters = {"evaluated_at": -1 if counters["step"] else counters["update"], **counters}
+        counters = {**dict.fromkeys(("stale", "stale_since_decay", "decays"), 0), **counters}
         for name in _COUNTERS:
             setattr(self, name, counters[name])
         if "best_top1" in counters:  # before metrics had names

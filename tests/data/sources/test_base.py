@@ -78,3 +78,5 @@ def test_classes_that_are_not_known_are_listed():
     check_classes(["a", "b"], ["b", "c", "a"], Path("val"))
     with raises(DataError, "val", "2 classes", 1, "b, c"):
         check_classes(["c", "a", "b"], ["a"], Path("val"))
+    with raises(DataError, "val", "1 class is not", "Church", "did you mean church?"):
+        check_classes(["Church", "church"], ["church"], Path("val"))

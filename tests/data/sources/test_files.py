@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 def names(folder, *given):
-    return [str(path.relative_to(folder)) for path in find_images(given)]
+    return [str(path.relative_to(folder)) for path in find_images(given, folder).paths]
 
 
 def test_each_kind_of_name(folder):
@@ -39,19 +39,21 @@ def test_an_image_that_is_named_twice_comes_once(folder):
 def test_a_name_without_images_is_refused(folder, name):
     (folder / "empty").mkdir()
     with raises(DataError, folder / name, "no images"):
-        find_images([str(folder / "b.png"), str(folder / name)])
+        find_images([str(folder / name)], folder)
+    found = find_images([str(folder / name), str(folder / "b.png")], folder)  # the others are found
+    assert found.paths == [folder / "b.png"] and [error.subject for error in found.errors] == [str(folder / name)]
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_an_impossible_name_is_refused(name):
+def test_an_impossible_name_is_refused(name, tmp_path):
     with raises(DataError, name):
-        find_images([name])
+        find_images([name], tmp_path)
 
 
 def test_a_text_that_is_no_list_is_refused(folder):
     (folder / "README.txt").write_text("\n# Title\n\nText\n")
     with raises(DataError, folder / "README.txt", "# Title"):
-        find_images([str(folder / "README.txt")])
+        find_images([str(folder / "README.txt")], folder)
 
 
 def test_a_source_reads_and_names_them(folder):
@@ -60,4 +62,5 @@ def test_a_source_reads_and_names_them(folder):
     assert source[0].data == (folder / "b.png").read_bytes() and source.name(0) == str(folder / "b.png")
     with raises(DataError, folder / "gone.png"):
         _ = source[1]
+    assert FileSource([folder / "b.png"], {folder / "b.png": "-"})[0].name == "-"
     assert source.fingerprint() != FileSource([folder / "b.png"]).fingerprint()

@@ -69,7 +69,7 @@ def test_files_that_are_ignored_are_named(own_photos, caplog):
     (own_photos / "train/class_0/notes.txt").write_text("x")
     (own_photos / "train/class_0/photo_0.jpg").rename(own_photos / "train/class_0/photo_0.avif")
     assert len(open_folder(own_photos).train) == 36
-    assert "1 files without an image extension are ignored" in caplog.text and "notes.txt" in caplog.text
+    assert "left out: 1 file without an image extension" in caplog.text and "notes.txt" in caplog.text
 
 
 def test_a_file_that_vanished_is_named(own_photos):

@@ -82,7 +82,7 @@ def test_samples_of_hugging_face_are_those_of_the_folder(hub, photos, tmp_path):
     *samples, val, error, other, image, no_image, integers, text, no_label, label = done.stdout.splitlines()
     assert sorted(samples) == sorted(expected)
     assert val == "val 15 class_0 class_1 class_2"  # as an evaluation opens it
-    assert error.startswith("DATA.DATASET: ") and "train of timm:hfds/nobody/nothing" in error
+    assert error.startswith("DATA.DATASET: ") and "timm:hfds/nobody/nothing is not in the cache" in error
     assert other == "3 cat dog [0, 1, 1] True"
     assert image.startswith(f"hfds/{tmp_path}/train[1]: the image cannot be read")
     assert no_image.startswith("DATA.IMAGE_COLUMN: no column 'image'") and "img, kind, labels, text" in no_image

@@ -61,11 +61,11 @@ def test_fault_43_every_storage_leaves_out_the_same_names(tree, opened, caplog):
 def test_predictions_find_the_images_that_training_finds(tree, tmp_path):
     (tree / "train/c").symlink_to(shutil.copytree(tree / "train/b", tmp_path / "elsewhere"))
     expected = [tree / "train" / name for name in ("a/0.png", "b/deep/1.png", "c/deep/1.png")]
-    assert find_images([str(tree / "train")]) == expected
-    assert find_images([f"{tree}/train/**/*.png"]) == expected
-    assert find_images([f"{tree}/train/*/0.png"]) == expected[:1]
+    assert find_images([str(tree / "train")], tree).paths == expected
+    assert find_images([f"{tree}/train/**/*.png"], tree).paths == expected
+    assert find_images([f"{tree}/train/*/0.png"], tree).paths == expected[:1]
     named = tree / "train/@eaDir/0.png"
-    assert find_images([f"{named}/*.jpg"]) == [named / "SYNOFILE_THUMB_M.jpg"]  # named on purpose
+    assert find_images([f"{named}/*.jpg"], tree).paths == [named / "SYNOFILE_THUMB_M.jpg"]  # named on purpose
 
 
 def test_names_of_images():

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from data.tools.checking import check_folder
 from tests.tools.errors import raises
@@ -30,6 +31,8 @@ def test_a_clean_folder(colours):
     assert report.facts == [
         "train: 4 images, 2 classes, 2 to 2 in a class",
         "val: 2 images, 2 classes, 1 to 1 in a class",
+        *("class  train  val  share", "a          2    1  50.0 %", "b          2    1  50.0 %"),
+        f"sizes: from 4x4 ({colours}/train/a/0.png) to 4x4 ({colours}/val/b/0.png), width x height",
         "6 distinct images, 0 duplicates within a class",
     ]
 
@@ -104,3 +107,40 @@ def test_more_channels_are_decoded_as_training_decodes_them(tmp_path):
             tifffile.imwrite(tmp_path / split / label / "x.tif", bands, photometric="minisblack", planarconfig="contig")
     assert check_folder(tmp_path, workers=1, channels=5).findings == []
     assert len(check_folder(tmp_path, workers=1).findings) == 4
+
+
+def test_photographs_as_people_have_them(tmp_path):
+    """Unsplit, imbalanced, from phones; one of them twice, in another size and class."""
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    turned = Image.Exif()
+    turned[274] = 6
+    for number in range(12):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        photos[0].crop((30 * number, 0, 30 * number + 200, 150)).save(tmp_path / f"cat/{number:02}.jpg", exif=turned)
+    (tmp_path / "dog").mkdir()
+    photos[1].save(tmp_path / "dog/a.jpg")
+    Image.open(tmp_path / "cat/03.jpg").resize((100, 75)).save(tmp_path / "dog/small.jpg", exif=turned)
+    (tmp_path / "dog/small.jpg").rename(tmp_path / "dog/b.jpg")
+    (tmp_path / "dog/b.jpg").replace(tmp_path / "dog/a.jpg")
+    report = check_folder(tmp_path, workers=1)
+    assert report.findings == [f"nearly the same image in two classes: {tmp_path}/cat/03.jpg, {tmp_path}/dog/a.jpg"]
+    assert "imbalanced: cat has 12 images, dog has 1" in "\n".join(report.facts)
+    assert f"sizes: from 100x75 ({tmp_path}/dog/a.jpg) to 200x150" in "\n".join(report.facts)
+    assert any(fact.startswith("13 images are turned by EXIF orientation") for fact in report.facts)
+    assert any(fact.startswith("no train/ and val/") for fact in report.facts)
+
+
+def test_one_class_has_nothing_to_distinguish(tmp_path):
+    (tmp_path / "cat").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "cat/a.png")
+    assert check_folder(tmp_path, workers=1).findings == ["one class only, cat: there is nothing to distinguish"]
+
+
+def test_bands_that_rgb_does_not_have_are_not_dropped(tmp_path):
+    import tifffile
+
+    (tmp_path / "cat").mkdir()
+    bands = np.zeros((8, 8, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "cat/a.tif", bands, photometric="rgb", planarconfig="contig")
+    assert any("5 channels, but IN_CHANS is 3" in text for text in check_folder(tmp_path, workers=1).findings)
+    assert not any("channels" in text for text in check_folder(tmp_path, workers=1, channels=5).findings)

@@ -28,7 +28,10 @@ class Images:
         return len(self.images)
 
     def __getitem__(self, i):
-        return Record(self.images[i], None, f"{i}.jpg")
+        return Record(self.images[i], None, self.name(i))
+
+    def name(self, i):
+        return f"{i}.jpg"
 
 
 def test_one_photograph_stored_in_several_ways_is_one_group():

@@ -54,3 +54,14 @@ def test_predictions_are_the_most_probable_classes():
     ]
     assert second.record["classes"] == ["dog", "tench"] and sum(second.record["probabilities"]) < 1
     assert len(next(task.predictions(Outputs(LOGITS, {}), Batch(LOGITS, None, (0, 1, 2, 3)), info, 9)).cells) == 6
+
+
+def test_predictions_below_a_threshold_are_unknown_and_a_stored_temperature_calibrates():
+    info, batch = ClassInfo(class_names=("cat", "emu", "dog")), Batch(torch.zeros(1), None, samples=(0,))
+    logits = torch.tensor([[2.0, 1.0, 0.0]])  # a probability of 0.665, and of 0.506 at a temperature of 2
+    (row,) = objective(TEST__THRESHOLD=0.6).predictions(Outputs(logits, {}), batch, info, 1)
+    assert row.cells["answer"] == row.record["answer"] == "cat"
+    task = objective(TEST__THRESHOLD=0.6)
+    task.contents = {"calibration": {"temperature": 2.0}}
+    (row,) = task.predictions(Outputs(logits, {}), batch, info, 1)
+    assert row.cells == {"answer": "unknown", "class_1": "cat", "probability_1": pytest.approx(0.5065, abs=1e-4)}

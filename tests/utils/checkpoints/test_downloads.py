@@ -315,8 +315,10 @@ for name in sys.argv[1:]:
     assert outside.startswith("hf:owner/model/../../x: ")
     server.shutdown()
     server.server_close()
-    offline, cached = fetch("hf:owner/more", "hf:owner/model/pytorch_model.bin")
+    name = "timm:swin_tiny_patch4_window7_224"
+    offline, cached, timms = fetch("hf:owner/more", "hf:owner/model/pytorch_model.bin", name)
     assert offline.startswith("hf:owner/more: ") and cached == found
+    assert timms.startswith(f"{name}: ") and "hf:timm/swin_tiny_patch4_window7_224.ms_in" in timms
     kinds = ["closes", "truncates", "loops", "climbs"]
     faulty, place = serve(Faulty)
     failed = fetch(*(f"hf:owner/{kind}/model.safetensors" for kind in kinds), address=place)
@@ -328,14 +330,38 @@ for name in sys.argv[1:]:
     assert nowhere.startswith("hf:owner/garbage: ")
 
 
-def test_the_folder_of_a_run_stands_for_its_last_checkpoint(tmp_path):
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
+def test_pretrained_weights_of_timm_are_found_by_the_name_of_the_model(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(downloads, "_from_hugging_face", lambda name: asked.append(name) or tmp_path)
+    monkeypatch.setattr(downloads, "sha256_of", lambda path: "0")
+    tagged = "timm:swin_base_patch4_window7_224.ms_in22k"
+    assert local_file(tagged) == local_file("timm:swin_tiny_patch4_window7_224") == tmp_path
+    assert asked[0] == "timm/swin_base_patch4_window7_224.ms_in22k" and asked[1].startswith("timm/swin_tiny_")
+    with raises(CheckpointError, "timm:swin_tny_patch4_window7_224", "swin_tiny_patch4_window7_224"):
+        local_file("timm:swin_tny_patch4_window7_224")
+    with raises(CheckpointError, "timm:swin_tiny_patch4_window7_224.gone", "swin_tiny_patch4_window7_224.ms_in"):
+        local_file("timm:swin_tiny_patch4_window7_224.gone")
+    with raises(CheckpointError, "timm:test_mambaout_gone"):
+        local_file("timm:test_mambaout_gone")
+
+
+def test_the_folder_of_a_run_stands_for_its_best_checkpoint_and_to_resume_for_its_last(tmp_path):
+    folder = tmp_path / "tiny/run/checkpoints"
+    folder.mkdir(parents=True)
     for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2_step_4.pth"):
-        torch.save({"model": {"a": torch.ones(1)}}, run / "checkpoints" / name)
-    last = run / "checkpoints/ckpt_epoch_2_step_4.pth"
-    assert local_file(str(run)) == local_file(str(run / "checkpoints")) == last
-    assert local_file(str(tmp_path)) == tmp_path  # what it is not is refused when it is read
+        torch.save({"model": {"a": torch.ones(1)}}, folder / name)
+    last, first = folder / "ckpt_epoch_2_step_4.pth", folder / "ckpt_epoch_1.pth"
+    for run in (str(folder.parent), str(folder)):
+        assert local_file(run) == local_file(run, newest=True) == last
+    (folder / "best.pth").symlink_to(first.name)
+    for run in (str(folder.parent), str(folder)):
+        assert local_file(run).resolve() == first and local_file(run, newest=True) == last
+    (tmp_path / "gone").mkdir()
+    for parent in (tmp_path, tmp_path / "tiny"):
+        with raises(CheckpointError, parent, folder.parent):
+            local_file(str(parent))
+    with raises(CheckpointError, tmp_path / "gone", "<TAG>"):
+        local_file(str(tmp_path / "gone"))
 
 
 def test_the_best_checkpoint_of_a_run_is_found_by_its_folder(tmp_path):

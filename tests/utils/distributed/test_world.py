@@ -183,6 +183,26 @@ def test_a_gpu_that_cannot_be_used_is_a_warning_or_if_it_was_wanted_an_error(lau
         join_world(device_type="cuda")
 
 
+def test_one_gpu_of_several_and_mps_are_for_a_single_process(launched, monkeypatch):
+    launched()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert join_world(device_type="cuda:1").device == torch.device("cuda", 1) and chosen == [1]
+    with raises(DistributedError, "--device", "no GPU 2", "0 to 1"):
+        join_world(device_type="cuda:2")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with raises(DistributedError, "--device", "MPS", "cpu"):
+        join_world(device_type="mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert join_world(device_type="mps").device == torch.device("mps")
+    launched(WORLD_SIZE=2, RANK=0, LOCAL_RANK=0, MASTER_ADDR="localhost", MASTER_PORT=1)
+    for name, remedy in (("cuda:1", "use cuda"), ("mps", "without torchrun")):
+        with raises(DistributedError, "--device", name, "2 ranks", remedy):
+            join_world(device_type=name)
+
+
 def test_more_ranks_than_gpus_are_refused(launched, monkeypatch):
     launched(WORLD_SIZE=2, RANK=1, LOCAL_RANK=1, MASTER_ADDR="localhost", MASTER_PORT=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -19,7 +19,12 @@ def test_a_few_updates_are_recorded_once(tmp_path, caplog):
     tracer.close()
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert sum(event.get("name") == "aten::mm" for event in events) == profiler.RECORDED
-    assert "3 updates in" in caplog.text and "aten::mm" in caplog.text
+    assert "3 updates in" in caplog.text and "ProfilerStep" not in caplog.text
+    _, head, *rows = caplog.messages
+    assert head.startswith("operation") and any(row.startswith("aten::mm") for row in rows)
+    shares = [float(row.split()[-1].rstrip("%")) for row in rows]
+    assert shares == sorted(shares, reverse=True) and sum(shares) <= 100.1
+    assert not any(line != line.rstrip() for line in caplog.messages)
 
 
 def test_a_run_that_ends_meanwhile_says_how_many_updates_it_recorded(tmp_path, caplog):

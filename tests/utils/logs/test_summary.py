@@ -17,6 +17,7 @@ def test_the_summary_has_timms_names(tmp_path):
     ]
     metrics, summary = tmp_path / "metrics.jsonl", tmp_path / "summary.csv"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "times.jsonl").write_text('{"update": 2, "seconds": 1.5, "images_per_s": 20.0}\nbroken\n')
     write_summary(metrics, summary)
     first, second = csv.DictReader(summary.open())
     assert first == {
@@ -26,8 +27,10 @@ def test_the_summary_has_timms_names(tmp_path):
         "eval_loss": "1.5",
         "eval_top1": "50.0",
         "eval_top5": "90.0",
+        "seconds": "1.5",
+        "images_per_s": "20.0",
     }
-    assert (second["lr"], second["eval_loss"], second["eval_top1"]) == ("0.2", "", "60.0")
+    assert (second["lr"], second["eval_loss"], second["eval_top1"], second["seconds"]) == ("0.2", "", "60.0", "")
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,16 @@ from utils.logs.trackers import Trackers, WeightsAndBiases
 def test_the_settings_of_a_run_stand_beside_its_best_metric(tmp_path):
     trackers = Trackers(tmp_path, 0)
     trackers.write({"train/loss": 0.5}, 3)
-    trackers.finish({"TRAIN.BASE_LR": 0.1, "MODEL.SWIN.DEPTHS": [2, 2]}, {"top1": 81.0})
+    settings = {"TRAIN.BASE_LR": 0.1, "MODEL.SWIN.DEPTHS": [2, 2], "TRAIN.EPOCHS": 300}
+    trackers.finish(settings, {"TRAIN.BASE_LR", "MODEL.SWIN.DEPTHS"}, {"top1": 81.0})
     trackers.close()
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert board.Scalars("train/loss")[0].step == 3 and board.Scalars("best/top1")[0].value == 81.0
+    assert board.Scalars("train/loss")[0].step == 3 and board.Scalars("val/top1_best")[0].value == 81.0
     summaries = board.SummaryMetadata("_hparams_/session_start_info")
     data = plugin_data_pb2.HParamsPluginData.FromString(summaries.plugin_data.content)
     assert data.session_start_info.hparams["TRAIN.BASE_LR"].number_value == 0.1
     assert data.session_start_info.hparams["MODEL.SWIN.DEPTHS"].string_value == "[2, 2]"
+    assert "TRAIN.EPOCHS" not in data.session_start_info.hparams  # its default
 
 
 def test_fault_55_a_folder_that_is_removed_disables_tensorboard_with_one_warning(tmp_path):
@@ -51,7 +53,7 @@ def test_weights_and_biases_needs_no_network(tmp_path, monkeypatch, caplog):
     (tmp_path / "model" / "tag").mkdir(parents=True)
     trackers = Trackers(tmp_path / "model" / "tag", 0, wandb="project")
     trackers.write({"train/loss": 0.5}, 3)
-    trackers.finish({"TAG": "tag"}, {"top1": 81.0})
+    trackers.finish({"TAG": "tag"}, (), {"top1": 81.0})
     trackers.close()
     assert "training continues" not in caplog.text
     (run,) = (tmp_path / "model" / "tag" / "wandb").glob("offline-run-*")

@@ -10,7 +10,7 @@ import pytest
 
 from configs.loading import load_config
 from tests.conftest import ROOT
-from tests.tools.builders import small, train_state
+from tests.tools.builders import provenance, small, train_state
 from tests.tools.errors import raises
 from utils.checkpoints.files import save_checkpoint
 from utils.distributed.world import World
@@ -18,6 +18,7 @@ from utils.errors import ConfigError, ResourceError
 from utils.runs.folder import RunFolder
 from utils.runs.lock import RunLock
 from utils.runs.provenance import Provenance
+from utils.runs.resume import StartOptions, start_of
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,17 @@ def test_fault_08_another_configuration_is_refused_once_something_was_trained(tm
     with raises(ConfigError, tmp_path, "TAG was y, now z", "--tag"):
         folder.acquire("TAG: z\n", lambda text: ["TAG was y, now z"])
     assert folder.config.read_text() == "TAG: y\n"
+
+
+def test_a_dry_run_of_another_configuration_leaves_the_folder_alone(tmp_path, caplog):
+    folder = RunFolder(tmp_path, World())
+    claim(folder, "TAG: x\n")
+    save_checkpoint(folder.checkpoints, "ckpt_epoch_0.pth", {"model": {}})
+    dry = RunFolder(tmp_path, World(), read_only=True)
+    dry.acquire("TAG: z\n", lambda text: ["TAG was x, now z"])
+    assert dry.is_foreign and "TAG was x, now z" in caplog.text
+    start = start_of(StartOptions(), dry, provenance(), World())
+    assert start.origin is None and not start.contents
 
 
 def test_only_the_main_rank_writes(tmp_path):

@@ -52,8 +52,8 @@ def test_links_and_what_is_kept(tmp_path, caplog):
     assert links == {"best.pth": "ckpt_epoch_1.pth", "last.pth": "ckpt_epoch_2.pth"}
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
-        f"saved {tmp_path}/ckpt_epoch_1.pth (best so far)",
-        f"saved {tmp_path}/ckpt_epoch_2.pth",
+        "saved ckpt_epoch_1.pth (best so far)",
+        "saved ckpt_epoch_2.pth",
     ]
 
 

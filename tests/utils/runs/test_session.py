@@ -115,7 +115,7 @@ def test_a_run_ends_with_a_line_and_a_folder_that_is_free(tmp_path, caplog):
     folder = tmp_path / "checkpoints"
     assert "trained 1 epoch in 0:0" in caplog.text and "predict" not in caplog.text  # it has no classes
     assert f"best      {folder}/best.pth: top1 50.000 of epoch 0" in caplog.text
-    assert f"--cfg {tmp_path}/config.yaml --eval --resume {folder}/best.pth" in caplog.text
+    assert f"main.py --eval --resume {folder}/best.pth" in caplog.text
     assert not (tmp_path / "owner.json").exists()
 
 
@@ -153,6 +153,42 @@ def test_evaluations_and_the_length_of_a_run_can_be_stated_in_updates(tmp_path):
     assert all(line["train_loss"] > 0 for line in lines if line["kind"] == "val")
 
 
+def test_a_run_ends_when_evaluations_no_longer_improve(tmp_path, caplog):
+    """Also after a resume: the count is part of the state."""
+    run_state, run_plan, outcomes = train_state(small()), plan(epochs=9, patience=2, warmup_updates=1), [50, 60, 55, 58]
+    with caplog.at_level(logging.INFO), session(tmp_path, run_state, run_plan, save_freq=5) as run_session:
+        for top1 in outcomes:
+            assert not run_state.finished(run_plan)
+            run_session.end_epoch(judged(float(top1)))
+    assert run_state.finished(run_plan) and run_state.epoch == 4
+    assert "no improvement in 2 evaluations (TRAIN.PATIENCE)" in caplog.text and "best      " in caplog.text
+    contents = find_newest(tmp_path / "checkpoints")[1]  # saved, although no save was due
+    other = train_state(small())
+    other.load_state_dict(contents, lambda *_: "", "test")
+    assert (other.stale, other.best_epoch) == (2, 1) and other.finished(run_plan)
+    assert not other.finished(plan(epochs=9, patience=3, warmup_updates=1))
+
+
+def test_a_run_may_end_within_an_epoch(tmp_path):
+    run_state, run_plan = train_state(small()), plan(epochs=2, eval_every=3, patience=1, warmup_updates=1)
+    subject, results = Subject(), iter([50.0, 40.0])
+    subject.evaluate = lambda model: judged(next(results)).evaluate(model)
+    with session(tmp_path, run_state, run_plan, subject=subject) as run_session:
+        train(run_session, run_state, run_plan)
+        run_session.end_epoch()
+    assert (run_state.epoch, run_state.step, run_state.update) == (0, 6, 6) and run_state.finished(run_plan)
+    assert saved(tmp_path) == ["ckpt_epoch_0_step_3.pth", "ckpt_epoch_0_step_6.pth"]
+
+
+def test_a_plateau_schedule_counts_from_the_last_improvement_or_decay():
+    run_state, run_plan = train_state(small()), plan(scheduler="plateau", plateau=2)
+    found = []
+    for improved in (True, False, False, False, True, False, False, False, False):
+        run_state.judge(improved, run_plan)
+        found.append(run_state.decays)
+    assert found == [0, 0, 1, 1, 1, 1, 2, 2, 3]
+
+
 def test_an_evaluation_within_an_epoch_that_was_stopped_is_repeated(tmp_path, interrupt):
     run_state, run_plan, subject = train_state(small()), plan(eval_every=4), Subject()
 
@@ -186,7 +222,7 @@ def test_printed_commands_are_quoted_for_the_shell(tmp_path, caplog):
         run_session.end_epoch(judged(50.0))
     (line,) = (r.getMessage() for r in caplog.records if "--eval" in r.getMessage())
     words = shlex.split(line)
-    assert words[words.index("--cfg") + 1] == f"{folder}/config.yaml" and f"{folder}/checkpoints/best.pth" in words
+    assert words[words.index("--resume") + 1] == f"{folder}/checkpoints/best.pth"
 
 
 def test_files_that_a_run_did_not_write_are_not_named(tmp_path, caplog):

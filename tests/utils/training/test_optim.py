@@ -15,6 +15,7 @@ from utils.training.optim import (
     describe_groups,
     parameter_groups,
     set_learning_rate,
+    slow_backbone,
     step_if_finite,
 )
 
@@ -135,3 +136,15 @@ def test_the_device_decides_about_a_step_of_the_recipe(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: pytest.fail("waited for the device"))
     step_if_finite(optimizer, weight.grad.norm(), 1.0)
     assert optimizer.state[weight]["step"].item() == 1
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_the_backbone_may_learn_more_slowly_than_the_head(model, layer_decay):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    plain = parameter_groups(model, 0.05, layer_decay)
+    before = {id(p): (g["lr_scale"], g["weight_decay"]) for g in plain for p in g["params"]}
+    after = {id(p): (g["lr_scale"], g["weight_decay"]) for g in slow_backbone(plain, model, 0.1) for p in g["params"]}
+    assert before.keys() == after.keys() == names.keys()
+    for key, (scale, decay) in before.items():
+        factor = 1.0 if names[key].startswith("head.") else 0.1
+        assert after[key] == (pytest.approx(scale * factor), decay)

@@ -6,7 +6,7 @@ from configs.loading import load_config
 from tests.conftest import ROOT
 from tests.tools.errors import raises
 from utils.errors import ConfigError
-from utils.training.plan import RunPlan
+from utils.training.plan import RunPlan, epochs_for
 
 
 def plan(world=8, train_size=1_281_167, **keys):
@@ -19,7 +19,15 @@ def test_the_recipe_of_the_paper():
     assert (recipe.updates_per_epoch, recipe.total_updates, recipe.warmup_updates) == (1251, 375_300, 25_020)
     lines = recipe.describe()
     assert lines[0] == "global batch 1024 = 128 images x 8 ranks x 1 micro-batch"
-    assert lines[1].startswith("learning rate 0.001 = 0.0005 x 1024 / 512, cosine after 25020 updates of warm-up")
+    assert lines[1].startswith("learning rate 0.001 = 0.0005 x 1024 / 512, cosine after 25,020 updates of warm-up")
+
+
+def test_an_absolute_rate_scales_the_others_and_ignores_the_batch():
+    for world in (1, 8):
+        recipe = plan(world, TRAIN__LR=2e-3)
+        assert (recipe.peak_lr, recipe.warmup_lr, recipe.min_lr) == pytest.approx((2e-3, 2e-6, 2e-5), rel=1e-12)
+    assert "learning rate 0.002 = TRAIN.LR, cosine" in recipe.describe()[1]
+    assert (recipe.lr_key, recipe.base_lr) == ("TRAIN.LR", 2e-3)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +64,17 @@ def test_fault_32_the_schedule_depends_on_the_global_batch_alone(world, batch, a
     assert (recipe.shape.global_batch, recipe.updates_per_epoch) == (16, 4)
     assert recipe.peak_lr == 5e-4 * 16 / 512
     assert [recipe.shape.update_size(i) for i in range(4)] == [16, 16, 16, 4]
+
+
+def test_the_epochs_may_follow_from_the_number_of_samples():
+    assert [epochs_for(size) for size in (1, 290, 1000, 4000, 10_000, 100_000, 10**6)] == [
+        100,
+        100,
+        100,
+        50,
+        32,
+        10,
+        10,
+    ]
+    options = [("TRAIN.EPOCHS", "auto", "test"), ("DATA.BATCH_SIZE", 100, "test")]
+    assert RunPlan.from_config(load_config("swin_tiny", options), 1, 4000).epochs == 50

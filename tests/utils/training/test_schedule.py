@@ -120,3 +120,11 @@ def test_layer_decay_scales_the_whole_schedule_or_its_peak_alone():
     middle = recipe.min_lr + (0.25 * recipe.peak_lr - recipe.min_lr) / 2
     assert learning_rate(60, simmim, 0.25) == pytest.approx(middle)
     assert learning_rate(100, simmim, 0.25) == pytest.approx(recipe.min_lr)
+
+
+def test_plateau_decays_when_it_is_told_to():
+    own = fields(warmup_updates=10, scheduler="plateau", decay_rate=0.5, min_lr=1e-5, peak_lr=1e-3, warmup_lr=0.0)
+    assert learning_rate(5, own, decays=2) == pytest.approx(5e-4)  # the warm-up is not decayed
+    rates = [learning_rate(update, own, decays=decays) for update, decays in ((10, 0), (500, 1), (501, 3), (502, 20))]
+    assert rates == pytest.approx([1e-3, 5e-4, 1.25e-4, 1e-5])
+    assert learning_rate(500, own, 0.1, decays=1) == pytest.approx(5e-5)
