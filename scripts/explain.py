@@ -25,6 +25,7 @@ from utils.pictures import new_figure, restore, to_image
 from utils.training.evaluate import predict
 
 LARGEST = 1000  # pixels of the long side of a photograph
+SMOOTH = 256  # minimum pixels of the long side of a heat map, which is interpolated
 PANEL = 4.2  # inches of the long side of a panel
 BELOW = 0.7  # inches below it, for the scale
 
@@ -99,6 +100,9 @@ def _photograph(opened: ModelFile, source: FileSource, number: int, seen: Tensor
     record = source[number]
     image = decode(record.data, record.name, opened.info.upright)
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    larger = max(opened.size) / min(image.size)
+    if larger > 1:  # as the model sees it, rather than single pixels
+        image = image.resize([round(side * larger) for side in image.size], Image.Resampling.BICUBIC)
     return Photograph(image, visible_box((image.height, image.width), options))
 
 
@@ -115,10 +119,12 @@ def _draw(target: Path, photo: Photograph, maps: list[Map], lines: list[str]) ->
     first, *others = figure.subplots(1, columns)
     whole = photo.box == (0, 0, width, height)
     first.set_title("photograph" if whole else "photograph, seen within the frame", fontsize=9)
-    first.imshow(photo.image, cmap="gray")
+    extent = (0, width, height, 0)  # in pixels from the corner, like the box
+    first.imshow(photo.image, cmap="gray", extent=extent)
     for axes, each in zip(others, maps, strict=True):
         axes.set_title(legible(each.title), fontsize=9)
-        axes.imshow(photo.image.convert("L"), cmap="gray", vmin=0, vmax=255)  # in colour, the map would be hard to read
+        # in colour, the map would be hard to read
+        axes.imshow(photo.image.convert("L"), cmap="gray", vmin=0, vmax=255, extent=extent)
         _draw_map(axes, photo.box, each, high)
     left, top, right, bottom = photo.box
     for axes in (first, *others) if not whole else ():
@@ -133,7 +139,8 @@ def _draw(target: Path, photo: Photograph, maps: list[Map], lines: list[str]) ->
 def _draw_map(axes: Any, box: Box, each: Map, high: float) -> None:
     """Draws a heat map over its part of the photograph, with its scale below. Args: high: of the axes, in inches."""
     left, top, right, bottom = box
-    size = (max(1, round(bottom - top)), max(1, round(right - left)))
+    scale = max(1.0, SMOOTH / max(bottom - top, right - left))
+    size = [max(1, round(scale * side)) for side in (bottom - top, right - left)]
     values: np.ndarray = F.interpolate(each.values.float().cpu()[None, None], size, mode="bilinear")[0, 0].numpy()
     shown = axes.imshow(values, cmap="inferno", alpha=0.55, extent=(left, right, bottom, top))
     bar = axes.figure.colorbar(

@@ -77,6 +77,9 @@ def test_the_photograph_is_upright_and_complete(opened, photos, tmp_path, drawn)
     turned.resize((2000, 500)).save(tmp_path / "b.jpg")
     list(explain(opened, FileSource([tmp_path / "a.jpg", tmp_path / "b.jpg"]), tmp_path / "to"))
     assert [photo.image.size for photo, _, _ in drawn] == [(200, 300), (1000, 250)]
+    turned.resize((10, 8)).save(tmp_path / "small.png")  # enlarged to the model's input
+    list(explain(opened, FileSource([tmp_path / "small.png"]), tmp_path / "to"))
+    assert drawn.pop()[0].image.size == (40, 32)
     left, top, right, bottom = drawn[0][0].box
     assert right - left == pytest.approx(bottom - top) == pytest.approx(0.9 * 200, rel=0.05)  # the crop of the model
 
@@ -105,6 +108,7 @@ def test_maps_have_a_scale(opened, photos, tmp_path, monkeypatch):
     assert scales == ["share of the strongest", "multiple of the mean"]
     first, evidence, _ = figures[0].axes
     assert len(first.images) == 1 and len(evidence.images) == 2 and len(first.lines) == 1  # the frame
+    assert first.images[0].get_extent() == [*first.get_xlim(), *first.get_ylim()]  # the photograph fills the panel
 
 
 def test_a_class_without_a_picture_is_refused(capsys):
