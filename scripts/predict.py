@@ -208,7 +208,8 @@ def _predict(opened: ModelFile, images: FoundImages, options: argparse.Namespace
     if options.explain:
         from scripts.explain import explain
 
-        for picture in explain(opened, images.paths, options.explain):
+        source = FileSource(images.paths, images.names)
+        for picture in explain(opened, source, options.explain, options.chosen):
             say(picture)
     if options.pictures:
         drawn = save_pictures(opened, images, options.pictures, options.topk)
@@ -241,6 +242,7 @@ def _parser() -> ScriptParser:
     parser.add_argument("--features", choices=FEATURES, help="write features to --output instead of classes")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw each prediction, if the task can")
     parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture that explains each prediction")
+    parser.add_argument("--class", dest="chosen", default="", metavar="NAME", help="explain this class instead")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -255,6 +257,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"argument --features: writes {endings[0]} files, and --output is missing")
     if options.topk < 1 or options.batch_size < 1 or options.workers < 0:
         parser.error("--topk and --batch-size must be at least 1, --workers at least 0")
+    if options.chosen and not options.explain:
+        parser.error("argument --class: needs --explain FOLDER")
     start_logging(is_main=True)
     return run_to_exit_code(lambda: _run(options), options.debug)
 

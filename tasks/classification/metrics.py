@@ -163,7 +163,10 @@ class ClassificationEvaluator:
             tables=tables,
             pictures=prediction_pictures(predictions, self._val, self._names, temperature),
             arrays=lambda: self._arrays(predictions),
-            stored={} if temperature is None else {"calibration": {"temperature": temperature}},
+            stored={
+                "per_class": predictions.class_counts(len(self._names)),
+                **({} if temperature is None else {"calibration": {"temperature": temperature}}),
+            },
         )
 
     def _arrays(self, predictions: Predictions) -> Mapping[str, Any]:

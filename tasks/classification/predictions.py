@@ -46,6 +46,12 @@ class Predictions:
             for label in counts.nonzero().flatten().tolist()
         ]
 
+    def class_counts(self, classes: int) -> dict[str, list[int]]:
+        """Returns, per class, the samples, the correct ones among them and the predictions: plain values to store."""
+        correct, valid = self.labels[self.labels == self.predicted], self.predicted[self.predicted >= 0]
+        counted = {"samples": self.labels, "correct": correct, "predicted": valid}
+        return {name: torch.bincount(own, minlength=classes).tolist() for name, own in counted.items()}
+
     def worst(self, count: int) -> list[int]:
         """Returns the entries of the most confident wrong predictions, worst first."""
         wrong = ((self.labels != self.predicted) & (self.predicted >= 0)).nonzero().flatten()

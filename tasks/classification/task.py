@@ -185,7 +185,8 @@ class Classification(Task):
         return {} if routing is None else {"expert_load": lambda: load_picture(routing)}
 
     def show_batch(self, batch: Batch, info: ClassInfo, limit: int = SHOWN) -> Image.Image:  # type: ignore[override]
-        return batch_sheet(batch, self.preprocessing, info.class_names, limit)
+        smoothing = 0.0 if self.several else self.cfg.MODEL.LABEL_SMOOTHING  # sets are not smoothed
+        return batch_sheet(batch, self.preprocessing, info.class_names, limit, smoothing)
 
     def predictions(self, outputs: Outputs, batch: Batch, info: ClassInfo, limit: int) -> Iterator[Row]:  # type: ignore[override]
         """Yields the most probable classes of each image, with their calibrated probabilities and, given

@@ -106,6 +106,14 @@ def set_scores(scores: Scores, thresholds: Array) -> dict[str, float]:
     }
 
 
+def set_counts(scores: Scores, thresholds: Array) -> dict[str, list[int]]:
+    """Returns, per class, the positive samples, the correct ones among them and the predictions: plain values to store
+    with the weights."""
+    truth, predicted = scores.truth, (scores.probabilities >= thresholds).astype(np.int64)
+    counted = {"samples": truth, "correct": truth * predicted, "predicted": predicted}
+    return {name: own.sum(axis=0).tolist() for name, own in counted.items()}
+
+
 def per_class_table(scores: Scores, thresholds: Array, class_names: Sequence[str], precisions: Array) -> Table:
     """Returns a row per class: positive samples, AP, and precision, recall and F1 at its threshold."""
     from sklearn.metrics import precision_recall_fscore_support
@@ -165,7 +173,7 @@ class MultiLabelEvaluator:
                 "probabilities": scores.probabilities,
                 "class_names": list(self._names),
             },
-            stored={"thresholds": [float(value) for value in tuned]},
+            stored={"thresholds": [float(value) for value in tuned], "per_class": set_counts(scores, tuned)},
         )
 
     @staticmethod

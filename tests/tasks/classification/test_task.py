@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from models.moe.routing import RoutingOptions
+from tasks.classification import pictures
 from tasks.classification.labels import ClassInfo
-from tasks.classification.task import Outputs
-from tests.tools.builders import FLOAT32, batches, evaluation_of, objective, small
+from tasks.classification.task import Classification, Outputs
+from tasks.multilabel.task import MultiLabel
+from tests.tools.builders import FLOAT32, batches, configured, evaluation_of, objective, small
 from utils.batches import Batch
+from utils.distributed.world import World
 from utils.precision import choose_precision
 
 LOGITS = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [3.0, 1.0, 2.0]])
@@ -34,6 +37,18 @@ def test_a_mixture_of_experts_adds_its_balance_loss_and_names_its_parts():
     assert losses["balance"] > 0 and 0 < losses["dropped"] < 1 and losses["busiest"] >= 1
     assert own.epoch_pictures(model, None)["expert_load"]().width > 100
     assert own.epoch_pictures(model, None) == {}  # nothing was trained since
+
+
+@pytest.mark.parametrize("kind", [Classification, MultiLabel])
+def test_mixed_samples_are_shown_with_their_shares(monkeypatch, kind):
+    """The labels of classes are smoothed, sets of labels are not."""
+    found = []
+    monkeypatch.setattr(pictures, "sheet", lambda tiles, *_: found.extend(caption for _, caption in tiles))
+    shares = torch.tensor([[0.6, 0.4, 0.0], [0.0, 1.0, 0.0]])
+    targets = shares if kind.several else 0.9 * shares + 0.1 / 3
+    task = kind(configured(MODEL__LABEL_SMOOTHING=0.1, TASK=kind.name), World())
+    task.show_batch(Batch(torch.zeros(2, 3, 8, 8), targets), ClassInfo(class_names=("cat", "dog", "emu")))
+    assert found == ["cat 60%, dog 40%", "dog"]
 
 
 def test_evaluation_names_its_metrics():
