@@ -41,7 +41,7 @@ def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
         tags=["image-classification", "swin", *(["timm"] if in_timm else [])],
         datasets=[card.dataset] if card.dataset else None,
     )
-    words = [f"{METRICS.get(name, (name, name))[1]} {value:.2f} %" for name, value in scores.items()]
+    words = [f"{METRICS.get(name, (name, name))[1]} {value:.2f}%" for name, value in scores.items()]
     judged = f" On its validation data: {', '.join(words)}." if words else ""
     sections = [
         f"---\n{data.to_yaml()}\n---",

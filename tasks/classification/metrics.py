@@ -50,7 +50,7 @@ class Accuracy:
     count: int
 
     def line(self, classes: int) -> str:
-        """Returns a log line, without the top-k accuracy that is 100 % for few classes."""
+        """Returns a log line, without the top-k accuracy that is 100% for few classes."""
         top = f" Acc@{self.k} {self.topk:.3f}" if classes > TOP_K else ""
         return f"Acc@1 {self.top1:.3f}{top} loss {self.loss:.4f} ({self.correct1} of {self.count})"
 

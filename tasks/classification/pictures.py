@@ -64,7 +64,7 @@ def reliability_figure(predictions: Predictions, temperature: float) -> Any:
         counts, confidence, accuracy = calibration_bins(predictions, at)
         used = counts > 0
         error = calibration_error(predictions, at)
-        axes.plot(100 * confidence[used], 100 * accuracy[used], marker="o", label=f"{title}, ECE {error:.1f} %")
+        axes.plot(100 * confidence[used], 100 * accuracy[used], marker="o", label=f"{title}, ECE {error:.1f}%")
     axes.set_xlabel("confidence, %")
     axes.set_ylabel("accuracy, %")
     axes.set_title("Reliability")

@@ -48,7 +48,7 @@ def test_a_swin_is_written_for_both_programs(made, tmp_path):
     assert (data["license"], data["library_name"], data["datasets"]) == ("mit", "timm", ["photos"])
     (result,) = data["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == 91.25
-    assert "top-1 accuracy 91.25 %" in text and "--model hf:me/tench" in text
+    assert "top-1 accuracy 91.25%" in text and "--model hf:me/tench" in text
 
 
 def test_what_is_published_has_no_paths_of_the_machine(made, tmp_path):

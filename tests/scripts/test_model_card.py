@@ -45,7 +45,7 @@ def test_classes_have_their_images_and_scores(opened):
         ["class_1", "800", "1", "100.0", "100.0", "100.0"],
         ["tench", "900", "0", "", "0.0", "0.0"],
     ]
-    assert "top-1 accuracy 60.00 %, macro F1 55.56 %" in text
+    assert "top-1 accuracy 60.00%, macro F1 55.56%" in text
     assert "Trained on 2,400 images; 64 per update; torch 2.9." in text
     results = yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"]
     found = {metric["type"]: metric["value"] for each in results for metric in each["metrics"]}
