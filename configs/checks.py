@@ -1,4 +1,4 @@
-"""Checks of configuration values; each returns None for a valid value, else what the value must be."""
+"""Checks for configuration values; each returns None if the value is valid, else a description of the allowed ones."""
 
 import re
 from collections.abc import Callable

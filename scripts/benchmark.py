@@ -1,15 +1,17 @@
-"""Compares speed and memory with other libraries, interleaved in one run; prints tables and writes JSON.
+"""Compares speed and memory with those of other libraries; measurements are interleaved in one run. Prints tables and
+writes JSON.
 
     python scripts/benchmark.py model --quick
 
-evaluation, training step and peak memory of this program's models and the same models in timm, torchvision and
-transformers, each in a separate process;
+measures evaluation, training step and peak memory of this program's models and the same models in timm, torchvision
+and transformers, each in a separate process.
 
     python scripts/benchmark.py data
 
-data loading: images/s of this program's loader, timm's create_loader with its prefetcher, and torchvision's
-ImageFolder with timm's transform, on the same files, augmentation, workers and device. Without --data-path, files of
-ImageNet's size and quality (500x375, 95, about 110 kB) are generated from scikit-learn's two photographs.
+measures data loading: images/s of this program's loader, timm's create_loader with its prefetcher, and torchvision's
+ImageFolder with timm's transform, with the same files, augmentation, workers and device. Without --data-path, files
+of ImageNet's size and quality (500x375 pixels, JPEG quality 95, about 110 kB) are generated from scikit-learn's two
+photographs.
 """
 
 import argparse

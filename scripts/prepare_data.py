@@ -102,7 +102,9 @@ def main(argv: list[str]) -> int:
     ):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
-        command.add_argument("folder", type=Path, help="contains train/ and val/, or class folders")
+        either = ", or class folders" if name in ("check", "show") else ""
+        about = "class folders" if name == "split" else f"contains train/ and val/{either}"
+        command.add_argument("folder", type=Path, help=about)
         if target:
             command.add_argument(target, type=Path)
         if name in ("check", "resize"):

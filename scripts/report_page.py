@@ -111,7 +111,7 @@ def environment(lines: Sequence[str]) -> list[str]:
 
 
 def facts(run: Run) -> Mapping[str, str]:
-    """Returns start, learning rate and gradient norm of a run."""
+    """Returns the start time, learning rates and gradient norms of a run."""
     rates = [line["lr"] for line in run.train if line.get("lr") is not None]
     norms = [line["grad_norm"] for line in run.train if line.get("grad_norm") is not None]
     return {

@@ -121,7 +121,7 @@ class Task(ABC):
         """Draws up to `limit` samples of a training batch as the model sees them."""
 
     def after_update(self, model: nn.Module, done: int, planned: int) -> None:
-        """See `utils.training.objective.Objective.after_update`; nothing by default."""
+        """See `utils.training.objective.Objective.after_update`; does nothing by default."""
         return
 
     def turns(self, class_names: Sequence[str] = ()) -> bool:

@@ -7,7 +7,7 @@ PATIENCE = 10.0  # seconds that rank 0 has to report an error that all ranks sha
 
 
 def launched_rank() -> int:
-    """Returns the rank set by the launcher, 0 if there is none or it is not a number below WORLD_SIZE."""
+    """Returns the rank set by the launcher, or 0 if there is none or it is not a number below WORLD_SIZE."""
     rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     return int(rank) if rank.isdigit() and size.isdigit() and int(rank) < int(size) else 0
 

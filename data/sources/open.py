@@ -121,7 +121,7 @@ def find_store(options: SourceOptions, splits: Sequence[str]) -> Store | Pool:
             if not store.has(split):
                 _check_folder(Path(path), split)
                 optional = ", or set TEST.VALIDATE to false" if splits == ("train", "val") and split == "val" else ""
-                remedy = f"choose a folder that contains train/ and val/{optional}"
+                remedy = f"choose a folder that contains train/ and val/, or a folder of images per class{optional}"
                 raise DataError("--data-path", f"no folder {split}/ in {path}", remedy)
     return store
 

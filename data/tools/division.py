@@ -30,7 +30,7 @@ class DivisionOptions:
     `fraction` held out for validation; `seed` of the choice; `group_by`: images that belong together: "prefix:CHARS",
     the file name up to CHARS; "regex:PATTERN", the first group of the pattern; "column:NAME" of a table; "": none;
     `duplicates`: whether near-duplicates belong together; `known`: the split of every file of an earlier division;
-    `evaluates`: evaluation only: unknown files are left out or, if all are unknown, make up the validation split.
+    `evaluates`: evaluation only: of the dataset that was divided, the files held out; of any other, all.
     """
 
     fraction: float = 0.2
@@ -72,12 +72,17 @@ def divided(store: Store | Pool, options: DivisionOptions) -> Store:
 
 
 def splits_of(source: IndexedSource, options: DivisionOptions) -> dict[str, str]:
-    """Returns the split of each sample by its name within the dataset: "train", "val", or "" for neither."""
+    """Returns the split of each sample, keyed by its name within the dataset: "train", "val", or "" for neither."""
     known, names = options.known or {}, [source.key(i) for i in range(len(source))]
     splits = [known.get(name, "") for name in names]
     new = splits.count("")
-    if options.evaluates and new == len(splits):
-        splits = ["val"] * new
+    if options.evaluates and 2 * splits.count("val") < max(1, len(known)):
+        if known:
+            log.warning("it is not the dataset that was divided for training: all of it is evaluated")
+        splits = ["val"] * len(splits)
+    elif options.evaluates:
+        held_out = f"{splits.count('val'):,} of {count(len(known), 'image')} held out in training"
+        log.info("evaluated: %s; %s others of the dataset are left out", held_out, f"{new:,}")
     elif not options.fraction:
         splits = ["train"] * len(splits)
     elif new and not options.evaluates:

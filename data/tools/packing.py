@@ -14,6 +14,7 @@ from data.pipeline.decoding import ORIENTATION, TIFF, decode, orientation, tiff_
 from data.pipeline.fork_server import worker_pool
 from data.sources.base import Source, read_file, unreadable
 from data.sources.folders import FolderStore, imagenet_synsets, images_below, list_split, validation_labels
+from data.sources.names import HEIF
 from data.sources.zip import ZipStore
 from utils.errors import DataError, listing
 from utils.files import atomic_path, write_errors
@@ -73,8 +74,8 @@ def _compare(packed: Source, source: Source) -> None:
 def resize_copy(root: Path, target: Path, short_side: int, quality: int, workers: int) -> tuple[int, int]:
     """Copies an image folder, resizing images to at most `short_side` pixels on the shorter side.
 
-    Smaller images, and images that would lose bit depth or channels, are copied unchanged. An interrupted copy
-    continues when it is started again.
+    Smaller images, HEIC images, and images that would lose bit depth or channels, are copied unchanged. An interrupted
+    copy continues when it is started again.
     Args: quality: JPEG quality. Returns: the number of images, and of resized ones.
     Raises: DataError for an unreadable image, ResourceError if the target is not writable.
     """
@@ -117,7 +118,7 @@ def _copy(file: str, root: Path, target: Path, short_side: int, quality: int) ->
         data = read_file(file)
         # by extension, which other programs rely on
         kind = Image.registered_extensions().get(place.suffix.lower(), "JPEG")
-        image = _to_resize(data, file, kind)
+        image = None if place.suffix.lower() in HEIF else _to_resize(data, file, kind)
     except OSError as e:
         return unreadable(file, e)
     except DataError as e:

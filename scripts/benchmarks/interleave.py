@@ -1,4 +1,4 @@
-"""Interleaved measurement of contenders, tables of the results, and their environment."""
+"""Measures the compared implementations in alternation, tabulates the results and records the environment."""
 
 import math
 import os

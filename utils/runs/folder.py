@@ -59,7 +59,7 @@ class RunFolder:
     @staticmethod
     @contextmanager
     def open(cfg: CfgNode, world: World) -> "Iterator[RunFolder]":
-        """Holds the folder of a run during the block. Raises: as for `acquire`."""
+        """Locks the folder of a run for the duration of the block. Raises: as for `acquire`."""
         folder = RunFolder(path_of_run(cfg), world, cfg.DRY_RUN)
         folder.acquire(dump_config(cfg), partial(config_differences, cfg))
         try:

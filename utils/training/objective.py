@@ -30,7 +30,7 @@ class Best:
 
 
 class Table(NamedTuple):
-    """A table of an evaluation, such as the accuracy per class: column names and rows of cells."""
+    """A table produced by an evaluation, such as per-class accuracy: column names and rows of cells."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]

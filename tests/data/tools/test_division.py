@@ -84,10 +84,14 @@ def test_a_folder_is_divided_once_and_for_all(tmp_path, caplog):
     shutil.copy(folder / "cat/p0_0.png", folder / "cat/new.png")
     changed = DividedStore(FolderPool(folder), DivisionOptions(seed=1, known=known))
     assert set(split_of(store, "val")) <= set(split_of(changed, "val")) and "1 image was added" in caplog.text
-    evaluated = DividedStore(
-        FolderPool(folder), DivisionOptions(known=dict.fromkeys(split_of(store, "val"), "val"), evaluates=True)
-    )
+    held_out = dict.fromkeys(split_of(store, "val"), "val")
+    evaluated = DividedStore(FolderPool(folder), DivisionOptions(known=held_out, evaluates=True))
     assert split_of(evaluated, "val") == split_of(store, "val")
+    assert "evaluated: 7 of 7 images held out in training; 29 others" in caplog.text
+    # another dataset in which some files have the same names
+    other = write(tmp_path / "other", {"cat": 6, "dog": 2, "emu": 1})
+    evaluated = DividedStore(FolderPool(other), DivisionOptions(known=held_out, evaluates=True))
+    assert len(evaluated.open("val")) == 9 and "it is not the dataset that was divided" in caplog.text
     whole = DividedStore(FolderPool(folder), DivisionOptions(evaluates=True))
     assert len(whole.open("val")) == 36
     everything = DividedStore(FolderPool(folder), DivisionOptions(fraction=0))

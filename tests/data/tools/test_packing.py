@@ -11,6 +11,7 @@ from PIL import Image
 
 from data.sources.folders import imagenet_synsets
 from data.tools.packing import ORIENTATION, pack, resize_copy, sort_validation
+from tests.conftest import ROOT
 from tests.data.sources.storages import files
 from tests.tools.builders import open_folder
 from tests.tools.errors import raises
@@ -62,16 +63,17 @@ def mixed(tmp_path):
     Image.new("RGB", (200, 300), "red").save(folder / "rotated.jpg", exif=tags)
     Image.fromarray(np.full((100, 150), 257 * 40, np.uint16)).save(folder / "deep.tif")
     Image.new("RGBA", (150, 100), (255, 0, 0, 0)).save(folder / "alpha.png")
+    shutil.copy(ROOT / "tests/data/photo.heic", folder / "phone.HEIC")
     tifffile.imwrite(folder / "bands.tif", np.ones((100, 150, 5), np.uint8), photometric="minisblack")
     return tmp_path / "data"
 
 
 def test_a_copy_has_short_sides_of_at_most_the_given_size(mixed, tmp_path):
     target = tmp_path / "to"
-    assert resize_copy(mixed, target, 50, 90, workers=1) == (6, 3)
+    assert resize_copy(mixed, target, 50, 90, workers=1) == (7, 3)
     folder = target / "train/a"
     # what is small enough, and what would lose bits or channels
-    unchanged = ("small.jpg", "deep.tif", "bands.tif")
+    unchanged = ("small.jpg", "deep.tif", "bands.tif", "phone.HEIC")
     assert all((folder / name).read_bytes() == (mixed / "train/a" / name).read_bytes() for name in unchanged)
     found = {p.name: (Image.open(p).format, Image.open(p).size) for p in folder.iterdir() if p.name not in unchanged}
     resized = {"large.png": ("PNG", (75, 50)), "rotated.jpg": ("JPEG", (50, 75)), "alpha.png": ("PNG", (75, 50))}
@@ -80,7 +82,7 @@ def test_a_copy_has_short_sides_of_at_most_the_given_size(mixed, tmp_path):
     assert alpha.mode == "RGBA" and alpha.getpixel((9, 9)) == (255, 0, 0, 0)  # the colour below transparency too
     assert Image.open(folder / "rotated.jpg").getexif()[ORIENTATION] == 6
     stamps = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert resize_copy(mixed, target, 50, 90, workers=1) == (6, 0)  # all of it is there
+    assert resize_copy(mixed, target, 50, 90, workers=1) == (7, 0)  # all of it is there
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == stamps
 
 
