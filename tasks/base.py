@@ -54,13 +54,14 @@ class Row:
     """The prediction for one sample.
 
     `sample`: index; `cells`: columns of a table, by name; `record`: the same for JSON, `cells` if None; `picture`
-    draws it.
+    draws it; `label_map` draws the class of every pixel as its value.
     """
 
     sample: int
     cells: Mapping[str, Any]
     record: Mapping[str, Any] | None = None
     picture: Any = field(default=None, repr=False)
+    label_map: Any = field(default=None, repr=False)
 
 
 class Task(ABC):
