@@ -75,6 +75,7 @@ class Task(ABC):
     name: ClassVar[str]
     best: Best | None = None  # the metric that selects the best checkpoint, unless `best_of` reads it from a key
     predicts: ClassVar[bool] = True  # whether scripts/predict.py supports it
+    composite: ClassVar[bool] = False  # whether weights are converted with the parts beside the Swin
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         self.cfg, self.world, self.contents = cfg, world, contents or {}

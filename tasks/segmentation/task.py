@@ -48,6 +48,7 @@ class Segmentation(Task):
 
     name = "segmentation"
     best = Best("miou", title="validation mIoU, %", beside=("macc", "aacc"))
+    composite = True
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         super().__init__(cfg, world, contents)
