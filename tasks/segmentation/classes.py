@@ -90,7 +90,7 @@ def read_classes(source: PairSource, table: ClassTable, options: CodingOptions) 
     chosen = range(0, len(source), step)
     counts = histogram(read_label_map(source.labels(i), source.label_name(i)) for i in chosen)
     total = sum(counts.values())
-    values = [f"{shown(value)} {100 * counts[value] / total:.3g} %" for value in sorted(counts)]
+    values = [f"{shown(value)} {100 * counts[value] / total:.3g}%" for value in sorted(counts)]
     log.info("label values of %s: %s", count(len(chosen), "map"), listing(values, 40))
     coding, line = decide(sorted(counts), table, options)
     classes = 1 + max((label for label in coding.classes.values() if label != IGNORED), default=-1)

@@ -45,7 +45,7 @@ def overlay_sheet(drawn: Sequence[tuple[Tensor, Tensor, Tensor, str]], colours: 
         tiles.append((shown, name.rpartition("/")[2]))
         tiles.append((overlay(shown, labels.numpy(), colours), "labels"))
         right = (labels == predicted)[labels != IGNORED].float().mean().item()
-        tiles.append((overlay(shown, predicted.numpy(), colours), f"predicted, {100 * right:.1f} % right"))
+        tiles.append((overlay(shown, predicted.numpy(), colours), f"predicted, {100 * right:.1f}% right"))
     return sheet(tiles, "Predictions", "image, labels, prediction", columns=3)
 
 
