@@ -63,6 +63,7 @@ def train(cfg: CfgNode, world: World) -> None:
         start = find_start(cfg, folder, Provenance.of(cfg, plan, task.preprocessing, data.info), world)
         start.load_weights(model, task.load)  # before sharding replaces the parameters
         forms = forms_of(cfg, model, task.precision, world, start.stored_forms)
+        task.precision = task.precision.chosen(forms)
         state = TrainState.build(model, StateOptions.from_config(cfg), task.precision, world, forms)
         log_lines([*state.describe(), *plan.describe(), task.describe()])
         start.restore(state, plan, task.load)

@@ -267,7 +267,7 @@ SCHEMA: dict[str, Any] = {
             "filling of erased rectangles: pixel: normal noise; rand: one random colour; const: the mean",
             one_of("pixel", "rand", "const"),
         ),
-        "RECOUNT": Key(1, "maximum number of erased rectangles", at_least(1)),
+        "RECOUNT": Key(1, "maximum number of erased rectangles", within(1, 1000)),
         # new here: for data that must not be mirrored or cropped tightly
         "SCALE": Key([0.08, 1.0], "area of the random crop, relative to the image", pair(1)),
         "RATIO": Key([0.75, 4 / 3], "aspect ratio of the random crop", pair(100)),

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from models.backbone import PyramidOptions, SwinBackbone
 from models.ops.forms import Forms
-from models.ops.measure import choose_forms
+from models.ops.measure import choose_forms, measured_precision
 from models.swin import SwinTransformer
 from models.swin_mlp import SwinMlp
 from models.swin_moe import SwinMoe
@@ -133,7 +133,8 @@ def build_for_run(cfg: CfgNode, new_model: Callable[[], nn.Module], world: World
 def forms_of(
     cfg: CfgNode, model: nn.Module, precision: Precision, world: World, stored: Mapping[str, str] | None = None
 ) -> Forms:
-    """Returns the forms of a model's operators (`choose_forms`), for images of the configured size.
+    """Returns the forms of a model's operators (`choose_forms`), for images of the configured size, and on a CPU the
+    faster precision if AMP_DTYPE is auto; see `Precision.chosen`.
 
     Args: stored: the forms of the run that is resumed.
     """
@@ -142,7 +143,10 @@ def forms_of(
         return {}
     size = image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)
     images = torch.zeros(1, input_channels(swin), *size, device=next(swin.parameters()).device)
-    return choose_forms(swin, images, precision, world, stored)
+    own = dict(stored or {})
+    if stored is None and precision == Precision("cpu", torch.bfloat16) and cfg.AMP_DTYPE == "auto":
+        own = measured_precision(world)
+    return {**own, **choose_forms(swin, images, precision.chosen(own), world, stored)}
 
 
 def compile_mode(cfg: CfgNode, world: World) -> str:

@@ -31,6 +31,7 @@ from models.weights.layouts import LAYOUTS, Layout, Weights
 from models.weights.load import Found, find_weights, load_weights
 from scripts.other_libraries import build_peer
 from tasks.registry import new_task
+from utils.checkpoints.contents import TUNED
 from utils.checkpoints.downloads import read_weights
 from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.safe_load import NOTES
@@ -71,7 +72,9 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     _check_windows(model, layout, target)
     stored = _stored(found.weights, model, layout)
     pixels = (Preprocessing.stored(contents) or preprocessing_of(options)).configured(cfg, options.in_chans)
-    notes = {"class_names": contents.get("class_names"), "pretrained_windows": _known_windows(model, found)}
+    notes = {name: contents.get(name) for name in ("class_names", *TUNED)} | {
+        "pretrained_windows": _known_windows(model, found)
+    }
     notes = {key: value for key, value in notes.items() if value} | {"preprocessing": pixels.as_dict()}
     with writing(target, "OUT", SafetensorError) as temporary:
         dropped = write_weights(stored, notes, temporary, layout.name)

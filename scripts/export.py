@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from configs.loading import dump_config
 from scripts.exported_model import NOTES, open_exported
 from scripts.open_model import ModelFile, open_model
+from utils.checkpoints.contents import TUNED
 from utils.errors import CheckpointError, ConfigError, run_to_exit_code
 from utils.eval_cache import keep_derived
 from utils.files import writing
@@ -48,6 +49,7 @@ def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
         raise ConfigError("TASK", f"a model of {opened.task.name} cannot be exported", "use a classifier")
     images = torch.randn(batch or ANY, opened.channels, *opened.size)
     notes = {
+        **{name: opened.task.contents[name] for name in TUNED if name in opened.task.contents},
         "class_names": list(opened.class_names),
         "preprocessing": opened.preprocessing.as_dict(),
         "channels": opened.channels,

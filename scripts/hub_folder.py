@@ -1,49 +1,41 @@
-"""Folder of a model for the Hugging Face hub: weights, timm's config.json, model card."""
+"""Folder of a model for the Hugging Face hub: weights, timm's config.json, and the model card."""
 
 import json
-from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import EvalResult, ModelCardData
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
-from configs.loading import dump_config
+from configs.loading import PATHS, dump_config
+from configs.schema import KEYS
 from models.backbone import SwinBackbone
 from models.registry import model_options
 from models.swin_mlp import SwinMlp
 from models.swin_moe import SwinMoe
 from models.swin_v2 import ContinuousBackbone, SwinTransformerV2, SwinV2Options
 from models.weights.layouts import LAYOUTS
+from scripts.model_card import Card, model_card
 from scripts.open_model import ModelFile, open_model
 from scripts.other_libraries import timm_arguments
-from tasks.classification.class_names import in_words
+from utils.checkpoints.contents import JUDGED, TUNED
 from utils.checkpoints.safe_load import NOTES
-from utils.cost import count_flops, count_parameters
 from utils.errors import CheckpointError, one_line
 from utils.files import write_text
 
 WEIGHTS = "model.safetensors"
-SHOWN = 100  # maximum classes listed in the card
 TOLERANCE = 1e-4  # difference of logits
 # one of timm's architectures per family suffices, since all arguments are stored
 ARCHITECTURES = {"swin": "swin_tiny_patch4_window7_224", "swinv2": "swinv2_tiny_window8_256"}
 
 # entries of timm's configuration that describe timm's pre-trained weights
 ORIGIN = ("license", "tag", "url", "hf_hub_id", "origin_url", "paper_name", "paper_ids", "custom_load")
-
-
-@dataclass(frozen=True)
-class Card:
-    """Metadata of the model card that the model does not contain."""
-
-    repository: str
-    license: str = ""
-    dataset: str = ""
 
 
 def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
@@ -54,8 +46,9 @@ def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     peer, why_not = _timm_model(opened)
     notes: dict[str, Any] = {
+        **{name: opened.task.contents[name] for name in (*TUNED, *JUDGED) if name in opened.task.contents},
         "class_names": list(opened.class_names),
-        "config": dump_config(opened.cfg),
+        "config": _published(opened.cfg),
         "preprocessing": opened.preprocessing.as_dict(),
     }
     if isinstance(opened.model, ContinuousBackbone):
@@ -75,6 +68,17 @@ def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
     write_text(folder / "README.md", model_card(opened, card, in_timm=peer is not None))
     written = f"written: {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}"
     return [written, *([f"not for timm: {why_not}"] if peer is None else []), _verify(opened, folder)]
+
+
+def _published(cfg: CfgNode) -> str:
+    """Returns a configuration as YAML text, with the defaults of keys that name files or describe a machine."""
+    own = cfg.clone()
+    own.defrost()
+    for name, key in KEYS.items():
+        if key.per_machine or name in PATHS:
+            *groups, leaf = name.split(".")
+            reduce(getitem, groups, own)[leaf] = key.default
+    return dump_config(own)
 
 
 def _timm_model(opened: ModelFile) -> tuple[nn.Module | None, str]:
@@ -127,52 +131,3 @@ def _verify(opened: ModelFile, folder: Path) -> str:
         if not difference < TOLERANCE:
             raise CheckpointError(str(folder), f"logits differ by {difference:.2g} in {name}", "do not use it")
     return f"verified: same logits in {' and '.join(readers)}"
-
-
-def _result(top1: float, dataset: str) -> EvalResult:
-    return EvalResult(
-        task_type="image-classification",
-        dataset_type=dataset,
-        dataset_name=dataset,
-        dataset_split="validation",
-        metric_type="accuracy",
-        metric_name="top-1 accuracy, %",
-        metric_value=round(top1, 3),
-    )
-
-
-def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
-    """Returns README.md: hub metadata, accuracy, usage and training configuration."""
-    model, size, classes = opened.model, "x".join(map(str, opened.size)), len(opened.class_names)
-    own = opened.task.best
-    top1 = opened.best if own is not None and own.metric == "top1" else None
-    data = ModelCardData(
-        model_name=card.repository,
-        eval_results=None if top1 is None else [_result(top1, card.dataset or "custom")],
-        license=card.license or None,
-        library_name="timm" if in_timm else None,
-        pipeline_tag="image-classification",
-        tags=["image-classification", "swin", *(["timm"] if in_timm else [])],
-        datasets=[card.dataset] if card.dataset else None,
-    )
-    judged = "" if top1 is None else f", top-1 accuracy {top1:.2f} % on its validation split"
-    words = in_words(opened.class_names)
-    listed = ", ".join(words[:SHOWN]) + (f", and {classes - SHOWN:,} more" if classes > SHOWN else "")
-    use_timm = f'model = timm.create_model("hf-hub:{card.repository}", pretrained=True)\n'
-    return "\n".join(
-        [
-            f"---\n{data.to_yaml()}\n---\n",
-            f"# {card.repository.rpartition('/')[2]}\n",
-            f"{type(model).__name__}, {count_parameters(model) / 1e6:.1f} M parameters,"
-            f" {count_flops(model, opened.size) / 1e9:.3g} GFLOPs at {size}, {classes:,} classes{judged}.\n",
-            "## Use\n",
-            *(["```python\nimport timm\n", f"{use_timm}```\n"] if in_timm else []),
-            "With the program that trained it:\n\n```",
-            f"python scripts/predict.py photo.jpg --model hf:{card.repository}",
-            f"python main.py --cfg RECIPE --pretrained hf:{card.repository} --data-path FOLDER\n```\n",
-            f"Images: {opened.task.describe()}.\n",
-            f"## Classes\n\n{listed}.\n",
-            f"## Training\n\n<details><summary>Configuration</summary>\n\n```yaml\n{dump_config(opened.cfg)}```\n",
-            "</details>\n",
-        ]
-    )

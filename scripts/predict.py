@@ -190,6 +190,7 @@ def _run(options: argparse.Namespace) -> None:
     given = [
         ("DATA.BATCH_SIZE", options.batch_size, "--batch-size"),
         ("DATA.NUM_WORKERS", options.workers, "--workers"),
+        *([("TEST.THRESHOLD", options.threshold, "--threshold")] if options.threshold is not None else []),
     ]
     given += [("TEST.IMG_SIZE", options.size, "--size")] if options.size else []
     opened = open_model(options.model, options.cfg, given, world)
@@ -210,7 +211,8 @@ def _predict(opened: ModelFile, images: FoundImages, options: argparse.Namespace
     if options.explain:
         from scripts.explain import explain
 
-        for picture in explain(opened, images.paths, options.explain):
+        source = FileSource(images.paths, images.names)
+        for picture in explain(opened, source, options.explain, options.chosen):
             say(picture)
     if options.pictures:
         drawn = save_pictures(opened, images, options.pictures, options.topk)
@@ -238,6 +240,7 @@ def _parser() -> ScriptParser:
     parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store one")
     parser.add_argument("--topk", type=int, default=3, metavar="K", help="entries per image (default %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"{', '.join(ENDINGS)}; features: .npz")
+    parser.add_argument("--threshold", type=float, help="probability below which the answer is unknown")
     parser.add_argument("--size", type=int, default=0, help="side of the model's input (default: as trained)")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
@@ -246,6 +249,7 @@ def _parser() -> ScriptParser:
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw each prediction, if the task can")
     parser.add_argument("--label-maps", type=Path, metavar="FOLDER", help="write the class of each pixel, as PNG files")
     parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture that explains each prediction")
+    parser.add_argument("--class", dest="chosen", default="", metavar="NAME", help="explain this class instead")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -260,6 +264,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"argument --features: writes {endings[0]} files, and --output is missing")
     if options.topk < 1 or options.batch_size < 1 or options.workers < 0:
         parser.error("--topk and --batch-size must be at least 1, --workers at least 0")
+    if options.chosen and not options.explain:
+        parser.error("argument --class: needs --explain FOLDER")
     start_logging(is_main=True)
     return run_to_exit_code(lambda: _run(options), options.debug)
 

@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -12,6 +11,7 @@ from data.pipeline.device import Normalize
 from data.sources.base import Record
 from scripts.open_model import open_model
 from tasks.classification.class_names import in_words
+from utils.batches import Batch
 from utils.distributed.world import World
 from utils.errors import ConfigError
 from utils.eval_cache import keep_derived
@@ -31,7 +31,7 @@ class Predictor:
         opened = open_model(name, recipe, world=World(device=self.device))
         if not opened.class_names:
             raise ConfigError(name, f"TASK {opened.task.name} predicts no classes", "use scripts/predict.py")
-        self.model: Any = opened.model
+        self.model, self._task, self._info = opened.model, opened.task, opened.info
         self.class_names = in_words(opened.class_names)
         pipeline = opened.task.pipeline(opened.info)
         self._transform, self._collate = pipeline.val, pipeline.collate
@@ -53,8 +53,8 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, image: "str | Path | Image.Image", topk: int = 5) -> list[tuple[str, float]]:
         """Returns the most probable classes of an image with their probabilities."""
+        batch, task = Batch(self.transform(image), None, samples=(0,)), self._task
         with keep_derived():
-            probabilities = self.model(self.transform(image))[0].float().softmax(0)
-        best = probabilities.topk(min(topk, len(self.class_names)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [(self.class_names[label], probability) for label, probability in pairs]
+            (row,) = task.predictions(task.forward(self.model, batch), batch, self._info, topk)
+        assert row.record is not None
+        return list(zip(row.record["classes"], row.record["probabilities"], strict=True))

@@ -15,7 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from scripts.hub_folder import Card, write_folder
+from scripts.hub_folder import write_folder
+from scripts.model_card import Card
 from scripts.open_model import EXPORTED, ModelFile, open_model
 from utils.checkpoints.downloads import is_reachable
 from utils.errors import ConfigError, ResourceError, one_line, run_to_exit_code

@@ -4,28 +4,25 @@
     python scripts/report.py output/swin_tiny/default output/swin_tiny/longer --output comparison.html
     python scripts/report.py output/swin_tiny/default output/swin_tiny/longer --text
 
-The page contains results, differences of the configurations, curves, and tables and pictures from evaluating the best
-checkpoint of every run: for a classifier the accuracy per class, the confusion matrix and the most confident mistakes.
-With --text, results and differences are printed instead.
+The page contains results, dates and durations, curves, differences of the configurations, the first training batch,
+and tables and pictures from evaluating the best checkpoint of every run: for a classifier the accuracy per class, the
+confusion matrix and the most confident mistakes. With --text, results and differences are printed instead.
 """
 
 import argparse
-import base64
-import io
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-
+from configs.schema import KEYS
 from scripts.open_model import open_model
-from scripts.run_folder import Run, curves_figure, differences, summary_table
+from scripts.report_page import as_html, environment, facts, heading, in_order, log_lines, saved_pictures
+from scripts.run_folder import Run, curve_figures, differences, summary_table
 from utils.checkpoints.files import follow
 from utils.distributed.world import World, join_world
 from utils.errors import CheckpointError, DataError, one_line, run_to_exit_code
@@ -37,18 +34,15 @@ from utils.training.objective import Table
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ROWS = 1000  # maximum rows of a table
-START = (
-    *("data:", "machine:", "model:", "optimizer:", "precision:"),
-    *("global batch", "learning rate", "plan:", "weights:"),
-)
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """The section on one run. `problem`: why its checkpoint could not be evaluated; `tables` and `pictures` of the
-    evaluation, by title; `saved`: pictures written by the run."""
+    """The column about one run. `problem`: why its checkpoint could not be evaluated; `tables` and `pictures` of the
+    evaluation, by heading; `saved`: pictures written by the run."""
 
     run: Run
+    facts: Mapping[str, str]
     environment: list[str]
     result: str = ""
     problem: str = ""
@@ -59,63 +53,54 @@ class RunReport:
 
 def report_on(run: Run, options: argparse.Namespace, world: World) -> RunReport:
     """Evaluates the best checkpoint of a run, else the last one. Raises: ConfigError."""
-    environment, saved = _environment(run.folder), _saved_pictures(run.folder)
+    lines = log_lines(run.folder)
+    report = RunReport(run, facts(run), environment(lines), saved=saved_pictures(run.folder))
     if options.no_evaluation:
-        return RunReport(run, environment, problem="not evaluated: --no-evaluation", saved=saved)
+        return replace(report, problem="not evaluated: --no-evaluation")
     folder = run.folder / "checkpoints"
     found = (follow(folder / name) for name in ("best.pth", "last.pth"))
     checkpoint = next((path for path in found if path.exists()), None)
     if checkpoint is None:
-        return RunReport(run, environment, problem=f"not evaluated: no checkpoint in {folder}", saved=saved)
+        return replace(report, problem=f"not evaluated: no checkpoint in {run.name}/checkpoints")
     given = {"DATA.NUM_WORKERS": options.workers, "DATA.ON_BAD_IMAGE": "skip"}
     given |= {"DATA.BATCH_SIZE": options.batch_size} if options.batch_size else {}
     given |= {"DATA.DATA_PATH": options.data_path} if options.data_path else {}
     try:
         given_keys = [(key, value, "command line") for key, value in given.items()]
         opened = open_model(str(checkpoint), "", given_keys, world)
-        environment += [", ".join(f"{name} {version}" for name, version in opened.versions.items())]
         data = opened.task.open_data(("val",))
     except (CheckpointError, DataError) as e:
         remedy = "name another folder with --data-path" if isinstance(e, DataError) else e.remedy
-        problem = f"not evaluated: {one_line(type(e)(e.subject, e.problem, remedy))}"
-        return RunReport(run, environment, problem=problem, saved=saved)
+        return replace(report, problem=f"not evaluated: {one_line(type(e)(e.subject, e.problem, remedy))}")
     assert data.val is not None
     task, loader = opened.task, opened.task.loader(data.val, data.info)
     evaluation = evaluate(opened.model, loader, task.evaluator(loader, data.info), task.forward, world)
-    tables = {_title(name): table for name, table in evaluation.tables.items() if name != "results"}
-    pictures = {_title(name): _embedded(draw()) for name, draw in evaluation.pictures.items()}
-    return RunReport(run, environment, f"{evaluation.line}, {checkpoint}", "", tables, pictures, saved)
+    below = f"{opened.cfg.DATA.DATA_PATH}/"  # paths are shown relative to the data
+    tables = {heading(name): shortened(table, below) for name, table in evaluation.tables.items() if name != "results"}
+    return replace(
+        report,
+        environment=[*report.environment, ", ".join(f"{name} {version}" for name, version in opened.versions.items())],
+        result=f"{evaluation.line}, {checkpoint.relative_to(run.folder)}",
+        tables=tables,
+        pictures={heading(name): as_html(draw()) for name, draw in evaluation.pictures.items()},
+    )
 
 
-def _title(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+def shortened(table: Table, below: str) -> Table:
+    """Returns a table whose texts do not begin with `below`."""
+    rows = [[cell.removeprefix(below) if isinstance(cell, str) else cell for cell in row] for row in table.rows]
+    return Table(table.head, rows)
 
 
-def _saved_pictures(folder: Path) -> dict[str, str]:
-    """Returns the pictures of the run's last evaluation, such as reconstructions and expert load."""
-    found = sorted((folder / "pictures").glob("val_*.png"))
-    return {_title(path.stem.removeprefix("val_")): _embedded(Image.open(path)) for path in found}
-
-
-def _environment(folder: Path) -> list[str]:
-    """Returns the log lines that describe the last start of the run."""
-    log = folder / "log.txt"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    messages = [re.sub(r"^\[[^\]]*\] ", "", line) for line in lines]
-    last = {start: message for message in messages for start in START if message.startswith(start)}
-    return list(last.values())
-
-
-def _embedded(picture: Any) -> str:
-    """Encodes an image or a Matplotlib figure as a data URL."""
-    buffer = io.BytesIO()
-    if isinstance(picture, Image.Image):
-        picture.save(buffer, "PNG")
-        kind = "png"
-    else:
-        picture.savefig(buffer, format="svg")
-        kind = "svg+xml"
-    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
+def overview(reports: Sequence[RunReport]) -> list[list[Any]]:
+    """Returns rows of a title and a cell per run: results, dates, durations, learning rates, evaluations."""
+    head, rows = summary_table([each.run for each in reports])
+    own = [dict(zip(head[1:], row[1:], strict=True)) for row in rows]
+    columns = [
+        {**results, **each.facts, "evaluated": each.result or each.problem}
+        for results, each in zip(own, reports, strict=True)
+    ]
+    return [[name, *(column[name] for column in columns)] for name in columns[0]]
 
 
 def write_page(reports: Sequence[RunReport], target: Path) -> None:
@@ -123,16 +108,20 @@ def write_page(reports: Sequence[RunReport], target: Path) -> None:
     from jinja2 import Environment, StrictUndefined
 
     runs = [each.run for each in reports]
-    head, rows = summary_table(runs)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=" and ".join(run.name for run in runs),
-        head=head,
-        rows=rows,
+    shown = {key for key in KEYS if not KEYS[key].per_machine}
+    changed = {key for run in runs for key in shown & run.config.keys() if run.config[key] != KEYS[key].default}
+    headings = (name for each in reports for part in (each.pictures, each.tables, each.saved) for name in part)
+    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=runs[0].name if len(runs) == 1 else f"Comparison of {len(runs)} runs",
+        date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         names=[run.name for run in runs],
+        overview=overview(reports),
         differences=differences(runs),
-        curves=_embedded(curves_figure(runs)),
+        plots=[as_html(figure) for figure in curve_figures(runs)],
+        headings=in_order(headings),
         reports=reports,
+        changed=[[key, *(run.config.get(key, "") for run in runs)] for key in KEYS if key in changed],
         limit=ROWS,
     )
     with writing(target, "--output") as temporary:

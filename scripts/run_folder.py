@@ -47,6 +47,17 @@ class Run:
         return "/".join(self.folder.resolve().parts[-2:])
 
     @property
+    def updates_per_epoch(self) -> int:
+        """Updates of a whole epoch, 0 if none is complete."""
+        complete = [line["step"] for line in self.train if line["epoch"] < self.length and "step" in line]
+        return max(complete, default=0)
+
+    @property
+    def length(self) -> int:
+        """Epochs trained."""
+        return 1 + max((line["epoch"] for line in self.epochs), default=-1)
+
+    @property
     def best(self) -> Best | None:
         """The metric that selects the best checkpoint."""
         return task_class(self.config.get("TASK", DEFAULT_TASK)).best_of(self.config)
@@ -63,7 +74,7 @@ class Run:
         trained = trained or [line["loss"] for line in self.train if line.get("loss") is not None]
         return [
             self.name,
-            1 + max((line["epoch"] for line in self.epochs), default=-1),
+            self.length,
             float("nan") if best is None or own is None else float(best[own.metric]),
             "" if best is None else best["epoch"],
             float(min(losses, default=float("nan"))),
@@ -90,6 +101,18 @@ def differences(runs: Sequence[Run]) -> list[list[str]]:
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def curves_figure(runs: Sequence[Run]) -> Any:
-    """Returns a figure with the curves of all runs over their updates."""
-    return curves.curves_figure([(run.name, [*run.train, *run.epochs]) for run in runs])
+def curve_figures(runs: Sequence[Run]) -> list[Any]:
+    """Returns figures of the losses, the metric that selects the best checkpoint, the learning rate and the gradient
+    norm of all runs; with one run, of further metrics too."""
+    best = {run.best for run in runs}
+    own = best.pop() if len(best) == 1 else None
+    metrics = None if own is None else (own.metric, *(own.beside if len(runs) == 1 else ()))
+    lengths = {run.updates_per_epoch for run in runs}
+    return curves.panel_figures(
+        curves.Plotted(
+            [(run.name if len(runs) > 1 else "", [*run.train, *run.epochs]) for run in runs],
+            metrics,
+            "" if own is None else own.title,
+            lengths.pop() if len(lengths) == 1 else 0,
+        )
+    )

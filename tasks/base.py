@@ -20,7 +20,7 @@ from data.loaders import EvalLoader, Interruptible, Pipeline, TrainLoader
 from data.pipeline.transforms import EvalTransform, EvalTransformOptions, TrainTransform, TrainTransformOptions
 from data.pipeline.workers import LoaderOptions
 from data.sources.base import Source
-from data.sources.names import is_synset
+from data.sources.names import is_imagenet
 from models.registry import ModelOptions, build_for_run, model_options, preprocessing_of
 from models.weights.load import load_contents
 from utils.batches import Batch
@@ -131,7 +131,7 @@ class Task(ABC):
         published accuracies ignore it. Args: class_names: of the images, empty if unknown."""
         if self.cfg.DATA.EXIF != AUTO:
             return self.cfg.DATA.EXIF == "apply"
-        return not class_names or not all(map(is_synset, class_names))
+        return not is_imagenet(class_names)
 
     def image_pipeline(self, on_device: Callable[[Any, Any], tuple[Any, Any]], info: DataInfo) -> Pipeline:
         """Returns the pipeline of the configured image transforms. Args: on_device: transform of whole batches."""

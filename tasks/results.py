@@ -2,12 +2,14 @@
 
 import csv
 import io
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from yacs.config import CfgNode
 
@@ -54,12 +56,14 @@ def evaluate_files(cfg: CfgNode, world: World) -> None:
         data = task.open_data(("val",))
         model = task.build_model(data.info)
         log_lines([f"weights: {task.load(model, contents, name)}", task.describe()])
-        forms_of(cfg, model, task.precision, world)
+        task.precision = task.precision.chosen(forms_of(cfg, model, task.precision, world))
         size = image_size(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
         results.append(_evaluate(task, data, model, name, size))
         log_lines(results[-1].lines())
         if world.is_main:
             write_tables(results, cfg.TEST.RESULTS, cfg.TEST.PER_CLASS)
+            if cfg.TEST.PROBABILITIES:
+                write_arrays(Path(cfg.TEST.PROBABILITIES), results[-1].evaluation.arrays())
 
 
 def _names(cfg: CfgNode) -> list[str]:
@@ -90,6 +94,31 @@ def write_tables(results: Sequence[Result], results_file: str, per_class_file: s
         if table is None:
             raise ConfigError("TEST.PER_CLASS", "the task has no metrics per class", "set it to ''")
         _write_csv(Path(per_class_file), table, "TEST.PER_CLASS")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes what an evaluation predicted for every sample to a .npz or .parquet file.
+
+    Raises: ConfigError for another ending, or without probabilities; ResourceError.
+    """
+    key = "TEST.PROBABILITIES"
+    if not arrays:
+        raise ConfigError(key, "this evaluation keeps no probabilities", "set it to '', and TEST.CLASSES too")
+    if path.suffix == ".npz":
+        with writing(path, key) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        return
+    if path.suffix != ".parquet":
+        raise ConfigError(key, f"{path} ends neither in .npz nor in .parquet", "rename it")
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError as e:
+        raise ConfigError(key, f"{path} requires pyarrow", "pip install pyarrow, or write .npz") from e
+    columns = {name: list(arrays[name]) for name in ("path", "label", "probabilities")}
+    table = arrow.table(columns).replace_schema_metadata({"class_names": json.dumps(arrays["class_names"])})
+    with writing(path, key) as temporary:
+        parquet.write_table(table, temporary)
 
 
 def _results_table(result: Result) -> Table:

@@ -50,6 +50,8 @@ def small_recipes(tmp_path, monkeypatch):
             own.pop("MOE_BLOCKS", None)
             recipe.setdefault("DATA", {}).update(IMG_SIZE=32, NUM_WORKERS=0)
             recipe.setdefault("TRAIN", {}).update(SHORT)
+        if recipe.get("TRAIN", {}).get("EPOCHS") == "auto":
+            recipe["TRAIN"].update(SHORT)
         target = folder / file.relative_to(ROOT / "configs")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(yaml.safe_dump(recipe))
@@ -67,6 +69,9 @@ def workspace(tmp_path, monkeypatch, small_recipes):
             source = folder / "photographs" / split / f"class_{digit % 3}"
             shutil.copytree(source, folder / "datasets/digits" / split / str(digit))
     shutil.copytree(folder / "photographs/val/class_0", folder / "photos")
+    shutil.copytree(folder / "photographs/train", folder / "by_class")
+    rows = [f"{path},{path.parent.name}; all" for path in sorted((folder / "by_class").rglob("*.jpg"))]
+    (folder / "labels.csv").write_text("\n".join(["path,labels", *rows]))
     shutil.copy(folder / "photos/photo_0.jpg", folder / "photo.jpg")
     hub = tmp_path / "hub/checkpoints"
     hub.mkdir(parents=True)
@@ -118,7 +123,7 @@ def test_the_commands_of_the_pages_run(workspace, capsys, monkeypatch, pages, fi
     save_weights(workspace / "FILE", file_of, 1000)
     text = "\n".join((ROOT / page).read_text() for page in pages)
     known = dict(re.findall(r"^(\w+)=(\S+)", text, re.MULTILINE)) | {"imagenet": "photographs", "images": "photographs"}
-    known |= {"imagenet22k": "22k"}
+    known |= {"imagenet22k": "22k", "classes": "by_class"}
     for shell in re.findall(r"^mkdir -p .*?^done$", text, re.MULTILINE | re.DOTALL):
         subprocess.run(["bash", "-c", shell], check=True)
     seen = 0

@@ -231,6 +231,8 @@ def test_fault_13_training_goes_on_from_the_checkpoint_before(tiny_yaml, photos,
     assert done.code == 0 and done.out.count("not resuming from ckpt_epoch_1.pth") == 1
     again = torch.load(newest, weights_only=True)["model"]
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+    finished = run_program(*args)
+    assert finished.code == 0 and "already trained: 2 epochs" in finished.out and "0 epochs" not in finished.out
 
 
 @pytest.mark.parametrize("option", ["--resume", "--pretrained"])
@@ -296,7 +298,7 @@ def test_a_student_learns_from_a_teacher_on_two_ranks_and_resumes_bit_equal(trai
     arguments += ["MODEL.TYPE", "timm", "MODEL.TIMM.NAME", "test_convnext", "TRAIN.EMA.ENABLE", True]
     done = run_program(*arguments, processes=2)
     assert done.code == 0, done.err
-    assert re.search(r"teacher: SwinTransformer, \d+ tensors from .*/tiny/default .*, at 32x32 pixels", done.out)
+    assert re.search(r"teacher: SwinTransformer, \d+ tensors from .*/tiny/default\b.*, at 32x32 pixels", done.out)
     run = tmp_path / "tiny/student"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     updates = [line for line in lines if line["kind"] == "train"]

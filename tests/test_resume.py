@@ -233,9 +233,7 @@ def test_resume_from_another_folder_keeps_this_runs_settings(tiny_yaml, photos, 
     assert other.code == 4 and other.error.startswith(f"error: {first}: ")
     assert "optimizer is AdamW" in other.error and "is SGD" in other.error
     finished = run_program(*args, "--tag", "end", "--resume", first, "--opts", "TRAIN.EPOCHS", 1)
-    assert (
-        finished.code == 0 and "nothing left to train" in finished.out and "nothing was trained: 2 ep" in finished.out
-    )
+    assert finished.code == 0 and "nothing left to train" in finished.out
 
 
 def as_original(ours: dict, epoch: int) -> dict:

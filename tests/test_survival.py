@@ -157,7 +157,7 @@ def test_fault_23_sigterm_saves_and_the_run_continues_bit_equal(disks, undisturb
 
 def stopped_by(number: signal.Signals, folder: Path, place: str) -> None:
     """Sends a signal to torchrun at a place of the log: the run must save, end in one line, and leave nothing."""
-    slow = torchrun(folder, *WORKERS, faults="step:1:sleep=0.5")
+    slow = torchrun(folder, *WORKERS, faults="step:1:sleep=0.2")
     wait_for(folder / RUN / "log.txt", place, slow)
     begun = time.monotonic()
     slow.send_signal(number)

@@ -3,20 +3,31 @@
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from utils.fonts import draw_text, fonts, wrapped
 from utils.preprocessing import Preprocessing
 
-# drawing functions by name; each returns an image or a Matplotlib figure
+# drawing functions by name; each returns an image, a `Sheet` or a Matplotlib figure
 Pictures = Mapping[str, Callable[[], Any]]
 COLUMNS, TILE, GAP, CAPTION, HEAD = 8, 176, 14, 22, 64
+SMALL, LINE = 13, 17  # size and distance of lines of text, in pixels
 PAPER, INK, FAINT = "#fbfaf7", "#22262b", "#8a8f98"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Captioned images with a title, to be drawn by `sheet` or laid out by a web page."""
+
+    tiles: Sequence[tuple[Image.Image, str]]
+    title: str
+    subtitle: str
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -32,46 +43,37 @@ def restore(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def sheet(tiles: Sequence[tuple[Image.Image, str]], title: str, subtitle: str, columns: int = COLUMNS) -> Image.Image:
-    """Lays the tiles out in rows, each above its caption; long captions are truncated."""
+    """Lays the tiles out in rows, each above its caption, which takes as many lines as it needs."""
     columns = min(columns, max(1, len(tiles)))
-    rows = -(-len(tiles) // columns)
-    size = (GAP + columns * (TILE + GAP), HEAD + rows * (TILE + CAPTION + GAP) + GAP)
+    captions = [wrapped(caption, TILE, SMALL) for _, caption in tiles]
+    rows = range(0, len(tiles), columns)
+    heights = [TILE + CAPTION + LINE * (max(1, *map(len, captions[i : i + columns])) - 1) + GAP for i in rows]
+    size = (GAP + columns * (TILE + GAP), HEAD + sum(heights) + GAP)
     drawn = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(drawn)
-    draw.text((GAP, 14), title, INK, ImageFont.load_default(19))
-    draw.text((GAP, 40), subtitle, FAINT, ImageFont.load_default(13))
-    font = ImageFont.load_default(13)
-    for place, (image, caption) in enumerate(tiles):
-        left = GAP + place % columns * (TILE + GAP)
-        top = HEAD + place // columns * (TILE + CAPTION + GAP)
+    draw_text(draw, (GAP, 31), title, INK, 19)
+    draw_text(draw, (GAP, 52), subtitle, FAINT, SMALL)
+    for place, (image, _) in enumerate(tiles):
+        left, top = GAP + place % columns * (TILE + GAP), HEAD + sum(heights[: place // columns])
         drawn.paste(image.resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top))
-        while caption and draw.textlength(caption, font) > TILE:
-            caption = caption.removesuffix("…")[:-1] + "…"
-        draw.text((left, top + TILE + 4), caption, INK, font)
+        for number, line in enumerate(captions[place]):
+            draw_text(draw, (left, top + TILE + 16 + number * LINE), line, INK, SMALL)
     return drawn
 
 
-# for characters that Matplotlib's own font lacks
-_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Arial Unicode MS")
-
-
-@cache
-def _installed_fonts() -> list[str]:
-    from matplotlib import font_manager
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return [name for name in _FONTS if name in installed]
-
-
 def new_figure(width: float, height: float) -> Any:
-    """Creates a Matplotlib figure that needs no display. Args: width, height in inches."""
+    """Creates a Matplotlib figure that needs no display; names in it should be made `legible`.
+
+    Args: width, height in inches.
+    """
     import matplotlib  # slow to import
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["legend.frameon"] = False  # its white would show on a dark page
     matplotlib.rcParams["text.parse_math"] = False  # class names may contain dollar signs
-    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *_installed_fonts()]
-    warnings.filterwarnings("ignore", "Glyph .* missing from")  # shown as a box if no font has it
+    matplotlib.rcParams["font.family"] = [font.family for font in fonts()]
+    warnings.filterwarnings("ignore", "Glyph .* missing from")  # of text that is not made legible
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -85,5 +87,7 @@ def rendered(figure: Any, dpi: int = 110) -> Image.Image:
 
 
 def as_image(picture: Any) -> Image.Image:
-    """Renders a Matplotlib figure; returns an image unchanged."""
+    """Renders a sheet or a Matplotlib figure; returns an image unchanged."""
+    if isinstance(picture, Sheet):
+        return sheet(picture.tiles, picture.title, picture.subtitle)
     return picture if isinstance(picture, Image.Image) else rendered(picture)

@@ -12,6 +12,8 @@ import torch
 from yacs.config import CfgNode
 
 log = logging.getLogger(__name__)
+MEASURED = "precision"  # key of the measured dtype among the forms of a run
+_MEASURED = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Precision:
     def __str__(self) -> str:
         return "float32" if self.dtype == torch.float32 else f"mixed {str(self.dtype).removeprefix('torch.')}"
 
+    def chosen(self, forms: Mapping[str, str]) -> "Precision":
+        """Returns the precision that was measured to be the faster one. Args: forms: as stored in a checkpoint."""
+        dtype = _MEASURED.get(forms.get(MEASURED, ""))
+        return self if dtype is None or self.device_type != "cpu" else Precision("cpu", dtype)
+
     def autocast(self) -> AbstractContextManager:
         """Returns the context of the forward pass."""
         if self.dtype == torch.float32:
@@ -42,8 +49,8 @@ class Precision:
 def choose_precision(device: torch.device, enabled: bool = True, dtype: str = "auto") -> Precision:
     """Resolves `dtype`: "auto" is bfloat16 where the hardware supports it, else float16 on CUDA, else float32.
 
-    "auto" does not depend on a measurement, so that a resumed run makes the same choice. A dtype chosen by name is used
-    even if it is slower than float32 on this CPU, with a warning.
+    On a CPU, the choice of "auto" is then measured (models/ops/measure.py) and stored, so that a resumed run makes the
+    same one. A dtype chosen by name is used even if it is slower than float32 on this CPU, with a warning.
     """
     if not enabled:
         return Precision(device.type, torch.float32)

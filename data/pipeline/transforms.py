@@ -29,6 +29,7 @@ from data.sources.base import Record
 from utils.errors import ConfigError
 from utils.preprocessing import CROP_PCT, Size, image_size
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 LONGEST = 10  # larger aspect ratios are cropped before resizing: 1 x 5000 pixels would become 256 x 1280000
 REDUCE_FROM = 2  # crops larger than the result by this factor or more are decoded at a reduced size
 _RESIZES = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBIC: "bicubic"}
@@ -243,6 +244,17 @@ def crop_long_side(image: Image.Image) -> Image.Image:
     most = LONGEST * min(width, height)
     left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
     return image.crop((left, top, width - left, height - top)) if left or top else image
+
+
+def visible_box(size: Size, options: EvalTransformOptions) -> Box:
+    """Returns the part of an image that `EvalTransform` keeps. Args: size of the image, in pixels."""
+    height, width = size
+    if not options.crop:
+        return 0, 0, width, height
+    scale = max(int(own / options.crop_pct) / side for own, side in zip(options.size, size, strict=True))
+    high, wide = (min(own / scale, side) for own, side in zip(options.size, size, strict=True))
+    left, top = (width - wide) / 2, (height - high) / 2
+    return left, top, left + wide, top + high
 
 
 def _cover(height: int, width: int, mode: InterpolationMode, image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from utils.errors import DataError, count, listing
 
 log = logging.getLogger(__name__)
 
+IMAGENET_CLASSES = (1000, 21841)
 # of phones; decoded by an optional package
 HEIF = (".heic", ".heif", ".hif")
 # decoded by Pillow and used in datasets
@@ -36,6 +37,11 @@ def is_left_out(name: str) -> bool:
 def is_image(name: str) -> bool:
     """Returns whether a file has an image extension and its own name is not ignored."""
     return name.lower().endswith(EXTENSIONS) and not is_left_out(name.rpartition("/")[2])
+
+
+def is_imagenet(class_names: Sequence[str]) -> bool:
+    """Returns whether classes are ImageNet's: some are synsets, or there are as many, as where labels are numbers."""
+    return len(class_names) in IMAGENET_CLASSES or any(map(is_synset, class_names))
 
 
 def is_synset(class_name: str) -> bool:

@@ -68,7 +68,7 @@ def _describe_classes(splits: dict[str, Classes], report: Report) -> None:
         return
     counts = {name: [len(classes.get(name, ())) for classes in splits.values()] for name in names}
     total = max(1, sum(own[0] for own in counts.values()))
-    rows = [[name, *own, f"{100 * own[0] / total:.1f} %"] for name, own in counts.items()]
+    rows = [[name, *own, f"{100 * own[0] / total:.1f}%"] for name, own in counts.items()]
     if len(rows) > LISTED:
         rows.sort(key=lambda row: (row[1], row[0]))
         rows = [*rows[: LISTED // 2], ["...", *[""] * len(splits), ""], *rows[-(LISTED // 2) :]]

@@ -16,6 +16,7 @@ FORMS = {
     "linear_gelu": ("onednn", "plain"),
     "attention": ("fused", "explicit"),  # without gradients
     "mlp": ("chunks", "whole"),  # with gradients
+    "precision": ("bfloat16", "float32"),  # of all matrix products, see utils/precision.py
 }
 
 

@@ -23,7 +23,7 @@ from models.ops.linear import fused_mlp_in, linear_in
 from utils.distributed.world import World
 from utils.errors import count, one_line
 from utils.files import cache_folder, write_text
-from utils.precision import Precision
+from utils.precision import MEASURED, Precision, relative_speed
 from utils.runtime import device_name
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,21 @@ def choose_forms(
             forms = world.main_only(lambda: _known_or_measured(requests))
     use_forms(forms)
     return forms
+
+
+def measured_precision(world: World) -> Forms:
+    """Returns whether matrix products are faster in bfloat16 or in float32 on the CPU of the main rank, to store in a
+    checkpoint."""
+
+    def measure() -> str:
+        file = cache_file()
+        known = _read(file)
+        if MEASURED not in known:
+            known[MEASURED] = "bfloat16" if relative_speed(torch.bfloat16) >= 1 else "float32"
+            _write(file, known)
+        return known[MEASURED]
+
+    return {MEASURED: world.main_only(measure)}
 
 
 def _requests_of(model: nn.Module, images: Tensor, precision: Precision) -> dict[str, Request]:

@@ -53,8 +53,9 @@ _KEYS = {
         "MIXUP_MODE": Key("batch", "one draw per batch, pair or element", one_of("batch", "pair", "elem")),
     },
     "TEST": {
-        "INTERVALS": Key(True, "new: --eval: 95 % confidence intervals on up to 20,000 images", free=True),
+        "INTERVALS": Key(True, "new: --eval: 95% confidence intervals on up to 20,000 images", free=True),
         "PROBABILITIES": Key("", "new: --eval: .npz or .parquet file to write with the probabilities", free=True),
+        "THRESHOLD": Key(0.0, "new: predictions below this probability are unknown; 0: off", within(0, 1), free=True),
         "REAL": Key(False, "also evaluate against the labels of ImageNet-ReaL", free=True),
         "CLASSES": Key(
             "",

@@ -50,7 +50,7 @@ class Accuracy:
     count: int
 
     def line(self, classes: int) -> str:
-        """Returns a log line, without the top-k accuracy that is 100 % for few classes."""
+        """Returns a log line, without the top-k accuracy that is 100% for few classes."""
         top = f" Acc@{self.k} {self.topk:.3f}" if classes > TOP_K else ""
         return f"Acc@1 {self.top1:.3f}{top} loss {self.loss:.4f} ({self.correct1} of {self.count})"
 
@@ -115,7 +115,8 @@ class ClassificationEvaluator:
     """Accuracy, scores per class, and the prediction for every sample.
 
     Args: allowed: labels that predictions are restricted to, empty for all; real: labels of ImageNet-ReaL by file name,
-    or None; final: of weights files, with confidence intervals, rather than during training.
+    or None; final: whether weights files are evaluated, with confidence intervals; keeps_all: keep the probabilities of
+    any number of samples.
     """
 
     def __init__(
@@ -125,10 +126,12 @@ class ClassificationEvaluator:
         allowed: Sequence[int] = (),
         real: Mapping[str, Sequence[int]] | None = None,
         final: bool = False,
+        keeps_all: bool = False,
     ):
         self._val, self._names, self._allowed, self._real = val, class_names, sorted(allowed), real
         self._counter, self._meter, self._final = AccuracyCounter(len(allowed or class_names)), RoutingMeter(), final
-        self._collector = PredictionCollector(not allowed and len(val.source) * len(class_names) <= KEPT)
+        few = len(val.source) * len(class_names) <= KEPT
+        self._collector = PredictionCollector(not allowed and (few or keeps_all))
 
     def update(self, outputs: Any, batch: Batch) -> None:
         logits = restrict(outputs.logits, self._allowed) if self._allowed else outputs.logits
@@ -159,8 +162,22 @@ class ClassificationEvaluator:
             notes=self._notes(predictions),
             tables=tables,
             pictures=prediction_pictures(predictions, self._val, self._names, temperature),
-            stored={} if temperature is None else {"calibration": {"temperature": temperature}},
+            arrays=lambda: self._arrays(predictions),
+            stored={
+                "per_class": predictions.class_counts(len(self._names)),
+                **({} if temperature is None else {"calibration": {"temperature": temperature}}),
+            },
         )
+
+    def _arrays(self, predictions: Predictions) -> Mapping[str, Any]:
+        if predictions.logits is None:
+            return {}
+        return {
+            "path": [self._val.source.name(i) for i in predictions.samples.tolist()],
+            "label": predictions.labels.numpy(),
+            "probabilities": predictions.logits.softmax(1).numpy(),
+            "class_names": list(self._names),
+        }
 
     def _calibrated(self, predictions: Predictions) -> dict[str, float]:
         """Returns the metrics that need the logits of all samples."""

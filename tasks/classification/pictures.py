@@ -13,27 +13,34 @@ from tasks.classification.predictions import Predictions
 from tasks.classification.scores import calibration_bins, calibration_error
 from tasks.classification.tables import WORST
 from utils.batches import Batch, stacked
-from utils.pictures import Pictures, new_figure, restore, sheet, to_image
+from utils.fonts import legible
+from utils.pictures import Pictures, Sheet, new_figure, restore, sheet, to_image
 from utils.preprocessing import Preprocessing
 
 MATRIX = 50  # maximum classes of a confusion matrix
 NUMBERS = 20  # maximum classes for counts in its cells
-VISIBLE = 0.1  # minimum fraction of a mixed label to show; smoothing stays below it
+VISIBLE = 0.005  # minimum share of a mixed label to show: less would be "0%"
 
 
-def batch_sheet(batch: Batch, preprocessing: Preprocessing, class_names: Sequence[str], limit: int) -> Image.Image:
-    """Returns up to `limit` images of a training batch with their labels."""
+def batch_sheet(
+    batch: Batch, preprocessing: Preprocessing, class_names: Sequence[str], limit: int, smoothing: float = 0.0
+) -> Image.Image:
+    """Returns up to `limit` images of a training batch with their labels; those of mixed images with their shares.
+
+    Args: smoothing: of the labels of mixed images, which is left out.
+    """
     names, pixels = in_words(class_names), restore(stacked(batch)[:limit], preprocessing)
-    tiles = [(to_image(image), _caption(batch.targets[i], names)) for i, image in enumerate(pixels)]
+    tiles = [(to_image(image), _caption(batch.targets[i], names, smoothing)) for i, image in enumerate(pixels)]
     size = "x".join(str(side) for side in pixels.shape[2:])
     return sheet(tiles, "Training images", f"as the model sees them, {size} pixels")
 
 
-def _caption(target: Tensor, names: Sequence[str]) -> str:
+def _caption(target: Tensor, names: Sequence[str], smoothing: float) -> str:
     if not target.is_floating_point():
         return names[int(target)]
-    parts = sorted(((part, label) for label, part in enumerate(target.tolist())), reverse=True)
-    return ", ".join(f"{names[label]} {part:.0%}" for part, label in parts[:2] if part >= VISIBLE)
+    shares = ((target - smoothing / len(names)) / (1 - smoothing)).tolist() if smoothing < 1 else target.tolist()
+    parts = sorted(((share, label) for label, share in enumerate(shares) if share >= VISIBLE), reverse=True)
+    return ", ".join(names[label] + (f" {share:.0%}" if share < 1 - VISIBLE else "") for share, label in parts)
 
 
 def prediction_pictures(
@@ -52,12 +59,12 @@ def reliability_figure(predictions: Predictions, temperature: float) -> Any:
     """Returns a figure: the accuracy of predictions by their confidence, as predicted and at a temperature."""
     figure = new_figure(5, 4.6)
     axes = figure.subplots()
-    axes.plot([0, 100], [0, 100], color="grey", linewidth=1, linestyle="--")
+    axes.plot([0, 100], [0, 100], color="grey", linewidth=1, linestyle="--", label="_nolegend_")
     for title, at in (("as predicted", 1.0), (f"temperature {temperature:.2f}", temperature)):
         counts, confidence, accuracy = calibration_bins(predictions, at)
         used = counts > 0
         error = calibration_error(predictions, at)
-        axes.plot(100 * confidence[used], 100 * accuracy[used], marker="o", label=f"{title}, ECE {error:.1f} %")
+        axes.plot(100 * confidence[used], 100 * accuracy[used], marker="o", label=f"{title}, ECE {error:.1f}%")
     axes.set_xlabel("confidence, %")
     axes.set_ylabel("accuracy, %")
     axes.set_title("Reliability")
@@ -65,14 +72,14 @@ def reliability_figure(predictions: Predictions, temperature: float) -> Any:
     return figure
 
 
-def mistakes_sheet(predictions: Predictions, val: EvalLoader, class_names: Sequence[str]) -> Image.Image:
+def mistakes_sheet(predictions: Predictions, val: EvalLoader, class_names: Sequence[str]) -> Sheet:
     """Returns the images of the most confident wrong predictions, with both classes and the probability."""
     tiles, names = [], in_words(class_names)
     for entry in predictions.worst(WORST):
         wrong, right = names[int(predictions.predicted[entry])], names[int(predictions.labels[entry])]
         image = torch.from_numpy(val.sample(int(predictions.samples[entry])).image)
         tiles.append((to_image(image), f"{wrong} {predictions.confidence[entry]:.0%}, is {right}"))
-    return sheet(tiles, "Most confident mistakes", "predicted class and its probability, true class")
+    return Sheet(tiles, "Most confident mistakes", "predicted class and its probability, true class")
 
 
 def confusion_figure(predictions: Predictions, class_names: Sequence[str]) -> Any:
@@ -87,7 +94,7 @@ def _matrix(predictions: Predictions, names: Sequence[str]) -> Any:
     side = max(4.5, 0.32 * len(names) + 2)
     figure = new_figure(side + 0.8, side)
     axes = figure.subplots()
-    shown = axes.imshow(100 * share.numpy(), cmap="Blues", vmin=0, vmax=100)
+    shown = axes.imshow(100 * share.numpy(), cmap=_opaque("#08519c"), vmin=0, vmax=100)
     figure.colorbar(shown, ax=axes, shrink=0.8, label="% of the class")
     if len(names) <= NUMBERS:
         for row, column in matrix.nonzero().tolist():
@@ -99,6 +106,13 @@ def _matrix(predictions: Predictions, names: Sequence[str]) -> Any:
     axes.set_ylabel("true class")
     axes.set_title("Confusion matrix" + (", samples" if len(names) <= NUMBERS else ""))
     return figure
+
+
+def _opaque(color: str) -> Any:
+    """Returns a colour map from transparent, which fits light and dark pages, to a colour."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    return LinearSegmentedColormap.from_list(color, [to_rgba(color, 0), to_rgba(color)])
 
 
 def _lowest(predictions: Predictions, names: Sequence[str], count: int) -> Any:
@@ -119,4 +133,6 @@ def _lowest(predictions: Predictions, names: Sequence[str], count: int) -> Any:
 
 
 def _short(name: str, longest: int = 24) -> str:
+    """Returns the name of a class as the label of an axis."""
+    name = legible(name)
     return name if len(name) <= longest else name[: longest - 1] + "…"

@@ -46,6 +46,12 @@ class Predictions:
             for label in counts.nonzero().flatten().tolist()
         ]
 
+    def class_counts(self, classes: int) -> dict[str, list[int]]:
+        """Returns, per class, the samples, the correct ones among them and the predictions: plain values to store."""
+        correct, valid = self.labels[self.labels == self.predicted], self.predicted[self.predicted >= 0]
+        counted = {"samples": self.labels, "correct": correct, "predicted": valid}
+        return {name: torch.bincount(own, minlength=classes).tolist() for name, own in counted.items()}
+
     def worst(self, count: int) -> list[int]:
         """Returns the entries of the most confident wrong predictions, worst first."""
         wrong = ((self.labels != self.predicted) & (self.predicted >= 0)).nonzero().flatten()
@@ -90,15 +96,7 @@ class PredictionCollector:
 
     def result(self, world: World) -> Predictions:
         """Returns the predictions for all samples, in dataset order. A collective operation."""
-        own = torch.cat(self._own) if self._own else torch.zeros(0, 0, device=world.device)
-        rows, wide = (
-            world.gather(torch.tensor([float(side) for side in own.shape], device=world.device)).long().unbind(1)
-        )
-        padded = torch.zeros(int(rows.max()), int(wide.max()), device=world.device, dtype=own.dtype)
-        padded[: own.shape[0], : own.shape[1]] = own
-        found = torch.cat([part[:count] for part, count in zip(world.gather(padded), rows.tolist(), strict=True)])
-        if not len(found):
-            found = torch.zeros(0, 4)
+        found = world.gather_rows(torch.cat(self._own) if self._own else torch.zeros(0, 4, device=world.device))
         found = found[found[:, 0].argsort()]
         samples, labels, predicted, confidence = found[:, :4].unbind(1)
         logits = found[:, 4:].float() if self._keeps_logits else None

@@ -107,7 +107,7 @@ def calibration_error(predictions: Predictions, temperature: float = 1.0) -> flo
 
 
 def confidence_intervals(predictions: Predictions, classes: int, seed: int = 0) -> Mapping[str, tuple[float, float]]:
-    """Returns 95 % percentile bootstrap intervals of `INTERVALS`; empty for more than 20,000 samples."""
+    """Returns 95% percentile bootstrap intervals of `INTERVALS`; empty for more than 20,000 samples."""
     count = len(predictions.labels)
     if not count or count > LARGEST:
         return {}
@@ -147,4 +147,4 @@ def _scores_of(
 def interval_line(intervals: Mapping[str, tuple[float, float]], names: Mapping[str, str]) -> Sequence[str]:
     """Returns a log line of intervals, none without any. Args: names: of the metrics in the log."""
     parts = [f"{names.get(name, name)} {low:.2f} to {high:.2f}" for name, (low, high) in intervals.items()]
-    return [f"95 % intervals: {', '.join(parts)}"] if parts else []
+    return [f"95% intervals: {', '.join(parts)}"] if parts else []

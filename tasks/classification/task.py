@@ -43,6 +43,7 @@ from utils.preprocessing import image_size
 from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
+UNKNOWN = "unknown"
 
 
 class Outputs(NamedTuple):
@@ -176,7 +177,7 @@ class Classification(Task):
             return ClassificationEvaluator(val, info.class_names)
         real = real_labels(info.class_names) if test.REAL else None
         chosen = chosen_classes(test.CLASSES, source)  # type: ignore[arg-type]
-        return ClassificationEvaluator(val, info.class_names, chosen, real, final=test.INTERVALS)
+        return ClassificationEvaluator(val, info.class_names, chosen, real, test.INTERVALS, bool(test.PROBABILITIES))
 
     def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
         """Returns the expert load since the last evaluation."""
@@ -184,10 +185,13 @@ class Classification(Task):
         return {} if routing is None else {"expert_load": lambda: load_picture(routing)}
 
     def show_batch(self, batch: Batch, info: ClassInfo, limit: int = SHOWN) -> Image.Image:  # type: ignore[override]
-        return batch_sheet(batch, self.preprocessing, info.class_names, limit)
+        smoothing = 0.0 if self.several else self.cfg.MODEL.LABEL_SMOOTHING  # sets are not smoothed
+        return batch_sheet(batch, self.preprocessing, info.class_names, limit, smoothing)
 
     def predictions(self, outputs: Outputs, batch: Batch, info: ClassInfo, limit: int) -> Iterator[Row]:  # type: ignore[override]
-        """Yields the most probable classes of each image, with their probabilities."""
+        """Yields the most probable classes of each image, with their calibrated probabilities and, given
+        TEST.THRESHOLD, the answer: "unknown" below it."""
+        threshold = self.cfg.TEST.THRESHOLD
         names = in_words(info.class_names)
         temperature = (self.contents.get("calibration") or {}).get("temperature", 1.0)
         probabilities, classes = (outputs.logits.float() / temperature).softmax(1).topk(min(limit, len(names)))
@@ -196,9 +200,12 @@ class Classification(Task):
             if math.isnan(own[0]):  # NaN logits: no class is more probable than another
                 words, own = [""] * len(words), [None] * len(own)
             cells: dict[str, Any] = {}
+            if threshold:
+                cells["answer"] = words[0] if (own[0] or 0) >= threshold else UNKNOWN
             for place, (word, probability) in enumerate(zip(words, own, strict=True), 1):
                 cells |= {f"class_{place}": word, f"probability_{place}": probability}
-            yield Row(index, cells, {"classes": words, "probabilities": own})
+            record = {"classes": words, "probabilities": own}
+            yield Row(index, cells, {"answer": cells["answer"], **record} if threshold else record)
 
     def describe(self) -> str:
         crop = f"crop {self.preprocessing.crop_pct:.4g}" if self.cfg.TEST.CROP else "squashed, no crop"

@@ -52,11 +52,7 @@ class ScoreCollector:
     def result(self, world: World) -> Scores:
         """Returns the scores of all samples. A collective operation. Raises: DataError if there are none."""
         width = 1 + 2 * self._classes
-        own = torch.cat(self._own) if self._own else torch.zeros(0, width, device=world.device)
-        counts = world.gather(torch.tensor(float(len(own)), device=world.device)).long().tolist()
-        padded = torch.zeros(max(counts), width, device=world.device, dtype=own.dtype)
-        padded[: len(own)] = own
-        rows = torch.cat([part[:count] for part, count in zip(world.gather(padded), counts, strict=True)])
+        rows = world.gather_rows(torch.cat(self._own) if self._own else torch.zeros(0, width, device=world.device))
         if not len(rows):
             raise DataError("DATA.DATA_PATH", "no validation image could be read", "run scripts/prepare_data.py check")
         rows = rows[rows[:, 0].argsort()]
@@ -108,6 +104,14 @@ def set_scores(scores: Scores, thresholds: Array) -> dict[str, float]:
         "f1_micro": 100 * float(f1_score(truth, predicted, average="micro", zero_division=0)),
         "exact_match": 100 * float(accuracy_score(truth, predicted)),
     }
+
+
+def set_counts(scores: Scores, thresholds: Array) -> dict[str, list[int]]:
+    """Returns, per class, the positive samples, the correct ones among them and the predictions: plain values to store
+    with the weights."""
+    truth, predicted = scores.truth, (scores.probabilities >= thresholds).astype(np.int64)
+    counted = {"samples": truth, "correct": truth * predicted, "predicted": predicted}
+    return {name: own.sum(axis=0).tolist() for name, own in counted.items()}
 
 
 def per_class_table(scores: Scores, thresholds: Array, class_names: Sequence[str], precisions: Array) -> Table:
@@ -163,7 +167,13 @@ class MultiLabelEvaluator:
                 "results": Table(list(cells), [list(cells.values())]),
                 "per_class": per_class_table(scores, used, self._names, precisions),
             },
-            stored={"thresholds": [float(value) for value in tuned]},
+            arrays=lambda: {
+                "path": [self._val.source.name(i) for i in scores.samples.tolist()],
+                "label": scores.truth,
+                "probabilities": scores.probabilities,
+                "class_names": list(self._names),
+            },
+            stored={"thresholds": [float(value) for value in tuned], "per_class": set_counts(scores, tuned)},
         )
 
     @staticmethod

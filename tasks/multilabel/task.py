@@ -58,11 +58,13 @@ class MultiLabel(Classification):
         return MultiLabelEvaluator(val, info.class_names, stored)
 
     def predictions(self, outputs: Outputs, batch: Batch, info: ClassInfo, limit: int) -> Iterator[Row]:  # type: ignore[override]
-        """Yields the labels of each image, those at or above their stored threshold, or 0.5, and the most probable
-        classes."""
+        """Yields the labels of each image and the most probable classes. A label is predicted from TEST.THRESHOLD on,
+        else from the stored threshold of its class, else from 0.5."""
         names = in_words(info.class_names)
         stored = self.contents.get("thresholds") or ()
-        thresholds = torch.tensor(stored if len(stored) == len(names) else [0.5] * len(names))
+        given = self.cfg.TEST.THRESHOLD
+        fits = len(stored) == len(names) and not given
+        thresholds = torch.tensor(stored if fits else [given or 0.5] * len(names))
         probabilities = outputs.logits.float().sigmoid().cpu()
         for index, own in zip(batch.samples, probabilities, strict=True):
             chosen = [names[label] for label in (own >= thresholds).nonzero().flatten().tolist()]

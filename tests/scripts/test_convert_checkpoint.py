@@ -65,7 +65,7 @@ def test_there_and_back_gives_the_same_bits(tmp_path, family, layout, ending, wi
         return
     lines = convert(cfg, str(tmp_path / "in.pth"), there, layout)
     name = layout if layout in PEERS else mm_of(family)
-    compared = f"outputs equal {name}'s to" if layout in PEERS else f"outputs not compared, {name} is not installed"
+    compared = f"outputs equal {name}'s to" if layout in PEERS else f"outputs not compared, {layout} is not installed"
     assert lines[-1].startswith(f"verified: bit-identical when read back; {compared}")
     assert f"{name} layout" in convert(cfg, str(there), back, "original")[0]
     again = find_weights(read_checkpoint(back), "x").weights

@@ -8,7 +8,8 @@ import yaml
 
 from configs.loading import dump_config
 from models.registry import build, model_options
-from scripts.hub_folder import Card, write_folder
+from scripts.hub_folder import write_folder
+from scripts.model_card import Card
 from scripts.open_model import open_model
 from tests.tools.builders import configured, randomize
 from tests.tools.errors import raises
@@ -47,8 +48,28 @@ def test_a_swin_is_written_for_both_programs(made, tmp_path):
     assert (data["license"], data["library_name"], data["datasets"]) == ("mit", "timm", ["photos"])
     (result,) = data["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == 91.25
-    assert "top-1 accuracy 91.25 %" in text and "class_0, class_1, tench" in text
-    assert 'timm.create_model("hf-hub:me/tench"' in text and "--model hf:me/tench" in text
+    assert "top-1 accuracy 91.25%" in text and "--model hf:me/tench" in text
+
+
+def test_what_is_published_has_no_paths_of_the_machine(made, tmp_path):
+    """Neither the card nor the configuration in the weights; results and thresholds are carried along."""
+    contents = torch.load(made[0] / "model.pth")
+    own = yaml.safe_load(contents["config"])
+    own["DATA"]["DATA_PATH"], own["MODEL"]["PRETRAINED"], own["OUTPUT"] = (
+        "/home/me/photos",
+        "/home/me/a.pth",
+        "/home/me",
+    )
+    counts = {"samples": [4, 1, 0], "correct": [2, 1, 0], "predicted": [2, 1, 2]}
+    more = {"per_class": counts, "data_counts": [7, 8, 9], "calibration": {"temperature": 0.5}}
+    torch.save({**contents, "config": yaml.safe_dump(own), **more}, tmp_path / "own.pth")
+    opened = open_model(str(tmp_path / "own.pth"))
+    write_folder(opened, tmp_path / "hub", Card("me/tench"))
+    for path in (tmp_path / "hub").iterdir():
+        assert b"/home/me" not in path.read_bytes() and str(tmp_path).encode() not in path.read_bytes()
+    published = open_model(str(tmp_path / "hub/model.safetensors"))
+    assert {name: published.task.contents[name] for name in more} == more
+    assert published.cfg.MODEL == {**opened.cfg.MODEL, "PRETRAINED": ""} and published.cfg.DATA.DATA_PATH == ""
 
 
 @pytest.mark.parametrize("recipe", SMALL)

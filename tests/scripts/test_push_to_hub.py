@@ -19,7 +19,7 @@ import yaml
 from configs.loading import dump_config
 from models.registry import build, model_options
 from scripts import push_to_hub
-from scripts.hub_folder import Card
+from scripts.model_card import Card, recipe
 from scripts.open_model import open_model
 from scripts.push_to_hub import main, write
 from tests.conftest import ROOT
@@ -32,7 +32,7 @@ READ_BACK = """
 import sys
 import timm, torch
 from scripts import push_to_hub
-from scripts.hub_folder import Card
+from scripts.model_card import Card, recipe
 from scripts.open_model import open_model
 
 code = push_to_hub.main([sys.argv[1], "me/small", "--license", "mit"])
@@ -140,7 +140,7 @@ def test_what_is_said_of_the_model_is_its_own(made, tmp_path, capsys):
         card = (folder / "README.md").read_text()
         assert ("squashed, no crop" in card) == (mode == "squash") and " 0 GFLOPs" not in card
         stated = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
-        assert stated == yaml.safe_load(dump_config(open_model(str(file)).cfg))
+        assert stated == recipe(open_model(str(file)))
         assert stated["TRAIN"]["WARMUP_EPOCHS"] == yaml.safe_load(contents["config"])["TRAIN"]["WARMUP_EPOCHS"]
     capsys.readouterr()
     assert main(["model.onnx", "me/small"]) == 2

@@ -53,44 +53,71 @@ def test_a_run_without_a_classifier_shows_what_it_drew(tmp_path, capsys):
     assert main([str(run), "--device", "cpu"]) == 0
     assert "not evaluated: " in capsys.readouterr().out
     text = (run / "report.html").read_text()
-    assert "<h3>Reconstruction, at the end of the run</h3>" in text and text.count("data:image/png") == 1
+    assert "<h2>Reconstruction</h2>" in text and text.count("data:image/png") == 1
+
+
+def cells(page, title):
+    """Returns the cells of a row of the overview."""
+    row = page.split(f"<tr><th>{title}</th>")[1].split("</tr>")[0]
+    return re.findall("<td>(.*?)</td>", row)
 
 
 @pytest.mark.seconds
 def test_the_page_has_everything_in_it(page, made):
     text = page.read_text()
-    assert not re.findall(r"(?:src|href)=\"(?!data:)[^\"]*\"", text)  # nothing is loaded from elsewhere
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*\"", text)  # nothing is loaded from elsewhere
     assert "<script" not in text and "tiny/&lt;second&gt;" in text and "<second>" not in text
     assert "plan: 2 epochs" in text and "plan: old" not in text
-    assert "not evaluated: no checkpoint in" in text
+    assert "<h1>Comparison of 2 runs</h1>" in text
     classes = {"class_2": "tench"}
     wrong = sum(classes.get(c := name.split("/")[-2], c) != answer for name, (answer, _) in made[1].items())
-    mistakes = text.split("<h3>Mistakes</h3>")[2].split("</table>")[0]  # after the sheet, the table
-    assert wrong and mistakes.count("<tr>") == 1 + min(wrong, 24) and "photo_" in mistakes
-    assert [title in text for title in ("<h3>Confusion</h3>", "<h3>Per class</h3>", "Results</h3>")] == [
-        True,
-        True,
-        False,
-    ]
+    headings = re.findall("<h2>(.*?)</h2>", text)
+    evaluated = ["Results per class", "Confusion matrix", "Most confident mistakes", "Reliability of the probabilities"]
+    assert [each for each in headings if each in evaluated] == evaluated and "Results" not in headings
+    mistakes = text.split("<h2>Most confident mistakes</h2>")[1].split("<h2>")[0]
+    assert wrong and mistakes.count("<tr>") == 1 + min(wrong, 24) == 1 + mistakes.count("<figure>")
+    assert "<td>val/" in mistakes and str(page.parents[1]) not in mistakes
     assert f"({len(made[1]) - wrong} of {len(made[1])})" in text
     assert "<td>tench</td>" in text  # n01440764
 
 
+@pytest.mark.seconds
+def test_runs_stand_side_by_side(page):
+    text = page.read_text()
+    assert text.count('<div class="runs">') == 5  # a heading each: four of the evaluation, the environment
+    for part in text.split('<div class="runs">')[1:]:
+        assert re.findall("<h3>(.*?)</h3>", part) == ["tiny/first", "tiny/&lt;second&gt;"]
+    assert cells(text, "best top1") == ["50.00", "50.00"] and cells(text, "TRAIN.BASE_LR")[:2] == ["0.1", "0.2"]
+    first, second = cells(text, "evaluated")
+    assert first.endswith(", checkpoints/last.pth") and second.startswith("not evaluated: no checkpoint in")
+
+
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian: apt-get install chromium)")
-def test_a_browser_shows_the_page_without_scrolling_sideways(page, tmp_path):
+@pytest.mark.parametrize("width", [500, 1280])  # a window of Chromium is no narrower
+def test_a_browser_shows_the_page_without_scrolling_sideways(page, tmp_path, width):
     probe = tmp_path / "probe.html"
     script = """<script>addEventListener("load", () => { document.body.innerHTML = "measured " + JSON.stringify({
         images: [...document.images].every(image => image.naturalWidth > 0), count: document.images.length,
+        tiles: document.querySelectorAll("figure").length, plots: document.querySelectorAll("svg.plot").length,
+        ink: getComputedStyle(document.querySelector("svg.plot")).fill,
+        paper: getComputedStyle(document.body).backgroundColor,
         overflow: document.documentElement.scrollWidth > innerWidth, rows: document.querySelectorAll("tr").length,
         height: document.body.scrollHeight}); })</script>"""
     probe.write_text(page.read_text().replace("</body>", script + "</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=800,900", f"--user-data-dir={tmp_path}/own"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--window-size={width},900",
+        f"--user-data-dir={tmp_path}/own",
+    ]
     shown = subprocess.run([BROWSER, *flags, "--dump-dom", str(probe)], capture_output=True, text=True, timeout=120)
     found = re.search(r"measured (\{.*?\})", shown.stdout)
     assert found, shown.stderr[-2000:]
     measured = json.loads(found[1])
     assert measured["images"] and not measured["overflow"]
-    assert measured["count"] == 3 and measured["rows"] > 10  # curves, confusion matrix, mistakes
+    assert measured["count"] == measured["tiles"] and measured["plots"] == 4 and measured["rows"] > 10
+    assert measured["ink"] != measured["paper"]
 
 
 @pytest.mark.seconds
@@ -98,7 +125,8 @@ def test_a_run_alone_is_reported_in_its_folder(tmp_path, capsys):
     run = write(tmp_path / "tiny/a", 0.1, 50.0)
     assert main([run, "--no-evaluation"]) == 0
     text = (tmp_path / "tiny/a/report.html").read_text()
-    assert "Differences" not in text and "not evaluated: --no-evaluation" in text
+    assert "Differences" not in text and cells(text, "evaluated") == ["not evaluated: --no-evaluation"]
+    assert "<h1>tiny/a</h1>" in text and "<h3>" not in text
 
 
 def test_data_that_is_gone_costs_only_the_evaluation(made, tmp_path, capsys):

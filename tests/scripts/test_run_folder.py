@@ -2,7 +2,7 @@
 
 import json
 
-from scripts.run_folder import Run, curves_figure, differences, summary_table
+from scripts.run_folder import Run, curve_figures, differences, summary_table
 from tests.tools.errors import raises
 from utils.errors import DataError
 
@@ -54,8 +54,23 @@ def test_intervals_that_an_epoch_cut_short_are_not_drawn(tmp_path):
     write(tmp_path / "a", 0.1, 1.0)
     lines = [{"kind": "train", "epoch": 0, "update": u, "loss": float(u)} for u in (10, 20, 23)]
     (tmp_path / "a/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    losses = curves_figure([Run.read(tmp_path / "a")]).axes[0]
+    losses = curve_figures([Run.read(tmp_path / "a")])[0].axes[0]
     assert list(losses.lines[0].get_xdata()) == [10, 20]
+
+
+def test_a_comparison_draws_the_metric_that_decides_over_epochs(tmp_path):
+    runs = []
+    for name, updates in (("a", 10), ("b", 10), ("c", 20)):
+        write(tmp_path / name, 0.1, 1.0)
+        lines = [{"kind": "train", "epoch": e, "step": updates, "update": updates * (e + 1), "lr": 0.1} for e in (0, 1)]
+        lines += [{"kind": "val", "epoch": 0, "update": updates, "top1": 50.0, "macro_f1": 40.0}]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        runs.append(Run.read(tmp_path / name))
+    assert [run.updates_per_epoch for run in runs] == [10, 10, 20]
+    found = [[figure.axes[0] for figure in curve_figures(several)] for several in (runs[:1], runs[:2], runs)]
+    assert [len(judged.lines) for judged, _ in found] == [2, 2, 3]  # top-1 and F1, then top-1 of each
+    assert {judged.get_title() for judged, _ in found} == {"validation accuracy, %"}
+    assert [judged.get_xlabel().split()[0] for judged, _ in found] == ["epochs", "epochs", "updates"]
 
 
 def test_other_folders_are_rejected(tmp_path):

@@ -410,7 +410,7 @@ def test_its_results_are_predicted_and_reported(runs):
     out = runs.tool("report", runs.at("whole"), "--device", "cpu")
     page, metric = (runs.at("whole") / "report.html").read_text(), runs.task.best.metric
     assert f"best {metric}" in page and runs.task.name in page and f"{runs.state('whole')['best']['value']:.2f}" in page
-    assert ("<h3>Per class</h3>" in page) == ("First image" in page) == (runs.task is Segmentation), out
+    assert ("<h2>Results per class</h2>" in page) == ("First image" in page) == (runs.task is Segmentation), out
 
 
 def test_a_key_of_its_own_is_checked(runs):

@@ -1,8 +1,12 @@
 """The tables of --eval."""
 
 import csv
+import json
 
-from tasks.results import Result, write_tables
+import numpy as np
+from pyarrow import parquet
+
+from tasks.results import Result, write_arrays, write_tables
 from tests.tools.errors import raises
 from utils.errors import ConfigError, ResourceError
 from utils.training.objective import Evaluation, Table
@@ -49,3 +53,22 @@ def test_a_table_that_cannot_be_written_names_the_file_and_the_key(tmp_path):
     (tmp_path / "file").touch()
     with raises(ResourceError, tmp_path / "file/r.csv", "TEST.RESULTS"):
         write_tables([result("x", 0)], str(tmp_path / "file/r.csv"), "")
+
+
+def test_probabilities_are_written_for_other_programs(tmp_path):
+    arrays = {"path": ["a.jpg", "b.jpg"], "label": np.array([1, 0]), "class_names": ["cat", "日本"]}
+    arrays["probabilities"] = np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
+    write_arrays(tmp_path / "p.npz", arrays)
+    with np.load(tmp_path / "p.npz") as read:
+        assert all(np.array_equal(read[name], np.array(arrays[name])) for name in arrays)
+    write_arrays(tmp_path / "p.parquet", arrays)
+    table = parquet.read_table(tmp_path / "p.parquet")
+    assert table["probabilities"].to_pylist() == arrays["probabilities"].tolist() and table["label"].to_pylist() == [
+        1,
+        0,
+    ]
+    assert json.loads(table.schema.metadata[b"class_names"]) == arrays["class_names"]
+    with raises(ConfigError, "TEST.PROBABILITIES", ".npz"):
+        write_arrays(tmp_path / "p.csv", arrays)
+    with raises(ConfigError, "TEST.PROBABILITIES", "keeps no"):
+        write_arrays(tmp_path / "p.npz", {})

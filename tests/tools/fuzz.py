@@ -1,9 +1,9 @@
 """Runs the program on mutated input and counts what ends badly: python tests/tools/fuzz.py --count 5000 --seed 0
 
-Every input is a valid one with a few mutations: a YAML file, a command line, an image, an archive, a list, a cached
-index, a checkpoint, the folder of a run, or a file served over HTTP. A run ends badly if it prints a traceback, ends
-with code 1 or by a signal, fails with other than one error line, takes more than 20 s, or takes 1 GiB more memory than
-the same command on the valid input. Each such input is kept in --keep, with the command that repeats it.
+Every input is a valid one with a few mutations: a YAML file, a command line, an image, an archive, a list, a table, a
+cached index, a checkpoint, the folder of a run, or a file served over HTTP. A run ends badly if it prints a traceback,
+ends with code 1 or by a signal, fails with other than one error line, takes more than 20 s, or takes 1 GiB more memory
+than the same command on the valid input. Each such input is kept in --keep, with the command that repeats it.
 """
 
 import argparse

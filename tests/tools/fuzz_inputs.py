@@ -225,6 +225,18 @@ def _lists(folder: Path, material: Material, draw: random.Random | None) -> Comm
     return MAIN, [*line, "--opts", "DATA.DATASET", "list"], {}
 
 
+def _table(folder: Path, material: Material, draw: random.Random | None) -> Command:
+    files = sorted(material.photos.rglob("*.jpg"))
+    several = draw is not None and draw.random() < 0.3
+    head = draw.choice(["path,label", "path,label,split,weight", "path,cat,dog"]) if draw else "path,label"
+    cells = {"label": lambda file: file.parent.name, "split": lambda file: file.parts[-3], "weight": lambda file: "1.5"}
+    cells |= {"path": str, "cat": lambda file: "1", "dog": lambda file: "0"}
+    text = "\n".join([head, *(",".join(cells[name](file) for name in head.split(",")) for file in files)])
+    (folder / "labels.csv").write_bytes(mutated_text(text, draw) if draw else text.encode())
+    line = ["--cfg", material.recipe, "--data-path", folder / "labels.csv", "--output", folder / "out", "--dry-run"]
+    return MAIN, [*line, *(["--opts", "TASK", "multilabel"] if several or "cat" in head else [])], {}
+
+
 def _cached_index(folder: Path, material: Material, draw: random.Random | None) -> Command:
     cache = Path(shutil.copytree(material.folder / "cache", folder / "cache"))
     if draw:
@@ -319,6 +331,7 @@ KINDS: dict[str, Callable[[Path, Material, random.Random | None], Command]] = {
     "image": _image,
     "archive": _archive,
     "list": _lists,
+    "table": _table,
     "index": _cached_index,
     "checkpoint": _checkpoint,
     "run_folder": _run_folder,

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.pictures import GAP, HEAD, TILE, new_figure, rendered, restore, sheet, to_image
+from utils.fonts import wrapped
+from utils.pictures import CAPTION, GAP, HEAD, LINE, SMALL, TILE, new_figure, rendered, restore, sheet, to_image
 from utils.preprocessing import Preprocessing
 
 
@@ -21,12 +22,20 @@ def test_images_have_three_channels_or_one():
     assert to_image(torch.zeros(5, 4, 6, dtype=torch.uint8)).mode == "L"
 
 
-def test_tiles_stand_in_rows_and_long_captions_are_cut():
+LONG = "a name that is far too long for a tile of this width"
+
+
+def test_tiles_stand_in_rows_and_long_captions_take_more_lines():
     blue = Image.new("RGB", (10, 10), (0, 0, 255))
-    long = sheet([(blue, "a name that is far too long for a tile of this width")] * 9, "title", "")
-    assert np.asarray(long)[HEAD + TILE // 2, GAP + TILE // 2].tolist() == [0, 0, 255]
-    right = np.asarray(sheet([(blue, "a name that is far too long for a tile of this width")], "t", ""))[HEAD + TILE :]
-    assert (right[:, GAP + TILE :] == np.array([251, 250, 247])).all()  # nothing sticks out
+    tiles = [(blue, LONG)] + [(blue, "short")] * 8
+    drawn = np.asarray(sheet(tiles, "title", ""))
+    lines = len(wrapped(LONG, TILE, SMALL))
+    first = TILE + CAPTION + (lines - 1) * LINE + GAP
+    assert lines > 1 and drawn.shape[0] == HEAD + first + TILE + CAPTION + 2 * GAP
+    assert drawn[HEAD + TILE // 2, GAP + TILE // 2].tolist() == [0, 0, 255]
+    assert drawn[HEAD + first + TILE // 2, GAP + TILE // 2].tolist() == [0, 0, 255]
+    below = np.asarray(sheet([(blue, LONG)], "t", ""))[HEAD + TILE :]
+    assert (below[:, GAP + TILE :] == np.array([251, 250, 247])).all()  # nothing sticks out
 
 
 def test_a_figure_becomes_an_image():

@@ -15,6 +15,8 @@ from utils.errors import CheckpointError
 Check = Callable[[Any], bool]
 # names that identify a file of this program: a training checkpoint, or weights extracted from one
 _OURS = ({"model", "optimizer", "counters", "means"}, {"preprocessing", "versions"})
+TUNED = ("calibration", "thresholds")  # on validation data, for predictions with the same weights
+JUDGED = ("data_counts", "per_class")  # images of each class, and results on the validation data
 MAX_DEPTH, MAX_VALUES = 100, 2_000_000
 
 
@@ -122,6 +124,7 @@ def _are_counters(value: Any) -> bool:
 
 
 _COUNTS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples")
+_COUNTS_OF = _list_of(_is_count)
 _GROUP = _dict_of(_is_anything, params=_list_of(_is_count))
 _FIELDS: dict[str, Check] = {
     "config": lambda value: isinstance(value, str | Mapping),  # a mapping in files of the original
@@ -133,6 +136,7 @@ _FIELDS: dict[str, Check] = {
     "held_out": _list_of(_is_text),
     "calibration": _dict_of(_is_anything, temperature=lambda value: _is_finite(value) and value > 0),
     "thresholds": _list_of(_is_finite),
+    "per_class": _dict_of(_is_anything, samples=_COUNTS_OF, correct=_COUNTS_OF, predicted=_COUNTS_OF),
     "pretrained_windows": _or_none(_list_of(_is_count)),
     "versions": _dict_of(_is_text),
     "preprocessing": _or_none(_dict_of(_is_text, mean=_are_numbers, std=_are_numbers, crop_pct=_is_number)),

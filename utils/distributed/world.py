@@ -63,6 +63,21 @@ class World:
         dist.all_gather(parts, local)
         return torch.stack(parts).cpu()
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Concatenates the rows of all ranks: (n, width), n different on each -> (sum of n, width), float64 on the CPU.
+
+        A rank without rows may pass any width.
+        """
+        if self.size == 1:
+            return rows.detach().cpu().double()
+        counts, widths = (
+            self.gather(torch.tensor([float(side) for side in rows.shape], device=rows.device)).long().unbind(1)
+        )
+        padded = rows.new_zeros(int(counts.max()), int(widths.max()), dtype=torch.float64)
+        padded[: rows.shape[0], : rows.shape[1]] = rows
+        parts = zip(self.gather(padded), counts.tolist(), strict=True)
+        return torch.cat([part[:count] for part, count in parts])
+
     def begin_maximum(self, values: Tensor) -> dist.Work:
         """Starts replacing CPU values by their maximum across the ranks; they must not be read before `wait`."""
         work = dist.all_reduce(values, dist.ReduceOp.MAX, async_op=True)

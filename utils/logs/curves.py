@@ -3,12 +3,14 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from utils.errors import one_line
 from utils.files import atomic_path
+from utils.fonts import legible
 from utils.logs.metrics_file import RESERVED, read_records
 from utils.pictures import new_figure
 from utils.training.objective import Best
@@ -16,6 +18,7 @@ from utils.training.objective import Best
 log = logging.getLogger(__name__)
 
 Records = list[dict[str, Any]]
+PANELS = {"loss": "loss", "metrics": "", "lr": "learning rate", "grad_norm": "gradient norm before clipping"}  # titles
 _STYLES = ("-", "--", ":", "-.")
 _FIRST = 30.0  # seconds until the first plot
 _PAUSE = 50  # between plots, as a multiple of the time to draw one: 2% of the run
@@ -55,49 +58,78 @@ def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best
     try:
         records = read_records(metrics)
         names = (best.metric, *best.beside) if best else ()
-        figure = curves_figure([("", records)], names, best.title if best else "", updates_per_epoch)
+        plotted = Plotted([("", records)], names, best.title if best else "", updates_per_epoch)
+        figure = curves_figure(plotted)
         with atomic_path(picture) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
     except Exception as e:  # from the disk, or from Matplotlib: the run matters more
         log.warning("cannot draw %s (%s); training continues", picture, one_line(e))
 
 
-def curves_figure(
-    runs: Sequence[tuple[str, Records]],
-    metrics: Sequence[str] | None = None,
-    title: str = "",
-    updates_per_epoch: int = 0,
-) -> Any:
-    """Plots losses, metrics, learning rate and gradient norm.
+@dataclass(frozen=True)
+class Plotted:
+    """Runs to plot: their names, and the records of their metrics.jsonl.
 
-    Args: runs: names, and the records of their metrics.jsonl; metrics: names to draw, None for all; title: title of
-    their panel; updates_per_epoch: scales the axis to epochs; 0: to updates.
+    `metrics`: names to draw, None for all; `title` of their panel; `updates_per_epoch`: scales the axis to epochs; 0:
+    to updates.
     """
-    if metrics is None:
-        metrics = metric_names([record for _, records in runs for record in records])
+
+    runs: Sequence[tuple[str, Records]]
+    metrics: Sequence[str] | None = None
+    title: str = ""
+    updates_per_epoch: int = 0
+
+    def names(self) -> Sequence[str]:
+        """Returns the metrics to draw."""
+        every = [record for _, records in self.runs for record in records]
+        return metric_names(every) if self.metrics is None else self.metrics
+
+
+def curves_figure(plotted: Plotted) -> Any:
+    """Plots losses, metrics, learning rate and gradient norm in one figure."""
     figure = new_figure(10, 6.4)
-    (losses, judged), (rate, norm) = figure.subplots(2, 2, sharex=True)
-    for number, (name, records) in enumerate(runs):
+    panels = figure.subplots(2, 2, sharex=True)
+    for axes, name in zip(panels.flat, PANELS, strict=True):
+        _draw_panel(axes, name, plotted)
+    for axes in panels[0]:
+        axes.set_xlabel("")
+    return figure
+
+
+def panel_figures(plotted: Plotted) -> list[Any]:
+    """Plots losses, metrics, learning rate and gradient norm in a figure each; leaves out those without values."""
+    figures = []
+    for name in PANELS:
+        figure = new_figure(5, 3.3)
+        axes = figure.subplots()
+        _draw_panel(axes, name, plotted)
+        figures += [figure] if axes.lines else []
+    return figures
+
+
+def _draw_panel(axes: Any, panel: str, plotted: Plotted) -> None:
+    """Draws all runs. Args: panel: one of `PANELS`."""
+    several, unit = len(plotted.runs) > 1, plotted.updates_per_epoch
+    for number, (name, records) in enumerate(plotted.runs):
         train = whole_intervals([record for record in records if record["kind"] == "train"])
         val = [record for record in records if record["kind"] == "val"]
-        lines = [(losses, train, "loss", "training", 0), (losses, val, "loss", "validation", 1)]
-        lines += [(judged, val, metric, metric, place) for place, metric in enumerate(metrics)]
-        lines += [(rate, train, "lr", "", 0), (norm, train, "grad_norm", "", 0)]
-        for axes, points, key, label, place in lines:
+        lines = {
+            "loss": [(train, "loss", "training"), (val, "loss", "validation")],
+            "metrics": [(val, metric, metric) for metric in plotted.names()],
+            "lr": [(train, "lr", "")],
+            "grad_norm": [(train, "grad_norm", "")],
+        }[panel]
+        for place, (points, key, kind) in enumerate(lines):
             # one colour per run, or per line if there is only one run
-            color, style = (number, place) if len(runs) > 1 else (place, 0)
+            color, style = (number, place) if several else (place, 0)
             look = {"color": f"C{color}", "linestyle": _STYLES[style % len(_STYLES)]}
-            _plot(axes, points, key, updates_per_epoch or 1, label=", ".join(filter(None, (name, label))), **look)
-    title = (title or f"validation {', '.join(metrics)}") if judged.lines else "no validation"
-    titles = {losses: "loss", judged: title, rate: "learning rate", norm: "gradient norm before clipping"}
-    for axes, text in titles.items():
-        axes.set_title(text)
-        axes.grid(alpha=0.3)
-        if axes.lines and (axes in (losses, judged) or len(runs) > 1):
-            axes.legend(frameon=False, fontsize=8)
-    for axes in (rate, norm):
-        axes.set_xlabel("epochs trained" if updates_per_epoch else "updates")
-    return figure
+            _plot(axes, points, key, unit or 1, label=legible(", ".join(filter(None, (name, kind)))), **look)
+    judged = plotted.title or f"validation {', '.join(plotted.names())}"
+    axes.set_title(PANELS[panel] or (judged if axes.lines else "no validation"))
+    axes.set_xlabel("epochs trained (epoch 0 ends at 1)" if unit else "updates")
+    axes.grid(alpha=0.3)
+    if axes.lines and (panel in ("loss", "metrics") or several):
+        axes.legend(fontsize=8)
 
 
 def metric_names(records: Records) -> list[str]:

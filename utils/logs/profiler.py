@@ -64,4 +64,4 @@ class Profiler:
         whole = sum(own.values()) or 1.0
         slowest = sorted(own, key=own.__getitem__, reverse=True)[:OPERATIONS]
         rows = [[e.key, e.count, own[e] / 1000, f"{own[e] / whole:.1%}"] for e in slowest]
-        return table_lines(["operation", "calls", "ms without callees", "share"], rows)
+        return table_lines(["operation", "calls", "self time, ms", "share"], rows)

@@ -113,7 +113,8 @@ class RunFolder:
                 raise ResourceError(str(self.config), f"the file is corrupt: {reason}", remedy) from e
             if differing and self._read_only:
                 self.is_foreign = True
-                log.warning("dry run of a new run: %s belongs to another one: %s", self.path, "; ".join(differing))
+                text = "%s contains a run with a different configuration, which the dry run ignores: %s"
+                log.warning(text, self.path, "; ".join(differing))
             elif differing:
                 remedy = "restore the keys, or set a different --tag"
                 if all(line.startswith("TRAIN.") for line in differing):

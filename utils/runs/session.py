@@ -250,7 +250,7 @@ class Session:
         before = f" after {self._first_epoch}" if self._first_epoch else ""
         lines = [f"trained {count(trained, 'epoch')}{before} in {duration(time.monotonic() - self._started)}"]
         if not trained:
-            lines = [f"nothing was trained: {count(self._first_epoch, 'epoch')} had been before"]
+            lines = [f"already trained: {count(self._first_epoch, 'epoch')}"]
         if self._best is not None and state.best_value is not None:
             chosen = best
             lines += [f"  best      {best}: {self._best.metric} {state.best_value:.3f} of epoch {state.best_epoch}"]

@@ -17,6 +17,7 @@ RESET = {
     "MODEL.RESUME": "",
     "MODEL.SHA256": "",
     "TEST.PER_CLASS": "",
+    "TEST.PROBABILITIES": "",
     "TEST.RESULTS": "",
 }
 

@@ -1,6 +1,6 @@
 """The interface between training and a task; losses, metrics and tables are identified by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -45,7 +45,8 @@ class Evaluation:
     files; `tables` by name: "per_class" and "results" (one row, to compare files) can be written to CSV, report.py
     shows all; `pictures` for report.py and for trackers at the end of the run, drawn on demand; `each_epoch`: pictures
     for trackers after every evaluation; `stored`: plain values to store in the checkpoint of the evaluated weights, by
-    name in utils/checkpoints/contents.py.
+    name in utils/checkpoints/contents.py; `arrays`: returns what TEST.PROBABILITIES writes, by name: "path", "label",
+    "probabilities" (N, classes) and "class_names".
     """
 
     metrics: Mapping[str, float]
@@ -57,6 +58,7 @@ class Evaluation:
     pictures: Pictures = field(default_factory=dict)
     each_epoch: Pictures = field(default_factory=dict)
     stored: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Callable[[], Mapping[str, Any]] = dict
 
 
 class Objective(Protocol):

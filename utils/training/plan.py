@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from yacs.config import CfgNode
 
-from configs.values import AUTO
 from utils.batches import EpochShape
 from utils.errors import ConfigError, count
 
@@ -55,7 +54,7 @@ class RunPlan:
         # linear scaling rule, arXiv 1706.02677, unless the peak is given
         scale = train.LR / train.BASE_LR if train.LR else shape.global_batch / 512.0
         warmup = train.WARMUP_UPDATES or round(train.WARMUP_EPOCHS * shape.updates)
-        epochs = epochs_for(train_size) if train.EPOCHS == AUTO else train.EPOCHS
+        epochs = epochs_for(train_size) if train.EPOCHS == "auto" else train.EPOCHS
         total = train.UPDATES or epochs * shape.updates
         if warmup >= total and not cfg.DRY_RUN:
             key = "TRAIN.WARMUP_UPDATES" if train.WARMUP_UPDATES else "TRAIN.WARMUP_EPOCHS"

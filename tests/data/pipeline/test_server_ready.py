@@ -2,6 +2,8 @@
 
 import gc
 
+import pytest
+
 from data.pipeline.fork_server import worker_pool
 
 
@@ -9,6 +11,7 @@ def state():
     return gc.isenabled(), gc.get_freeze_count()
 
 
+@pytest.mark.seconds
 def test_workers_collect_garbage_but_skip_the_modules():
     with worker_pool(1) as pool:
         enabled, frozen = pool.submit(state).result()

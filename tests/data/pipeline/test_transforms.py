@@ -23,6 +23,7 @@ from data.pipeline.transforms import (
     TrainTransformOptions,
     crop_long_side,
     resize,
+    visible_box,
 )
 from data.sources.base import Record
 from tests.data.pipeline.test_decoding import encoded, noise, tiff
@@ -237,6 +238,22 @@ def test_fault_42_odd_sizes_are_evaluated_and_trained_on(size, crop):
         for seed in range(10):
             seed_everything(seed)
             assert (transform(Record(data, 0, "a")).image == colour).all()
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (60, 2400)])
+@pytest.mark.parametrize("options", [{}, {"size": (64, 96)}, {"crop_pct": 1.0}, {"crop": False}], ids=str)
+def test_the_visible_box_is_what_evaluation_keeps(size, options):
+    """Of an image whose colours are its coordinates."""
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.stack([255 * columns / width, 255 * rows / height, 0 * rows], axis=2).astype(np.uint8)
+    chosen = EvalTransformOptions(**{"size": (64, 64), **options})
+    left, top, right, bottom = visible_box(size, chosen)
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    across, down, _ = EvalTransform(chosen)(Record(encoded(Image.fromarray(pixels)), 0, "a")).image.astype(float) / 255
+    found = [across[0, 0] * width, down[0, 0] * height, across[-1, -1] * width, down[-1, -1] * height]
+    pixel = max((right - left) / chosen.size[1], (bottom - top) / chosen.size[0])
+    assert np.abs(np.array(found) - (left, top, right, bottom)).max() < 1.5 * pixel + max(size) / 255
 
 
 def test_usual_images_are_not_cut():

@@ -73,6 +73,7 @@ def test_fault_38_a_bad_image_ends_the_epoch_with_its_path(own_photos, workers):
     assert isinstance(error, DataError) and error.subject == str(bad) and "Traceback" not in str(error)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("damage", [b"", b"text", None])
 def test_fault_38_samples_left_out_are_the_same_for_every_number_of_workers(own_photos, caplog, damage):
     """Each is listed once, by name; another sample replaces it, with its own label."""

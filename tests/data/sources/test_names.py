@@ -8,7 +8,7 @@ import pytest
 
 from data.sources.files import find_images
 from data.sources.folders import FolderStore
-from data.sources.names import is_image, is_left_out, nested_classes
+from data.sources.names import is_image, is_imagenet, is_left_out, nested_classes
 from data.sources.tar import TarStore
 from data.sources.unlabelled import UnlabelledStore
 from data.sources.zip import ZipStore
@@ -97,3 +97,9 @@ def test_classes_one_level_too_deep_are_warned_of(tree, opened, caplog):
         (tree / "train" / name).rename(tree / "train/flowers" / name)
     assert opened(tree).class_names == ("flowers",)
     assert "subfolders that may be the classes" in caplog.text and caplog.text.rstrip().endswith(": a, b")
+
+
+def test_classes_of_imagenet_are_recognised():
+    assert is_imagenet(["n01440764", "n01443537"]) and is_imagenet(["n01440764", "7"])
+    assert is_imagenet([str(i) for i in range(1000)]) and is_imagenet([f"class {i}" for i in range(21841)])
+    assert not is_imagenet([]) and not is_imagenet(["tench", "n0144076x", "nature"])

@@ -31,7 +31,7 @@ def test_a_clean_folder(colours):
     assert report.facts == [
         "train: 4 images, 2 classes, 2 to 2 in a class",
         "val: 2 images, 2 classes, 1 to 1 in a class",
-        *("class  train  val  share", "a          2    1  50.0 %", "b          2    1  50.0 %"),
+        *("class  train  val  share", "a          2    1  50.0%", "b          2    1  50.0%"),
         f"sizes: from 4x4 ({colours}/train/a/0.png) to 4x4 ({colours}/val/b/0.png), width x height",
         "6 distinct images, 0 duplicates within a class",
     ]

@@ -7,12 +7,15 @@ import random
 import pytest
 import torch
 
+from configs.loading import load_config
 from models.ops import forms, measure
 from models.ops.forms import Request, use_forms
 from models.ops.measure import cache_file, choose_forms, measure_forms
+from models.registry import forms_of
 from tests.conftest import run_program
 from tests.tools.builders import FLOAT32, small
 from utils.distributed.world import World
+from utils.precision import Precision
 
 LINEAR = {"linear 4x6 float32": Request("linear", (4, 6), 2, torch.float32, "cpu")}
 KEY = next(iter(LINEAR))
@@ -194,14 +197,33 @@ def test_a_resumed_run_is_bit_equal_although_its_start_would_choose_otherwise(ti
         key: forms.FORMS[key.split()[0]][form == forms.FORMS[key.split()[0]][0]] for key, form in measured.items()
     }
     file.write_text(json.dumps(others))
-    whole, out = run("whole")
-    assert whole["forms"] == others and "measured the forms" not in out
+    whole, _ = run("whole")
+    chosen = whole["forms"]  # in another precision, too, where bfloat16 is supported
+    assert chosen != measured and all(others.get(key, form) == form for key, form in chosen.items())
+    assert chosen.get("precision") == others.get("precision")
     file.write_text(json.dumps(measured))
     resumed, _ = run("resumed", "--resume", tmp_path / "tiny/whole/checkpoints/ckpt_epoch_0.pth")
-    assert resumed["forms"] == others
+    assert resumed["forms"] == chosen
     assert all(torch.equal(resumed["model"][name], value) for name, value in whole["model"].items())
     weights = tmp_path / "tiny/whole/checkpoints/last.pth"
     line = ["--cfg", tiny_yaml, "--data-path", photos, "--eval", "--resume", weights, "--opts", *LARGER.split()]
     assert "measured the forms" in run_program(*line, XDG_CACHE_HOME=str(tmp_path / "new")).out  # not those stored
     lines = [(tmp_path / "tiny" / tag / "metrics.jsonl").read_text().splitlines() for tag in ("whole", "resumed")]
     assert lines[1] == lines[0][-len(lines[1]) :]
+
+
+def test_the_faster_precision_is_measured_once_and_kept_by_a_resumed_run(monkeypatch):
+    half, model = Precision("cpu", torch.bfloat16), small().eval()
+    cfg = load_config("swin_tiny", [("DATA.IMG_SIZE", 32, "test")])
+    monkeypatch.setattr(measure, "relative_speed", lambda dtype: 0.5)
+    found = forms_of(cfg, model, half, World())
+    assert found["precision"] == "float32" and half.chosen(found) == FLOAT32
+    monkeypatch.setattr(measure, "relative_speed", lambda dtype: pytest.fail("it is cached"))
+    assert forms_of(cfg, model, half, World())["precision"] == "float32"
+    assert forms_of(cfg, model, half, World(), {"precision": "bfloat16"}) == {"precision": "bfloat16"}
+    assert "precision" not in forms_of(cfg, model, half, World(), {})  # a checkpoint of an earlier version
+    cfg = load_config("swin_tiny", [("DATA.IMG_SIZE", 32, "test"), ("AMP_DTYPE", "bfloat16", "test")])
+    assert "precision" not in forms_of(cfg, model, half, World())
+    assert half.chosen({"precision": "float16"}) == half.chosen({}) == half
+    gpu = Precision("cuda", torch.bfloat16)
+    assert gpu.chosen(found) == gpu

@@ -42,7 +42,7 @@ def test_files_of_every_rank_load_into_one_model(tmp_path, cosine):
     source, target = filled("swin_moe", **options).eval(), small("swin_moe", **options).eval()
     name = write_slices(tmp_path, source, 2)
     line = load_contents(target, read_weights(name), name)
-    assert f"{len(source.state_dict())} tensors from {name}," in line
+    assert f"{len(source.state_dict())} tensors from {name}" in line
     for key, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], value), key
     images = torch.randn(2, 3, 32, 32)

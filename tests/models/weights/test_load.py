@@ -42,7 +42,7 @@ def test_wrapped_prefixed_weights_with_derived_tensors_load(family, wrapper, pre
     state[f"{prefix}layers.0.blocks.1.attn_mask"] = torch.zeros(4, 16, 16)
     line = load_contents(target, {wrapper: state, "epoch": 3} if wrapper else state, "x.pth")
     place = {"model": "", None: " (top level)"}.get(wrapper, f" ({wrapper})")
-    assert f"tensors from x.pth{place}," in line
+    assert line.split(",")[0].endswith(f"tensors from x.pth{place}")
     for name, value in source.state_dict().items():
         assert torch.equal(target.state_dict()[name], value)
 
@@ -176,7 +176,7 @@ def test_a_1000_class_head_evaluates_fewer_classes_with_its_first_rows(model):
 
 
 def test_an_empty_group_of_weights_hides_no_other(model, weights):
-    assert "tensors from x," in load_contents(model, {"model_ema": {}, "model": weights}, "x")
+    assert load_contents(model, {"model_ema": {}, "model": weights}, "x").endswith("tensors from x")
 
 
 def test_ema_weights_take_precedence_over_raw_ones(model, weights):

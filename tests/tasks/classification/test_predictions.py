@@ -29,6 +29,13 @@ def test_scores_of_the_classes_that_have_samples():
     assert Predictions(*[torch.tensor([1])] * 3, torch.ones(1)).per_class(2) == [ClassScore(1, 1, 1, None)]
 
 
+def test_counts_per_class_are_plain_values():
+    counts = PREDICTIONS.class_counts(4)
+    matrix = PREDICTIONS.confusion(4)
+    assert counts["correct"] == matrix.diagonal().tolist() and counts["predicted"] == matrix.sum(0).tolist()
+    assert counts["samples"] == [int((PREDICTIONS.labels == label).sum()) for label in range(4)]
+
+
 def test_the_worst_mistakes_are_the_most_confident_ones():
     assert PREDICTIONS.worst(10) == [4, 1, 5, 2] and PREDICTIONS.worst(1) == [4]
 

@@ -96,4 +96,4 @@ def test_intervals_contain_the_score_and_shrink_with_the_samples():
         assert widths[-1] == pytest.approx(2 * 1.96 * (top1 * (100 - top1) / len(own.labels)) ** 0.5, rel=0.15)
     assert widths[1] < widths[0] / 4
     line = interval_line(confidence_intervals(small, CLASSES), {"top1": "Acc@1"})
-    assert line[0].startswith("95 % intervals: Acc@1 ") and interval_line({}, {}) == []
+    assert line[0].startswith("95% intervals: Acc@1 ") and interval_line({}, {}) == []

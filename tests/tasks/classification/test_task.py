@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from models.moe.routing import RoutingOptions
+from tasks.classification import pictures
 from tasks.classification.labels import ClassInfo
-from tasks.classification.task import Outputs
-from tests.tools.builders import FLOAT32, batches, evaluation_of, objective, small
+from tasks.classification.task import Classification, Outputs
+from tasks.multilabel.task import MultiLabel
+from tests.tools.builders import FLOAT32, batches, configured, evaluation_of, objective, small
 from utils.batches import Batch
+from utils.distributed.world import World
 from utils.precision import choose_precision
 
 LOGITS = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [3.0, 1.0, 2.0]])
@@ -36,6 +39,18 @@ def test_a_mixture_of_experts_adds_its_balance_loss_and_names_its_parts():
     assert own.epoch_pictures(model, None) == {}  # nothing was trained since
 
 
+@pytest.mark.parametrize("kind", [Classification, MultiLabel])
+def test_mixed_samples_are_shown_with_their_shares(monkeypatch, kind):
+    """The labels of classes are smoothed, sets of labels are not."""
+    found = []
+    monkeypatch.setattr(pictures, "sheet", lambda tiles, *_: found.extend(caption for _, caption in tiles))
+    shares = torch.tensor([[0.6, 0.4, 0.0], [0.0, 1.0, 0.0]])
+    targets = shares if kind.several else 0.9 * shares + 0.1 / 3
+    task = kind(configured(MODEL__LABEL_SMOOTHING=0.1, TASK=kind.name), World())
+    task.show_batch(Batch(torch.zeros(2, 3, 8, 8), targets), ClassInfo(class_names=("cat", "dog", "emu")))
+    assert found == ["cat 60%, dog 40%", "dog"]
+
+
 def test_evaluation_names_its_metrics():
     evaluation = evaluation_of(objective(), small(), batches(3))
     scores = ["balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "auroc", "ece"]
@@ -54,3 +69,14 @@ def test_predictions_are_the_most_probable_classes():
     ]
     assert second.record["classes"] == ["dog", "tench"] and sum(second.record["probabilities"]) < 1
     assert len(next(task.predictions(Outputs(LOGITS, {}), Batch(LOGITS, None, (0, 1, 2, 3)), info, 9)).cells) == 6
+
+
+def test_predictions_below_a_threshold_are_unknown_and_a_stored_temperature_calibrates():
+    info, batch = ClassInfo(class_names=("cat", "emu", "dog")), Batch(torch.zeros(1), None, samples=(0,))
+    logits = torch.tensor([[2.0, 1.0, 0.0]])  # a probability of 0.665, and of 0.506 at a temperature of 2
+    (row,) = objective(TEST__THRESHOLD=0.6).predictions(Outputs(logits, {}), batch, info, 1)
+    assert row.cells["answer"] == row.record["answer"] == "cat"
+    task = objective(TEST__THRESHOLD=0.6)
+    task.contents = {"calibration": {"temperature": 2.0}}
+    (row,) = task.predictions(Outputs(logits, {}), batch, info, 1)
+    assert row.cells == {"answer": "unknown", "class_1": "cat", "probability_1": pytest.approx(0.5065, abs=1e-4)}

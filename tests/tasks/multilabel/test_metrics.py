@@ -65,3 +65,6 @@ def test_evaluation_is_the_same_for_any_batches_and_stores_thresholds():
     rows = one.tables["per_class"].rows
     assert [row[0] for row in rows] == list(NAMES) and rows[3][1:3] == [0, ""]
     assert np.isnan(evaluated(nan=True).metrics["map"])
+    counts = one.stored["per_class"]
+    found = [200 * c / (n + p) for n, c, p in zip(*counts.values(), strict=True) if n]
+    assert np.mean(found) == pytest.approx(one.metrics["f1_macro_tuned"]) and counts["samples"][3] == 0

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tasks.classification.task import Classification
 from utils.logs import curves
-from utils.logs.curves import Curves, curves_figure, draw_curves, metric_names, whole_intervals
+from utils.logs.curves import Curves, Plotted, curves_figure, draw_curves, metric_names, panel_figures, whole_intervals
 from utils.training.objective import Best
 
 TRAIN = [{"kind": "train", "update": u, "loss": 3.0 / u, "lr": 0.1} for u in range(1, 9)]
@@ -43,7 +43,7 @@ def test_metrics_are_known_by_their_records():
 
 def test_several_runs_are_told_apart_by_colour_and_their_metrics_by_style():
     val = [{"kind": "val", "update": u, "loss": 1.0, "iou": 0.5, "recall": 0.25} for u in (4, 8)]
-    losses, judged, rate, norm = curves_figure([("a", [*TRAIN, *val]), ("b", TRAIN)]).axes
+    losses, judged, rate, norm = curves_figure(Plotted([("a", [*TRAIN, *val]), ("b", TRAIN)])).axes
     assert [line.get_label() for line in losses.lines] == ["a, training", "a, validation", "b, training"]
     assert [(line.get_label(), line.get_color(), line.get_linestyle()) for line in judged.lines] == [
         ("a, iou", "C0", "-"),
@@ -51,6 +51,20 @@ def test_several_runs_are_told_apart_by_colour_and_their_metrics_by_style():
     ]
     assert judged.get_title() == "validation iou, recall" and norm.get_xlabel() == "updates"
     assert [line.get_color() for line in rate.lines] == ["C0", "C1"] and not norm.lines
+
+
+def test_the_axis_counts_epochs_as_the_log_does():
+    """The log's epoch 0 ends at 1, where its evaluation stands."""
+    val = [{"kind": "val", "update": 4, "epoch": 0, "top1": 50.0}]
+    figure = curves_figure(Plotted([("", [*TRAIN, *val])], ["top1"], updates_per_epoch=4))
+    _, judged, _, norm = figure.axes
+    assert list(judged.lines[0].get_xdata()) == [1.0] and "epoch 0 ends at 1" in norm.get_xlabel()
+
+
+def test_panels_of_their_own_leave_out_what_has_no_values():
+    (losses,), (rate,) = (figure.axes for figure in panel_figures(Plotted([("", TRAIN)], ["top1"])))
+    assert (losses.get_title(), rate.get_title()) == ("loss", "learning rate")
+    assert losses.get_xlabel() == rate.get_xlabel() == "updates"
 
 
 @pytest.mark.parametrize("lines", ["", '{"kind": "train"}\n', '{"kind"', "null\n"])
