@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from configs.values import AUTO
 from data.loaders import EvalLoader, Pipeline
 from data.pipeline.dense import DenseEval, DenseOptions, DenseTrain, collate_dense
-from data.pipeline.label_maps import IGNORED
+from data.pipeline.label_maps import IGNORED, Colour
 from data.sources.base import opening
 from data.sources.class_tables import class_table
 from data.sources.open import check_ranks
@@ -31,15 +31,17 @@ from tasks.segmentation.classes import CodingOptions, SegmentationInfo, read_cla
 from tasks.segmentation.inference import InferenceOptions, class_map
 from tasks.segmentation.metrics import SegmentationEvaluator
 from tasks.segmentation.model import Segmenter
-from tasks.segmentation.pictures import label_image, overlay
+from tasks.segmentation.pictures import label_image, overlay, overlay_sheet
 from utils.batches import Batch, stacked
 from utils.distributed.world import World
 from utils.errors import CheckpointError, ConfigError
-from utils.pictures import restore, sheet, to_image
+from utils.pictures import Pictures, restore, sheet, to_image
 from utils.preprocessing import image_size
+from utils.training.evaluate import evaluating
 from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
+ON_SHEET = 4  # images in the picture of examples
 CLASSES_WITHOUT_DATA = 150  # ADE20K's, to measure throughput
 
 
@@ -53,6 +55,7 @@ class Segmentation(Task):
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         super().__init__(cfg, world, contents)
         self._inference = InferenceOptions.from_config(cfg)
+        self._colours: tuple[Colour, ...] = ()
 
     @classmethod
     def best_of(cls, config: Mapping[str, Any]) -> Best | None:
@@ -131,6 +134,7 @@ class Segmentation(Task):
 
     def build_model(self, info: SegmentationInfo | None) -> nn.Module:  # type: ignore[override]
         """Builds the model; on several GPUs with torch's SyncBatchNorm, which is faster there than ours."""
+        self._colours = () if info is None else info.colours
         model = super().build_model(info)
         several = self.world.size > 1 and self.world.device.type == "cuda"
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if several else model
@@ -179,6 +183,21 @@ class Segmentation(Task):
 
     def evaluator(self, val: EvalLoader, info: SegmentationInfo) -> SegmentationEvaluator:  # type: ignore[override]
         return SegmentationEvaluator(val, info.class_names, info.colours, self.preprocessing)
+
+    def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
+        """Returns a picture of evenly spaced samples: image, labels, prediction."""
+        samples, count = len(shown.source), min(ON_SHEET, len(shown.source))
+        batch = shown.batch([i * samples // count for i in range(count)])
+        if batch is None:
+            return {}
+        with torch.no_grad(), evaluating(model):
+            predicted = self.forward(model, batch)
+        views = len(batch.images) // len(predicted)
+        pixels = [restore(image[None], self.preprocessing)[0].cpu() for image in batch.images[::views]]
+        names = [shown.source.name(index) for index in batch.samples]
+        labels = [target["labels"].cpu() for target in batch.targets]
+        drawn = list(zip(pixels, labels, [each.cpu() for each in predicted], names, strict=True))
+        return {"examples": lambda: overlay_sheet(drawn, self._colours)}
 
     def show_batch(self, batch: Batch, info: SegmentationInfo, limit: int = SHOWN) -> Image.Image:  # type: ignore[override]
         pixels = restore(stacked(batch)[:limit], self.preprocessing)

@@ -6,9 +6,15 @@ from torch import nn
 
 from models.heads.upernet import ConvNorm, FCNHead, UPerHead
 from models.registry import build_model
+from models.weights.layouts import LAYOUTS
 from models.weights.load import find_weights, load_composite
+from models.weights.parts import whole_from_original
+from scripts.other_libraries import build_upernet
+from tasks.registry import new_task
 from tasks.segmentation.model import Segmenter
-from tests.tools.builders import randomize
+from tests.models.conftest import fill
+from tests.tools.builders import configured, randomize
+from utils.distributed.world import World
 
 SIZES = [(64, 64), (97, 64), (33, 65), (28, 43)]
 OPTIONS = {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "window_size": 7, "drop_path_rate": 0.0}
@@ -28,9 +34,14 @@ def peer(classes=5):
     whole = transformers.UperNetConfig(
         backbone_config=config, hidden_size=12, auxiliary_channels=6, auxiliary_in_channels=32, num_labels=classes
     )
-    model = randomize(transformers.UperNetForSemanticSegmentation(whole))
+    return with_statistics(randomize(transformers.UperNetForSemanticSegmentation(whole)))
+
+
+def with_statistics(model):
+    """Gives batch norms weights and running statistics as after training."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 2)
     return model
@@ -120,3 +131,20 @@ def test_weights_of_the_backbone_are_found_in_a_segmenter():
     model = segmenter()
     found = find_weights(model.state_dict(), "x", "backbone.")
     assert found.layout.name == "original" and "decode_head.conv_seg.weight" in found.others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["tiny", "base"])
+def test_published_sizes_equal_transformers(recipe):
+    """Both heads, on images that fill patches and windows and on ones that do not."""
+    task = new_task(configured(f"segmentation/upernet_swin_{recipe}_ade20k.yaml"), World())
+    model = with_statistics(fill(task.new_model(None)))
+    theirs = build_upernet(model, whole_from_original(model.state_dict(), LAYOUTS["transformers"], "backbone."))
+    if theirs is None:
+        pytest.skip("transformers is not installed")
+    for size in ((225, 300), (33, 65), (256, 256)):
+        images = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            own, expected = model(images), theirs(images)
+        assert expected.std((2, 3)).mean() > 0.05  # not the bias alone
+        torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.registry import build_model
 from tasks.registry import new_task
@@ -92,6 +93,26 @@ def test_it_learns_and_its_metrics_are_recorded(trained):
     contents = torch.load(trained / "checkpoints/last.pth", weights_only=True)
     assert contents["class_names"] == ["ground", "red", "blue"] and contents["label_values"]["255"] == 255
     assert {"backbone.norm0.weight", "decode_head.conv_seg.weight"} <= contents["model"].keys()
+
+
+@pytest.mark.seconds
+def test_predictions_are_drawn_after_every_evaluation(trained):
+    board = EventAccumulator(str(trained / "tensorboard")).Reload()
+    assert any("examples" in tag for tag in board.Tags()["images"])
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_statistics_of_their_batch_norms(folder):
+    """The running statistics of two ranks with half the batch each are those of one with the whole."""
+    given = ["--epochs", 1, "--opts", "AMP_ENABLE", False, "MODEL.DROP_PATH_RATE", 0, "MODEL.UPERNET.DROPOUT", 0]
+    states = []
+    for processes in (0, 2):
+        tag = f"on {processes}"
+        run(folder, "--tag", tag, "--batch-size", 2 if processes else 4, *given, processes=processes)
+        states.append(torch.load(folder / f"seg/{tag}/checkpoints/last.pth", weights_only=True)["model"])
+    for name, value in states[0].items():
+        if "running" in name:
+            torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.seconds
