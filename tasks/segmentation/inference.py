@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -16,20 +17,23 @@ Logits = Callable[[Tensor], Tensor]  # images (1, C, H, W) -> (1, classes, H, W)
 @dataclass(frozen=True)
 class InferenceOptions:
     """`window`: size of the sliding window in pixels, None for the whole image; `stride` in pixels; `flip`: average
-    over mirrored images, too."""
+    over mirrored images, too; `fixed`: the model takes images of the window's size only, as an exported one does:
+    smaller images are padded with zeros."""
 
     window: Size | None = None
     stride: Size = (0, 0)
     flip: bool = False
+    fixed: bool = False
 
     @staticmethod
-    def from_config(cfg: CfgNode) -> "InferenceOptions":
+    def from_config(cfg: CfgNode, exported: bool = False) -> "InferenceOptions":
+        """Args: exported: whether the model is an exported one, which slides in any case."""
         test = cfg.TEST
-        if test.MODE == "whole":
+        if test.MODE == "whole" and not exported:
             return InferenceOptions(flip=test.FLIP)
-        window = image_size(cfg.DATA.IMG_SIZE)
+        window = image_size((exported and test.IMG_SIZE) or cfg.DATA.IMG_SIZE)
         stride = (test.STRIDE or max(1, window[0] * 2 // 3), test.STRIDE or max(1, window[1] * 2 // 3))
-        return InferenceOptions(window, stride, test.FLIP)
+        return InferenceOptions(window, stride, test.FLIP, exported)
 
 
 def class_map(logits_of: Logits, views: Sequence[Tensor], size: Size, options: InferenceOptions) -> Tensor:
@@ -57,6 +61,9 @@ def _logits(logits_of: Logits, image: Tensor, options: InferenceOptions) -> Tens
     """Returns float32 logits of the image's size: the mean over the windows that cover a pixel."""
     if options.window is None:
         return logits_of(image).float()
+    height, width = image.shape[2:]
+    if options.fixed:
+        image = F.pad(image, (0, max(0, options.window[1] - width), 0, max(0, options.window[0] - height)))
     total: Tensor | None = None
     count = torch.zeros(image.shape[2:], device=image.device)
     for rows in starts(image.shape[2], options.window[0], options.stride[0]):
@@ -67,7 +74,7 @@ def _logits(logits_of: Logits, image: Tensor, options: InferenceOptions) -> Tens
             total[:, :, rows, columns] += own
             count[rows, columns] += 1
     assert total is not None
-    return total.div_(count)
+    return total.div_(count)[:, :, :height, :width]
 
 
 def starts(side: int, window: int, stride: int) -> list[slice]:

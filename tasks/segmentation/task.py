@@ -54,7 +54,7 @@ class Segmentation(Task):
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         super().__init__(cfg, world, contents)
-        self._inference = InferenceOptions.from_config(cfg)
+        self._inference = InferenceOptions.from_config(cfg, bool(self.contents.get("exported")))
         self._colours: tuple[Colour, ...] = ()
 
     @classmethod

@@ -53,7 +53,21 @@ def test_windows_are_averaged_where_they_overlap():
     assert torch.equal(found, (0.9 > rows).byte()[:, None].expand(6, 4))
 
 
+@pytest.mark.parametrize("size", [(20, 50), (64, 40), (32, 32)])
+def test_a_model_of_one_size_sees_only_windows_of_it(size):
+    seen = set()
+
+    def logits(images):
+        seen.add(tuple(images.shape[2:]))
+        return images
+
+    image = torch.rand(3, *size)
+    found = class_map(logits, [image], size, InferenceOptions((32, 32), (16, 16), fixed=True))
+    assert seen == {(32, 32)} and torch.equal(found, image.argmax(0).byte())
+
+
 def test_options_come_from_the_recipe():
     assert InferenceOptions.from_config(configured(RECIPE)).window is None
     slide = InferenceOptions.from_config(configured(RECIPE, TEST__MODE="slide", TEST__FLIP=True))
+    assert InferenceOptions.from_config(configured(RECIPE), exported=True).fixed
     assert slide == InferenceOptions((512, 512), (341, 341), True)
