@@ -21,7 +21,7 @@ class WindowAttention(nn.Module):
     A mixin, `TablePositionBias` or `ContinuousPositionBias`, precedes it and supplies the bias of each pair of tokens.
 
     Args: window, shift in tokens; qk_scale: None for 1 / sqrt(channels per head); attn_drop: dropout rate for the
-    attention weights; form: one of `models.ops.attend.FORMS`.
+    attention weights; form: one of `models.ops.attend.FORMS`; always_shift: shift a side covered by one window, too.
     """
 
     relative_position_index: Tensor
@@ -38,9 +38,10 @@ class WindowAttention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         form: str = "auto",
+        always_shift: bool = False,
     ):
         super().__init__()
-        self.heads, self.window, self.shift = heads, window, shift
+        self.heads, self.window, self.shift, self.always_shift = heads, window, shift, always_shift
         self.qk_scale = (dim // heads) ** -0.5 if qk_scale is None else qk_scale
         self.attn_drop, self.form = attn_drop, form
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
@@ -52,7 +53,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to the same shape."""
-        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, self.shift)
+        grid = WindowGrid.of(x.shape[1], x.shape[2], self.window, self.shift, self.always_shift)
         dropout = self.attn_drop if self.training else 0.0
         if takes_kernel(self.form, x, self.window**2, x.shape[-1] // self.heads, dropout):
             x = attend_on_map(self.project(grid.pad(x)), self.bias()[0], grid, self.scale)

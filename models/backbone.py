@@ -1,5 +1,6 @@
 """Backbone shared by all Swin families: patch embedding, stages, pooled head, with timm's method names."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -29,7 +30,9 @@ class PyramidOptions:
     stages whose map is smaller than `window_size` tokens. `ape`: absolute position embedding; `patch_norm`: norm after
     the patch embedding; `mlp_ratio`: hidden width of an MLP relative to its input; `drop_path_rate`: stochastic depth
     rate of the last block; `init_std`: std of the initial weights of linear layers; `attention`: one of
-    `models.ops.attend.FORMS`.
+    `models.ops.attend.FORMS`. `dense`: the backbone of the released detectors and segmenters: images are padded to
+    whole patches, every second block shifts even where one window covers the map, windows keep their size on small
+    maps, and each stage's output has a norm, `norm0`, `norm1`, ..., in place of the final norm and the head.
 
     Raises: ConfigError for incompatible sizes.
     """
@@ -52,6 +55,7 @@ class PyramidOptions:
     patch_norm: bool = True
     init_std: float = 0.02
     attention: str = "auto"
+    dense: bool = False
 
     def __post_init__(self) -> None:
         key, depths, num_heads = f"MODEL.{self.SECTION}.NUM_HEADS", list(self.depths), list(self.num_heads)
@@ -106,7 +110,12 @@ class PyramidOptions:
 
     def attention_arguments(self) -> dict[str, Any]:
         """Returns the arguments of `WindowAttention` common to all families."""
-        return {"attn_drop": self.attn_drop_rate, "proj_drop": self.drop_rate, "form": self.attention}
+        return {
+            "attn_drop": self.attn_drop_rate,
+            "proj_drop": self.drop_rate,
+            "form": self.attention,
+            "always_shift": self.dense,
+        }
 
 
 def _as_tuple(value: Any) -> Any:
@@ -165,7 +174,7 @@ class SwinBackbone(nn.Module):
         self.num_classes = o.num_classes
         self._frozen: list[nn.Module] = []
         self.num_features = o.embed_dim * 2 ** (len(o.depths) - 1)
-        self.patch_embed = PatchEmbed(o.patch_size, o.in_chans, o.embed_dim, norm=o.patch_norm)
+        self.patch_embed = PatchEmbed(o.patch_size, o.in_chans, o.embed_dim, norm=o.patch_norm, pad=o.dense)
         height, width = (side // o.patch_size for side in image_size(o.img_size))
         self.grid: Size = (height, width)  # tokens of the absolute position embedding
         self.absolute_pos_embed = nn.Parameter(torch.zeros(1, height * width, o.embed_dim)) if o.ape else None
@@ -177,15 +186,17 @@ class SwinBackbone(nn.Module):
         self.layers = nn.ModuleList()
         self.feature_info: list[dict[str, int]] = []
         for i, (depth, heads) in enumerate(zip(o.depths, o.num_heads, strict=True)):
-            dim, window = o.embed_dim * 2**i, min(o.window_size, side)
+            dim, window = o.embed_dim * 2**i, o.window_size if o.dense else min(o.window_size, side)
             make = block if callable(block) else block[i]
             blocks = [make(dim, heads, window, (j % 2) * (window // 2), next(rates)) for j in range(depth)]
             self.layers.append(Stage(blocks, merging(dim) if i < len(o.depths) - 1 else None))
             self.feature_info.append({"num_chs": dim, "reduction": o.patch_size * 2**i})
             side = (side + 1) // 2
 
-        self.norm = nn.LayerNorm(self.num_features)
-        self.head: nn.Module = self._new_head(o.num_classes)
+        for i, info in enumerate(self.feature_info if o.dense else ()):
+            self.add_module(f"norm{i}", nn.LayerNorm(info["num_chs"]))
+        self.norm: Any = nn.Identity() if o.dense else nn.LayerNorm(self.num_features)
+        self.head: nn.Module = self._new_head(0 if o.dense else o.num_classes)
         self.mask_token: nn.Parameter | None = None  # replaces masked tokens; set by masked image models
         self.apply(partial(init_weights, std=o.init_std))
         if self.absolute_pos_embed is not None:
@@ -241,8 +252,8 @@ class SwinBackbone(nn.Module):
         """Computes the feature pyramid for detection and segmentation heads.
 
         Args: images (B, C, H, W); indices: stages to return, None for all; norm: apply the final norm to the last map.
-        Returns: the last map after the final norm (B, h, w, C), and one map (B, C_i, H_i, W_i) for each of `indices`;
-        `feature_info` has their channels and strides.
+        Returns: the last map after the final norm (B, h, w, C), and one map (B, C_i, H_i, W_i) for each of `indices`,
+        normalised by its own norm if the backbone is `dense`; `feature_info` has their channels and strides.
         Raises: ValueError for an index out of range.
         """
         count = len(self.layers)
@@ -253,7 +264,10 @@ class SwinBackbone(nn.Module):
         x = self._stem(images)
         for i, (stage, masks) in enumerate(self._draw(x)):
             own, x = stage(x, masks)
-            maps[i] = self.norm(own) if norm and i == count - 1 else own
+            if self.options.dense:
+                maps[i] = self.get_submodule(f"norm{i}")(own) if i in wanted else own
+            else:
+                maps[i] = self.norm(own) if norm and i == count - 1 else own
         return self.norm(x), [maps[i].permute(0, 3, 1, 2).contiguous() for i in wanted]
 
     def get_classifier(self) -> nn.Module:
@@ -263,7 +277,7 @@ class SwinBackbone(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the head with a newly initialised one; with 0 classes the model returns pooled features."""
         self.num_classes = num_classes
-        self.head = self._new_head(num_classes).to(self.norm.weight.device)
+        self.head = self._new_head(num_classes).to(self.patch_embed.proj.weight.device)
         self.head.apply(partial(init_weights, std=self.options.init_std))
 
     def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | None = None) -> None:
@@ -287,7 +301,8 @@ class SwinBackbone(nn.Module):
         if stages is not None and stages > len(self.layers):
             raise ConfigError("TRAIN.FREEZE", f"the model has {len(self.layers)} stages, not {stages}", "freeze fewer")
         last = len(self.layers) if stages is None else stages
-        self._frozen = [self.patch_embed, self.pos_drop, *self.layers[:last], *([self.norm] if stages is None else [])]
+        norms = [self.norm, *(module for name, module in self.named_children() if re.fullmatch(r"norm\d+", name))]
+        self._frozen = [self.patch_embed, self.pos_drop, *self.layers[:last], *(norms if stages is None else [])]
         for module in self._frozen:
             module.requires_grad_(False)
         if self.absolute_pos_embed is not None:

@@ -9,16 +9,19 @@ from models.ops.linear import Linear, can_fuse, fused_mlp
 class PatchEmbed(nn.Module):
     """Projects the patches of an image (B, C, H, W) to a map (B, H // patch, W // patch, dim) (paper, section 3.1).
 
-    Pixels beyond the last whole patch are dropped.
+    Pixels beyond the last whole patch are dropped or, with `pad`, completed with zeros to a patch: sides rounded up.
     """
 
-    def __init__(self, patch_size: int, in_chans: int, dim: int, norm: bool = True):
+    def __init__(self, patch_size: int, in_chans: int, dim: int, norm: bool = True, pad: bool = False):
         super().__init__()
+        self.pad = pad
         self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
         self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         patch = self.proj.stride[0]
+        if self.pad:
+            images = F.pad(images, (0, -images.shape[-1] % patch, 0, -images.shape[-2] % patch))
         if min(images.shape[-2:]) < patch:
             raise ValueError(f"an image of {tuple(images.shape[-2:])} pixels is smaller than a patch of {patch}")
         return self.norm(self.proj(images).permute(0, 2, 3, 1))

@@ -182,9 +182,9 @@ def prepare(model: nn.Module, *, checkpointing: bool = False, stages: Sequence[i
         model.set_grad_checkpointing(True, stages)  # type: ignore[operator]
     if freeze == "none":
         return
-    if not isinstance(model, SwinBackbone):
+    if not hasattr(model, "freeze"):
         raise ConfigError("TRAIN.FREEZE", "only Swin models can be frozen", "set it to none")
-    model.freeze(None if freeze == "all" else int(freeze))
+    model.freeze(None if freeze == "all" else int(freeze))  # type: ignore[operator]
 
 
 def preprocessing_of(options: ModelOptions) -> Preprocessing:

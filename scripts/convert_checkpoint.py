@@ -30,10 +30,12 @@ from models.weights.checks import misfits
 from models.weights.layouts import LAYOUTS, Layout, Weights
 from models.weights.load import Found, find_weights, load_weights
 from scripts.other_libraries import build_peer
+from tasks.registry import new_task
 from utils.checkpoints.contents import TUNED
 from utils.checkpoints.downloads import read_weights
 from utils.checkpoints.files import read_checkpoint
 from utils.checkpoints.safe_load import NOTES
+from utils.distributed.world import World
 from utils.errors import CheckpointError, ConfigError, one_line, run_to_exit_code
 from utils.files import writing
 from utils.preprocessing import Preprocessing, image_size
@@ -52,6 +54,11 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     """
     cfg = load_config(cfg_path)
     contents = read_weights(source)
+    task = new_task(cfg, World(), contents)
+    if task.composite:
+        from scripts.convert_whole import convert_whole  # which imports this module
+
+        return convert_whole(task, contents, source, target, "mmdetection" if to in ALIASES else to)
     found = find_weights(contents, source)
     options = model_options(cfg)
     if not isinstance(options, PyramidOptions):
@@ -70,7 +77,7 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     }
     notes = {key: value for key, value in notes.items() if value} | {"preprocessing": pixels.as_dict()}
     with writing(target, "OUT", SafetensorError) as temporary:
-        dropped = _write(stored, notes, temporary, layout.name)
+        dropped = write_weights(stored, notes, temporary, layout.name)
         again = find_weights(read_checkpoint(temporary), "the written file")
         _check_bits(found, again, model, _model(options, again))
         compared = _compare(layout.name, options, stored, model).replace(layout.name, to)
@@ -132,7 +139,7 @@ def _stored(weights: Weights, model: SwinBackbone, layout: Layout) -> Weights:
     return {name: value.clone() for name, value in layout.from_original({**weights, **buffers}).items()}
 
 
-def _write(weights: Weights, notes: dict[str, Any], target: Path, layout: str) -> str:
+def write_weights(weights: Weights, notes: dict[str, Any], target: Path, layout: str) -> str:
     """Writes weights and, if the format allows, metadata; returns a remark on omitted metadata.
 
     The original and the mm libraries wrap their weights; timm reads both, the others do not.

@@ -104,4 +104,37 @@ def _transformers(o: PyramidOptions, weights: dict[str, Tensor]) -> Loaded:
     return model, list(info["missing_keys"]), list(info["unexpected_keys"])
 
 
+def build_upernet(model: Any, weights: dict[str, Tensor]) -> Forward | None:
+    """Returns the forward pass of transformers' UPerNet with `weights` in its layout; None if it is not installed or
+    has no such model.
+
+    Args: model: a segmenter, whose sizes are taken. Raises: RuntimeError if weights are missing or unexpected.
+    """
+    o: PyramidOptions = model.encoder.options
+    if importlib.util.find_spec("transformers") is None or isinstance(o, SwinV2Options):
+        return None
+    transformers: Any = importlib.import_module("transformers")  # optional
+    config = transformers.UperNetConfig(
+        backbone_config=transformers.SwinConfig(
+            num_channels=o.in_chans,
+            depths=list(o.depths),
+            num_heads=list(o.num_heads),
+            use_absolute_embeddings=o.ape,
+            out_features=[f"stage{i + 1}" for i in range(len(o.depths))],
+            **{name: getattr(o, name) for name in ("patch_size", "embed_dim", "window_size", "mlp_ratio", "qkv_bias")},
+        ),
+        hidden_size=model.decode_head.conv_seg.in_channels,
+        auxiliary_channels=model.auxiliary_head.conv_seg.in_channels,
+        auxiliary_in_channels=model.auxiliary_head.convs[0].conv.in_channels,
+        num_labels=model.num_classes,
+    )
+    kind = transformers.UperNetForSemanticSegmentation
+    peer, info = kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    unused = ("layernorm.weight", "layernorm.bias", *DERIVED)  # the final norm, which it has but does not use
+    missing = [name for name in info["missing_keys"] if not name.endswith(unused)]
+    if missing or info["unexpected_keys"]:
+        raise RuntimeError(f"transformers misses {missing[:3]} and does not expect {list(info['unexpected_keys'])[:3]}")
+    return torch.no_grad()(lambda images: logits_of(peer.eval()(images)))
+
+
 _PEERS = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}

@@ -80,23 +80,26 @@ def _record(row: Row) -> Mapping[str, Any]:
     return row.cells if row.record is None else row.record
 
 
-def save_pictures(opened: ModelFile, images: FoundImages, folder: Path, limit: int) -> int:
+def save_pictures(opened: ModelFile, images: FoundImages, folder: Path, limit: int, kind: str = "picture") -> int:
     """Writes the task's picture of each prediction as a PNG file; returns the number of files.
 
+    Args: kind: the field of `Row` that draws it: picture, or label_map.
     Raises: ConfigError if the task predicts or draws nothing; ResourceError.
     """
     task, paths, count, read = opened.task, images.paths, 0, 0
+    option = "--pictures" if kind == "picture" else "--label-maps"
     _check_predicts(task)
     for outputs, batch in predict(opened.model, _batches(opened, images), task.forward, task.world):
         for row in task.predictions(outputs, batch, opened.info, limit):
             read += 1
-            if row.picture is not None:
+            draw = getattr(row, kind)
+            if draw is not None:
                 name = f"{row.sample:0{len(str(len(paths) - 1))}}_{short_stem(paths[row.sample])}.png"
-                with writing(folder / name, "--pictures") as temporary:
-                    row.picture().save(temporary, "PNG")
+                with writing(folder / name, option) as temporary:
+                    draw().save(temporary, "PNG")
                 count += 1
     if read and not count:
-        raise ConfigError("--pictures", f"TASK {task.name} draws no pictures of its predictions", "use --explain")
+        raise ConfigError(option, f"TASK {task.name} draws none of its predictions", "use --explain or --output")
     return count
 
 
@@ -214,6 +217,9 @@ def _predict(opened: ModelFile, images: FoundImages, options: argparse.Namespace
     if options.pictures:
         drawn = save_pictures(opened, images, options.pictures, options.topk)
         say(f"{count(drawn, 'picture')}: {options.pictures}")
+    if options.label_maps:
+        drawn = save_pictures(opened, images, options.label_maps, options.topk, "label_map")
+        say(f"{count(drawn, 'label map')}: {options.label_maps}")
     rows = predictions(opened, images, options.topk)
     if options.output:
         write_predictions(options.output, rows)
@@ -241,6 +247,7 @@ def _parser() -> ScriptParser:
     parser.add_device()
     parser.add_argument("--features", choices=FEATURES, help="write features to --output instead of classes")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw each prediction, if the task can")
+    parser.add_argument("--label-maps", type=Path, metavar="FOLDER", help="write the class of each pixel, as PNG files")
     parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture that explains each prediction")
     parser.add_argument("--class", dest="chosen", default="", metavar="NAME", help="explain this class instead")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from configs.checks import grouping
 from data.sources.base import opening
 from data.tools.checking import check_folder
+from data.tools.checking_pairs import check_pairs, has_pairs
 from data.tools.division import DivisionOptions
 from data.tools.packing import pack, resize_copy, sort_validation
 from data.tools.split_copy import split_copy
@@ -33,7 +34,12 @@ FOUND = 3  # exit code of a check with findings
 def check(options: argparse.Namespace) -> int:
     """Prints facts and findings; returns 3 if there are any findings."""
     with opening(options.folder):
-        report = check_folder(options.folder, options.workers, options.channels)
+        paired = has_pairs(options.folder)
+        report = (
+            check_pairs(options.folder, options.workers)
+            if paired
+            else check_folder(options.folder, options.workers, options.channels)
+        )
     say(*report.facts, *(f"found: {finding}" for finding in report.findings))
     if report.findings:
         print(printable(f"{count(len(report.findings), 'finding')}: {options.folder}"), file=sys.stderr)
@@ -102,7 +108,7 @@ def main(argv: list[str]) -> int:
     ):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
-        either = ", or class folders" if name in ("check", "show") else ""
+        either = ", class folders, or images/ and labels/" if name in ("check", "show") else ""
         about = "class folders" if name == "split" else f"contains train/ and val/{either}"
         command.add_argument("folder", type=Path, help=about)
         if target:

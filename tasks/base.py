@@ -54,13 +54,14 @@ class Row:
     """The prediction for one sample.
 
     `sample`: index; `cells`: columns of a table, by name; `record`: the same for JSON, `cells` if None; `picture`
-    draws it.
+    draws it; `label_map` draws the class of every pixel as its value.
     """
 
     sample: int
     cells: Mapping[str, Any]
     record: Mapping[str, Any] | None = None
     picture: Any = field(default=None, repr=False)
+    label_map: Any = field(default=None, repr=False)
 
 
 class Task(ABC):
@@ -74,6 +75,7 @@ class Task(ABC):
     name: ClassVar[str]
     best: Best | None = None  # the metric that selects the best checkpoint, unless `best_of` reads it from a key
     predicts: ClassVar[bool] = True  # whether scripts/predict.py supports it
+    composite: ClassVar[bool] = False  # whether weights are converted with the parts beside the Swin
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         self.cfg, self.world, self.contents = cfg, world, contents or {}

@@ -22,7 +22,8 @@ class WindowGrid:
     """Partition of a map of `height` x `width` tokens into windows.
 
     Sides that are not a multiple of the window are padded with zeros at the bottom and on the right. A side that a
-    single window covers is not shifted, as in the released models: it has no neighbours to exchange with.
+    single window covers is not shifted, as in the released classifiers: it has no neighbours to exchange with. The
+    released detectors and segmenters shift it all the same: `of` with `always`.
     """
 
     height: int
@@ -32,21 +33,30 @@ class WindowGrid:
     shift_w: int
 
     @staticmethod
-    def of(height: int, width: int, window: int, shift: int) -> "WindowGrid":
-        """Returns the grid for a map of any size; 0 <= shift < window, in tokens."""
-        return WindowGrid(height, width, window, shift if height > window else 0, shift if width > window else 0)
+    def of(height: int, width: int, window: int, shift: int, always: bool = False) -> "WindowGrid":
+        """Returns the grid for a map of any size; 0 <= shift < window, in tokens.
+
+        Args: always: shift sides that a single window covers, too.
+        """
+        shift_h, shift_w = (shift if always or side > window else 0 for side in (height, width))
+        return WindowGrid(height, width, window, shift_h, shift_w)
 
     @property
     def padded(self) -> tuple[int, int]:
         """Height and width in tokens after padding to whole windows."""
         return tuple(-(-side // self.window) * self.window for side in (self.height, self.width))  # type: ignore
 
+    @property
+    def is_trivial(self) -> bool:
+        """Whether the windows hold the tokens in row-major order: a single one, not shifted."""
+        return self.padded == (self.window, self.window) and not (self.shift_h or self.shift_w)
+
     def split(self, x: Tensor) -> Tensor:
         """Partitions (B, height, width, C) into (B, windows, window * window, C), windows in row-major order."""
         batch, channels = x.shape[0], x.shape[-1]
         rows, cols = self.padded
         x = self.pad(x).reshape(batch, rows * cols, channels)
-        if rows * cols > self.window**2:
+        if not self.is_trivial:
             x = permute_tokens(x, *_of_grid(_window_order, self, x.device))
         return x.view(batch, -1, self.window**2, channels)
 
@@ -54,7 +64,7 @@ class WindowGrid:
         """Inverts `split`: (B, windows, window * window, C) -> (B, height, width, C), without the padding."""
         batch, channels = windows.shape[0], windows.shape[-1]
         x = windows.reshape(batch, -1, channels)
-        if windows.shape[1] > 1:
+        if not self.is_trivial:
             order, inverse = _of_grid(_window_order, self, windows.device)
             x = permute_tokens(x, inverse, order)
         return self.crop(x.view(batch, *self.padded, channels))

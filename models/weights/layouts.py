@@ -44,13 +44,14 @@ class Layout:
     def from_original(self, weights: Mapping[str, Tensor]) -> Weights:
         """Inverts `to_original`, with this layout's prefix."""
         prefix = self.prefix_v2 if any(name.endswith(".logit_scale") for name in weights) else self.prefix
-        return {k if k.startswith(CLASSIFIERS) else prefix + k: v for k, v in self._bare(weights).items()}
+        return {k if k.startswith(CLASSIFIERS) else prefix + k: v for k, v in self.bare(weights).items()}
 
     def shapes_of(self, weights: Mapping[str, Tensor]) -> Weights:
         """Translates names and shapes to this layout, without prefix, as tensors on the meta device."""
-        return self._bare({name: value.to("meta") for name, value in weights.items()})
+        return self.bare({name: value.to("meta") for name, value in weights.items()})
 
-    def _bare(self, weights: Mapping[str, Tensor]) -> Weights:
+    def bare(self, weights: Mapping[str, Tensor]) -> Weights:
+        """Translates weights to this layout, without prefix."""
         return {_rename(k, self.names): v for k, v in self.encode(dict(weights)).items()}
 
     def extras(self, names: Collection[str]) -> list[str]:

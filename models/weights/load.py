@@ -23,6 +23,7 @@ from models.weights.checks import (
 from models.weights.experts import check_experts, flat_biases
 from models.weights.fitting import Head, Tables, fit_head, fit_weights
 from models.weights.layouts import CLASSIFIERS, DERIVED, LAYOUTS, Layout, Weights, recognise
+from models.weights.parts import HEAD_CLASSIFIERS, parts_to_original, split_norm
 from models.weights.timm import load_timm
 from utils.errors import CheckpointError, listing
 
@@ -111,6 +112,8 @@ def find_weights(contents: Mapping[str, Any], origin: str, encoder_name: str = "
     Raises: CheckpointError if there are none, or one is not finite.
     """
     place, tensors = _unwrap(contents, origin)
+    # transformers 5 in memory, and its final norm, which dense models do not use, in files
+    tensors = {re.sub(r"^backbone\.swin(v2)?\.", "backbone.", name): value for name, value in tensors.items()}
     prefix, tensors, others = _split_backbone(tensors, encoder_name)
     tensors = {name.replace(".rpe_mlp.", ".cpb_mlp."): value for name, value in tensors.items()}
     tensors = flat_biases(tensors)
@@ -168,7 +171,7 @@ def load_contents(
         if isinstance(model, SwinBackbone):
             return load_weights(model, find_weights(contents, origin), head, tables)
         if has_encoder(model):
-            return load_composite(model, contents, origin, encoder_only=head_for is not None, tables=tables)
+            return load_composite(model, contents, origin, encoder_only=head_for is not None, head=head, tables=tables)
         return load_timm(model, *_unwrap(contents, origin), origin, head)
     except WrongModelError as error:
         own = trained_as(contents, origin)
@@ -183,18 +186,23 @@ def load_composite(
     origin: str,
     *,
     encoder_only: bool = False,
+    head: Head = "fit",
     tables: Tables = "bicubic",
 ) -> str:
     """Loads a model that contains a Swin, which is fitted; its other parts must match exactly.
 
-    Args: encoder_only: accept a file without the other parts, such as a classifier's; they stay as initialised.
+    Args: encoder_only: accept a file without the other parts, such as a classifier's; they stay as initialised. If the
+    Swin is `dense`, parts that fit are loaded and the others named; head: "replace": those of the classes never fit.
     Returns: a log line, which names the other parts. Raises: CheckpointError.
     """
     prefix, encoder = model.encoder_name, model.encoder.state_dict()
     fitted = {f"{prefix}{name}" for name in encoder.keys() - set(LAYOUTS["original"].extras(encoder))}
     own = {name: value for name, value in model.state_dict().items() if name not in fitted}
     parts = dict.fromkeys(name.removeprefix(prefix).split(".")[0].replace("_", " ") for name in own)
-    found = find_weights(contents, origin, prefix)
+    parts = {part: None for part in parts if not re.fullmatch(r"norm\d+", part)}  # they belong to the encoder's maps
+    found = find_parts(model.encoder, find_weights(contents, origin, prefix), prefix)
+    if encoder_only and model.encoder.options.dense:
+        return _load_fitting(model, found, own, head, tables)
     given = found.others if found.others.keys() & own.keys() else {}
     if given:
         check_names(given, own, origin)
@@ -207,6 +215,34 @@ def load_composite(
     line = load_weights(model.encoder, found, tables=tables)
     model.load_state_dict(given, strict=False)
     return f"{line}, {'with its' if given else 'a new'} {' and '.join(parts)}"
+
+
+def find_parts(encoder: SwinBackbone, found: Found, prefix: str) -> Found:
+    """Returns the weights with all other parts under the authors' names and, for a `dense` encoder, with the norm of
+    the last map among them and without a classifier's norm. Args: prefix: of the encoder's names."""
+    others = parts_to_original(found.others, found.layout)
+    if not encoder.options.dense:
+        return replace(found, others=others)
+    tensors, norm = split_norm(found.tensors, dense=f"{prefix}norm0.weight" in others)
+    return replace(found, tensors=tensors, others=others | {f"{prefix}{name}": value for name, value in norm.items()})
+
+
+def _load_fitting(model: HasEncoder, found: Found, own: Weights, head: Head, tables: Tables) -> str:
+    """Loads the encoder and those other parts that a file has with the same shape. Args: own: the other parts."""
+    given = {name: value for name, value in found.others.items() if name in own and value.shape == own[name].shape}
+    if head == "replace":
+        given = {name: value for name, value in given.items() if not HEAD_CLASSIFIERS.match(name)}
+    check_kinds(given, own, found.origin)
+    check_finite(given, found.origin)
+    line = load_weights(model.encoder, replace(found, others=_without(found.others, own)), tables=tables)
+    model.load_state_dict(given, strict=False)
+    new = _without(own, given)
+    groups = dict.fromkeys(re.findall(r"^(norm\d+|\w+\.\w+)", name.removeprefix(model.encoder_name))[0] for name in new)
+    return f"{line}, {len(given)} of {len(own)} tensors of the heads, new: {listing(groups, 12) or 'nothing'}"
+
+
+def _without(weights: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> Weights:
+    return {name: value for name, value in weights.items() if name not in names}
 
 
 def _unwrap(contents: Mapping[str, Any], origin: str) -> tuple[str, Weights]:

@@ -239,3 +239,16 @@ def test_sizes_that_do_not_fit_together_are_rejected(change, key, names):
 def test_sizes_of_a_configuration_that_do_not_fit_together_are_rejected(key, size, subject, names):
     with raises(ConfigError, subject, *names):
         model_options(load_config(ROOT / "configs/swin_tiny.yaml", [(key, size, "test")]))
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_a_dense_backbone_has_a_norm_for_each_map_and_rounds_sizes_up(family):
+    model = small(family, dense=True, num_classes=0)
+    names = {name.split(".")[0] for name in model.state_dict()}
+    assert {"norm0", "norm1"} <= names and not {"norm", "head"} & names
+    _, maps = model.forward_intermediates(torch.randn(1, 3, 17, 33))
+    assert [tuple(each.shape[1:]) for each in maps] == [(8, 9, 17), (16, 5, 9)]
+    for each in maps:  # new norms: mean 0 and variance 1 over the channels
+        torch.testing.assert_close(each.mean(1), torch.zeros_like(each[:, 0]), rtol=0, atol=1e-5)
+    model.freeze(None)
+    assert not [name for name, p in model.named_parameters() if p.requires_grad]

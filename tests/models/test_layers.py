@@ -59,3 +59,13 @@ def test_hooks_on_gradients_of_the_layers_of_the_mlp_are_called():
     mlp.fc2.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0].shape))
     mlp(torch.randn(2, 6)).sum().backward()
     assert seen == [(2, 6)]
+
+
+def test_a_padding_patch_embedding_completes_patches_with_zeros():
+    torch.manual_seed(0)
+    layer = PatchEmbed(4, 3, 6, pad=True)
+    image = torch.randn(1, 3, 5, 9)
+    padded = torch.zeros(1, 3, 8, 12)
+    padded[:, :, :5, :9] = image
+    assert layer(image).shape == (1, 2, 3, 6) and torch.equal(layer(image), layer(padded))
+    assert layer(image[:, :, :2, :3]).shape == (1, 1, 1, 6)

@@ -1,6 +1,6 @@
 """Optimizers and their parameter groups."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -50,8 +50,18 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float, 
 
     Weight decay applies to matrices only, except those named by the model's `no_weight_decay()`. With `layer_decay`
     below 1, layer n below the head learns at `layer_decay ** n` of the rate (arXiv 2106.08254). `rule` selects how
-    layers are counted: by the model's `group_matcher()` ("timm") or, if it has one, its `simmim_group_matcher()`.
+    layers are counted: by the model's `group_matcher()` ("timm") or, if it has one, its `simmim_group_matcher()`. A
+    model with a method `decays(name)` decides by it which parameters decay.
     """
+    groups = _layered(model, weight_decay, layer_decay, rule)
+    decays: Any = getattr(model, "decays", None)
+    if decays is None:
+        return groups
+    decayed = {id(parameter) for name, parameter in model.named_parameters() if decays(name)}
+    return [{**group, "weight_decay": weight_decay if kind else 0.0} for kind, group in _divided(groups, decayed)]
+
+
+def _layered(model: nn.Module, weight_decay: float, layer_decay: float, rule: str) -> Groups:
     tables: set[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay < 1.0:
         matcher = getattr(model, "simmim_group_matcher", None) if rule == "simmim" else None
@@ -70,13 +80,17 @@ def slow_backbone(groups: Groups, model: nn.Module, factor: float) -> Groups:
     """
     head: Any = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
     own = {id(parameter) for parameter in head.parameters()} if isinstance(head, nn.Module) else set()
-    parts = []
+    scaled = ((1.0 if of_head else factor, group) for of_head, group in _divided(groups, own))
+    return [{**group, "lr_scale": group["lr_scale"] * scale} for scale, group in scaled]
+
+
+def _divided(groups: Groups, chosen: set[int]) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """Yields the chosen parameters of each group, as (True, group), then the others. Args: chosen: their ids."""
     for group in groups:
-        for of_head, scale in ((True, 1.0), (False, factor)):
-            chosen = [parameter for parameter in group["params"] if (id(parameter) in own) == of_head]
-            if chosen:
-                parts.append({**group, "params": chosen, "lr_scale": group["lr_scale"] * scale})
-    return parts
+        for kind in (True, False):
+            members = [parameter for parameter in group["params"] if (id(parameter) in chosen) == kind]
+            if members:
+                yield kind, {**group, "params": members}
 
 
 def build_optimizer(groups: Groups, options: OptimizerOptions) -> torch.optim.Optimizer:

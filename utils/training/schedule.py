@@ -14,7 +14,8 @@ def learning_rate(update: int, plan: RunPlan, scale: float = 1.0, decays: int = 
     number of decays of a plateau schedule so far.
 
     The cosine follows the paper (section 4.1). It starts after the warm-up or, without `warmup_prefix`, at update 0,
-    hidden at first by the warm-up, as in runs released before October 2022.
+    hidden at first by the warm-up, as in runs released before October 2022. Without `warmup_prefix`, the warm-up of a
+    polynomial is a factor of it, as in the released segmenters.
     """
     if plan.scale_peak:
         plan, scale = replace(plan, peak_lr=plan.peak_lr * scale), 1.0
@@ -23,11 +24,17 @@ def learning_rate(update: int, plan: RunPlan, scale: float = 1.0, decays: int = 
 
 def _unscaled(update: int, plan: RunPlan, decays: int) -> float:
     warmup = plan.warmup_updates
+    if update < warmup and plan.scheduler == "poly" and not plan.warmup_prefix:
+        return _poly(update, plan) * _lerp(plan.warmup_lr / plan.peak_lr, 1.0, update / warmup)
     if update < warmup:
         return plan.warmup_lr + (plan.peak_lr - plan.warmup_lr) * update / warmup
     if plan.scheduler == "plateau":
         return max(plan.min_lr, plan.peak_lr * plan.decay_rate**decays)
     return _DECAYS[plan.scheduler](update, plan)
+
+
+def _lerp(start: float, end: float, share: float) -> float:
+    return start + (end - start) * share
 
 
 def _progress(update: int, plan: RunPlan, after_warmup: bool) -> float:

@@ -46,6 +46,19 @@ def test_a_side_that_one_window_covers_is_not_shifted():
     assert (wide.shift_h, wide.shift_w) == (0, 3)
 
 
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (5, 10), (3, 3)])
+def test_dense_models_shift_a_side_that_one_window_covers(height, width):
+    """A roll, as the released detectors and segmenters compute it, and a mask that keeps the edges apart."""
+    grid = WindowGrid.of(height, width, 7, 3, always=True)
+    x = torch.randn(2, height, width, 3)
+    padded = grid.pad(x).roll((-3, -3), (1, 2))
+    rows, cols = grid.padded
+    expected = padded.view(2, rows // 7, 7, cols // 7, 7, 3).transpose(2, 3).reshape(2, -1, 49, 3)
+    assert torch.equal(grid.split(x), expected) and torch.equal(grid.merge(grid.split(x)), x)
+    mask = grid.mask(torch.device("cpu"))
+    assert mask is not None and mask[-1, 0, 48] == -100 and mask[-1, 0, 1] == 0
+
+
 def test_a_mask_created_in_inference_mode_can_be_used_in_training():
     grid = WindowGrid.of(10, 12, 5, 2)
     with torch.inference_mode():

@@ -148,3 +148,13 @@ def test_the_backbone_may_learn_more_slowly_than_the_head(model, layer_decay):
     for key, (scale, decay) in before.items():
         factor = 1.0 if names[key].startswith("head.") else 0.1
         assert after[key] == (pytest.approx(scale * factor), decay)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_a_model_may_decide_by_name_what_decays(model, layer_decay):
+    model.decays = lambda name: "norm" not in name
+    groups = parameter_groups(model, 0.05, layer_decay)
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(map(id, model.parameters()))
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    assert all(decay[id(p)] == (0.0 if "norm" in name else 0.05) for name, p in model.named_parameters())
+    assert len({g["lr_scale"] for g in groups}) == (1 if layer_decay == 1 else 6)

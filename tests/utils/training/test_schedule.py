@@ -128,3 +128,17 @@ def test_plateau_decays_when_it_is_told_to():
     rates = [learning_rate(update, own, decays=decays) for update, decays in ((10, 0), (500, 1), (501, 3), (502, 20))]
     assert rates == pytest.approx([1e-3, 5e-4, 1.25e-4, 1e-5])
     assert learning_rate(500, own, 0.1, decays=1) == pytest.approx(5e-5)
+
+
+def test_the_warm_up_of_the_released_segmenters_is_a_factor_of_their_polynomial():
+    """lr(t) = peak * (1 - t / T) * (1 - (1 - t / W) * (1 - r)), with W 1500, T 160,000 and r a millionth."""
+    own = replace(
+        plan(), updates=160_000, warmup_updates=1500, warmup_lr=6e-11, peak_lr=6e-5, min_lr=0.0, scheduler="poly",
+        warmup_prefix=False,
+    )  # fmt: skip
+    assert learning_rate(0, own) == pytest.approx(6e-11)
+    for t in (1, 750, 1499):
+        expected = 6e-5 * (1 - t / 160_000) * (1 - (1 - t / 1500) * (1 - 1e-6))
+        assert learning_rate(t, own) == pytest.approx(expected, rel=1e-12)
+    assert learning_rate(1500, own) == pytest.approx(6e-5 * (1 - 1500 / 160_000))
+    assert learning_rate(80_000, own) == pytest.approx(3e-5) and learning_rate(160_000, own) == 0
