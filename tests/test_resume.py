@@ -199,7 +199,7 @@ def test_what_a_checkpoint_holds(tiny_yaml, photos, tmp_path):
     for tag, kind, key in (("train/loss", "train", "loss"), ("train/lr", "train", "lr"), ("val/top1", "val", "top1")):
         expected = [(r["update"], pytest.approx(r[key])) for r in lines if r["kind"] == kind]
         assert [(e.step, e.value) for e in board.Scalars(tag)] == expected
-    assert {"train/grad_norm", "speed/images_per_s", "val/loss", "val/top3"} <= set(board.Tags()["scalars"])
+    assert {"train/grad_norm", "speed/images_per_s", "val/loss", "val/top1"} <= set(board.Tags()["scalars"])
     log = (folder / "log.txt").read_text()
     assert "data: 36 training and 15 validation samples, 3 classes" in log and "Acc@1" in log
     assert "\x1b" not in log  # plain text

@@ -30,7 +30,7 @@ def test_an_exported_file_needs_nothing_else(made, photos, tmp_path, capsys, end
     assert predictions(table) == {path: (name, pytest.approx(p, abs=2e-2)) for path, (name, p) in expected.items()}
     with pytest.raises(SystemExit):
         predict.main([str(photos / "val"), "--model", str(target), "--features", "pooled", "--output", "x.csv"])
-    assert predict.main([str(photos / "val"), "--model", str(target), "--features", "pooled"]) == 2
+    assert predict.main([str(photos / "val"), "--model", str(target), "--features", "pooled", "--output", "x.npz"]) == 2
     capsys.readouterr()
     assert predict.main([str(photos / "val"), "--model", str(target), "--size", "64"]) == 2
     err = capsys.readouterr().err

@@ -140,6 +140,7 @@ def draw_kills(count: int, seed: int, processes: int) -> list[Kill]:
         if target == "rank" and processes == 1:
             rank = -1
         launched = target == "launcher" or phase in ("imports", "rendezvous") or draw.random() < 0.25
+        launched = launched and processes > 1
         kills.append(Kill(phase, draw.randint(1, _MOST.get(phase, 1)), rank, target, launched))
     return kills
 

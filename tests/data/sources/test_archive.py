@@ -92,7 +92,7 @@ def test_labels_come_from_the_first_folder():
     names = ["b/x.jpg", "a/deep/y.jpg", "b/z.jpg"]
     assert label_by_folder(names, None, Path("z")) == (names, [1, 0, 1], ["a", "b"])
     assert label_by_folder(names, ["b", "c", "a"], Path("z")) == (names, [0, 2, 0], ["b", "c", "a"])
-    with raises(DataError, "z", "1 classes", ": a"):
+    with raises(DataError, "z", "1 class is", ": a"):
         label_by_folder(names, ["b"], Path("z"))
     with raises(DataError, "z", "x.jpg"):
         label_by_folder(["x.jpg", "a/y.jpg"], None, Path("z"))

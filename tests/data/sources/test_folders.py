@@ -41,7 +41,7 @@ def test_fault_43_an_empty_class_is_refused_by_name(own_photos):
 
 def test_fault_44_unknown_validation_classes_are_named(own_photos):
     (own_photos / "val" / "class_1").rename(own_photos / "val" / "klass_1")
-    with raises(DataError, own_photos / "val", "1 classes", 3, "klass_1"):
+    with raises(DataError, own_photos / "val", "1 class is", 3, "klass_1"):
         open_folder(own_photos)
 
 

@@ -16,6 +16,7 @@ HASHES = """
 import hashlib, pickle, sys
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from data.sources.open import SourceOptions
+from data.sources.table import Columns
 from tasks.classification.labels import open_val
 from tests.tools.builders import labels_of, open_data
 from utils.distributed.world import World
@@ -35,7 +36,7 @@ def refused(act):
 
 
 def open_other(*columns):
-    return open_data("timm:hfds/" + sys.argv[2], "", validate=False, columns=columns).train
+    return open_data("timm:hfds/" + sys.argv[2], "", validate=False, columns=Columns(*columns)).train
 
 
 refused(lambda: open_data("timm:hfds/nobody/nothing", ""))
