@@ -207,7 +207,7 @@ def test_what_a_checkpoint_holds(tiny_yaml, photos, tmp_path):
         assert curves.size[0] > 800 and len(curves.convert("L").getcolors()) > 10
     assert "trained 1 epoch in" in done.out and f"scripts/predict.py IMAGE --model {folder}" in done.out
     rerun = run_program("--cfg", folder / "config.yaml")
-    assert "trained 0 epochs after 1 in" in rerun.out
+    assert "already trained: 1 epoch" in rerun.out
     assert rerun.code == 0 and "the newest checkpoint in the output folder" in rerun.out
 
 

@@ -144,9 +144,9 @@ def on_terminal(columns, **variables):
     """Returns what a terminal of that width gets to see."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    own = environment(**{"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **variables})
-    own = {name: value for name, value in own.items() if name not in ("COLUMNS", "LINES")}  # they take precedence
-    child = subprocess.Popen([sys.executable, "-c", SHOW], stdout=theirs, stderr=theirs, env=own)
+    # where these variables are set, they take precedence
+    variables = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "24", **variables}
+    child = subprocess.Popen([sys.executable, "-c", SHOW], stdout=theirs, stderr=theirs, env=environment(**variables))
     os.close(theirs)
     seen = b""
     try:
