@@ -89,7 +89,7 @@ def config_of_weights(
 ) -> CfgNode:
     """Returns the configuration of a weights file: `recipe`, else the released model's, else the stored one.
 
-    Args: contents: those of the file `name`; option: the option or key that sets the recipe, for messages.
+    Args: contents: the contents of the file `name`; option: the option or key that sets the recipe, for messages.
     Raises: ConfigError if there is none.
     """
     kind, _, released = name.partition(":")

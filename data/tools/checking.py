@@ -182,7 +182,7 @@ def _check_contents(splits: dict[str, Classes], workers: int, channels: int, rep
         found = list(track(results, "checking", len(owner), "files"))
     report.findings += [each.problem for each in found if each.problem]
     good = [each for each in found if not each.problem]
-    _describe_images(good, report)
+    describe_images([(each.file, each.size, each.turned) for each in good], report)
     copies: dict[bytes, list[str]] = defaultdict(list)
     for each in good:
         copies[each.digest].append(each.file)
@@ -208,13 +208,16 @@ def _apart(one: tuple[str, str], other: tuple[str, str]) -> str:
     return "two classes" if one[1] != other[1] else ""
 
 
-def _describe_images(found: Sequence[Examined], report: Report) -> None:
-    """Adds the range of sizes, and the number of turned images."""
-    sizes = sorted((min(each.size), *each.size, each.file) for each in found)
+def describe_images(found: Sequence[tuple[str, tuple[int, int], bool]], report: Report, title: str = "sizes") -> None:
+    """Adds the range of sizes, and the number of turned images.
+
+    Args: found: name, (height, width), whether EXIF orientation turns it; title: title of the line about sizes.
+    """
+    sizes = sorted((min(size), *size, name) for name, size, _ in found)
     if sizes:
         (_, h, w, small), (_, most_h, most_w, large) = sizes[0], sizes[-1]
-        report.facts.append(f"sizes: from {w}x{h} ({small}) to {most_w}x{most_h} ({large}), width x height")
-    turned = [each.file for each in found if each.turned]
+        report.facts.append(f"{title}: from {w}x{h} ({small}) to {most_w}x{most_h} ({large}), width x height")
+    turned = [name for name, _, is_turned in found if is_turned]
     if turned:
         what = count(len(turned), "image is", "images are")
         report.facts.append(f"{what} turned by EXIF orientation (DATA.EXIF): {listing(turned, SHOWN)}")

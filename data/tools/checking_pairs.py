@@ -13,7 +13,7 @@ from data.pipeline.fork_server import worker_pool
 from data.pipeline.label_maps import read_label_map, shown
 from data.sources.class_tables import class_table
 from data.sources.pairs import PairSource, PairStore
-from data.tools.checking import Report
+from data.tools.checking import Report, describe_images
 from utils.errors import DataError, count, listing
 from utils.terminal import table_lines, track
 
@@ -99,14 +99,7 @@ def _describe(split: str, found: Sequence[Pair], report: Report) -> None:
     report.findings += [pair.problem for pair in found if pair.problem]
     good = [pair for pair in found if not pair.problem]
     report.facts.append(f"{split}: {count(len(found), 'image')} with label maps")
-    sizes = sorted((min(pair.size), *pair.size, pair.name) for pair in good)
-    if sizes:
-        (_, h, w, small), (_, most_h, most_w, large) = sizes[0], sizes[-1]
-        report.facts.append(f"{split} sizes: from {w}x{h} ({small}) to {most_w}x{most_h} ({large}), width x height")
-    turned = [pair.name for pair in good if pair.turned]
-    if turned:
-        what = count(len(turned), "image is", "images are")
-        report.facts.append(f"{what} turned by EXIF orientation (DATA.EXIF): {listing(turned, SHOWN)}")
+    describe_images([(pair.name, pair.size, pair.turned) for pair in good], report, f"{split} sizes")
 
 
 def _describe_values(found: dict[str, list[Pair]], report: Report) -> None:

@@ -137,7 +137,7 @@ def _cached_parts(source: IndexedSource, options: DivisionOptions) -> NDArray[np
 
 
 def related(source: IndexedSource, group_by: str, duplicates: bool) -> list[int]:
-    """Returns the group of each sample; those of one group belong together. Raises: ConfigError."""
+    """Returns the group of each sample; samples of a group belong together. Raises: ConfigError."""
     groups = _named_groups(source, group_by) if group_by else []
     if duplicates:
         found = near_duplicates(source)
@@ -166,7 +166,7 @@ def _named_groups(source: IndexedSource, group_by: str) -> list[list[int]]:
         else:
             found[source.key(i)].append(i)
     if len(found) == len(source):
-        raise ConfigError("DATA.GROUP_BY", f"{group_by} puts every image into a group of its own", "correct it")
+        raise ConfigError("DATA.GROUP_BY", f"{group_by} puts every image into a separate group", "correct it")
     return list(found.values())
 
 

@@ -37,7 +37,7 @@ def near_duplicates(source: Source, title: str = "near-duplicates") -> list[list
 
 
 def similar(thumbnails: Sequence[Thumbnail | None]) -> list[list[int]]:
-    """Returns groups of at least two similar thumbnails, by index; those of plain images, and None, are in none.
+    """Returns groups of at least two similar thumbnails, by index. Plain images and None are in no group.
 
     Candidates are found by their difference hash, and confirmed by their pixels.
     """

@@ -1,7 +1,7 @@
 """Segmentation heads: UPerNet (arXiv 1807.10221) and the auxiliary FCN, as released with Swin.
 
-Parameter names are those of the released weights. Maps are (B, C, H, W), finest first; bilinear resizing never aligns
-corners.
+The parameters have the names of the released weights. Maps are (B, C, H, W), finest first; bilinear resizing never
+aligns corners.
 """
 
 from collections.abc import Sequence

@@ -192,7 +192,7 @@ def load_composite(
     """Loads a model that contains a Swin, which is fitted; its other parts must match exactly.
 
     Args: encoder_only: accept a file without the other parts, such as a classifier's; they stay as initialised. If the
-    Swin is `dense`, parts that fit are loaded and the others named; head: "replace": those of the classes never fit.
+    Swin is `dense`, parts that fit are loaded and the others named; head: "replace" leaves out the classifiers.
     Returns: a log line, which names the other parts. Raises: CheckpointError.
     """
     prefix, encoder = model.encoder_name, model.encoder.state_dict()

@@ -25,7 +25,7 @@ VISIBLE = 0.005  # minimum share of a mixed label to show: less would be "0%"
 def batch_sheet(
     batch: Batch, preprocessing: Preprocessing, class_names: Sequence[str], limit: int, smoothing: float = 0.0
 ) -> Image.Image:
-    """Returns up to `limit` images of a training batch with their labels; those of mixed images with their shares.
+    """Returns up to `limit` images of a training batch with their labels, and the shares of the labels of mixed images.
 
     Args: smoothing: of the labels of mixed images, which is left out.
     """

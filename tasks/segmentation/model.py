@@ -41,8 +41,8 @@ class Segmenter(nn.Module):
         return self.backbone
 
     def forward(self, images: Tensor) -> Any:
-        """Maps images (B, C, H, W) to logits (B, classes, H, W); in training, to those of the decode head and of the
-        auxiliary head on their maps, (B, classes, h, w) each."""
+        """Maps images (B, C, H, W) to logits (B, classes, H, W); in training, to the logits of the decode head and of
+        the auxiliary head at the size of their maps, (B, classes, h, w) each."""
         _, maps = self.backbone.forward_intermediates(images)
         if self.training:
             return self.decode_head(maps), self.auxiliary_head(maps[self._auxiliary_level])

@@ -111,6 +111,11 @@ def test_features_are_those_before_the_head(made, photos, tmp_path):
         assert shapes == ([(32,)] if kind == "pooled" else [(16, 16, 16), (32, 8, 8)])
 
 
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "name"),
     [
@@ -124,8 +129,8 @@ def test_features_are_those_before_the_head(made, photos, tmp_path):
         (["--model", "."], 4, "error: .: "),
     ],
 )
-def test_mistakes_are_one_line(made, photos, capsys, monkeypatch, arguments, code, name):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.usefixtures("no_gpu")
+def test_mistakes_are_one_line(made, photos, capsys, arguments, code, name):
     usual = [] if arguments[0] == "gone.jpg" else [str(photos / "val")]
     model = [] if "--model" in arguments else ["--model", str(made[0] / "model.pth")]
     assert main([*usual, *model, *arguments]) == code

@@ -53,7 +53,7 @@ class TensorBoard(Tracker):
         self._writer.add_image(name, np.asarray(picture), update, dataformats="HWC")
 
     def finish(self, settings: Mapping[str, Any], changed: Collection[str], metrics: Mapping[str, float]) -> None:
-        """Fills the HParams tab with the keys that were changed; the best metrics stand beside those of epochs."""
+        """Fills the HParams tab with the keys that were changed, and the best metrics."""
         own = {name: value for name, value in settings.items() if name in changed}
         plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in own.items()}
         self._writer.add_hparams(plain, {f"val/{name}_best": v for name, v in metrics.items()}, run_name=".")

@@ -118,7 +118,7 @@ def test_images_are_grouped_by_name(tmp_path):
             for i in range(12)
             for j in range(12)
         )
-    for rule, word in (("prefix:%", "group of its own"), ("column:patient", "no column")):
+    for rule, word in (("prefix:%", "separate group"), ("column:patient", "no column")):
         with raises(ConfigError, "DATA.GROUP_BY", word):
             related(source, rule, duplicates=False)
     patients = IndexedSource(Index.build(list("abcd"), [0, 0, 1, 1], group=[5, 6, 6, 5]), "xy", None)
