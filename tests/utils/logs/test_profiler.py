@@ -23,7 +23,8 @@ def test_a_few_updates_are_recorded_once(tmp_path, caplog):
     _, head, *rows = caplog.messages
     assert head.startswith("operation") and any(row.startswith("aten::mm") for row in rows)
     shares = [float(row.split()[-1].rstrip("%")) for row in rows]
-    assert shares == sorted(shares, reverse=True) and sum(shares) <= 100.1
+    rounding = 0.06 * len(shares)  # each share is rounded to a tenth
+    assert shares == sorted(shares, reverse=True) and sum(shares) <= 100 + rounding
     assert not any(line != line.rstrip() for line in caplog.messages)
 
 
