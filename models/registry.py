@@ -20,7 +20,7 @@ from models.swin_v2 import SwinTransformerV2
 from utils.cost import check_compiler, describe_model, input_channels
 from utils.distributed.world import World
 from utils.errors import ConfigError, did_you_mean
-from utils.precision import Precision
+from utils.precision import MEASURED, Precision
 from utils.preprocessing import Preprocessing, Size, image_size
 from utils.seeding import seed_all
 
@@ -136,17 +136,21 @@ def forms_of(
     """Returns the forms of a model's operators (`choose_forms`), for images of the configured size, and on a CPU the
     faster precision if AMP_DTYPE is auto; see `Precision.chosen`.
 
-    Args: stored: the forms of the run that is resumed.
+    Args: stored: the forms of the run that is resumed. A collective operation.
     """
+    own: Forms = {}
+    if cfg.AMP_ENABLE and cfg.AMP_DTYPE == "auto" and world.device.type == "cpu":  # the same on all ranks
+        if stored is not None:
+            own = {name: stored[name] for name in (MEASURED,) if name in stored}
+        elif cfg.MODEL.FORMS != "default":
+            own = measured_precision(precision, world)
     swin = backbone_of(model)
     if swin is None or cfg.MODEL.FORMS == "default":
-        return {}
+        return own
     size = image_size((cfg.EVAL_MODE and cfg.TEST.IMG_SIZE) or cfg.DATA.IMG_SIZE)
     images = torch.zeros(1, input_channels(swin), *size, device=next(swin.parameters()).device)
-    own = dict(stored or {})
-    if stored is None and precision == Precision("cpu", torch.bfloat16) and cfg.AMP_DTYPE == "auto":
-        own = measured_precision(world)
-    return {**own, **choose_forms(swin, images, precision.chosen(own), world, stored)}
+    forms = choose_forms(swin, images, precision.chosen(own), world, stored)
+    return {**{name: form for name, form in forms.items() if name != MEASURED}, **own}
 
 
 def compile_mode(cfg: CfgNode, world: World) -> str:

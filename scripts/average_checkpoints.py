@@ -29,7 +29,10 @@ from utils.script_parser import ScriptParser
 from utils.terminal import say
 
 # metadata of the weights in a checkpoint
-KEPT = ("class_names", "preprocessing", "config", "pretrained_windows", "versions")
+KEPT = (
+    *("class_names", "class_colours", "label_values", "held_out"),
+    *("preprocessing", "config", "pretrained_windows", "versions"),
+)
 
 
 def average(paths: Sequence[Path], target: Path) -> str:

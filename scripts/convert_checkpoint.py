@@ -72,7 +72,7 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     _check_windows(model, layout, target)
     stored = _stored(found.weights, model, layout)
     pixels = (Preprocessing.stored(contents) or preprocessing_of(options)).configured(cfg, options.in_chans)
-    notes = {name: contents.get(name) for name in ("class_names", *TUNED)} | {
+    notes = {name: contents.get(name) for name in ("class_names", "held_out", *TUNED)} | {
         "pretrained_windows": _known_windows(model, found)
     }
     notes = {key: value for key, value in notes.items() if value} | {"preprocessing": pixels.as_dict()}

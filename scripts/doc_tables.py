@@ -74,12 +74,17 @@ def configuration_page() -> str:
             continue
         group = name.rpartition(".")[0] or "General"
         options = ", ".join(options_of.get(name, []))
-        row = f"| `{name}`{' *' if key.free else ''} | {_default(key.default)} | {key.about} | {options} |"
+        row = f"| `{name}`{' *' if key.free else ''} | {_default(key.default)} | {_escaped(key.about)} | {options} |"
         groups.setdefault(group, []).append(row)
     parts = [CONFIGURATION]
     for group, rows in groups.items():
         parts += [f"\n## {group}\n\n| key | default | meaning | option |\n|---|---|---|---|\n", "\n".join(rows), "\n"]
     return "".join(parts)
+
+
+def _escaped(text: str) -> str:
+    """Returns text for a cell of a table."""
+    return text.replace("|", r"\|")
 
 
 def _default(value: Any) -> str:

@@ -203,11 +203,12 @@ def _folded(text: str, width: int) -> list[str]:
 
     lines = [""]
     for word in _WORDS.findall(text):
-        if cell_len(lines[-1] + word) <= width:
+        if cell_len((lines[-1] + word).rstrip()) <= width:
             lines[-1] += word
             continue
-        lines += [word] if cell_len(word) <= width else chop_cells(word, width)
-    return [line for line in lines if line] or [""]
+        word = word.lstrip()
+        lines += [word] if cell_len(word.rstrip()) <= width else chop_cells(word, width)
+    return [line.strip() for line in lines if line.strip()] or [""]
 
 
 def _cell(value: object) -> str:

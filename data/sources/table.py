@@ -32,14 +32,14 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "true", "1"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-SEPARATORS = (";", "|", ",", " ")  # between the labels of an image, tried in this order
+SEPARATORS = (";", "|", ",")  # between the labels of an image, tried in this order; names may contain blanks
 
 
 @dataclass(frozen=True)
 class Columns:
     """Names or positions, from 0, of the columns of a table; "auto" finds the usual names, "" ignores the column.
 
-    `label_separator` between the labels of an image, "auto" for the first of `; | , space` that occurs; `several`:
+    `label_separator` between the labels of an image, "auto" for the first of `; | ,` that occurs; `several`:
     images have any number of labels; `group`: images of one value stay together when the table is divided.
     """
 
@@ -330,4 +330,6 @@ def _weight(cell: str, where: str) -> float:
 
 def _in_order(names: set[str]) -> list[str]:
     """Returns class names sorted, numbers by their value."""
-    return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else sorted(names)
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)

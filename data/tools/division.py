@@ -1,4 +1,4 @@
-"""Divides a dataset that has no splits: stratified, reproducible, with related images on one side."""
+"""Divides a dataset that has no splits: stratified, reproducible, with related images in the same split."""
 
 import csv
 import hashlib
@@ -75,27 +75,56 @@ def splits_of(source: IndexedSource, options: DivisionOptions) -> dict[str, str]
     """Returns the split of each sample, keyed by its name within the dataset: "train", "val", or "" for neither."""
     known, names = options.known or {}, [source.key(i) for i in range(len(source))]
     splits = [known.get(name, "") for name in names]
-    new = splits.count("")
-    if options.evaluates and 2 * splits.count("val") < max(1, len(known)):
-        if known:
-            log.warning("it is not the dataset that was divided for training: all of it is evaluated")
-        splits = ["val"] * len(splits)
-    elif options.evaluates:
-        held_out = f"{splits.count('val'):,} of {count(len(known), 'image')} held out in training"
-        log.info("evaluated: %s; %s others of the dataset are left out", held_out, f"{new:,}")
+    if options.evaluates:
+        splits = _evaluated(splits, len(known))
     elif not options.fraction:
         splits = ["train"] * len(splits)
-    elif new and not options.evaluates:
-        parts = _cached_parts(source, options)
-        splits = [split or ("val" if part else "train") for split, part in zip(splits, parts, strict=True)]
-    if new and known and not options.evaluates:
-        log.warning(
-            "%s added since the start of the run: divided by the same rule", count(new, "image was", "images were")
-        )
-    if not options.evaluates and options.fraction:
+    else:
+        new = splits.count("")
+        splits = _divided(source, splits, options) if new else splits
+        if new and known:
+            added = count(new, "image was", "images were")
+            log.warning("%s added since the start of the run: divided by the same rule", added)
         held_out = f"{splits.count('val'):,} of {count(len(splits), 'image')}"
         log.info("the dataset has no splits: %s are held out for validation (DATA.SPLIT)", held_out)
     return dict(zip(names, splits, strict=True))
+
+
+def _evaluated(splits: list[str], known: int) -> list[str]:
+    """Returns "val" for the samples to evaluate, given "val" for those held out. Args: known: number held out."""
+    found, size = splits.count("val"), count(len(splits), "image")
+    if not known:
+        log.warning("the weights list no held-out images: all %s are evaluated, also any they were trained on", size)
+    elif 2 * found < known:
+        log.warning("it is not the dataset that was divided for training: all %s are evaluated", size)
+    else:
+        log.info(
+            "evaluated: %d of %d images held out in training; the other %d are not", found, known, len(splits) - found
+        )
+        return splits
+    return ["val"] * len(splits)
+
+
+def _divided(source: IndexedSource, splits: Sequence[str], options: DivisionOptions) -> list[str]:
+    """Divides the samples without a split; those related to samples with one get the same."""
+    groups = _cached_groups(source, options)
+    inherited: dict[int, str] = {}
+    for group, split in zip(groups, splits, strict=True):
+        if split:
+            inherited.setdefault(group, split)
+    result = [split or inherited.get(group, "") for group, split in zip(groups, splits, strict=True)]
+    new = [i for i, split in enumerate(result) if not split]
+    shares = [1 - options.fraction, options.fraction]
+    own = (
+        [source.labels_of(i) for i in new],
+        [groups[i] for i in new],
+        shares,
+        options.seed,
+        [source.key(i) for i in new],
+    )
+    for i, part in zip(new, divide(*own), strict=True):
+        result[i] = "val" if part else "train"
+    return result
 
 
 def format_splits(splits: Mapping[str, str]) -> str:
@@ -121,19 +150,16 @@ def read_splits(path: Path) -> dict[str, str]:
     return splits
 
 
-def _cached_parts(source: IndexedSource, options: DivisionOptions) -> NDArray[np.int64]:
-    """Returns 1 for samples to hold out; found once for each dataset and rule."""
-    rule = json.dumps([options.fraction, options.seed, options.group_by, options.duplicates])
+def _cached_groups(source: IndexedSource, options: DivisionOptions) -> list[int]:
+    """Returns the group of each sample (see `related`), found once for each dataset and rule."""
+    rule = json.dumps([options.group_by, options.duplicates])
 
     def build() -> tuple[Index, None, list[Stamp]]:
         groups = related(source, options.group_by, options.duplicates)
-        labels = [source.labels_of(i) for i in range(len(source))]
-        parts = divide(labels, groups, [1 - options.fraction, options.fraction], options.seed)
-        names = [f"{i:012}" for i in range(len(source))]
-        return Index.build(names, [0] * len(names), part=parts.tolist()), None, []
+        return Index.build([f"{i:012}" for i in range(len(groups))], [0] * len(groups), group=groups), None, []
 
-    index, _ = stored(f"division\0{source.fingerprint()}\0{rule}", build)
-    return index.columns["part"]
+    index, _ = stored(f"groups\0{source.fingerprint()}\0{rule}", build)
+    return index.columns["group"].tolist()
 
 
 def related(source: IndexedSource, group_by: str, duplicates: bool) -> list[int]:
@@ -171,14 +197,19 @@ def _named_groups(source: IndexedSource, group_by: str) -> list[list[int]]:
 
 
 def divide(
-    labels: Sequence[Sequence[int]], groups: Sequence[int], shares: Sequence[float], seed: int
+    labels: Sequence[Sequence[int]],
+    groups: Sequence[int],
+    shares: Sequence[float],
+    seed: int,
+    names: Sequence[str] | None = None,
 ) -> NDArray[np.int64]:
     """Divides samples into parts, stratified by label (iterative stratification, Sechidis et al. 2011).
 
     The rarest label is distributed first, each of its groups to the part that lacks most of it. A label in at least
-    as many groups as there are parts is in every part.
+    as many groups as there are parts is in every part, unless its groups were distributed with rarer labels.
 
-    Args: labels of each sample, any number; groups: equal for samples of one part; shares: of the parts, sum 1; seed.
+    Args: labels of each sample, any number; groups: equal for samples of one part; shares: of the parts, sum 1; seed;
+    names: of the samples, from which their order is drawn; None: their numbers.
     Returns: the part of each sample: int64 (n,).
     """
     members = defaultdict(list)
@@ -189,19 +220,27 @@ def divide(
         for label in own or (-1,):  # samples without a label are a stratum as well
             by_label[label].add(groups[i])
     counts = {group: _count(labels[i] or (-1,) for i in own) for group, own in members.items()}
-    wanted = {label: _targets(label, found, counts, shares) for label, found in by_label.items()}
+    wanted = {label: _targets(found, counts, label, shares) for label, found in by_label.items()}
     total = np.array(shares) * len(labels)
-    order = {group: hashlib.sha256(f"{seed} {own[0]}".encode()).digest() for group, own in members.items()}
+    order = {group: _drawn(seed, min(names[i] if names else str(i) for i in own)) for group, own in members.items()}
     parts = np.zeros(len(labels), dtype=np.int64)
+    present: dict[int, set[int]] = defaultdict(set)
     for label in sorted(by_label, key=lambda label: (len(by_label[label]), label)):
         left = sorted(by_label[label] & counts.keys(), key=lambda group: (-counts[group][label], order[group]))
-        for group in left:
-            part = max(range(len(shares)), key=lambda part: (wanted[label][part], total[part]))
+        for place, group in enumerate(left):
+            absent = [part for part in range(len(shares)) if part not in present[label]]
+            choices = absent if len(left) - place <= len(absent) else range(len(shares))
+            part = max(choices, key=lambda part: (wanted[label][part], total[part]))
             parts[members[group]] = part
             total[part] -= len(members[group])
             for other, times in counts.pop(group).items():
                 wanted[other][part] -= times
+                present[other].add(part)
     return parts
+
+
+def _drawn(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()
 
 
 def _count(sets: object) -> dict[int, int]:
@@ -213,7 +252,7 @@ def _count(sets: object) -> dict[int, int]:
 
 
 def _targets(
-    label: int, groups: set[int], counts: Mapping[int, Mapping[int, int]], shares: Sequence[float]
+    groups: set[int], counts: Mapping[int, Mapping[int, int]], label: int, shares: Sequence[float]
 ) -> NDArray[np.float64]:
     """Returns the number of samples of a label wanted in each part: whole numbers, at least one where possible."""
     size = sum(counts[group][label] for group in groups)

@@ -1,12 +1,13 @@
 """Near-duplicates: one photograph stored several times, in other sizes, formats or qualities."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import DisjointSet
 
 from data.pipeline.decoding import decode, decode_jpeg, jpeg_size, orientation
 from data.sources.base import Source
@@ -45,11 +46,15 @@ def similar(thumbnails: Sequence[Thumbnail | None]) -> list[list[int]]:
     if not kept:
         return []
     pixels = np.stack([thumbnails[i] for i in kept]).astype(np.float32)  # type: ignore[misc]
-    sets = DisjointSets(len(thumbnails))
-    for one, other in _candidates(_patterns(pixels)):
-        if np.abs(pixels[one] - pixels[other]).mean() <= LEVELS:
-            sets.join(kept[one], kept[other])
-    return sets.groups()
+    pairs = [
+        (kept[one], kept[other])
+        for one, other in _candidates(_patterns(pixels))
+        if np.abs(pixels[one] - pixels[other]).mean() <= LEVELS
+    ]
+    found: dict[int, list[int]] = {}
+    for i, root in enumerate(joined(len(thumbnails), pairs)):
+        found.setdefault(root, []).append(i)
+    return [members for members in found.values() if len(members) > 1]
 
 
 def thumbnail(data: bytes, name: str) -> Thumbnail:
@@ -84,35 +89,11 @@ def _candidates(patterns: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
         yield from zip((rows + start).tolist(), (columns + start).tolist(), strict=True)
 
 
-class DisjointSets:
-    """A partition of the numbers below `size` that is made coarser by joining."""
-
-    def __init__(self, size: int):
-        self._parent = list(range(size))
-
-    def root(self, i: int) -> int:
-        """Returns the smallest number of the set of `i`."""
-        while self._parent[i] != i:
-            self._parent[i] = i = self._parent[self._parent[i]]
-        return i
-
-    def join(self, *members: int) -> None:
-        """Unites the sets of the members."""
-        roots = sorted({self.root(i) for i in members})
-        for root in roots[1:]:
-            self._parent[root] = roots[0]
-
-    def groups(self) -> list[list[int]]:
-        """Returns the sets of at least two numbers."""
-        found: dict[int, list[int]] = {}
-        for i in range(len(self._parent)):
-            found.setdefault(self.root(i), []).append(i)
-        return [members for members in found.values() if len(members) > 1]
-
-
-def joined(size: int, groups: Sequence[Sequence[int]]) -> list[int]:
+def joined(size: int, groups: Iterable[Iterable[int]]) -> list[int]:
     """Returns, for each number below `size`, the smallest number of its set after joining the groups."""
-    sets = DisjointSets(size)
-    for members in groups:
-        sets.join(*members)
-    return [sets.root(i) for i in range(size)]
+    sets = DisjointSet(range(size))
+    for first, *others in map(list, groups):
+        for other in others:
+            sets.merge(first, other)
+    smallest = {sets[i]: i for i in reversed(range(size))}
+    return [smallest[sets[i]] for i in range(size)]

@@ -31,7 +31,11 @@ def split_copy(root: Path, target: Path, options: DivisionOptions, folds: int = 
     source = FolderPool(root).open_whole()
     shares = [1 / folds] * folds if folds else [1 - options.fraction, options.fraction]
     groups = related(source, options.group_by, options.duplicates)
-    parts = divide([source.labels_of(i) for i in range(len(source))], groups, shares, options.seed).tolist()
+    numbers = range(len(source))
+    if folds > len(source):
+        raise DataError("--folds", f"{folds} folds of {len(source)} images", "use fewer")
+    labels, keys = [source.labels_of(i) for i in numbers], [source.key(i) for i in numbers]
+    parts = divide(labels, groups, shares, options.seed, keys).tolist()
     names = [f"fold_{fold}" for fold in range(folds)] or [""]
     counts = {}
     with writing(target, "TARGET") as temporary:
@@ -47,6 +51,6 @@ def _copy(source: IndexedSource, folder: Path, held_out: Sequence[bool], title: 
         place = folder / ("val" if held_out[i] else "train") / source.key(i)
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(source.name(i), place)
+            os.link(os.path.realpath(source.name(i)), place)
         except OSError:  # another file system, or one without links
             shutil.copy2(source.name(i), place)

@@ -57,11 +57,13 @@ def choose_forms(
     return forms
 
 
-def measured_precision(world: World) -> Forms:
+def measured_precision(precision: Precision, world: World) -> Forms:
     """Returns whether matrix products are faster in bfloat16 or in float32 on the CPU of the main rank, to store in a
-    checkpoint."""
+    checkpoint. Args: precision: bfloat16 if this rank's CPU supports it."""
 
     def measure() -> str:
+        if precision.dtype != torch.bfloat16:
+            return "float32"
         file = cache_file()
         known = _read(file)
         if MEASURED not in known:

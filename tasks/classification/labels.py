@@ -109,15 +109,16 @@ def open_train(options: SourceOptions, world: World, division: DivisionOptions |
     return Opened(train, val, store.splits if isinstance(store, DividedStore) else {})
 
 
-def division_of(cfg: CfgNode) -> DivisionOptions:
-    """Returns how a dataset without splits is divided, and how it was when the run began."""
+def division_of(cfg: CfgNode, world: World) -> DivisionOptions:
+    """Returns how a dataset without splits is divided, and how it was when the run began: only the main rank's machine
+    is sure to have the output folder. A collective operation."""
     data = cfg.DATA
     return DivisionOptions(
         fraction=data.SPLIT,
         seed=data.SPLIT_SEED,
         group_by=data.GROUP_BY,
         duplicates=data.NEAR_DUPLICATES == "together",
-        known=read_splits(path_of_run(cfg) / SPLIT_FILE),
+        known=world.main_only(lambda: read_splits(path_of_run(cfg) / SPLIT_FILE)),
     )
 
 

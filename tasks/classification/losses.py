@@ -69,20 +69,26 @@ class ClassificationLoss:
         smoothing = 0.0 if targets.is_floating_point() else options.smoothing
         if self._priors is not None:
             logits = logits + self._priors
-        if self._weights is None and not options.focal_gamma and self._sample_weights is None:
+        if self._weights is None and self._sample_weights is None and not options.focal_gamma:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        if not options.focal_gamma:
+            losses = F.cross_entropy(logits, targets, self._weights, reduction="none", label_smoothing=smoothing)
+            return weighted_mean(losses, self._sample_weights, samples)
         if not targets.is_floating_point():
             targets = F.one_hot(targets, logits.shape[1]) * (1 - smoothing) + smoothing / logits.shape[1]
         log_probabilities = logits.log_softmax(1)
-        terms = targets * log_probabilities
+        terms = targets * log_probabilities * (1 - log_probabilities.exp()).clamp(min=0) ** options.focal_gamma
         if self._weights is not None:
             terms = terms * self._weights
-        if options.focal_gamma:
-            terms = terms * (1 - log_probabilities.exp()).clamp(min=0) ** options.focal_gamma
-        losses = -terms.sum(1)
-        if self._sample_weights is not None:
-            losses = losses * self._sample_weights[torch.tensor(samples)].to(losses.device, non_blocking=True)
-        return losses.mean()
+        return weighted_mean(-terms.sum(1), self._sample_weights, samples)
+
+
+def weighted_mean(losses: Tensor, weights: Tensor | None, samples: Sequence[int]) -> Tensor:
+    """Returns the mean loss of a batch. Args: losses (B,); weights (N,) of the training set, with mean 1, or None;
+    samples: indices of the batch in it."""
+    if weights is not None:
+        losses = losses * weights[torch.tensor(samples)].to(losses.device, non_blocking=True)
+    return losses.mean()
 
 
 def class_weights(rule: str, class_names: Sequence[str], counts: Sequence[int]) -> Tensor:

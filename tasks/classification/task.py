@@ -85,7 +85,7 @@ class Classification(Task):
             names = tuple(alone.class_names)
             return TaskData(None, alone, ClassInfo(upright=self.turns(names), class_names=names))
         options = replace(options, validate=options.validate and "val" in splits)
-        opened = open_train(options, self.world, division_of(self.cfg))
+        opened = open_train(options, self.world, division_of(self.cfg, self.world))
         train, names = opened.train, opened.train.class_names
         info = ClassInfo.of(train, opened.splits, upright=self.turns(names))
         log.info("EXIF orientation: %s", "applied" if info.upright else "ignored")
@@ -174,7 +174,7 @@ class Classification(Task):
         """Returns an evaluator; TEST.CLASSES and TEST.REAL apply only to --eval."""
         test, source = self.cfg.TEST, val.source
         if not self.cfg.EVAL_MODE:
-            return ClassificationEvaluator(val, info.class_names)
+            return ClassificationEvaluator(val, info.class_names, keeps_all=test.BEST == "auroc")
         real = real_labels(info.class_names) if test.REAL else None
         chosen = chosen_classes(test.CLASSES, source)  # type: ignore[arg-type]
         return ClassificationEvaluator(val, info.class_names, chosen, real, test.INTERVALS, bool(test.PROBABILITIES))

@@ -9,6 +9,8 @@ from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor
 from yacs.config import CfgNode
 
+from tasks.classification.losses import weighted_mean
+
 
 @dataclass(frozen=True)
 class LossOptions:
@@ -64,9 +66,7 @@ class MultiLabelLoss:
             smoothed = targets * (1 - self._options.smoothing) + 0.5 * self._options.smoothing
             terms = F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=self._positive, reduction="none")
             losses = terms.mean(1)
-        if self._sample_weights is not None:
-            losses = losses * self._sample_weights[torch.tensor(samples)].to(losses.device, non_blocking=True)
-        return losses.mean()
+        return weighted_mean(losses, self._sample_weights, samples)
 
 
 def positive_weights(counts: Sequence[int], size: int, most: float) -> Tensor:

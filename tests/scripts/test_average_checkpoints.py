@@ -18,11 +18,13 @@ def write(path, value, **more):
 
 
 def test_the_mean_keeps_what_describes_the_weights(tmp_path, capsys):
-    files = [write(tmp_path / f"{i}.pth", float(i)) for i in (1, 2, 6)]
+    described = {"held_out": ["x/1.jpg"], "label_values": [0, 7], "class_colours": [[0, 0, 0]]}
+    files = [write(tmp_path / f"{i}.pth", float(i), **described) for i in (1, 2, 6)]
     assert main([*files, str(tmp_path / "new/mean.pth")]) == 0
     found = torch.load(tmp_path / "new/mean.pth", weights_only=True)
     assert found["model"]["a"].tolist() == [3.0, 3.0] and found["model"]["h"].dtype == torch.float32
     assert found["model"]["n"].item() == 6 and found["class_names"] == ["x"] and "optimizer" not in found
+    assert {name: found[name] for name in described} == described
     assert "mean of 3 checkpoints, 1.pth to 6.pth" in capsys.readouterr().out
 
 

@@ -91,7 +91,7 @@ class Session:
         self.progress = Progress(state, plan, world=world, journal=self.journal, print_freq=options.print_freq)
         self._saver = Saver(folder.checkpoints, options.keep)
         self._tracer = Profiler(folder.path, world.device) if options.trace and world.is_main else None
-        self._first_epoch = state.epoch
+        self._first_epoch, self._first_update = state.epoch, state.update
         self._saved_at = self._interval_started = self._started = time.monotonic()
         self._agreed = False  # whether all ranks end the run with the same error
         self._stored: Mapping[str, Any] = {}  # of the last evaluation
@@ -125,6 +125,8 @@ class Session:
         self._tick()
         if self._evaluation_is_pending() and self._state.step < self._plan.updates_in(self._state.epoch):
             self._evaluate_within_epoch()  # the run had been stopped during this evaluation
+            if self._state.stopped_early(self._plan):
+                return
         first = self._state.update == 0
         for batch in self.progress.watch(batches):
             if first:
@@ -224,7 +226,7 @@ class Session:
         self._interval_samples = state.samples
         self._record(title, evaluation)
         if state.stopped_early(self._plan):
-            log.info("stops: no improvement in %s (TRAIN.PATIENCE)", count(state.stale, "evaluation"))
+            log.info("stopping early: no improvement in %s (TRAIN.PATIENCE)", count(state.stale, "evaluation"))
         if evaluation is not None:
             pictures = {**evaluation.each_epoch, **(evaluation.pictures if last else {})}
             self.journal.show({f"val/{name}": draw for name, draw in pictures.items()}, state.update)
@@ -249,7 +251,7 @@ class Session:
         chosen, trained = last, state.epoch + (state.step > 0) - self._first_epoch
         before = f" after {self._first_epoch}" if self._first_epoch else ""
         lines = [f"trained {count(trained, 'epoch')}{before} in {duration(time.monotonic() - self._started)}"]
-        if not trained:
+        if state.update == self._first_update:
             lines = [f"already trained: {count(self._first_epoch, 'epoch')}"]
         if self._best is not None and state.best_value is not None:
             chosen = best

@@ -195,6 +195,7 @@ class TrainState:
     def reset_best(self) -> None:
         """Discards the best evaluation so far."""
         self.best_value, self.best_epoch, self.best_step = None, -1, 0
+        self.stale = self.stale_since_decay = 0
 
     def describe(self) -> list[str]:
         """Returns log lines on optimizer, precision and checkpoint size."""

@@ -1,7 +1,8 @@
-"""A dataset without splits is divided: stratified, with related images on one side, the same in every run."""
+"""A dataset without splits is divided: stratified, with related images in the same split, the same in every run."""
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,22 @@ def test_groups_stay_together_and_several_labels_are_stratified():
     assert sum(parts) / 300 == pytest.approx(0.25, abs=0.03)
 
 
+def test_a_class_with_as_many_groups_as_parts_is_in_every_part():
+    """Also where one group is far larger than the share held out."""
+    labels, groups = [(0,)] * 5 + [(1,)] * 40, [0, 0, 0, 1, 1, *range(2, 42)]
+    for fraction in (0.1, 0.2, 0.5):
+        parts = divide(labels, groups, [1 - fraction, fraction], seed=0)
+        assert set(parts[:5]) == {0, 1} and len(set(parts[:3])) == 1
+
+
+def test_an_image_is_held_out_in_any_order_of_the_names():
+    labels, names = [(i % 3,) for i in range(60)], [f"{i * 7 % 60}.jpg" for i in range(60)]
+    parts = divide(labels, range(60), [0.8, 0.2], 0, names)
+    found = {name for name, part in zip(names, parts, strict=True) if part}
+    again = divide(labels[::-1], range(60), [0.8, 0.2], 0, names[::-1])
+    assert found == {name for name, part in zip(names[::-1], again, strict=True) if part}
+
+
 def write(folder, counts, size=24):
     """Writes class folders of images that differ."""
     draw = np.random.default_rng(len(counts))
@@ -87,17 +104,40 @@ def test_a_folder_is_divided_once_and_for_all(tmp_path, caplog):
     held_out = dict.fromkeys(split_of(store, "val"), "val")
     evaluated = DividedStore(FolderPool(folder), DivisionOptions(known=held_out, evaluates=True))
     assert split_of(evaluated, "val") == split_of(store, "val")
-    assert "evaluated: 7 of 7 images held out in training; 29 others" in caplog.text
+    assert "evaluated: 7 of 7 images held out in training; the other 29 are not" in caplog.text
     # another dataset in which some files have the same names
     other = write(tmp_path / "other", {"cat": 6, "dog": 2, "emu": 1})
     evaluated = DividedStore(FolderPool(other), DivisionOptions(known=held_out, evaluates=True))
     assert len(evaluated.open("val")) == 9 and "it is not the dataset that was divided" in caplog.text
     whole = DividedStore(FolderPool(folder), DivisionOptions(evaluates=True))
-    assert len(whole.open("val")) == 36
+    assert len(whole.open("val")) == 36 and "the weights list no held-out images: all 36" in caplog.text
     everything = DividedStore(FolderPool(folder), DivisionOptions(fraction=0))
     assert len(everything.open("train")) == 36
     with raises(DataError, "DATA.SPLIT"):
         everything.open("val")
+
+
+def test_added_images_join_their_group(tmp_path, caplog):
+    """A new photograph of a known patient must not be on the other side of the division."""
+    folder, draw = tmp_path / "photos", np.random.default_rng(0)
+
+    def photograph(patient, number):
+        (folder / f"c{patient % 2}").mkdir(parents=True, exist_ok=True)
+        blocks = draw.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(blocks).resize((24, 24)).save(folder / f"c{patient % 2}" / f"{patient:02}_{number}.png")
+
+    for patient in range(20):
+        for number in range(3):
+            photograph(patient, number)
+    options = DivisionOptions(group_by="prefix:_")
+    first = DividedStore(FolderPool(folder), options)
+    held_out = {name.split("/")[1][:2] for name in split_of(first, "val")}
+    for patient in range(24):
+        photograph(patient, 3)  # of 20 known patients and 4 new ones
+    grown = DividedStore(FolderPool(folder), replace(options, known=first.splits))
+    sides = {split: {name.split("/")[1][:2] for name in split_of(grown, split)} for split in ("train", "val")}
+    assert not sides["train"] & sides["val"] and sides["val"] & {f"{i:02}" for i in range(20)} == held_out
+    assert len(sides["train"] | sides["val"]) == 24 and "24 images were added" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["path,split\na.jpg\n", "a,b\n", "path,split\na.jpg,test\n", '"', ""])

@@ -222,8 +222,15 @@ def test_the_faster_precision_is_measured_once_and_kept_by_a_resumed_run(monkeyp
     assert forms_of(cfg, model, half, World())["precision"] == "float32"
     assert forms_of(cfg, model, half, World(), {"precision": "bfloat16"}) == {"precision": "bfloat16"}
     assert "precision" not in forms_of(cfg, model, half, World(), {})  # a checkpoint of an earlier version
-    cfg = load_config("swin_tiny", [("DATA.IMG_SIZE", 32, "test"), ("AMP_DTYPE", "bfloat16", "test")])
-    assert "precision" not in forms_of(cfg, model, half, World())
+    # what is configured takes precedence over what is stored, but the forms do not
+    fixed = load_config("swin_tiny", [("DATA.IMG_SIZE", 32, "test"), ("MODEL.FORMS", "default", "test")])
+    assert forms_of(fixed, model, half, World(), {"precision": "float32"}) == {"precision": "float32"}
+    for key, value in (("AMP_DTYPE", "bfloat16"), ("AMP_ENABLE", False)):
+        given = load_config("swin_tiny", [("DATA.IMG_SIZE", 32, "test"), (key, value, "test")])
+        assert "precision" not in forms_of(given, model, half, World())
+        assert "precision" not in forms_of(given, model, FLOAT32, World(), {"precision": "bfloat16"})
+    # a main rank without bfloat16 decides for all
+    assert measure.measured_precision(FLOAT32, World()) == {"precision": "float32"}
     assert half.chosen({"precision": "float16"}) == half.chosen({}) == half
     gpu = Precision("cuda", torch.bfloat16)
     assert gpu.chosen(found) == gpu

@@ -161,12 +161,17 @@ def test_a_run_ends_when_evaluations_no_longer_improve(tmp_path, caplog):
             assert not run_state.finished(run_plan)
             run_session.end_epoch(judged(float(top1)))
     assert run_state.finished(run_plan) and run_state.epoch == 4
-    assert "no improvement in 2 evaluations (TRAIN.PATIENCE)" in caplog.text and "best      " in caplog.text
+    assert (
+        "stopping early: no improvement in 2 evaluations (TRAIN.PATIENCE)" in caplog.text
+        and "best      " in caplog.text
+    )
     contents = find_newest(tmp_path / "checkpoints")[1]  # saved, although no save was due
     other = train_state(small())
     other.load_state_dict(contents, lambda *_: "", "test")
     assert (other.stale, other.best_epoch) == (2, 1) and other.finished(run_plan)
     assert not other.finished(plan(epochs=9, patience=3, warmup_updates=1))
+    other.reset_best()  # as with another dataset: nothing has failed to improve yet
+    assert not other.finished(run_plan) and other.best_value is None
 
 
 def test_a_run_may_end_within_an_epoch(tmp_path):
@@ -211,6 +216,29 @@ def test_an_evaluation_within_an_epoch_that_was_stopped_is_repeated(tmp_path, in
         train(again, other, run_plan, batches(10)[4:])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines if line["kind"] == "val"] == [4, 8] and other.best_value == 80.0
+
+
+def test_a_repeated_evaluation_may_end_the_run(tmp_path, interrupt):
+    run_state, run_plan, subject = train_state(small()), plan(epochs=9, eval_every=4, patience=1), Subject()
+
+    def evaluate(model):
+        if run_state.update == 4:
+            return judged(80.0).evaluate(model)
+        signal.raise_signal(signal.SIGTERM)
+        return next(iter(interrupt.interruptible([judged(99.0).evaluate(model)])))
+
+    subject.evaluate = evaluate
+    with (
+        raises(TerminatedError, "SIGTERM", "update 8 is saved"),
+        session(tmp_path, run_state, run_plan, interrupt=interrupt, subject=subject) as run_session,
+    ):
+        train(run_session, run_state, run_plan)
+    other = train_state(small())
+    other.load_state_dict(find_newest(tmp_path / "checkpoints")[1], lambda *_: "", "test")
+    subject.evaluate = judged(70.0).evaluate
+    with session(tmp_path, other, run_plan, subject=subject) as again:
+        train(again, other, run_plan, batches(10)[8:])
+    assert other.finished(run_plan) and (other.update, other.best_value) == (8, 80.0)
 
 
 def test_printed_commands_are_quoted_for_the_shell(tmp_path, caplog):
