@@ -34,12 +34,8 @@ FOUND = 3  # exit code of a check with findings
 def check(options: argparse.Namespace) -> int:
     """Prints facts and findings; returns 3 if there are any findings."""
     with opening(options.folder):
-        paired = has_pairs(options.folder)
-        report = (
-            check_pairs(options.folder, options.workers)
-            if paired
-            else check_folder(options.folder, options.workers, options.channels)
-        )
+        check_images = check_pairs if has_pairs(options.folder) else check_folder
+        report = check_images(options.folder, options.workers, options.channels)
     say(*report.facts, *(f"found: {finding}" for finding in report.findings))
     if report.findings:
         print(printable(f"{count(len(report.findings), 'finding')}: {options.folder}"), file=sys.stderr)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.pipeline.decoding import decode, decode_bands
+from data.pipeline.decoding import decode, decode_bands, orientation
 from data.pipeline.label_maps import IGNORED, LabelCoding, LabelMap
 from data.pipeline.sample import Erased, Sample, as_lists, stack
 from data.sources.base import Record
@@ -56,10 +56,15 @@ class _Dense:
         if labels.shape != image.shape[:2]:
             sizes = "x".join(map(str, labels.shape)), "x".join(map(str, image.shape[:2]))
             problem = f"its label map has {sizes[0]} pixels, the image {sizes[1]}"
-            turned = labels.shape == image.shape[1::-1]
-            remedy = "the label map ignores the EXIF orientation: set DATA.EXIF to ignore" if turned else "correct one"
-            raise DataError(record.name, problem, remedy)
+            raise DataError(record.name, problem, self._remedy(record, labels.shape == image.shape[1::-1]))
         return labels
+
+    def _remedy(self, record: Record, transposed: bool) -> str:
+        if not transposed or orientation(record.data) < 5:
+            return "correct one"
+        if self._options.upright:
+            return "the label map ignores the EXIF orientation: set DATA.EXIF to ignore"
+        return "the label map follows the EXIF orientation: set DATA.EXIF to apply"
 
 
 class DenseTrain(_Dense):

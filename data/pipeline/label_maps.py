@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,25 +16,36 @@ from utils.errors import DataError, listing
 IGNORED = 255  # pixels without a class, in decoded label maps
 MAX_CLASSES = 255
 COLOURED = 1 << 24  # added to the values of colours
+LOOKED_UP = 1 << 16  # values below are decoded by a table
+UNKNOWN = -1  # in that table: a value without a class
 Colour = tuple[int, int, int]
+Values = NDArray[Any]  # (height, width), as stored: uint8, uint16 or, for colours and 32-bit values, int64
 LabelMap = NDArray[np.uint8]  # (height, width), classes or IGNORED
 
 
-def read_label_map(data: bytes, name: str) -> NDArray[np.int64]:
+def read_label_map(data: bytes, name: str) -> Values:
     """Decodes the stored values of a label map, (height, width): palette indices, 8- or 16-bit values, or RGB colours
-    by `code_of`. EXIF orientation is ignored. Raises: DataError.
+    by `code_of`. The EXIF orientation is ignored, except that Pillow turns TIFF files upright. Raises: DataError.
     """
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
     except Exception as e:  # Pillow raises any type
         raise DataError(name, f"not a readable label map ({str(e)[:120]})", "restore or remove it") from e
-    if image.mode in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-        return np.asarray(image).astype(np.int64)
+    if image.mode in ("1", "L", "P"):
+        return np.asarray(image).astype(np.uint8, copy=False)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        small = image.mode != "I" or (values.min() >= 0 and values.max() < LOOKED_UP)
+        return values.astype(np.uint16 if small else np.int64)
     if image.mode not in ("RGB", "RGBA", "LA", "PA"):
         raise DataError(name, f"a label map of type {image.mode}", "store one integer, or an RGB colour, per pixel")
-    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int64), 2, 0)
-    return np.where((red == green) & (green == blue), red, COLOURED + red * 65536 + green * 256 + blue)
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
+    grey = (red == green) & (green == blue)
+    if grey.all():
+        return red
+    codes = red.astype(np.int64) << 16 | green.astype(np.int64) << 8 | blue
+    return np.where(grey, red, COLOURED + codes)
 
 
 def code_of(colour: Iterable[int]) -> int:
@@ -47,12 +59,17 @@ def shown(value: int) -> str:
     return str(value) if value < COLOURED else f"{value >> 16 & 255},{value >> 8 & 255},{value & 255}"
 
 
-def histogram(maps: Iterable[NDArray[np.int64]]) -> Counter[int]:
+def histogram(maps: Iterable[Values]) -> Counter[int]:
     """Counts the pixels of each stored value."""
     counts: Counter[int] = Counter()
     for values in maps:
-        for value, count in zip(*np.unique(values, return_counts=True), strict=True):
-            counts[int(value)] += int(count)
+        if values.dtype in (np.uint8, np.uint16):
+            every = np.bincount(values.ravel())
+            found = every.nonzero()[0]
+            own = every[found]
+        else:
+            found, own = np.unique(values, return_counts=True)
+        counts.update(dict(zip(found.tolist(), own.tolist(), strict=True)))
     return counts
 
 
@@ -65,24 +82,32 @@ class LabelCoding:
     def decode(self, data: bytes, name: str) -> LabelMap:
         """Decodes a label map. Raises: DataError for a value without a class."""
         values = read_label_map(data, name)
-        keys, classes = self._sorted
-        places = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
-        wrong = keys[places] != values
-        if wrong.any():
-            unknown = [shown(value) for value in np.unique(values[wrong]).tolist()]
+        if values.dtype in (np.uint8, np.uint16):
+            labels = self._table[values]
+        else:
+            keys, classes = self._sorted
+            places = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
+            labels = np.where(keys[places] == values, classes[places], UNKNOWN)
+        if (labels == UNKNOWN).any():
+            unknown = [shown(value) for value in np.unique(values[labels == UNKNOWN]).tolist()]
             problem = f"values without a class: {listing(unknown)}"
             raise DataError(name, problem, "correct the map, or set DATA.IGNORE_LABEL or DATA.REDUCE_ZERO_LABEL")
-        return classes[places]
+        return labels.astype(np.uint8)
 
     @cached_property
-    def _sorted(self) -> tuple[NDArray[np.int64], LabelMap]:
-        keys = sorted(self.classes)
-        return np.array(keys, np.int64), np.array([self.classes[key] for key in keys], np.uint8)
+    def _table(self) -> NDArray[np.int16]:
+        """The classes of 8- and 16-bit values."""
+        table = np.full(LOOKED_UP, UNKNOWN, np.int16)
+        for value, label in self.classes.items():
+            if 0 <= value < LOOKED_UP:
+                table[value] = label
+        return table
 
-    @property
-    def reduces_zero(self) -> bool:
-        """Whether 0 is ignored and the other values are classes + 1."""
-        return self.classes.get(0) == IGNORED and self.classes.get(1) == 0
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
+        """All values, ascending, and their classes."""
+        keys = sorted(self.classes)
+        return np.array(keys, np.int64), np.array([self.classes[key] for key in keys], np.int16)
 
 
 def default_colours(count: int) -> list[Colour]:

@@ -6,7 +6,7 @@ import os
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -122,15 +122,7 @@ class IndexedSource:
         return Record(self._read(i), self.label(i) if self.class_names else None, self.name(i))
 
     def _read(self, i: int) -> bytes:
-        """Retries transient I/O errors (network file systems)."""
-        for pause in (*PAUSES, None):
-            try:
-                return self._storage.read(self._index, i)
-            except OSError as e:
-                if pause is None or e.errno in _PERMANENT:
-                    raise unreadable(self.name(i), e) from e
-                time.sleep(pause)
-        raise AssertionError("unreachable")
+        return with_retries(lambda: self._storage.read(self._index, i), lambda: self.name(i))
 
     def label(self, i: int) -> int:
         return self._index.label(i)
@@ -171,6 +163,21 @@ def opening(path: object) -> Iterator[None]:
     except OSError as e:
         problem = f"cannot be read: {e.strerror or e}"
         raise DataError(str(e.filename or path), problem, "check the path and its permissions") from e
+
+
+def with_retries(read: Callable[[], bytes], name: Callable[[], str]) -> bytes:
+    """Retries transient I/O errors (network file systems).
+
+    Args: read: reads a sample; name: returns its location, for messages. Raises: DataError.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except OSError as e:
+            if pause is None or e.errno in _PERMANENT:
+                raise unreadable(name(), e) from e
+            time.sleep(pause)
+    raise AssertionError("unreachable")
 
 
 def read_file(path: str | Path) -> bytes:

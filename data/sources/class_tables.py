@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import DataError
+from utils.errors import DataError, listing
 
-FILES = ("classes.txt", "class_names.txt", "labels.txt", "objectInfo150.txt")
+ADE20K_TABLE = "objectInfo150.txt"
+FILES = ("classes.txt", "class_names.txt", "labels.txt", ADE20K_TABLE)
 CITYSCAPES = (
     *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
     *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
@@ -46,7 +47,7 @@ def _read(path: Path) -> ClassTable:
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "not UTF-8"
         raise DataError(str(path), f"cannot read the classes ({reason})", "write one class per line") from e
-    if path.name == "objectInfo150.txt":  # ADE20K: a table with a head; the last column names the class
+    if path.name == ADE20K_TABLE:  # a table with a head; the last column names the class
         names = [re.split(r"\t+|\s{2,}", line)[-1].split(",")[0].strip() for line in lines[1:] if line]
         return ClassTable(tuple(names), (), str(path))
     found = [_parsed(line) for line in lines if line and not line.startswith("#")]
@@ -58,6 +59,10 @@ def _read(path: Path) -> ClassTable:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(str(path), f"lists the class {twice} twice", "remove one of the lines")
+    same = next((colour for colour in colours if colours.count(colour) > 1), None)
+    if same is not None:
+        both = listing(name for name, colour in found if colour == same)
+        raise DataError(str(path), f"one colour for several classes: {both}", "give each class its own colour")
     return ClassTable(tuple(names), tuple(colours), str(path))
 
 

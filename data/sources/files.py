@@ -6,7 +6,7 @@ from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
-from data.sources.base import Record, opening, read_file, unreadable
+from data.sources.base import Record, opening, read_file, with_retries
 from data.sources.copies import copy_images, is_copied
 from data.sources.folders import images_below
 from data.sources.names import is_left_out
@@ -24,10 +24,8 @@ class FileSource:
 
     def __getitem__(self, i: int) -> Record:
         """Reads a sample. Raises: DataError."""
-        try:
-            return Record(read_file(self._paths[i]), None, self.name(i))
-        except OSError as e:
-            raise unreadable(self.name(i), e) from e
+        data = with_retries(lambda: read_file(self._paths[i]), lambda: self.name(i))
+        return Record(data, None, self.name(i))
 
     def name(self, i: int) -> str:
         return self._names.get(self._paths[i]) or str(self._paths[i])

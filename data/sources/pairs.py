@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data.sources.base import Record, read_file, unreadable
+from data.sources.base import Record, read_file, with_retries
 from data.sources.folders import images_below
 from utils.errors import DataError, listing
 
@@ -47,7 +47,7 @@ class PairSource:
     """Images and their label maps by path; the target of a sample is the encoded label map."""
 
     def __init__(self, root: Path, pairs: Sequence[tuple[str, str]]):
-        self._root, self._pairs = root, list(pairs)
+        self.root, self._pairs = root, list(pairs)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -61,18 +61,15 @@ class PairSource:
         return self._read(self._pairs[i][1])
 
     def _read(self, name: str) -> bytes:
-        path = self._root / name
-        try:
-            return read_file(path)
-        except OSError as e:
-            raise unreadable(str(path), e) from e
+        path = self.root / name
+        return with_retries(lambda: read_file(path), lambda: str(path))
 
     def name(self, i: int) -> str:
-        return str(self._root / self._pairs[i][0])
+        return str(self.root / self._pairs[i][0])
 
     def label_name(self, i: int) -> str:
         """Returns the location of a label map, for messages."""
-        return str(self._root / self._pairs[i][1])
+        return str(self.root / self._pairs[i][1])
 
     def fingerprint(self) -> str:
         """Returns a digest of the names; the pixels of label maps are not part of it."""

@@ -1,30 +1,22 @@
 """The classes of a segmentation dataset: names, colours, and the class of every stored value."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from data.pipeline.label_maps import (
-    IGNORED,
-    MAX_CLASSES,
-    Colour,
-    LabelCoding,
-    code_of,
-    default_colours,
-    histogram,
-    read_label_map,
-    shown,
-)
-from data.sources.class_tables import CITYSCAPES_IDS, ClassTable
+from data.pipeline.label_maps import IGNORED, Colour, LabelCoding, default_colours, shown
+from data.sources.class_tables import ClassTable
+from data.sources.label_coding import CodingOptions, count_values, decide
 from data.sources.pairs import PairSource
-from utils.errors import CheckpointError, DataError, count, listing
+from utils.errors import CheckpointError, count, listing
 from utils.runs.provenance import DataInfo
 
 log = logging.getLogger(__name__)
-COUNTED = 500  # label maps whose pixels are counted, if the classes are known
+COUNTED = 500  # label maps whose pixels are counted, of a split, if the classes are known
 
 
 @dataclass(frozen=True)
@@ -71,27 +63,19 @@ def stored_classes(contents: Mapping[str, Any], classes: int) -> SegmentationInf
     return SegmentationInfo(class_names=tuple(map(str, names)), colours=tuple(triples), coding=LabelCoding(values))
 
 
-@dataclass(frozen=True)
-class CodingOptions:
-    """`layout` of the dataset; `reduce_zero`: whether value 0 is ignored and the others are classes + 1, None to
-    decide; `ignore`: a further value without a class, None for none."""
-
-    layout: str = "folders"
-    reduce_zero: bool | None = None
-    ignore: int | None = None
-
-
-def read_classes(source: PairSource, table: ClassTable, options: CodingOptions) -> SegmentationInfo:
+def read_classes(sources: Sequence[PairSource], table: ClassTable, options: CodingOptions) -> SegmentationInfo:
     """Counts the values of label maps, logs them, and decides the class of each.
 
-    All maps are read if the classes are unknown, else up to 500. Raises: DataError.
+    All maps are read if the classes are unknown, else about 500 of each split.
+    Args: sources: the splits; the first identifies the data. Raises: DataError.
     """
-    step = 1 if not table.names else max(1, len(source) // COUNTED)
-    chosen = range(0, len(source), step)
-    counts = histogram(read_label_map(source.labels(i), source.label_name(i)) for i in chosen)
-    total = sum(counts.values())
-    values = [f"{shown(value)} {100 * counts[value] / total:.3g}%" for value in sorted(counts)]
-    log.info("label values of %s: %s", count(len(chosen), "map"), listing(values, 40))
+    steps = [1 if not table.names else max(1, len(source) // COUNTED) for source in sources]
+    counts: Counter[int] = Counter()
+    for source, step in zip(sources, steps, strict=True):
+        counts.update(count_values(source, step))
+    maps = sum(len(range(0, len(source), step)) for source, step in zip(sources, steps, strict=True))
+    values = [f"{shown(value)} {100 * counts[value] / counts.total():.3g}%" for value in sorted(counts)]
+    log.info("label values of %s: %s", count(maps, "map"), listing(values, 40))
     coding, line = decide(sorted(counts), table, options)
     classes = 1 + max((label for label in coding.classes.values() if label != IGNORED), default=-1)
     names = table.names or tuple(f"class {label}" for label in range(classes))
@@ -101,58 +85,4 @@ def read_classes(source: PairSource, table: ClassTable, options: CodingOptions) 
         log.warning("%d classes have no pixels in these maps: %s", len(absent), listing(absent))
     log.info("%s: %s", line, listing(names, 20))
     colours = table.colours or tuple(default_colours(len(names)))
-    return SegmentationInfo(source.fingerprint(), names, colours, coding)
-
-
-def decide(values: Sequence[int], table: ClassTable, options: CodingOptions) -> tuple[LabelCoding, str]:
-    """Decides the class of every value; returns the coding and a log line. Raises: DataError.
-
-    With a table of colours, these are the values. Else the values are the classes; 255 is ignored, unless 0 and 255 are
-    the only values: a binary mask. One value more than known names is an error, except in ADE20K's layout: 0 has none.
-    """
-    if options.layout == "cityscapes_ids":
-        given = dict.fromkeys(range(-1, 256), IGNORED) | {v: label for label, v in enumerate(CITYSCAPES_IDS)}
-        return LabelCoding(given), "19 classes of Cityscapes' labelIds"
-    classes = len(table.names)
-    if table.colours:
-        given = {code_of(colour): label for label, colour in enumerate(table.colours)}
-    elif any(value > 65535 for value in values):
-        problem = f"label maps with colours, such as {listing(map(shown, values[-3:]))}, but no colour table"
-        raise DataError("DATA.CLASSES", problem, "list the classes in a file, one per line: name red green blue")
-    elif set(values) == {0, 255} and classes in (0, 2) and not options.reduce_zero and options.ignore is None:
-        return LabelCoding({0: 0, 255: 1}), "2 classes of binary masks: 0 and 255"
-    else:
-        given = _in_order(values, classes, options)
-    ignored = {IGNORED, *(() if options.ignore is None else (options.ignore,))} - set(given if table.colours else ())
-    coding = {**given, **dict.fromkeys(ignored, IGNORED)}
-    unknown = [value for value in values if value not in coding]
-    if unknown:
-        where = f"of {table.origin}" if table.origin else "found"
-        problem = (
-            f"values without a class: {listing(map(shown, unknown))}, beside the {len(set(given.values()))} {where}"
-        )
-        raise DataError("DATA.IGNORE_LABEL", problem, "set it to the value to ignore, or list the class")
-    found = sorted(value for value in values if coding[value] == IGNORED)
-    number = len({label for label in coding.values() if label != IGNORED})
-    if not 0 < number <= MAX_CLASSES:
-        raise DataError("DATA.DATA_PATH", f"{number} classes in the label maps", f"use 1 to {MAX_CLASSES}")
-    return LabelCoding(
-        coding
-    ), f"{count(number, 'class', 'classes')}, ignored values: {listing(map(str, found)) or 'none'}"
-
-
-def _in_order(values: Sequence[int], classes: int, options: CodingOptions) -> dict[int, int]:
-    """Returns the class of each value that numbers one."""
-    used = [value for value in values if value not in (IGNORED, options.ignore)]
-    reduce = options.reduce_zero
-    if reduce is None:
-        one_more = bool(classes) and bool(used) and used[-1] == classes and options.ignore is None
-        reduce = options.layout == "ade20k" or one_more
-        if one_more and options.layout != "ade20k":
-            problem = f"{classes} classes, but values up to {classes}: 0 or {classes} has no class"
-            remedy = f"set it to true if 0 has none, else set DATA.IGNORE_LABEL {classes}"
-            raise DataError("DATA.REDUCE_ZERO_LABEL", problem, remedy)
-    number = classes or (max(used, default=-1) + (0 if reduce else 1))
-    if reduce:
-        return {0: IGNORED, **{label + 1: label for label in range(number)}}
-    return {label: label for label in range(number)}
+    return SegmentationInfo(sources[0].fingerprint(), names, colours, coding)

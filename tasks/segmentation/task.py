@@ -19,6 +19,7 @@ from data.pipeline.dense import DenseEval, DenseOptions, DenseTrain, collate_den
 from data.pipeline.label_maps import IGNORED, Colour
 from data.sources.base import opening
 from data.sources.class_tables import class_table
+from data.sources.label_coding import CodingOptions
 from data.sources.open import check_ranks
 from data.sources.pairs import PairStore
 from models.backbone import PyramidOptions, SwinBackbone
@@ -27,7 +28,7 @@ from models.registry import build
 from models.weights.load import find_weights, load_contents
 from models.weights.parts import parts_to_original
 from tasks.base import SHOWN, Row, Task, TaskData
-from tasks.segmentation.classes import CodingOptions, SegmentationInfo, read_classes, stored_classes
+from tasks.segmentation.classes import SegmentationInfo, read_classes, stored_classes
 from tasks.segmentation.inference import InferenceOptions, class_map
 from tasks.segmentation.metrics import SegmentationEvaluator
 from tasks.segmentation.model import Segmenter
@@ -63,7 +64,7 @@ class Segmentation(Task):
         return cls.best if metric in (AUTO, "miou") else Best(metric, title=f"validation {metric}, %")
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
-        """Opens the splits; the values of label maps are counted on the main rank, unless the weights store their
+        """Opens the splits; the values of their label maps are counted on the main rank, unless the weights store their
         classes and only "val" is opened."""
         data, path = self.cfg.DATA, self.cfg.DATA.DATA_PATH
         with self.world.local_main_first(), opening(path):
@@ -84,8 +85,10 @@ class Segmentation(Task):
                 None if data.IGNORE_LABEL == AUTO else data.IGNORE_LABEL,
             )
             table = class_table(store.root, store.layout, data.CLASSES)
-            info = self.world.main_only(lambda: read_classes(opened[wanted[0]], table, options))
-        return TaskData(train, val, replace(info, upright=self.turns()))
+            info = self.world.main_only(lambda: read_classes(list(opened.values()), table, options))
+        info = replace(info, upright=self.turns())
+        log.info("EXIF orientation: %s", "applied" if info.upright else "ignored")
+        return TaskData(train, val, info)
 
     def stored_info(self, origin: str) -> SegmentationInfo:
         classes = len(self.contents.get("class_names") or ())

@@ -1,13 +1,17 @@
 """The transforms of the released recipe, against straight readings of it with the same draws."""
 
+import io
 import random
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data.pipeline.dataset import Collator
+from data.pipeline.decoding import ORIENTATION
 from data.pipeline.dense import (
     DenseEval,
     DenseOptions,
@@ -153,7 +157,18 @@ def test_evaluation_resizes_the_image_at_each_scale_and_keeps_the_labels():
     assert alone.target == {"size": (40, 50)}
 
 
-@pytest.mark.parametrize(("shape", "names"), [((40, 49), ("40x49", "40x50")), ((50, 40), ("EXIF",))])
-def test_another_size_of_the_label_map_is_named(shape, names):
-    with raises(DataError, "a.png", *names):
+@pytest.mark.parametrize("shape", [(40, 49), (50, 40)])
+def test_another_size_of_the_label_map_is_named(shape):
+    with raises(DataError, "a.png", "x".join(map(str, shape)), "40x50", "correct one"):
         DenseEval(OPTIONS, CODING)(record(photo(), np.zeros(shape, np.uint8)))
+
+
+@pytest.mark.parametrize(("upright", "remedy"), [(True, "ignore"), (False, "apply")])
+def test_a_label_map_turned_against_its_image_names_the_key(upright, remedy):
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(photo(40, 50)).save(buffer, "JPEG", exif=exif)
+    shape = (40, 50) if upright else (50, 40)
+    turned = Record(buffer.getvalue(), encoded(np.zeros(shape, np.uint8)), "a.jpg")
+    with raises(DataError, "a.jpg", f"set DATA.EXIF to {remedy}"):
+        DenseEval(replace(OPTIONS, upright=upright), CODING)(turned)

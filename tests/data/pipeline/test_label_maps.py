@@ -71,6 +71,26 @@ def test_what_is_no_image_is_named():
         read_label_map(encoded(np.ones((2, 2), np.float32), kind="TIFF"), "a.tif")
 
 
+@pytest.mark.parametrize(
+    ("pixels", "dtype"), [(EIGHT, np.uint8), (EIGHT.astype(np.uint16), np.uint16), (EIGHT.astype(np.int32), np.uint16)]
+)
+def test_small_values_stay_small_and_are_decoded_and_counted_alike(pixels, dtype):
+    data = encoded(pixels, kind="TIFF")
+    values = read_label_map(data, "x")
+    assert values.dtype == dtype and histogram([values]) == {0: 2, 1: 1, 2: 1, 7: 1, 255: 1}
+    decoded = LabelCoding({0: 3, 1: 1, 2: 2, 7: 0, 255: IGNORED}).decode(data, "x")
+    assert decoded.dtype == np.uint8 and decoded.tolist() == [[3, 1, 2], [255, 0, 3]]
+
+
+def test_negative_and_large_values_are_kept():
+    wide = np.array([[-1, 70000]], np.int32)
+    assert read_label_map(encoded(wide, kind="TIFF"), "x").tolist() == [[-1, 70000]]
+    coding = LabelCoding({-1: IGNORED, 70000: 4})
+    assert coding.decode(encoded(wide, kind="TIFF"), "x").tolist() == [[IGNORED, 4]]
+    with raises(DataError, "x", "0"):
+        coding.decode(encoded(np.array([[0, 70000]], np.int32), kind="TIFF"), "x")
+
+
 def test_the_histogram_counts_pixels():
     assert histogram([np.array([[0, 0, 5]]), np.array([[5]])]) == {0: 2, 5: 2}
 
@@ -78,7 +98,3 @@ def test_the_histogram_counts_pixels():
 def test_default_colours_are_those_of_pascal_voc():
     assert default_colours(5) == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]
     assert len(set(default_colours(255))) == 255
-
-
-def test_reducing_zero_is_seen_in_a_coding():
-    assert LabelCoding({0: IGNORED, 1: 0, 2: 1}).reduces_zero and not LabelCoding({0: 0, 1: 1}).reduces_zero

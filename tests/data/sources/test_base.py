@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from data.sources import base
 from data.sources.base import IndexedSource, check_classes
+from data.sources.files import FileSource
 from data.sources.index import Index
+from data.sources.pairs import PairSource
 from tests.tools.builders import open_folder
 from tests.tools.errors import raises
 from utils.errors import DataError
@@ -56,6 +59,23 @@ def test_fault_51_transient_read_errors_are_retried(photos, monkeypatch, failure
     else:
         with raises(DataError, source.name(0), "Input/output error"):
             _ = source[0]
+
+
+@pytest.mark.parametrize("kind", ["files", "pairs"])
+def test_files_and_label_maps_are_read_again_too(tmp_path, monkeypatch, kind):
+    (tmp_path / "a.png").write_bytes(b"a")
+    path = tmp_path / "a.png"
+    source = FileSource([path]) if kind == "files" else PairSource(tmp_path, [("a.png", "a.png")])
+    real, left = base.read_file, [2]
+
+    def failing(path):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(f"data.sources.{kind}.read_file", failing)
+    assert source[0].data == b"a"
 
 
 @pytest.mark.parametrize(("code", "reads"), [(errno.EIO, 3), (errno.ENOENT, 1), (errno.EACCES, 1), (errno.EISDIR, 1)])

@@ -34,7 +34,10 @@ def test_known_layouts_have_names_and_others_none(tmp_path):
     assert class_table(tmp_path, "folders") == ((), (), "")
 
 
-@pytest.mark.parametrize(("text", "named"), [("a 1 2 3\nb\n", "colour"), ("\n", "no classes"), ("a\na\n", "a twice")])
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("a 1 2 3\nb\n", "colour"), ("\n", "no classes"), ("a\na\n", "a twice"), ("a 1 2 3\nb 1 2 3\n", "a, b")],
+)
 def test_a_file_that_makes_no_sense_is_rejected(tmp_path, text, named):
     path = tmp_path / "mine.txt"
     path.write_text(text)

@@ -4,8 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
+from data.pipeline.decoding import ORIENTATION
 from data.tools.checking_pairs import check_pairs, has_pairs
 from tests.tools.errors import raises
 from utils.errors import DataError
@@ -36,6 +38,7 @@ def test_a_clean_folder(pairs):
         "val: 1 image with label maps",
         f"val sizes: from 6x4 ({pairs}/images/val/2.png) to 6x4 ({pairs}/images/val/2.png), width x height",
         *("value  train  val", "0      50%    50%", "1      50%    50%"),
+        "2 classes, ignored values: none",
         "3 distinct images, 0 duplicates",
     ]
 
@@ -70,3 +73,41 @@ def test_another_folder_has_no_pairs(tmp_path):
     assert not has_pairs(tmp_path)
     with raises(DataError, tmp_path):
         check_pairs(tmp_path, workers=1)
+
+
+def test_values_that_training_refuses_are_findings(pairs):
+    (pairs / "classes.txt").write_text("ground\nsky\n")
+    for split, name in (("train", "0"), ("val", "2")):
+        Image.new("L", (6, 4), 7).save(pairs / f"labels/{split}/{name}.png")
+    (finding,) = (each for each in check_pairs(pairs, workers=1).findings if "without a class" in each)
+    assert finding.startswith("DATA.IGNORE_LABEL: values without a class: 7")
+
+
+def test_images_are_decoded_with_the_channels_of_the_model(pairs):
+    findings = check_pairs(pairs, workers=1, channels=5).findings
+    assert findings == [] and check_pairs(pairs, workers=1, channels=3).findings == []
+    bands = np.zeros((4, 6, 5), np.uint8)
+    for split, number in (("train", 0), ("train", 1), ("val", 2)):
+        (pairs / f"images/{split}/{number}.png").unlink()
+        target = pairs / f"images/{split}/{number}.tif"
+        tifffile.imwrite(target, bands + number, photometric="minisblack", planarconfig="contig")
+    assert check_pairs(pairs, workers=1, channels=5).findings == []
+    assert len(check_pairs(pairs, workers=1).findings) == 3
+
+
+@pytest.mark.parametrize(
+    ("turn", "size", "expected"), [(3, (6, 4), "may follow"), (6, (5, 5), "may follow"), (6, (4, 6), "")]
+)
+def test_turned_images_whose_sizes_prove_nothing_are_findings(pairs, turn, size, expected):
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    Image.new("RGB", size, "red").save(pairs / "images/val/2.jpg", exif=exif)
+    (pairs / "images/val/2.png").unlink()
+    pixels = np.zeros(size if turn > 4 else size[::-1], np.uint8)
+    pixels[0] = 1
+    Image.fromarray(pixels).save(pairs / "labels/val/2.png")
+    findings = check_pairs(pairs, workers=1).findings
+    assert len(findings) == bool(expected) and all(expected in each and "2.jpg" in each for each in findings)
+    Image.fromarray(pixels.T).save(pairs / "labels/val/2.png")
+    if not expected:
+        assert any("DATA.EXIF ignore" in finding for finding in check_pairs(pairs, workers=1).findings)

@@ -1,56 +1,18 @@
-"""The class of every value, decided from the values found, the names and the layout."""
+"""Names, colours and coding of a dataset, and of files."""
 
+import numpy as np
 import pytest
 
-from data.pipeline.label_maps import IGNORED, LabelCoding, code_of
+from data.pipeline.label_maps import IGNORED, LabelCoding
 from data.sources.class_tables import ClassTable
+from data.sources.label_coding import CodingOptions
 from data.sources.pairs import PairStore
-from tasks.segmentation.classes import CodingOptions, SegmentationInfo, decide, read_classes, stored_classes
+from tasks.segmentation.classes import SegmentationInfo, read_classes, stored_classes
 from tests.data.pipeline.test_label_maps import EIGHT, encoded
 from tests.tools.errors import raises
-from utils.errors import CheckpointError, DataError
+from utils.errors import CheckpointError
 
 THREE = ClassTable(("a", "b", "c"), (), "classes.txt")
-COLOURS = ClassTable(("a", "b"), ((9, 0, 0), (255, 255, 255)), "classes.txt")
-
-
-@pytest.mark.parametrize(
-    ("values", "table", "options", "expected"),
-    [
-        ([0, 1, 2, 255], ClassTable(), CodingOptions(), {0: 0, 1: 1, 2: 2, 255: IGNORED}),
-        ([0, 1, 255], THREE, CodingOptions(), {0: 0, 1: 1, 2: 2, 255: IGNORED}),
-        ([0, 1, 3], THREE, CodingOptions("ade20k"), {0: IGNORED, 1: 0, 2: 1, 3: 2, 255: IGNORED}),
-        ([0, 1, 3], THREE, CodingOptions(reduce_zero=True), {0: IGNORED, 1: 0, 2: 1, 3: 2, 255: IGNORED}),
-        ([0, 1, 3], THREE, CodingOptions(ignore=3), {0: 0, 1: 1, 2: 2, 3: IGNORED, 255: IGNORED}),
-        ([0, 1, 2], ClassTable(), CodingOptions(reduce_zero=True), {0: IGNORED, 1: 0, 2: 1, 255: IGNORED}),
-        ([0, 1, 11], ClassTable(), CodingOptions(ignore=11), {0: 0, 1: 1, 11: IGNORED, 255: IGNORED}),
-        ([0, 255], ClassTable(), CodingOptions(), {0: 0, 255: 1}),
-        ([255, code_of((9, 0, 0))], COLOURS, CodingOptions(), {code_of((9, 0, 0)): 0, 255: 1}),
-    ],
-)
-def test_values_get_their_classes(values, table, options, expected):
-    assert decide(values, table, options)[0].classes == expected
-
-
-@pytest.mark.parametrize(
-    ("values", "table", "subject", "named"),
-    [
-        ([0, 3], THREE, "DATA.REDUCE_ZERO_LABEL", "IGNORE_LABEL 3"),
-        ([0, 7], THREE, "DATA.IGNORE_LABEL", "7"),
-        ([0, code_of((9, 0, 0))], ClassTable(), "DATA.CLASSES", "9,0,0"),
-        ([0, code_of((8, 0, 0))], COLOURS, "DATA.IGNORE_LABEL", "8,0,0"),
-        ([300], ClassTable(), "DATA.DATA_PATH", "300 classes"),
-        ([255], ClassTable(), "DATA.DATA_PATH", "0 classes"),
-    ],
-)
-def test_what_cannot_be_decided_is_asked(values, table, subject, named):
-    with raises(DataError, subject, named):
-        decide(values, table, CodingOptions())
-
-
-def test_cityscapes_label_ids_become_its_19_classes():
-    coding, _ = decide([0, 7, 33], ClassTable(), CodingOptions("cityscapes_ids"))
-    assert (coding.classes[7], coding.classes[33], coding.classes[0]) == (0, 18, IGNORED)
 
 
 def dataset(root, classes=""):
@@ -62,14 +24,25 @@ def dataset(root, classes=""):
 
 def test_the_histogram_is_logged_before_anything_is_decided(tmp_path, caplog):
     caplog.set_level("INFO")
-    info = read_classes(dataset(tmp_path), THREE, CodingOptions())
+    info = read_classes([dataset(tmp_path)], THREE, CodingOptions())
     assert "0 66.7%, 1 33.3%" in caplog.text or "0 50%" in caplog.text
     assert info.class_names == ("a", "b", "c") and len(info.colours) == 3 and info.fingerprint
 
 
 def test_a_class_without_pixels_is_named(tmp_path, caplog):
-    read_classes(dataset(tmp_path), ClassTable(("a", "b", "c", "zebra"), (), "x"), CodingOptions())
+    read_classes([dataset(tmp_path)], ClassTable(("a", "b", "c", "zebra"), (), "x"), CodingOptions())
     assert "zebra" in caplog.text
+
+
+def test_values_of_every_split_are_counted(tmp_path):
+    train = dataset(tmp_path)
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "val").mkdir()
+        (tmp_path / folder / "val/a.png").write_bytes(encoded(np.full((2, 3), 3, np.uint8)))
+    val = PairStore(tmp_path).open("val")
+    info = read_classes([train, val], ClassTable(), CodingOptions())
+    assert info.class_names == ("class 0", "class 1", "class 2", "class 3")
+    assert info.fingerprint == train.fingerprint()
 
 
 def test_classes_are_stored_and_read_back():
