@@ -12,6 +12,10 @@ measures data loading: images/s of this program's loader, timm's create_loader w
 ImageFolder with timm's transform, with the same files, augmentation, workers and device. Without --data-path, files
 of ImageNet's size and quality (500x375 pixels, JPEG quality 95, about 110 kB) are generated from scikit-learn's two
 photographs.
+
+    python scripts/benchmark.py finetune FOLDER... --weights FILE
+
+measures the accuracy of configs/finetune.yaml on small datasets.
 """
 
 import argparse
@@ -21,13 +25,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
-from scripts.benchmarks import data, model
+from scripts.benchmarks import data, finetune, model
 from scripts.benchmarks.interleave import environment
 from utils.errors import run_to_exit_code
 from utils.files import write_errors
 from utils.script_parser import ScriptParser
 
-COMMANDS = {"model": model, "data": data}
+COMMANDS = {"model": model, "data": data, "finetune": finetune}
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +43,7 @@ def main(argv: list[str]) -> int:
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     options = parser.parse_args(argv)
     if options.rounds < 1 or (options.command == "data" and options.images < options.batch_size):
-        parser.error("--rounds must be at least 1, --images at least --batch-size")
+        parser.error("--rounds or --seeds must be at least 1, --images at least --batch-size")
     return run_to_exit_code(lambda: _run(options))
 
 
