@@ -1,7 +1,7 @@
 """Answers to the words of other programs on the command line: the whole command line they mean."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from configs.schema import KEYS
@@ -9,6 +9,7 @@ from configs.synonyms import ABSENT, CONVERTED, meant_by, word_of
 from configs.values import BOOL, Kind, kind_of
 from utils.errors import ConfigError
 
+BETAS = ("adam-beta1", "adam-beta2")
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-inf|-nan")
 
 
@@ -31,7 +32,7 @@ def check_words(arguments: Sequence[str], known: KnownOptions) -> None:
     """
     options, keys = [], []
     foreign = ""
-    for name, values in _words(arguments):
+    for name, values in _joined(_words(arguments)):
         meaning = None if name in known.all else _meaning(name, values, known)
         if meaning is None or (meaning.startswith(name) and known.abbreviates(name)):
             continue
@@ -41,7 +42,7 @@ def check_words(arguments: Sequence[str], known: KnownOptions) -> None:
         keys += [key] if key else []
     if foreign:
         text = " ".join([*options, *(["--opts", *keys] if keys else [])])
-        raise ConfigError(foreign, "unknown option", f"use {text}")
+        raise ConfigError(foreign, "unknown option", f"use {text}" if text else "remove it: it is the default")
 
 
 def _words(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -58,6 +59,16 @@ def _words(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         yield name, values
 
 
+def _joined(words: Iterable[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    """Replaces the two options with which transformers sets Adam's betas by a single one."""
+    found = list(words)
+    betas = {word_of(name): values for name, values in found if values and word_of(name) in BETAS}
+    if len(betas) < len(BETAS):
+        return found
+    others = [(name, values) for name, values in found if word_of(name) not in BETAS]
+    return [*others, ("--opt-betas", [betas[name][0] for name in BETAS])]
+
+
 def _is_option(argument: str) -> bool:
     return argument.startswith("-") and len(argument) > 1 and not NEGATIVE.fullmatch(argument)
 
@@ -71,16 +82,25 @@ def _meaning(name: str, values: list[str], known: KnownOptions) -> str | None:
         try:
             return CONVERTED[word](values)
         except (IndexError, ValueError) as e:
-            raise ConfigError(name, "unknown option, whose value is missing or not valid", "give it one") from e
+            raise ConfigError(
+                name, f"unknown option with a missing or invalid value ({' '.join(values)})", "give it a valid one"
+            ) from e
     meant = meant_by(name, KEYS)
     if meant is None and word.startswith("no-") and (key := meant_by(word[3:], KEYS)) in KEYS:
         return f"{key} False" if _kind(key) is BOOL else None
+    if meant is not None and (meant in known.switches or (" " in meant and "{}" not in meant)) and _is_off(values):
+        return f"{meant.removesuffix(' True')} False" if meant.endswith(" True") else ""
     if meant is None or meant in known.switches:
         return meant
     if " " in meant:
         return meant.replace("{}", " ".join(values) or "VALUE")
     option = meant if meant.startswith("--") else known.by_key.get(meant)
     return f"{option or meant} {_value(None if option else meant, values)}"
+
+
+def _is_off(values: list[str]) -> bool:
+    """Returns whether a switch is given a value that turns it off."""
+    return [value.lower() for value in values] in (["false"], ["no"], ["off"], ["0"])
 
 
 def _value(key: str | None, values: list[str]) -> str:

@@ -6,6 +6,7 @@ anything is built.
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path, PurePath
@@ -30,6 +31,9 @@ PATHS = (
     *("TEST.RESULTS", "TEST.PER_CLASS", "TEST.CLASSES", "TEST.PROBABILITIES"),
     *("LOSS.CLASS_WEIGHTS", "DATA.CLASSES", "DISTILLATION.TEACHER"),
 )
+# of these, those whose value may also be a name
+NAMED = ("MODEL.PRETRAINED", "LOSS.CLASS_WEIGHTS", "DISTILLATION.TEACHER", "DISTILLATION.WEIGHTS")
+_REMOTE = re.compile(r"(hub|hf|timm|https?):")
 
 
 # limits of a YAML file: characters, and values after expanding aliases
@@ -375,3 +379,10 @@ def _nest(values: dict[str, Any]) -> CfgNode:
 
 def _plain(node: CfgNode) -> dict[str, Any]:
     return {name: _plain(value) if isinstance(value, CfgNode) else value for name, value in node.items()}
+
+
+def is_local(name: str, value: Any) -> bool:
+    """Returns whether the value of a key names a file, or describes the machine of a run, and is not published."""
+    if name not in NAMED or not isinstance(value, str):
+        return KEYS[name].per_machine or name in PATHS
+    return not _REMOTE.match(value) and (os.sep in value or bool(Path(value).suffix))

@@ -13,7 +13,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from configs.loading import PATHS, dump_config
+from configs.loading import dump_config, flat_config, is_local
 from configs.schema import KEYS
 from models.backbone import SwinBackbone
 from models.registry import model_options
@@ -74,10 +74,10 @@ def _published(cfg: CfgNode) -> str:
     """Returns a configuration as YAML text, with the defaults of keys that name files or describe a machine."""
     own = cfg.clone()
     own.defrost()
-    for name, key in KEYS.items():
-        if key.per_machine or name in PATHS:
+    for name, value in flat_config(cfg).items():
+        if is_local(name, value):
             *groups, leaf = name.split(".")
-            reduce(getitem, groups, own)[leaf] = key.default
+            reduce(getitem, groups, own)[leaf] = KEYS[name].default
     return dump_config(own)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from configs.loading import PATHS, flat_config
+from configs.loading import flat_config, is_local
 from configs.schema import KEYS
 from scripts.open_model import ModelFile
 from tasks.classification.class_names import in_words
@@ -182,7 +182,7 @@ def recipe(opened: ModelFile) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in flat_config(opened.cfg).items():
         key = KEYS[name]
-        if key.free or key.per_machine or name in (*PATHS, "TAG") or value == key.default:
+        if key.free or is_local(name, value) or name == "TAG" or value == key.default:
             continue
         *groups, leaf = name.split(".")
         place = nested

@@ -12,6 +12,7 @@ from data.pipeline.label_maps import IGNORED, Colour, LabelCoding, default_colou
 from data.sources.class_tables import ClassTable
 from data.sources.label_coding import CodingOptions, count_values, decide
 from data.sources.pairs import PairSource
+from utils.checkpoints.contents import are_colours, are_names
 from utils.errors import CheckpointError, count, listing
 from utils.runs.provenance import DataInfo
 
@@ -52,11 +53,11 @@ def stored_classes(contents: Mapping[str, Any], classes: int) -> SegmentationInf
     meta = meta if isinstance(meta, Mapping) else {}
     inner = meta.get("dataset_meta")
     theirs = inner if isinstance(inner, Mapping) else meta
-    names = contents.get("class_names") or theirs.get("CLASSES") or theirs.get("classes") or ()
-    colours = contents.get("class_colours") or theirs.get("PALETTE") or theirs.get("palette") or ()
-    if len(names) != classes:
+    names: Any = contents.get("class_names") or theirs.get("CLASSES") or theirs.get("classes")
+    colours: Any = contents.get("class_colours") or theirs.get("PALETTE") or theirs.get("palette")
+    if not are_names(names) or len(names) != classes:
         names = [f"class {label}" for label in range(classes)]
-    if len(colours) != classes:
+    if not are_colours(colours) or len(colours) != classes:
         colours = default_colours(classes)
     triples: list[Any] = [tuple(map(int, colour)) for colour in colours]
     values = {int(value): int(label) for value, label in (contents.get("label_values") or {}).items()}

@@ -40,6 +40,11 @@ from utils.errors import ConfigError
         (["--num_classes", "7"], "--num-classes", "use --opts MODEL.NUM_CLASSES 7"),
         (["--grad-checkpointing"], "--grad-checkpointing", "use --use-checkpoint"),
         (["-b", "64"], "-b", "use --batch-size 64"),
+        (["--adam_beta1", "0.8", "--adam_beta2", "0.95"], "--opt-betas", 'TRAIN.OPTIMIZER.BETAS "[0.8, 0.95]"'),
+        (["--adam-beta1", "0.8"], "--adam-beta1", 'TRAIN.OPTIMIZER.BETAS "[0.8, 0.999]"'),
+        (["--torch_compile", "False"], "--torch-compile", "use --opts TRAIN.COMPILE False"),
+        (["--gradient_checkpointing", "False", "--fp16=0"], "--gradient-checkpointing", "remove it"),
+        (["--fp16", "False", "--bs", "8"], "--fp16", "use --batch-size 8"),
     ],
 )
 def test_the_answer_contains_all_values(argv, option, remedy):

@@ -14,6 +14,7 @@ from configs.loading import (
     dump_config,
     find_config,
     flat_config,
+    is_local,
     load_config,
     parse_config,
     shared_config,
@@ -554,3 +555,21 @@ def test_the_number_of_experts_is_part_of_the_configuration(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert parse_config(dump_config(cfg), "x")["MODEL.SWIN_MOE.NUM_EXPERTS"] == 8
     assert load_config(ROOT / "configs/swin_tiny.yaml", given[:1]).MODEL.SWIN_MOE.NUM_EXPERTS == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("DATA.DATA_PATH", "photos", True),
+        ("MODEL.PRETRAINED", "hub:swin_tiny_patch4_window7_224", False),
+        ("MODEL.PRETRAINED", "hf:me/photos", False),
+        ("MODEL.PRETRAINED", "weights.pth", True),
+        ("LOSS.CLASS_WEIGHTS", "inverse", False),
+        ("LOSS.CLASS_WEIGHTS", "own/weights.csv", True),
+        ("DISTILLATION.TEACHER", "swin_base", False),
+        ("TRAIN.EPOCHS", 3, False),
+        ("DATA.NUM_WORKERS", 3, True),
+    ],
+)
+def test_values_that_name_files_or_the_machine_are_local(name, value, expected):
+    assert is_local(name, value) == expected

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from numbers import Real
@@ -115,6 +116,14 @@ def _are_numbers(value: Any) -> bool:
     return _list_of(_is_number)(value) and len(value) > 0
 
 
+def _is_level(value: Any) -> bool:
+    return _is_count(value) and value < 256
+
+
+def _are_label_values(value: Any) -> bool:
+    return _dict_of(_is_level)(value) and all(isinstance(name, str) and _INTEGER.fullmatch(name) for name in value)
+
+
 def _is_epoch(value: Any) -> bool:
     return _is_count(value) or value == -1
 
@@ -123,6 +132,9 @@ def _are_counters(value: Any) -> bool:
     return _dict_of(_or_none(_is_number))(value) and all(_is_count(value[name]) for name in _COUNTS if name in value)
 
 
+_INTEGER = re.compile(r"-?\d{1,9}", re.ASCII)
+are_colours = _list_of(_list_of(_is_level, 3))
+are_names = _list_of(_is_text)
 _COUNTS = ("epoch", "step", "update", "skipped", "skipped_in_row", "samples")
 _COUNTS_OF = _list_of(_is_count)
 _GROUP = _dict_of(_is_anything, params=_list_of(_is_count))
@@ -131,7 +143,9 @@ _FIELDS: dict[str, Check] = {
     "optimizer_name": _is_text,
     "data_fingerprint": _is_text,
     "global_batch": _is_count,
-    "class_names": _list_of(_is_text),
+    "class_names": are_names,
+    "class_colours": are_colours,
+    "label_values": _are_label_values,
     "data_counts": _list_of(_is_count),
     "held_out": _list_of(_is_text),
     "calibration": _dict_of(_is_anything, temperature=lambda value: _is_finite(value) and value > 0),

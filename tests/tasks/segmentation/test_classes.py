@@ -67,6 +67,12 @@ def test_classes_of_mmsegmentation_are_read(meta):
     assert stored_classes({}, 2).class_names == ("class 0", "class 1")
 
 
+@pytest.mark.parametrize("meta", [{"CLASSES": 2, "PALETTE": 2}, {"classes": [1, 2], "palette": ["red", "blue"]}])
+def test_malformed_classes_of_mmsegmentation_are_not_used(meta):
+    info = stored_classes({"meta": meta}, 2)
+    assert info.class_names == ("class 0", "class 1") and len(info.colours) == 2
+
+
 def test_a_resumed_run_needs_the_same_classes(tmp_path):
     info = SegmentationInfo("x", ("a", "b"))
     info.check({"class_names": ["a", "b"], "data_fingerprint": "x"}, tmp_path, False)

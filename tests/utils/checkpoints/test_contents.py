@@ -57,6 +57,10 @@ def test_a_checkpoint_of_this_program_is_unchanged():
         ("config", 5),
         ("versions", ["2"]),
         ("pretrained_windows", ["x"]),
+        ("class_colours", [[0, 0, 256]]),
+        ("class_colours", [[0, 0]]),
+        ("label_values", {"x": 0}),
+        ("label_values", {"0": -1}),
     ],
 )
 def test_malformed_metadata_are_refused_in_our_checkpoints_and_dropped_from_others(name, value):
