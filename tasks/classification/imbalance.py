@@ -46,17 +46,17 @@ def sample_weights(source: LabelledSource) -> torch.Tensor | None:
     return weights / weights.mean()
 
 
-def warn_of_imbalance(class_names: Sequence[str], counts: Sequence[int], handled: bool) -> None:
-    """Logs one line if the largest class has ten times the samples of the smallest and nothing is done about it."""
+def warn_of_imbalance(class_names: Sequence[str], counts: Sequence[int], remedies: str) -> None:
+    """Logs one line if the largest class has ten times the samples of the smallest."""
     present = [(count, name) for count, name in zip(counts, class_names, strict=True) if count]
-    if handled or len(present) < 2 or max(present)[0] < WARN_AT * min(present)[0]:
+    if len(present) < 2 or max(present)[0] < WARN_AT * min(present)[0]:
         return
     (most, largest), (least, smallest) = max(present), min(present)
     log.warning(
-        "imbalanced classes: %s has %s training samples, %s has %s; see DATA.SAMPLER, LOSS.CLASS_WEIGHTS,"
-        " LOSS.LOGIT_ADJUSTMENT and, to select the best checkpoint, TEST.BEST macro_f1",
+        "imbalanced classes: %s has %s training samples, %s has %s; see %s",
         largest,
         f"{most:,}",
         smallest,
         f"{least:,}",
+        remedies,
     )

@@ -34,7 +34,8 @@ class LossOptions:
         return LossOptions(cfg.MODEL.LABEL_SMOOTHING, own.CLASS_WEIGHTS, own.FOCAL_GAMMA, own.LOGIT_ADJUSTMENT)
 
     @property
-    def handles_imbalance(self) -> bool:
+    def balances(self) -> bool:
+        """Whether rare classes count more."""
         return self.class_weights != "none" or self.focal_gamma > 0 or self.logit_adjustment > 0
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -58,13 +58,16 @@ class Classification(Task):
 
     name = "classification"
     best = Best("top1", title="validation accuracy, %", beside=("topk", "balanced_accuracy", "macro_f1"))
+    remedies = (  # for imbalanced classes
+        "DATA.SAMPLER, LOSS.CLASS_WEIGHTS, LOSS.LOGIT_ADJUSTMENT and, to select the best checkpoint, TEST.BEST macro_f1"
+    )
     several: ClassVar[bool] = False  # whether images have any number of labels
     mixing: type[Mixing] = Mixing
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         super().__init__(cfg, world, contents)
-        self._loss = ClassificationLoss(LossOptions(smoothing=cfg.MODEL.LABEL_SMOOTHING))
         self._sample_weights: Tensor | None = None
+        self._loss = self.new_loss(None)
         self._distillation = DistillationOptions.from_config(cfg)
         self._teacher: Teacher | None = None
         self._meter = RoutingMeter()
@@ -90,8 +93,8 @@ class Classification(Task):
         info = ClassInfo.of(train, opened.splits, upright=self.turns(names))
         log.info("EXIF orientation: %s", "applied" if info.upright else "ignored")
         self._sample_weights = sample_weights(train)
-        handled = self.cfg.DATA.SAMPLER != "uniform" or LossOptions.from_config(self.cfg).handles_imbalance
-        warn_of_imbalance(names, info.counts, handled or self._sample_weights is not None)
+        if self.cfg.DATA.SAMPLER == "uniform" and self._sample_weights is None and not self.balances:
+            warn_of_imbalance(names, info.counts, self.remedies)
         return TaskData(train, opened.val, info)
 
     def stored_info(self, origin: str) -> ClassInfo:
@@ -122,10 +125,7 @@ class Classification(Task):
         """Builds the model and, for a training run, its teacher."""
         model = super().build_model(info)
         if info is not None and not self.cfg.EVAL_MODE:
-            options = LossOptions.from_config(self.cfg)
-            self._loss = ClassificationLoss(
-                options, info.class_names, info.counts, self._sample_weights, self.world.device
-            )
+            self._loss = self.new_loss(info)
         if info is not None and self._distillation.kind != "none" and not self.cfg.EVAL_MODE:
             world = self.world
 
@@ -134,6 +134,21 @@ class Classification(Task):
 
             self._teacher = open_teacher(self.cfg, new_task, self.preprocessing, world, info.class_names)
         return model
+
+    @property
+    def balances(self) -> bool:
+        """Whether the loss weights rare classes more."""
+        return LossOptions.from_config(self.cfg).balances
+
+    def new_loss(self, info: ClassInfo | None) -> Callable[[Tensor, Tensor, Sequence[int]], Tensor]:
+        """Returns the mean loss of a batch, given logits (B, classes), targets and indices in the training set.
+
+        Args: info: of the training data, None outside training.
+        """
+        if info is None:
+            return ClassificationLoss(LossOptions(smoothing=self.cfg.MODEL.LABEL_SMOOTHING))
+        options, device = LossOptions.from_config(self.cfg), self.world.device
+        return ClassificationLoss(options, info.class_names, info.counts, self._sample_weights, device)
 
     def load(
         self,
@@ -154,17 +169,13 @@ class Classification(Task):
             # the teacher first, before the student's activations take memory
             taught = None if self._teacher is None else self._teacher(stacked(batch))
             logits = model(batch.images)
-        loss = self.label_loss(logits, batch)
+        loss = self._loss(logits, batch.targets, batch.samples)
         losses = {"loss": loss} if taught is None else distilled(loss, logits, taught, self._distillation)
         routing = self._meter.add(routing_statistics(model))
         if not routing:
             return losses
         balance = getattr(model, "module", model).balance_loss()  # type: ignore[operator]
         return {**losses, "loss": losses["loss"] + balance, "balance": balance, **routing}
-
-    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Returns the mean loss of a batch on its labels. Args: logits (B, classes)."""
-        return self._loss(logits, batch.targets, batch.samples)
 
     def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         with self.precision.autocast():
@@ -185,8 +196,7 @@ class Classification(Task):
         return {} if routing is None else {"expert_load": lambda: load_picture(routing)}
 
     def show_batch(self, batch: Batch, info: ClassInfo, limit: int = SHOWN) -> Image.Image:  # type: ignore[override]
-        smoothing = 0.0 if self.several else self.cfg.MODEL.LABEL_SMOOTHING  # sets are not smoothed
-        return batch_sheet(batch, self.preprocessing, info.class_names, limit, smoothing)
+        return batch_sheet(batch, self.preprocessing, info.class_names, limit, self.cfg.MODEL.LABEL_SMOOTHING)
 
     def predictions(self, outputs: Outputs, batch: Batch, info: ClassInfo, limit: int) -> Iterator[Row]:  # type: ignore[override]
         """Yields the most probable classes of each image, with their calibrated probabilities and, given

@@ -30,6 +30,11 @@ class LossOptions:
         smoothing = cfg.MODEL.LABEL_SMOOTHING
         return LossOptions(own.MULTILABEL, own.GAMMA_NEG, own.GAMMA_POS, own.CLIP, smoothing, own.POSITIVE_WEIGHTS)
 
+    @property
+    def balances(self) -> bool:
+        """Whether rare labels count more."""
+        return self.name == "asymmetric" or self.most > 0
+
 
 class MultiLabelLoss:
     """The mean loss of a batch in float32: binary cross-entropy averaged over the classes, or asymmetric loss summed

@@ -5,14 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from PIL import Image
 from yacs.config import CfgNode
 
 from data.loaders import EvalLoader, Pipeline
-from tasks.base import Row, TaskData
+from tasks.base import SHOWN, Row, TaskData
 from tasks.classification.class_names import in_words
 from tasks.classification.labels import ClassInfo
 from tasks.classification.mixing import Mixing
+from tasks.classification.pictures import batch_sheet
 from tasks.classification.task import Classification, Outputs
 from tasks.multilabel.labels import SetMixing, StackSets
 from tasks.multilabel.losses import LossOptions, MultiLabelLoss
@@ -27,13 +28,16 @@ class MultiLabel(Classification):
 
     name = "multilabel"
     best = Best("map", title="validation, %", beside=("f1_macro", "f1_micro"))
+    remedies = (
+        "DATA.SAMPLER, LOSS.POSITIVE_WEIGHTS, LOSS.MULTILABEL asymmetric and, to select the best checkpoint,"
+        " TEST.BEST f1_macro"
+    )
     several = True
     mixing: type[Mixing] = SetMixing
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
-        super().__init__(cfg, world, contents)
         self._train_size = 0
-        self._set_loss = MultiLabelLoss(LossOptions.from_config(cfg))
+        super().__init__(cfg, world, contents)
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
         data = super().open_data(splits)
@@ -43,15 +47,16 @@ class MultiLabel(Classification):
     def pipeline(self, info: ClassInfo) -> Pipeline:  # type: ignore[override]
         return replace(super().pipeline(info), collate=StackSets(len(info.class_names)))
 
-    def build_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
-        model = super().build_model(info)
-        if info is not None and not self.cfg.EVAL_MODE:
-            options, device = LossOptions.from_config(self.cfg), self.world.device
-            self._set_loss = MultiLabelLoss(options, info.counts, self._train_size, self._sample_weights, device)
-        return model
+    @property
+    def balances(self) -> bool:
+        return LossOptions.from_config(self.cfg).balances
 
-    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        return self._set_loss(logits, batch.targets, batch.samples)
+    def new_loss(self, info: ClassInfo | None) -> MultiLabelLoss:
+        options, counts = LossOptions.from_config(self.cfg), () if info is None else info.counts
+        return MultiLabelLoss(options, counts, self._train_size, self._sample_weights, self.world.device)
+
+    def show_batch(self, batch: Batch, info: ClassInfo, limit: int = SHOWN) -> Image.Image:  # type: ignore[override]
+        return batch_sheet(batch, self.preprocessing, info.class_names, limit, smoothing=0.0)  # sets are not smoothed
 
     def evaluator(self, val: EvalLoader, info: ClassInfo) -> MultiLabelEvaluator:  # type: ignore[override]
         stored = self.contents.get("thresholds") if self.cfg.EVAL_MODE else None

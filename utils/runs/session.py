@@ -339,7 +339,8 @@ class Session:
     def _is_best(self, evaluation: Evaluation | None) -> bool:
         if evaluation is None or self._best is None or not evaluation.metrics:
             return False
-        state, value = self._state, evaluation.metrics[self._best.metric]
+        metrics, metric = evaluation.metrics, self._best.metric
+        state, value = self._state, self._world.main_only(lambda: metrics[metric])  # may be rounded otherwise elsewhere
         if not self._best.improves(value, state.best_value):
             return False
         whole = state.step == self._plan.updates_per_epoch

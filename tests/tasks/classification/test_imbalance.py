@@ -61,9 +61,8 @@ def test_sample_weights_have_mean_1():
 
 def test_imbalance_is_said_unless_something_is_done(caplog):
     caplog.set_level(logging.WARNING)
-    warn_of_imbalance("abc", (70, 20, 7), handled=False)
-    warn_of_imbalance("abc", (70, 20, 7), handled=True)
-    warn_of_imbalance("abc", (69, 20, 7), handled=False)
-    warn_of_imbalance("abc", (69, 0, 0), handled=False)
+    warn_of_imbalance("abc", (70, 20, 7), "DATA.SAMPLER")
+    warn_of_imbalance("abc", (69, 20, 7), "DATA.SAMPLER")
+    warn_of_imbalance("abc", (69, 0, 0), "DATA.SAMPLER")
     (line,) = caplog.messages
-    assert "a has 70 training samples, c has 7" in line and "LOSS.CLASS_WEIGHTS" in line
+    assert "a has 70 training samples, c has 7" in line and line.endswith("see DATA.SAMPLER")

@@ -28,3 +28,12 @@ def test_predictions_are_the_labels_above_their_thresholds():
     assert first.record["labels"] == ["cat", "emu"] and first.record["probabilities"] == [
         pytest.approx(0.9526, abs=1e-4)
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "balances"),
+    [((), False), (("LOSS.MULTILABEL", "asymmetric"), True), (("LOSS.POSITIVE_WEIGHTS", 5.0), True)],
+)
+def test_the_remedies_for_imbalance_are_keys_of_this_task(options, balances):
+    assert task(*options).balances == balances
+    assert "CLASS_WEIGHTS" not in MultiLabel.remedies and "f1_macro" in MultiLabel.remedies
