@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.checks import (
+    CROPS,
     above,
     at_least,
     below_one,
@@ -21,7 +22,6 @@ from configs.checks import (
     one_of,
     pair,
     policy,
-    portion,
     positive_list,
     positives,
     sides,
@@ -280,7 +280,7 @@ SCHEMA: dict[str, Any] = {
         "CROP_PCT": Key(
             AUTO,
             "centre crop / resized side; auto: the model's, 0.875",
-            unless_auto(portion),
+            unless_auto(within(*CROPS)),
             auto_or(FLOAT),
         ),
         "VALIDATE": Key(True, "evaluate after every epoch; false: train without validation data"),

@@ -187,6 +187,7 @@ def test_fault_03_values_take_the_type_of_their_key(key, given, value):
         ("DATA.MEAN", []),
         ("DATA.STD", [0.0]),
         ("TEST.CROP_PCT", 1.5),
+        ("TEST.CROP_PCT", 1e-9),
         ("TRAIN.FREEZE", "head"),
         ("MODEL.SHA256", "abc"),
         ("DATA.MASK_RATIO", 0.0),

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from configs.checks import CROPS
 from utils.errors import CheckpointError
 
 Check = Callable[[Any], bool]
@@ -116,6 +117,10 @@ def _are_numbers(value: Any) -> bool:
     return _list_of(_is_number)(value) and len(value) > 0
 
 
+def _is_crop(value: Any) -> bool:
+    return _is_number(value) and CROPS[0] <= value <= CROPS[1]
+
+
 def _is_level(value: Any) -> bool:
     return _is_count(value) and value < 256
 
@@ -153,7 +158,7 @@ _FIELDS: dict[str, Check] = {
     "per_class": _dict_of(_is_anything, samples=_COUNTS_OF, correct=_COUNTS_OF, predicted=_COUNTS_OF),
     "pretrained_windows": _or_none(_list_of(_is_count)),
     "versions": _dict_of(_is_text),
-    "preprocessing": _or_none(_dict_of(_is_text, mean=_are_numbers, std=_are_numbers, crop_pct=_is_number)),
+    "preprocessing": _or_none(_dict_of(_is_text, mean=_are_numbers, std=_are_numbers, crop_pct=_is_crop)),
     "counters": _are_counters,
     "best": _dict_of(_or_none(_is_number), epoch=_is_epoch),
     "means": _dict_of(_list_of(_is_number, 2)),

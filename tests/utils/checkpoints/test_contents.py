@@ -48,6 +48,7 @@ def test_a_checkpoint_of_this_program_is_unchanged():
         ("optimizer", {"state": {}, "param_groups": [{}]}),
         ("optimizer", {"state": {0: {"exp_avg": "x"}}, "param_groups": []}),
         ("preprocessing", {}),
+        ("preprocessing", {"mean": [0.5], "std": [0.5], "crop_pct": 1e-300}),
         ("preprocessing", {"mean": [], "std": [0.5], "crop_pct": 1.0}),
         ("best", 81.2),
         ("best", {"value": "x", "epoch": 0}),
