@@ -84,9 +84,6 @@ def unless_auto(check: Check) -> Check:
     return lambda v: None if v == AUTO else check(v)
 
 
-CROPS = (0.05, 1.0)  # values of TEST.CROP_PCT: images are resized to the reciprocal
-
-
 def portion(value: float) -> str | None:
     return None if 0 < value <= 1 else "must be above 0 and at most 1"
 

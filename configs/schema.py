@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from configs.checks import (
-    CROPS,
     above,
     at_least,
     below_one,
@@ -30,6 +29,7 @@ from configs.checks import (
     within,
 )
 from configs.values import AUTO, DEVICE, FLOAT, INT, NUMBER, SIZE, Key, TaskKeys, auto_or, list_of, optional
+from utils.preprocessing import CROPS
 
 DEFAULT_TASK = "classification"  # for TASK auto, and for configurations that predate TASK
 TASKS: dict[str, TaskKeys] = {}

@@ -12,6 +12,7 @@ Size = tuple[int, int]  # height, width in pixels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_PCT = 0.875  # 224 / 256, as for the paper's accuracies
+CROPS = (0.05, 1.0)  # least and most; below, images would be resized to huge sides
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from configs.checks import CROPS
 from utils.errors import CheckpointError
+from utils.preprocessing import CROPS
 
 Check = Callable[[Any], bool]
 # names that identify a file of this program: a training checkpoint, or weights extracted from one

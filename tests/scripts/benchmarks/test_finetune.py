@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from scripts.benchmark import main
-from scripts.benchmarks import finetune, timm_defaults
+from scripts.benchmarks import finetune
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,6 @@ def test_every_way_is_measured_by_seed_and_dataset(weights, tmp_path, capsys, mo
 def test_the_table_has_mean_and_spread():
     text = finetune.table({"photos": {"finetune": [90.0, 92.0], "linear probe": [80.0, 80.0]}})
     assert text.splitlines()[-1] == "| photos | 91.0 (90.0 to 92.0) | 80.0 (80.0 to 80.0) |"
-
-
-def test_timms_defaults_learn(weights):
-    _, data, start = weights
-    assert timm_defaults.finetune(start, data, seed=0, epochs=20) == 100
 
 
 def test_a_run_that_fails_is_named(weights, tmp_path):
