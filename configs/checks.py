@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from configs.values import AUTO
@@ -44,8 +45,18 @@ def below_one(value: float) -> str | None:
     return None if 0 <= value < 1 else "must be at least 0 and below 1"
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """Allows some words."""
+
+    choices: tuple[str, ...]
+
+    def __call__(self, value: Any) -> str | None:
+        return None if value in self.choices else f"must be one of {', '.join(self.choices)}"
+
+
 def one_of(*names: str) -> Check:
-    return lambda v: None if v in names else f"must be one of {', '.join(names)}"
+    return OneOf(names)
 
 
 def pair(high: float) -> Check:

@@ -297,7 +297,8 @@ SCHEMA: dict[str, Any] = {
     "AMP_ENABLE": Key(True, "mixed precision"),
     "AMP_DTYPE": Key(
         "auto",
-        "new: mixed-precision dtype; auto: bfloat16 if supported, else float16 on CUDA, else float32",
+        "new: mixed-precision dtype; auto: bfloat16 if supported (on a CPU, if it is measured to be faster), else"
+        " float16 on CUDA, else float32",
         one_of("auto", "bfloat16", "float16"),
     ),
     "OUTPUT": Key("output", "folder of all runs; a run writes to OUTPUT/MODEL.NAME/TAG", free=True, per_machine=True),

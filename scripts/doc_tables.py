@@ -1,10 +1,13 @@
 """Generates the pages of docs/ that consist of tables: python -m scripts.doc_tables"""
 
+import re
 from pathlib import Path
 from typing import Any
 
+from configs.checks import OneOf
 from configs.options import OPTIONS
 from configs.schema import KEYS
+from configs.values import Key
 from scripts.benchmarks.page import benchmarks_page
 from utils.checkpoints.released import released_models
 
@@ -74,12 +77,19 @@ def configuration_page() -> str:
             continue
         group = name.rpartition(".")[0] or "General"
         options = ", ".join(options_of.get(name, []))
-        row = f"| `{name}`{' *' if key.free else ''} | {_default(key.default)} | {_escaped(key.about)} | {options} |"
+        row = f"| `{name}`{' *' if key.free else ''} | {_default(key.default)} | {_escaped(_about(key))} | {options} |"
         groups.setdefault(group, []).append(row)
     parts = [CONFIGURATION]
     for group, rows in groups.items():
         parts += [f"\n## {group}\n\n| key | default | meaning | option |\n|---|---|---|---|\n", "\n".join(rows), "\n"]
     return "".join(parts)
+
+
+def _about(key: Key) -> str:
+    """Returns the meaning of a key, with its choices unless it names all of them."""
+    choices = key.check.choices if isinstance(key.check, OneOf) else ()
+    unnamed = any(not re.search(rf"\b{re.escape(choice)}\b", key.about) for choice in choices)
+    return f"{key.about} (one of {', '.join(choices)})" if unnamed else key.about
 
 
 def _escaped(text: str) -> str:
