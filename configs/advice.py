@@ -1,4 +1,4 @@
-"""Answers to the words of other programs on the command line: the whole command line they mean."""
+"""Suggests the equivalents of other programs' options."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -59,6 +59,10 @@ def one_of(*names: str) -> Check:
     return OneOf(names)
 
 
+def ending(*suffixes: str) -> Check:
+    return lambda v: None if not v or v.endswith(suffixes) else f"must end in {' or '.join(suffixes)}"
+
+
 def pair(high: float) -> Check:
     def check(value: Any) -> str | None:
         good = len(value) == 2 and 0 < value[0] <= value[1] <= high

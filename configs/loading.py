@@ -325,6 +325,11 @@ def _check_together(values: dict[str, Any]) -> None:
     """Checks keys against each other. Raises: ConfigError."""
     if values["TRAIN.GLOBAL_BATCH_SIZE"] and values["TRAIN.ACCUMULATION_STEPS"] > 1:
         raise ConfigError("TRAIN.ACCUMULATION_STEPS", "conflicts with TRAIN.GLOBAL_BATCH_SIZE", "set it to 1")
+    if not values["TEST.VALIDATE"] and values["TRAIN.LR_SCHEDULER.NAME"] == "plateau":
+        problem = "plateau decays by the results on validation data, but TEST.VALIDATE is false"
+        raise ConfigError("TRAIN.LR_SCHEDULER.NAME", problem, "choose cosine, or set TEST.VALIDATE to true")
+    if not values["TEST.VALIDATE"] and values["TRAIN.PATIENCE"]:
+        log.warning("without validation (TEST.VALIDATE false), TRAIN.PATIENCE has no effect")
     epochs = float("inf") if values["TRAIN.EPOCHS"] == AUTO else values["TRAIN.EPOCHS"]
     if values["TRAIN.START_EPOCH"] >= epochs and not values["TRAIN.UPDATES"]:
         raise ConfigError("TRAIN.START_EPOCH", "nothing is left to train", "set it below TRAIN.EPOCHS")

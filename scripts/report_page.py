@@ -1,4 +1,4 @@
-"""Contents of a report's page: pictures that fit a light and a dark page, and what a run's log and env.json say."""
+"""Contents of a report: pictures for light and dark mode, and facts from a run's log and env.json."""
 
 import base64
 import html

@@ -99,7 +99,7 @@ def write_tables(results: Sequence[Result], results_file: str, per_class_file: s
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes what an evaluation predicted for every sample to a .npz or .parquet file.
 
-    Raises: ConfigError for another ending, or without probabilities; ResourceError.
+    Raises: ConfigError without probabilities, or without pyarrow; ResourceError.
     """
     key = "TEST.PROBABILITIES"
     if not arrays:
@@ -108,8 +108,6 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         with writing(path, key) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
         return
-    if path.suffix != ".parquet":
-        raise ConfigError(key, f"{path} ends neither in .npz nor in .parquet", "rename it")
     try:
         import pyarrow as arrow
         from pyarrow import parquet

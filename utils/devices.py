@@ -1,4 +1,4 @@
-"""Names of devices, as --device takes them."""
+"""Parsing of --device."""
 
 import re
 

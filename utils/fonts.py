@@ -1,4 +1,4 @@
-"""Text in any script, for figures and images: Matplotlib's own font and installed ones for what it lacks."""
+"""Fonts for text in any script, in figures and images: Matplotlib's, then installed ones."""
 
 from collections.abc import Iterator
 from contextlib import suppress

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from configs.checks import above, at_least, below_one, hexadecimal, one_of, pair, weighting, within
+from configs.checks import above, at_least, below_one, ending, hexadecimal, one_of, pair, weighting, within
 from configs.values import AUTO, FLOAT, Key, TaskKeys, list_of, optional
 from utils.errors import ConfigError, did_you_mean
 
@@ -54,7 +54,12 @@ _KEYS = {
     },
     "TEST": {
         "INTERVALS": Key(True, "new: --eval: 95% confidence intervals on up to 20,000 images", free=True),
-        "PROBABILITIES": Key("", "new: --eval: .npz or .parquet file to write with the probabilities", free=True),
+        "PROBABILITIES": Key(
+            "",
+            "new: --eval: .npz or .parquet file to write with the probabilities",
+            ending(".npz", ".parquet"),
+            free=True,
+        ),
         "THRESHOLD": Key(0.0, "new: predictions below this probability are unknown; 0: off", within(0, 1), free=True),
         "REAL": Key(False, "also evaluate against the labels of ImageNet-ReaL", free=True),
         "CLASSES": Key(

@@ -188,6 +188,7 @@ def test_fault_03_values_take_the_type_of_their_key(key, given, value):
         ("DATA.STD", [0.0]),
         ("TEST.CROP_PCT", 1.5),
         ("TEST.CROP_PCT", 1e-9),
+        ("TEST.PROBABILITIES", "p.csv"),
         ("TRAIN.FREEZE", "head"),
         ("MODEL.SHA256", "abc"),
         ("DATA.MASK_RATIO", 0.0),
@@ -574,3 +575,11 @@ def test_the_number_of_experts_is_part_of_the_configuration(monkeypatch):
 )
 def test_values_that_name_files_or_the_machine_are_local(name, value, expected):
     assert is_local(name, value) == expected
+
+
+def test_what_needs_validation_data_is_said(caplog):
+    unvalidated = [("TEST.VALIDATE", False, "test")]
+    with raises(ConfigError, "TRAIN.LR_SCHEDULER.NAME", "TEST.VALIDATE"):
+        load_config("swin_tiny", [*unvalidated, ("TRAIN.LR_SCHEDULER.NAME", "plateau", "test")])
+    load_config("finetune", unvalidated)
+    assert "TRAIN.PATIENCE has no effect" in caplog.text

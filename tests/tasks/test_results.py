@@ -68,7 +68,5 @@ def test_probabilities_are_written_for_other_programs(tmp_path):
         0,
     ]
     assert json.loads(table.schema.metadata[b"class_names"]) == arrays["class_names"]
-    with raises(ConfigError, "TEST.PROBABILITIES", ".npz"):
-        write_arrays(tmp_path / "p.csv", arrays)
     with raises(ConfigError, "TEST.PROBABILITIES", "keeps no"):
         write_arrays(tmp_path / "p.npz", {})

@@ -1,4 +1,4 @@
-"""Machine-readable records of a run: metrics.jsonl, and the trackers."""
+"""Metrics of a run, written to metrics.jsonl and the trackers."""
 
 import json
 import math

@@ -65,7 +65,7 @@ class Start:
 
     @property
     def stored_forms(self) -> dict[str, str] | None:
-        """The forms of the operators in the run that is resumed; None for a new run, which chooses its own."""
+        """The forms of the operators in the run that is resumed; None in a new run, which chooses its own."""
         return self.contents.get("forms", {}) if self.training_state else None
 
     def load_weights(self, model: nn.Module, load: Load) -> None:
