@@ -387,7 +387,7 @@ def _plain(node: CfgNode) -> dict[str, Any]:
 
 
 def is_local(name: str, value: Any) -> bool:
-    """Returns whether the value of a key names a file, or describes the machine of a run, and is not published."""
+    """Returns whether a key's value names a file or describes the machine of a run, and so must not be published."""
     if name not in NAMED or not isinstance(value, str):
         return KEYS[name].per_machine or name in PATHS
     return not _REMOTE.match(value) and (os.sep in value or bool(Path(value).suffix))

@@ -135,7 +135,7 @@ def printable(text: str) -> str:
 
 
 def accept_any_text() -> None:
-    """Makes stdout and stderr escape characters that their encoding lacks, as in file names."""
+    """Makes stdout and stderr escape characters that their encoding cannot represent, e.g. in file names."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not if closed or replaced
             stream.reconfigure(errors="backslashreplace")

@@ -249,7 +249,7 @@ def start_logging(is_main: bool) -> None:
 
 
 def _discard(stream: str) -> None:
-    """Redirects sys.stdout or sys.stderr to /dev/null: at exit, the interpreter would fail to flush a closed one."""
+    """Redirects sys.stdout or sys.stderr to /dev/null: at exit, the interpreter would fail to flush a closed stream."""
     setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 

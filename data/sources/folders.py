@@ -27,7 +27,7 @@ class FolderStore:
         return (self._root / split).is_dir()
 
     def class_names(self, split: str) -> list[str]:
-        """Returns the names of the class folders, sorted; empty if the images are flat. Raises: DataError."""
+        """Returns the sorted class folder names; empty if the images are not in class folders. Raises: DataError."""
         folder = self._root / split
         names, images, broken = list_split(folder)
         if broken:

@@ -18,7 +18,7 @@ STREAMS = {"wds": "read its shards with DATA.DATASET tar", "tfds": "export its i
 
 
 class ReaderStore:
-    """A dataset by its name in timm; downloaded, or read from `root` if that is given.
+    """A dataset, given its timm name; downloaded if necessary, to the cache folder `root` if given.
 
     Args: columns: names of the image and label columns.
     """

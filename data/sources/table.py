@@ -218,9 +218,9 @@ def _is_row(cells: Sequence[str], path: Path, columns: Columns) -> bool:
 
 
 class _Places:
-    """The positions of the columns of a table, None if it lacks one.
+    """The column positions of a table; None for a column that it lacks.
 
-    `classes`: columns of a table with one column of zeros and ones per class, instead of labels.
+    `classes`: columns of zeros and ones, one per class, if the table has these instead of a label column.
     """
 
     def __init__(self, path: Path, head: Sequence[str], columns: Columns, lines: Sequence[tuple[int, list[str]]]):

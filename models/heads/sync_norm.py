@@ -7,9 +7,9 @@ from torch.distributed.nn.functional import all_reduce
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm whose statistics in training cover the micro-batches of all ranks; plain with one rank.
+    """Batch norm with training statistics over the micro-batches of all ranks; plain batch norm on a single rank.
 
-    On the CPU it works too, unlike torch's, and its parameter names are BatchNorm2d's. Ranks may have batches of
+    Unlike torch's, it also works on the CPU; its parameter names match BatchNorm2d's. Ranks may have batches of
     different sizes. In training, a forward pass is a collective operation.
     """
 

@@ -58,7 +58,7 @@ def choose_forms(
 
 
 def measured_precision(precision: Precision, world: World) -> Forms:
-    """Returns whether matrix products are faster in bfloat16 or in float32 on the CPU of the main rank, to store in a
+    """Returns the faster dtype for matrix products on the main rank's CPU, bfloat16 or float32, to store in a
     checkpoint. Args: precision: bfloat16 if this rank's CPU supports it."""
 
     def measure() -> str:
@@ -179,7 +179,7 @@ def _with_gradients(form: str, leaves: Sequence[Tensor]) -> None:
 
 
 def _bounded(rows: int, operations: int) -> int:
-    """Returns the rows of eight samples, but fewer if the call would take long."""
+    """Returns the number of rows in eight samples, or fewer if the call would take too long."""
     return max(1, min(8 * rows, int(OPERATIONS / operations)))
 
 

@@ -48,7 +48,7 @@ class WindowGrid:
 
     @property
     def is_trivial(self) -> bool:
-        """Whether the windows hold the tokens in row-major order: a single one, not shifted."""
+        """Whether the windows hold the tokens in row-major order: a single, unshifted window."""
         return self.padded == (self.window, self.window) and not (self.shift_h or self.shift_w)
 
     def split(self, x: Tensor) -> Tensor:

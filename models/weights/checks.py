@@ -66,7 +66,7 @@ def check_shapes(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name
 
 
 def trained_as(contents: Mapping[str, Any], origin: str) -> tuple[str, str] | None:
-    """Returns the model a file was trained as and the recipe to use, by its published name or stored configuration."""
+    """Returns the model whose weights a file holds and its recipe, from the published name or stored configuration."""
     name = Path(origin).stem
     for row in released_models():
         if name in (row["config"], Path(row.get("weights_url") or "").stem):

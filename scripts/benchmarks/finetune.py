@@ -117,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns top-1 on the validation split, %, by dataset, contender and seed, and tables."""
+    """Returns the top-1 validation accuracy in % by dataset, contender and seed, with a summary table."""
     plan = [
         (data, name, seed) for seed in range(options.rounds) for data in options.data for name in options.contenders
     ]

@@ -203,7 +203,7 @@ def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
 
 
 def _seconds_of_all(device: torch.device, work: Callable[[], Any]) -> float:
-    """Returns the seconds of `at_a_time` batches. Args: work: processes one batch."""
+    """Returns the time in seconds for `at_a_time` batches. Args: work: processes one batch."""
     return _seconds(device, lambda: [work() for _ in range(at_a_time(device))])
 
 

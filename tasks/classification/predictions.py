@@ -85,7 +85,7 @@ class PredictionCollector:
         self._own: list[Tensor] = []
 
     def add(self, logits: Tensor, batch: Batch) -> None:
-        """Adds a batch. Args: logits (B, classes); batch: has int64 (B,) targets."""
+        """Adds a batch. Args: logits (B, classes); batch: with int64 targets (B,)."""
         confidence, predicted = logits.float().softmax(1).max(1)
         predicted = predicted.masked_fill(confidence.isnan(), -1)
         samples = torch.tensor(batch.samples, device=logits.device)

@@ -52,8 +52,8 @@ def macro_scores(predictions: Predictions, classes: int) -> dict[str, float]:
 
 
 def ranking_score(predictions: Predictions) -> float:
-    """Returns the area under the ROC curve: of class 1 for two classes, else the mean over the classes with samples
-    against the rest; NaN where undefined."""
+    """Returns the area under the ROC curve: for class 1 if there are two classes, otherwise the one-vs-rest mean over
+    the classes that have samples; NaN where undefined."""
     from sklearn.metrics import roc_auc_score
 
     if predictions.logits is None or predictions.logits.isnan().any():

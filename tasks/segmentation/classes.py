@@ -65,9 +65,9 @@ def stored_classes(contents: Mapping[str, Any], classes: int) -> SegmentationInf
 
 
 def read_classes(sources: Sequence[PairSource], table: ClassTable, options: CodingOptions) -> SegmentationInfo:
-    """Counts the values of label maps, logs them, and decides the class of each.
+    """Counts the values in the label maps, logs them, and assigns a class to each value.
 
-    All maps are read if the classes are unknown, else about 500 of each split.
+    Reads all maps if the classes are unknown, otherwise about 500 per split.
     Args: sources: the splits; the first identifies the data. Raises: DataError.
     """
     steps = [1 if not table.names else max(1, len(source) // COUNTED) for source in sources]

@@ -38,8 +38,8 @@ def parse_notes(text: str, path: Path) -> dict[str, Any]:
 def checked(contents: dict[str, Any], path: Path, ours: bool = False) -> dict[str, Any]:
     """Returns the contents of a file, with metadata of the expected types.
 
-    In files of other programs, the same names may mean something else: metadata of an unexpected type is dropped.
-    Args: ours: whether this program wrote the file; if False, inferred from its names.
+    Other programs may use the same keys for something else: in their files, metadata of an unexpected type is dropped.
+    Args: ours: whether this program wrote the file; if False, inferred from its keys.
     Raises: CheckpointError for unbounded nesting, and for metadata of the wrong type written by this program.
     """
     _check_nesting(contents, path)

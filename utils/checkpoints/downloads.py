@@ -1,4 +1,4 @@
-"""Atomic downloads of weights: from a URL, of a released model, from a Hugging Face repository."""
+"""Atomic downloads of weights from URLs, released models and Hugging Face repositories."""
 
 import errno
 import hashlib

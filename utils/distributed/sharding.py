@@ -37,7 +37,7 @@ class Shard(Protocol):
         ...
 
     def total(self, values: Tensor) -> Tensor:
-        """Sums values over all parts. A collective operation. Args: values: those of this rank's part."""
+        """Sums values over all parts. A collective operation. Args: values: computed from this rank's part."""
         ...
 
 

@@ -40,7 +40,7 @@ class Decision(NamedTuple):
 
 
 class Interrupt:
-    """Collects the signals of this process and agrees on them with the other ranks."""
+    """Collects the signals sent to this process and agrees on them with the other ranks."""
 
     def __init__(self) -> None:
         self._world: World | None = None

@@ -64,7 +64,7 @@ class World:
         return torch.stack(parts).cpu()
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Concatenates the rows of all ranks: (n, width), n different on each -> (sum of n, width), float64 on the CPU.
+        """Concatenates the rows of all ranks: (n, width), where n may differ -> (sum of n, width), float64 on the CPU.
 
         A rank without rows may pass any width.
         """

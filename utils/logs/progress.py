@@ -66,7 +66,7 @@ class Progress:
         return state.step % self._print_freq == 0 or state.step == self._plan.updates_in(state.epoch)
 
     def collect(self) -> None:
-        """Adds the pending losses of all ranks to the means of the state, which must be synced (`TrainState.sync`)."""
+        """Adds all ranks' pending losses to the state's running means; call `TrainState.sync` first."""
         if not self._pending:
             return
         values: list[Tensor] = [value.float() for update, _ in self._pending for value in update.losses.values()]

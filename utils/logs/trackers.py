@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Receives scalars by name, such as "train/loss" and "val/top1", at an update. The methods default to no-ops."""
+    """Receives scalars by name, such as "train/loss" and "val/top1", for a given update. Methods default to no-ops."""
 
     def write(self, scalars: Mapping[str, float], update: int) -> None: ...
     def show(self, name: str, picture: Image.Image, update: int) -> None: ...

@@ -1,6 +1,6 @@
 """Converts training checkpoints of the original repository, so that its runs can be resumed here.
 
-They contain model, optimizer, lr_scheduler, max_accuracy, scaler, epoch (the one just finished) and config. The
+The files contain model, optimizer, lr_scheduler, max_accuracy, scaler, epoch (the one just finished) and config. The
 optimizer numbers its tensors by group, in the order of the model's parameters: first the decayed ones, then the others;
 with layer-wise decay, one group per layer and kind, in order of occurrence.
 """

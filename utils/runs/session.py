@@ -203,7 +203,7 @@ class Session:
         self._draw()
 
     def _evaluate(self, title: str, last: bool) -> bool:
-        """Evaluates and records the result; returns whether it is the best so far. Args: last: the run ends here."""
+        """Evaluates and records the result; returns whether it is the best so far. Args: last: whether the run ends."""
         state = self._state
         trained, samples = time.monotonic() - self._interval_started, state.samples - self._interval_samples
         modules = [state.model] if state.ema is None else [state.model, state.ema.module]

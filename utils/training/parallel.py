@@ -1,4 +1,4 @@
-"""Training on several ranks: sharding, wrapping, synchronisation and norms of gradients, comparison of weights."""
+"""Training on several ranks: sharding, wrapping, gradient synchronisation, gradient norms, weight comparison."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -243,6 +243,22 @@ def test_a_repeated_evaluation_may_end_the_run(tmp_path, interrupt):
     assert other.finished(run_plan) and (other.update, other.best_value) == (8, 80.0)
 
 
+def test_the_main_rank_decides_what_is_best(tmp_path, monkeypatch):
+    """Another machine may round a metric differently; a rank that disagreed would not save, and the others would wait."""
+
+    def main_only(world, produce):
+        own = produce()
+        return 90.0 if isinstance(own, float) else own
+
+    monkeypatch.setattr(World, "main_only", main_only)
+    run_state, run_plan, subject = train_state(small()), plan(epochs=1), Subject()
+    subject.evaluate = judged(50.0).evaluate
+    with session(tmp_path, run_state, run_plan, subject=subject) as run_session:
+        train(run_session, run_state, run_plan)
+        run_session.end_epoch()
+    assert run_state.best_value == 90.0
+
+
 def test_printed_commands_are_quoted_for_the_shell(tmp_path, caplog):
     folder = tmp_path / "x $(date)"
     folder.mkdir()
