@@ -244,7 +244,7 @@ def test_a_repeated_evaluation_may_end_the_run(tmp_path, interrupt):
 
 
 def test_the_main_rank_decides_what_is_best(tmp_path, monkeypatch):
-    """Another machine may round a metric differently; a rank that disagreed would not save, and the others would wait."""
+    """Another machine may round a metric differently; a rank that disagreed would not save with the others."""
 
     def main_only(world, produce):
         own = produce()
