@@ -54,7 +54,7 @@ def use_forms(forms: Mapping[str, str]) -> None:
     Args: forms: {key: form}, as recorded and measured. Anything not listed, or unknown here, uses its default.
     """
     _chosen.clear()
-    _chosen.update({key: form for key, form in forms.items() if form in FORMS.get(key.split()[0], ())})
+    _chosen.update({key: form for key, form in forms.items() if form in FORMS.get(key.partition(" ")[0], ())})
 
 
 @contextmanager

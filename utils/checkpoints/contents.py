@@ -92,13 +92,14 @@ def _list_of(fits: Check, length: int = 0) -> Check:
     )
 
 
-def _dict_of(fits: Check, **required: Check) -> Check:
-    """Checks that a mapping has the `required` values, and that `fits` holds for all others."""
+def _dict_of(fits: Check, *, keys: type = str, **required: Check) -> Check:
+    """Checks that a mapping has the `required` values, that `fits` holds for all others, and the type of its keys."""
 
     def matches(value: Any) -> bool:
         return (
             isinstance(value, Mapping)
             and required.keys() <= value.keys()
+            and all(isinstance(name, keys) for name in value)
             and all(required.get(name, fits)(inner) for name, inner in value.items())
         )
 
@@ -126,7 +127,7 @@ def _is_level(value: Any) -> bool:
 
 
 def _are_label_values(value: Any) -> bool:
-    return _dict_of(_is_level)(value) and all(isinstance(name, str) and _INTEGER.fullmatch(name) for name in value)
+    return _dict_of(_is_level)(value) and all(map(_INTEGER.fullmatch, value))
 
 
 def _is_epoch(value: Any) -> bool:
@@ -163,7 +164,7 @@ _FIELDS: dict[str, Check] = {
     "best": _dict_of(_or_none(_is_number), epoch=_is_epoch),
     "means": _dict_of(_list_of(_is_number, 2)),
     "scaler": _or_none(_dict_of(_is_anything)),
-    "optimizer": _dict_of(_is_anything, state=_dict_of(_dict_of(_is_moment)), param_groups=_list_of(_GROUP)),
+    "optimizer": _dict_of(_is_anything, state=_dict_of(_dict_of(_is_moment), keys=int), param_groups=_list_of(_GROUP)),
     "forms": _dict_of(_is_text),
     "epoch": _is_finite,
     "batch": _is_count,  # of an exported model, 0 for any
