@@ -156,10 +156,10 @@ def main(argv: list[str]) -> int:
     fuzzer = Fuzzer(folder, options.keep, options.jobs)
     try:
         findings = fuzzer.run(options.count, options.seed, options.kinds, options.minutes * 60)
+        print(findings, flush=True)
     finally:
         fuzzer.close()
         shutil.rmtree(folder, ignore_errors=True)
-    print(findings)
     return bool(findings.bad)
 
 
