@@ -59,7 +59,11 @@ def test_the_other_commands_name_files_that_are_there():
 
 def test_keys_that_the_documentation_names_are_there():
     for page in PAGES:
-        named = set(re.findall(r"`((?:AUG|DATA|DISTILLATION|LOG|LOSS|MODEL|TEST|TRAIN)(?:\.[A-Z0-9_]+)+)(?: [^`]*)?`", page.read_text()))
+        named = set(
+            re.findall(
+                r"`((?:AUG|DATA|DISTILLATION|LOG|LOSS|MODEL|TEST|TRAIN)(?:\.[A-Z0-9_]+)+)(?: [^`]*)?`", page.read_text()
+            )
+        )
         groups = {name.rpartition(".")[0] for name in KEYS}
         assert named <= set(KEYS) | groups, page
 
