@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.backbone import SwinBackbone
 from models.detection.assign import MatchOptions
@@ -14,6 +13,7 @@ from models.detection.fpn import FPN
 from models.detection.instances import Detections, Frame, Objects
 from models.detection.roi_head import RoIHead, RoIOptions, StageOptions
 from models.detection.rpn import ProposalOptions, RPNHead, RPNOptions
+from models.heads.dense import DenseModel
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,20 @@ CASCADE_MASK_RCNN = DetectorOptions(
 DETECTORS = {"mask_rcnn": MASK_RCNN, "cascade_mask_rcnn": CASCADE_MASK_RCNN}
 
 
-class Detector(nn.Module):
+class Detector(DenseModel):
     """Swin backbone, feature pyramid, proposals and heads, named as in the released weights: `backbone.*`, `neck.*`,
     `rpn_head.*`, `roi_head.*`.
 
     Args: backbone: a `dense` one of four stages.
     """
 
-    encoder_name: ClassVar[str] = "backbone."
-
     def __init__(self, backbone: SwinBackbone, num_classes: int, options: DetectorOptions = MASK_RCNN):
-        super().__init__()
-        assert backbone.options.dense and len(backbone.feature_info) == 4
-        self.backbone, self.num_classes, self.options = backbone, num_classes, options
+        super().__init__(backbone, num_classes)
+        assert len(backbone.feature_info) == 4
+        self.options = options
         self.neck = FPN([info["num_chs"] for info in backbone.feature_info], options.channels)
         self.rpn_head = RPNHead(options.channels, options.rpn)
         self.roi_head = RoIHead(num_classes, options.roi, options.channels, options.masks)
-
-    @property
-    def encoder(self) -> SwinBackbone:
-        """The backbone, under the name that weights are loaded by."""
-        return self.backbone
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Maps images (B, 3, H, W) to the maps of five levels, (B, channels, h, w) each, finest first."""
