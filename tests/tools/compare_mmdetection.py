@@ -29,6 +29,7 @@ from models.weights.parts import whole_from_original
 from tests.models.detection.cases import BACKBONE, BATCHES, CHANNELS, CLASSES, FRAMES, WIDTH, batch, detector, padded
 
 GOLDEN = Path(__file__).parents[1] / "models/detection/golden.json"
+TABLES = Path(__file__).parents[1] / "models/weights/detectors.json"
 SEED = 5  # of the draws
 SHOWN = 20  # rows stored of each result
 
@@ -53,8 +54,8 @@ class Operators(types.ModuleType):
         return lambda *_, **__: sys.exit(f"{name}: no stand-in for this operator")
 
 
-def peer(name: str) -> Any:
-    """Returns mmdetection's model of the size of `cases.detector`: its published configuration, narrowed."""
+def peer(name: str, small: bool = True) -> Any:
+    """Returns mmdetection's model of its published configuration, Swin-T. Args: small: narrowed like `cases`."""
     try:
         import mmdet.models
         from mmdet.registry import MODELS
@@ -68,8 +69,25 @@ def peer(name: str) -> Any:
     if name.startswith("cascade"):
         base = Config.fromfile(str(configs / "_base_/models/cascade-mask-rcnn_r50_fpn.py")).model
         cfg = Config({**base, "backbone": cfg.backbone, "data_preprocessor": cfg.data_preprocessor})
+    cfg.backbone.init_cfg = None
+    cfg.neck.in_channels = [96, 192, 384, 768]
+    roi = cfg.roi_head
+    heads = roi.bbox_head if isinstance(roi.bbox_head, list) else [roi.bbox_head]
+    for head in heads if name.startswith("cascade") else []:  # as the authors configure it
+        del head["loss_bbox"]
+        head.update(
+            type="ConvFCBBoxHead", num_shared_convs=4, num_shared_fcs=1, num_cls_convs=0, num_cls_fcs=0,
+            num_reg_convs=0, num_reg_fcs=0, conv_out_channels=256, reg_class_agnostic=False,
+            reg_decoded_bbox=True, norm_cfg={"type": "BN"}, loss_bbox={"type": "GIoULoss", "loss_weight": 10.0},
+        )  # fmt: skip
+    if small:
+        narrow(cfg, heads)
+    return MODELS.build(cfg).eval()
+
+
+def narrow(cfg: Any, heads: list[Any]) -> None:
     options = {key: BACKBONE[key] for key in ("depths", "num_heads", "window_size", "drop_path_rate")}
-    cfg.backbone.update(embed_dims=BACKBONE["embed_dim"], init_cfg=None, **options)
+    cfg.backbone.update(embed_dims=BACKBONE["embed_dim"], **options)
     cfg.neck.update(in_channels=[BACKBONE["embed_dim"] * 2**i for i in range(4)], out_channels=CHANNELS)
     cfg.rpn_head.update(in_channels=CHANNELS, feat_channels=CHANNELS)
     roi = cfg.roi_head
@@ -77,16 +95,24 @@ def peer(name: str) -> Any:
         extractor.update(out_channels=CHANNELS)
         extractor.roi_layer.update(use_torchvision=True)  # the stand-in has no gradient
     roi.mask_head.update(in_channels=CHANNELS, conv_out_channels=CHANNELS, num_classes=CLASSES)
-    for head in roi.bbox_head if isinstance(roi.bbox_head, list) else [roi.bbox_head]:
+    for head in heads:
         head.update(in_channels=CHANNELS, fc_out_channels=WIDTH, num_classes=CLASSES)
-        if name.startswith("cascade"):  # the authors' head
-            del head["loss_bbox"]
-            head.update(
-                type="ConvFCBBoxHead", num_shared_convs=4, num_shared_fcs=1, num_cls_convs=0, num_cls_fcs=0,
-                num_reg_convs=0, num_reg_fcs=0, conv_out_channels=CHANNELS, reg_class_agnostic=False,
-                reg_decoded_bbox=True, norm_cfg={"type": "BN"}, loss_bbox={"type": "GIoULoss", "loss_weight": 10.0},
-            )  # fmt: skip
-    return MODELS.build(cfg).eval()
+        if "conv_out_channels" in head:
+            head.conv_out_channels = CHANNELS
+
+
+def tables() -> dict[str, Any]:
+    """Returns names and shapes of the heads at the published size, and the number of the backbone's tensors."""
+    found = {}
+    for name in DETECTORS:
+        state = peer(name, small=False).state_dict()
+        backbone = [key for key in state if key.startswith("backbone.")]
+        found[name] = {
+            "backbone": len(backbone),
+            "indices": sum(key.endswith("relative_position_index") for key in backbone),
+            "heads": {key: list(value.shape) for key, value in state.items() if key not in set(backbone)},
+        }
+    return found
 
 
 def same_weights(name: str, dtype: torch.dtype) -> tuple[Detector, Any]:
@@ -220,7 +246,7 @@ def report(case: tuple[Any, ...], differences: dict[str, float]) -> None:
 def main() -> None:
     sys.modules["mmcv._ext"] = Operators("mmcv._ext")
     parser = argparse.ArgumentParser(description="Compare the detectors with mmdetection 3's.")
-    parser.add_argument("--write", action="store_true", help=f"store its numbers in {GOLDEN.name}")
+    parser.add_argument("--write", action="store_true", help=f"store its numbers in {GOLDEN.name} and {TABLES.name}")
     args = parser.parse_args()
     torch.set_num_threads(1)
     golden: dict[str, Any] = {}
@@ -235,6 +261,7 @@ def main() -> None:
             differences, golden[name]["losses"][case] = compare_losses(name, case, dtype)
             report((name, dtype, case), differences)
     if args.write:
+        TABLES.write_text(json.dumps(tables(), separators=(",", ":")).replace('"heads"', '\n"heads"') + "\n")
         GOLDEN.write_text(json.dumps(golden, separators=(",", ":")).replace('"losses"', '\n"losses"') + "\n")
 
 

@@ -77,6 +77,7 @@ def test_float32_gives_the_same_losses_and_draws_for_the_same_seed(name):
         assert value.item() == pytest.approx(GOLDEN[name]["losses"]["objects"][key], abs=0.02), key
 
 
+@pytest.mark.seconds
 def test_half_precision_keeps_losses_and_boxes_in_float32():
     model, inputs = detector("cascade_mask_rcnn"), batch("objects")
     with torch.autocast("cpu", torch.bfloat16):
