@@ -26,7 +26,7 @@ def _anchors(size: Size, stride: int, like: Tensor) -> Tensor:
     root = torch.tensor(RATIOS).sqrt()  # float32 for any type, as in the released models
     half = torch.stack([1 / root, root], -1) * (SCALE * stride / 2)
     shapes = torch.cat([-half, half], -1).to(like)
-    y, x = ((torch.arange(side) * stride).to(like) for side in size)
+    y, x = ((torch.arange(side, device=like.device) * stride).to(like) for side in size)
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     corners = torch.stack([columns, rows, columns, rows], -1)  # (H, W, 4)
     return (corners[:, :, None] + shapes).view(-1, 4)

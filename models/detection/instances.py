@@ -28,8 +28,8 @@ class Frame(NamedTuple):
 class Objects(NamedTuple):
     """Annotated objects of one image, in the coordinates of the resized image.
 
-    `boxes` (n, 4) float32; `labels` (n,) int64 from 0; `masks` (n, H, W) of 0 and 1 at the size of the padded batch or
-    less, None if only boxes are annotated.
+    `boxes` (n, 4) float32, all with an area; `labels` (n,) int64 from 0; `masks` (n, H, W) of 0 and 1, at the size of
+    the padded batch or less, None if only boxes are annotated.
     """
 
     boxes: Tensor
