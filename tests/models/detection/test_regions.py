@@ -11,7 +11,7 @@ def test_regions_twice_as_large_use_the_next_level():
     sides = tensor([10.0, 111, 112, 223, 224, 447, 448, 2000])
     boxes = torch.stack([torch.zeros(8), torch.zeros(8), sides, sides], 1)
     assert level_of(boxes).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert level_of(torch.zeros(1, 4)).tolist() == [0]
+    assert level_of(tensor([[0, 0, 0, 0], [0, 0, 111.99999, 112], [0, 0, 111.99, 112]])).tolist() == [0, 1, 0]
 
 
 def test_each_region_is_pooled_from_its_level_and_image_in_order():
