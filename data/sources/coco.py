@@ -4,42 +4,17 @@ Annotations that training cannot use are left out, counted by reason. Evaluation
 """
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from data.sources.base import read_file, with_retries
+from data.sources.instances import MARKED, AnnotatedImage, Instance, Omitted, Polygons, checked_box, checked_polygons
 from data.sources.run_lengths import RunLengths
 from utils.errors import DataError, did_you_mean, listing
 
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the stored image
-Polygons = tuple[NDArray[np.float64], ...]  # (n, 2) each, x and y of at least three points
 _REMEDY = "export the annotations as COCO JSON"
-MARKED = "marked ignore"  # the only reason that is no mistake
-
-
-class Instance(NamedTuple):
-    """An annotated object. `box` may extend beyond the image; `label` is an index of `class_names`; `shape`: None if
-    only the box is annotated; a `crowd` covers several objects that are not separated."""
-
-    box: Box
-    label: int
-    shape: Polygons | RunLengths | None
-    crowd: bool
-
-
-class AnnotatedImage(NamedTuple):
-    """`file`: its name in the file; `size`: height and width by the JSON; `number`: the id."""
-
-    number: int
-    file: str
-    size: tuple[int, int]
-    instances: tuple[Instance, ...]
 
 
 @dataclass(frozen=True)
@@ -115,7 +90,7 @@ def parse_coco(contents: Any, origin: str) -> Annotations:
     for each in _rows(contents, "annotations", kinds, origin):
         try:
             instance = _instance(each, sizes, labels)
-        except _Omitted as reason:
+        except Omitted as reason:
             omitted.setdefault(str(reason), []).append(each["id"])
         else:
             found[each["image_id"]].append(instance)
@@ -128,62 +103,40 @@ def parse_coco(contents: Any, origin: str) -> Annotations:
     )
 
 
-class _Omitted(Exception):
-    """Why an annotation is not used, as the end of a sentence."""
-
-
 def _instance(stored: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], labels: Mapping[int, int]) -> Instance:
-    """Raises: _Omitted."""
+    """Raises: Omitted."""
     if stored["image_id"] not in sizes:
-        raise _Omitted("of unknown images")
+        raise Omitted("of unknown images")
     if stored["category_id"] not in labels:
-        raise _Omitted("of unknown categories")
+        raise Omitted("of unknown categories")
     if stored.get("ignore"):
-        raise _Omitted(MARKED)
-    height, width = size = sizes[stored["image_id"]]
-    x, y, w, h = _numbers(stored.get("bbox"), 4)
-    area = stored.get("area")
-    if w < 1 or h < 1 or (isinstance(area, int | float) and area <= 0):
-        raise _Omitted("without area: sides below 1 pixel, or an area of 0")
-    if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
-        raise _Omitted("outside of their images")
+        raise Omitted(MARKED)
+    size, area = sizes[stored["image_id"]], stored.get("area")
+    try:
+        x, y, width, height = stored["bbox"]
+        corners = [x, y, x + width, y + height]
+    except (KeyError, TypeError, ValueError):
+        corners = []
+    box = checked_box(corners, size)
+    if isinstance(area, int | float) and area <= 0:
+        raise Omitted("whose area is 0")
     shape = _shape(stored.get("segmentation"), size)
-    return Instance((x, y, x + w, y + h), labels[stored["category_id"]], shape, bool(stored.get("iscrowd")))
-
-
-def _numbers(values: Any, count: int) -> list[float]:
-    good = isinstance(values, list) and len(values) == count
-    if not good or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-        raise _Omitted(f"whose box is not {count} finite numbers")
-    return [float(value) for value in values]
+    return Instance(box, labels[stored["category_id"]], shape, bool(stored.get("iscrowd")))
 
 
 def _shape(stored: Any, size: tuple[int, int]) -> Polygons | RunLengths | None:
-    """Raises: _Omitted; a single bad polygon among good ones is left out."""
+    """Raises: Omitted."""
     if not stored:
         return None
     if isinstance(stored, dict):
         try:
             runs = RunLengths.parsed(stored)
         except ValueError as e:
-            raise _Omitted("with a damaged RLE") from e
+            raise Omitted("with a damaged RLE") from e
         if runs.size != size:
-            raise _Omitted("with an RLE of another size than the image")
+            raise Omitted("with an RLE of another size than the image")
         return runs
-    polygons = tuple(_polygons(stored))
-    if not polygons:
-        raise _Omitted("whose polygons have fewer than 3 points, or no finite coordinates")
-    return polygons
-
-
-def _polygons(stored: Any) -> Iterator[NDArray[np.float64]]:
-    for each in stored if isinstance(stored, list) else ():
-        try:
-            points = np.array(each, np.float64).reshape(-1, 2)
-        except (TypeError, ValueError):
-            continue
-        if len(points) >= 3 and np.isfinite(points).all():
-            yield points
+    return checked_polygons(stored)
 
 
 def _rows(contents: Any, key: str, fields: Mapping[str, type], origin: str) -> list[dict[str, Any]]:

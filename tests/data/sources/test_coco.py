@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from data.sources.coco import MARKED, parse_coco, read_coco
+from data.sources.coco import parse_coco, read_coco
+from data.sources.instances import MARKED
 from data.sources.run_lengths import RunLengths
 from tests.tools.errors import raises
 from utils.errors import DataError
