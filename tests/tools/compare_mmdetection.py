@@ -13,7 +13,7 @@ import json
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -32,6 +32,22 @@ GOLDEN = Path(__file__).parents[1] / "models/detection/golden.json"
 TABLES = Path(__file__).parents[1] / "models/weights/detectors.json"
 SEED = 5  # of the draws
 SHOWN = 20  # rows stored of each result
+
+
+class Mode(NamedTuple):
+    """`shared`: both detectors work on our maps, so that differences are those of the heads."""
+
+    title: str
+    dtype: torch.dtype
+    shared: bool = False
+
+
+# rounding of the maps decides which of two boxes is suppressed, and then which are drawn, so float32 alone says little
+MODES = (
+    Mode("float32", torch.float32),
+    Mode("float32, same maps", torch.float32, shared=True),
+    Mode("float64", torch.float64),
+)
 
 
 class Operators(types.ModuleType):
@@ -115,7 +131,7 @@ def tables() -> dict[str, Any]:
     return found
 
 
-def same_weights(name: str, dtype: torch.dtype) -> tuple[Detector, Any]:
+def same_weights(name: str, mode: Mode) -> tuple[Detector, Any]:
     """Returns our detector and mmdetection's with its weights, translated by the layouts."""
     ours, theirs = detector(name), peer(name)
     stored = whole_from_original(ours.state_dict(), LAYOUTS["mmdetection"], "backbone.")
@@ -123,8 +139,10 @@ def same_weights(name: str, dtype: torch.dtype) -> tuple[Detector, Any]:
     assert not unexpected and all(each.endswith("relative_position_index") for each in missing), (missing, unexpected)
     generator = theirs.rpn_head.prior_generator  # in training it is asked for float32
     anchors = generator.grid_priors
-    generator.grid_priors = lambda sizes, *_, device="cpu", **__: anchors(sizes, dtype, device)
-    return ours.to(dtype), theirs.to(dtype)
+    generator.grid_priors = lambda sizes, *_, device="cpu", **__: anchors(sizes, mode.dtype, device)
+    if mode.shared:
+        theirs.extract_feat = ours.pyramid
+    return ours.to(mode.dtype), theirs.to(mode.dtype)
 
 
 def paste_in_float32() -> None:
@@ -171,10 +189,10 @@ def rows(values: Tensor) -> Any:
 
 
 @torch.no_grad()
-def compare_detections(name: str, frame: Frame, dtype: torch.dtype) -> tuple[dict[str, float], dict[str, Any]]:
+def compare_detections(name: str, frame: Frame, mode: Mode) -> tuple[dict[str, float], dict[str, Any]]:
     """Returns the largest differences on one image, and mmdetection's numbers."""
-    ours, theirs = same_weights(name, dtype)
-    images = padded(frame.size).to(dtype)
+    ours, theirs = same_weights(name, mode)
+    images = padded(frame.size).to(mode.dtype)
     sample = samples(images, [frame])
     maps, their_maps = ours.pyramid(images), theirs.extract_feat(images)
     sizes = [(x.shape[2], x.shape[3]) for x in maps]
@@ -204,24 +222,31 @@ def compare_detections(name: str, frame: Frame, dtype: torch.dtype) -> tuple[dic
     return differences, numbers
 
 
-def compare_losses(name: str, case: str, dtype: torch.dtype) -> tuple[dict[str, float], dict[str, float]]:
+def compare_losses(name: str, case: str, mode: Mode) -> tuple[dict[str, float], dict[str, float]]:
     """Returns the largest differences of losses and gradients with the same draws, and mmdetection's losses."""
-    ours, theirs = same_weights(name, dtype)
+    ours, theirs = same_weights(name, mode)
     images, frames, objects = batch(case)
-    images = images.to(dtype)
-    objects = [each._replace(boxes=each.boxes.to(dtype)) for each in objects]
+    images = images.to(mode.dtype)
+    objects = [each._replace(boxes=each.boxes.to(mode.dtype)) for each in objects]
     for model in (ours, theirs):
         model.train()
     torch.manual_seed(SEED)
-    with mock.patch.object(torch.Tensor, "float", lambda x: x.to(dtype)):  # it encodes boxes in float32
+    with mock.patch.object(torch.Tensor, "float", lambda x: x.to(mode.dtype)):  # it encodes boxes in float32
         losses = theirs.loss(images, samples(images, frames, objects))
     expected = {key: sum(value) if isinstance(value, list) else value for key, value in losses.items()}
     expected = {key: value for key, value in expected.items() if "loss" in key}
     own = ours.losses(images, frames, objects, torch.Generator().manual_seed(SEED))
     assert own.keys() == expected.keys(), (own.keys(), expected.keys())
     differences = {key: difference(own[key], expected[key]) for key in own}
-    sum(expected.values()).backward()
-    sum(own.values()).backward()
+    if not mode.shared:
+        differences["gradients, relative"] = compare_gradients(ours, sum(own.values()), theirs, sum(expected.values()))
+    return differences, {key: round(float(value), 8) for key, value in expected.items()}
+
+
+def compare_gradients(ours: Detector, loss: Any, theirs: Any, expected: Any) -> float:
+    """Returns the largest difference over a parameter's largest gradient."""
+    expected.backward()
+    loss.backward()
     gradients = {key: p.grad for key, p in theirs.named_parameters()}
     wanted = LAYOUTS["mmdetection"].to_original(
         {key.removeprefix("backbone."): value for key, value in gradients.items() if key.startswith("backbone.")}
@@ -235,8 +260,7 @@ def compare_losses(name: str, case: str, dtype: torch.dtype) -> tuple[dict[str, 
     for key, p in ours.named_parameters():
         assert p.grad is not None and wanted[key] is not None, key
         ratios.append(difference(p.grad, wanted[key]) / max(1e-3, float(wanted[key].abs().max())))
-    differences["gradients, relative"] = max(ratios)
-    return differences, {key: round(float(value), 8) for key, value in expected.items()}
+    return max(ratios)
 
 
 def report(case: tuple[Any, ...], differences: dict[str, float]) -> None:
@@ -251,15 +275,15 @@ def main() -> None:
     torch.set_num_threads(1)
     golden: dict[str, Any] = {}
     paste_in_float32()
-    for name, dtype in itertools.product(DETECTORS, (torch.float32, torch.float64)):
-        golden[name] = {"detections": [], "losses": {}}  # those of the last precision stay
+    for name, mode in itertools.product(DETECTORS, MODES):
+        golden[name] = {"detections": [], "losses": {}}  # those of the last mode stay
         for frame in FRAMES:
-            differences, numbers = compare_detections(name, frame, dtype)
+            differences, numbers = compare_detections(name, frame, mode)
             golden[name]["detections"].append(numbers)
-            report((name, dtype, frame.size), differences)
+            report((name, mode.title, frame.size), differences)
         for case in BATCHES:
-            differences, golden[name]["losses"][case] = compare_losses(name, case, dtype)
-            report((name, dtype, case), differences)
+            differences, golden[name]["losses"][case] = compare_losses(name, case, mode)
+            report((name, mode.title, case), differences)
     if args.write:
         TABLES.write_text(json.dumps(tables(), separators=(",", ":")).replace('"heads"', '\n"heads"') + "\n")
         GOLDEN.write_text(json.dumps(golden, separators=(",", ":")).replace('"losses"', '\n"losses"') + "\n")
