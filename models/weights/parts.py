@@ -1,6 +1,6 @@
 """Names of the parts of dense models beside the backbone: heads, and the norms of the backbone's maps.
 
-The authors' files, mmsegmentation and mmdetection name them alike; transformers differs.
+The authors' files, mmsegmentation and mmdetection name them alike; transformers, which has no such detectors, differs.
 """
 
 import re
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.weights.layouts import Layout, Weights
 
-HEAD_CLASSIFIERS = re.compile(r".*\.conv_seg\.")  # layers of as many outputs as classes
+HEAD_CLASSIFIERS = re.compile(r".*\.(conv_seg|fc_cls|fc_reg|conv_logits)\.")  # layers whose outputs belong to classes
 
 
 def parts_to_original(parts: Mapping[str, Tensor], layout: Layout) -> Weights:

@@ -1,0 +1,161 @@
+"""Annotations of objects in COCO's JSON format: boxes, polygons and run lengths.
+
+Annotations that training cannot use are left out, counted by reason. Evaluation reads all of them from the JSON file.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data.sources.base import read_file, with_retries
+from data.sources.instances import MARKED, AnnotatedImage, Instance, Omitted, Polygons, checked_box, checked_polygons
+from data.sources.run_lengths import RunLengths
+from utils.errors import DataError, did_you_mean, listing
+
+_REMEDY = "export the annotations as COCO JSON"
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A split. `images` and classes are in the order of the file; `category_ids` are those of the classes.
+
+    `omitted`: ids of the annotations left out, by reason.
+    """
+
+    images: tuple[AnnotatedImage, ...]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    omitted: Mapping[str, tuple[int, ...]]
+    origin: str
+
+    def trained(self, smallest: int = 32, empty: bool = False) -> list[AnnotatedImage]:
+        """Returns the images to train on, by the released rule: sides of at least `smallest` pixels, and an object.
+
+        Args: empty: keep images without objects. Crowds are objects here, although they are not trained.
+        """
+        return [each for each in self.images if min(each.size) >= smallest and (empty or each.instances)]
+
+    def of_classes(self, names: Sequence[str]) -> "Annotations":
+        """Returns the objects of some classes, in the order of the file, whatever that of the names.
+
+        Raises: DataError with a name that the file lacks.
+        """
+        wanted = [names] if isinstance(names, str) else list(names)
+        for name in wanted:
+            if name not in self.class_names:
+                raise DataError(self.origin, f"has no class {name!r}", did_you_mean(name, self.class_names))
+        kept = [i for i, name in enumerate(self.class_names) if name in wanted]
+        labels = {old: new for new, old in enumerate(kept)}
+        images = (
+            each._replace(
+                instances=tuple(one._replace(label=labels[one.label]) for one in each.instances if one.label in labels)
+            )
+            for each in self.images
+        )
+        return replace(
+            self,
+            images=tuple(images),
+            class_names=tuple(self.class_names[i] for i in kept),
+            category_ids=tuple(self.category_ids[i] for i in kept),
+        )
+
+    def summary(self) -> list[str]:
+        """Returns a line for each reason to omit annotations, with their number and the first ids."""
+        return [f"{len(ids)} annotations {why}: {listing(map(str, ids), 3)}" for why, ids in self.omitted.items()]
+
+
+def read_coco(path: Path) -> Annotations:
+    """Reads a file of annotations. Raises: DataError if it is no COCO JSON, or ids or names occur twice."""
+    origin = str(path)
+    try:
+        contents = json.loads(with_retries(lambda: read_file(path), lambda: origin))
+    except ValueError as e:
+        raise DataError(origin, f"is no JSON file ({str(e)[:80]})", _REMEDY) from e
+    return parse_coco(contents, origin)
+
+
+def parse_coco(contents: Any, origin: str) -> Annotations:
+    """Returns the annotations in the contents of a file. Raises: see `read_coco`."""
+    images = _rows(contents, "images", {"id": int, "file_name": str, "height": int, "width": int}, origin)
+    categories = _rows(contents, "categories", {"id": int, "name": str}, origin)
+    names = tuple(each["name"] for each in categories)
+    _check_unique("class", names, origin)
+    sizes = {each["id"]: (each["height"], each["width"]) for each in images}
+    labels = {each["id"]: i for i, each in enumerate(categories)}
+    found: dict[int, list[Instance]] = {number: [] for number in sizes}
+    omitted: dict[str, list[int]] = {}
+    kinds = {"id": int, "image_id": int, "category_id": int}
+    for each in _rows(contents, "annotations", kinds, origin):
+        try:
+            instance = _instance(each, sizes, labels)
+        except Omitted as reason:
+            omitted.setdefault(str(reason), []).append(each["id"])
+        else:
+            found[each["image_id"]].append(instance)
+    return Annotations(
+        tuple(AnnotatedImage(e["id"], e["file_name"], sizes[e["id"]], tuple(found[e["id"]])) for e in images),
+        names,
+        tuple(labels),
+        {why: tuple(ids) for why, ids in omitted.items()},
+        origin,
+    )
+
+
+def _instance(stored: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], labels: Mapping[int, int]) -> Instance:
+    """Raises: Omitted."""
+    if stored["image_id"] not in sizes:
+        raise Omitted("of unknown images")
+    if stored["category_id"] not in labels:
+        raise Omitted("of unknown categories")
+    if stored.get("ignore"):
+        raise Omitted(MARKED)
+    size, area = sizes[stored["image_id"]], stored.get("area")
+    try:
+        x, y, width, height = stored["bbox"]
+        corners = [x, y, x + width, y + height]
+    except (KeyError, TypeError, ValueError):
+        corners = []
+    box = checked_box(corners, size)
+    if isinstance(area, int | float) and area <= 0:
+        raise Omitted("whose area is 0")
+    shape = _shape(stored.get("segmentation"), size)
+    return Instance(box, labels[stored["category_id"]], shape, bool(stored.get("iscrowd")))
+
+
+def _shape(stored: Any, size: tuple[int, int]) -> Polygons | RunLengths | None:
+    """Raises: Omitted."""
+    if not stored:
+        return None
+    if isinstance(stored, dict):
+        try:
+            runs = RunLengths.parsed(stored)
+        except ValueError as e:
+            raise Omitted("with a damaged RLE") from e
+        if runs.size != size:
+            raise Omitted("with an RLE of another size than the image")
+        return runs
+    return checked_polygons(stored)
+
+
+def _rows(contents: Any, key: str, fields: Mapping[str, type], origin: str) -> list[dict[str, Any]]:
+    """Returns a list of the file whose entries have the fields; ids are unique. Raises: DataError."""
+    rows = contents.get(key) if isinstance(contents, dict) else None
+    if not isinstance(rows, list):
+        raise DataError(origin, f"has no list of {key}", _REMEDY)
+    for i, row in enumerate(rows):
+        for field, kind in fields.items():
+            if not isinstance(row, dict) or not isinstance(row.get(field), kind):
+                problem = f"entry {i + 1} of {key} has no {field}" + (" that is an integer" if kind is int else "")
+                raise DataError(origin, problem, _REMEDY)
+    _check_unique(f"id in {key}", [row["id"] for row in rows], origin)
+    return rows
+
+
+def _check_unique(what: str, values: Sequence[Any], origin: str) -> None:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise DataError(origin, f"{what} {value} occurs twice", "give each its own")
+        seen.add(value)
