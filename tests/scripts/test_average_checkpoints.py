@@ -18,7 +18,7 @@ def write(path, value, **more):
 
 
 def test_the_mean_keeps_what_describes_the_weights(tmp_path, capsys):
-    described = {"held_out": ["x/1.jpg"], "label_values": [0, 7], "class_colours": [[0, 0, 0]]}
+    described = {"held_out": ["x/1.jpg"], "label_values": {"0": 255, "7": 0}, "class_colours": [[0, 0, 0]]}
     files = [write(tmp_path / f"{i}.pth", float(i), **described) for i in (1, 2, 6)]
     assert main([*files, str(tmp_path / "new/mean.pth")]) == 0
     found = torch.load(tmp_path / "new/mean.pth", weights_only=True)

@@ -12,7 +12,10 @@ from utils.distributed.launcher import wait_if_launcher_is_gone, watch_launcher
 
 
 def orphan(run, **variables):
-    """Calls `run` in a child of a child that is killed; returns the exit code, and what it said."""
+    """Calls `run` in a child of a child that is killed; returns the exit code, and what it said.
+
+    Args: run: takes a function to call once it watches.
+    """
 
     def start():
         read, write = os.pipe()
@@ -21,12 +24,12 @@ def orphan(run, **variables):
             os.environ.update(variables)
             child = os.fork()
             if child == 0:
-                run()
+                run(lambda: os.write(write, b"."))
                 os._exit(0)
             os.close(read)
             time.sleep(60)
         os.close(write)
-        time.sleep(0.2)
+        os.read(read, 1)  # it watches
         os.kill(launcher, signal.SIGKILL)
         os.read(read, 1)  # until the last process that has the other end is gone
 
@@ -40,8 +43,9 @@ def fast(monkeypatch):
 
 @pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
 def test_fault_61_a_rank_ends_with_its_launcher_and_one_rank_says_so(local_rank, lines, tmp_path):
-    def run():
+    def run(ready):
         watch_launcher(lambda: (tmp_path / "saved").touch())
+        ready()
         time.sleep(0.4)
         wait_if_launcher_is_gone()  # while the thread reports it
         (tmp_path / "went on").touch()
@@ -52,8 +56,9 @@ def test_fault_61_a_rank_ends_with_its_launcher_and_one_rank_says_so(local_rank,
 
 
 def test_without_torchrun_a_parent_may_end(tmp_path):
-    def run():
+    def run(ready):
         watch_launcher(lambda: (tmp_path / "saved").touch())
+        ready()
         time.sleep(0.4)
         wait_if_launcher_is_gone()
         (tmp_path / "went on").touch()
