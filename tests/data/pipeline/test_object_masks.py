@@ -39,6 +39,7 @@ def test_run_lengths_equal_those_of_pycocotools(points, size, text):
     assert RunLengths.of(polygon_mask(np.array(points).reshape(-1, 2), size)).text() == text
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 def test_random_polygons_equal_those_of_pycocotools():
     tools = pytest.importorskip("pycocotools.mask")
     random = np.random.RandomState(0)
