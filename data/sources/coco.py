@@ -19,7 +19,7 @@ _REMEDY = "export the annotations as COCO JSON"
 
 @dataclass(frozen=True)
 class Annotations:
-    """A split. `images` and classes are in the order of the file; `category_ids` are those of the classes.
+    """A split. `images` and classes are in the order of the file; `category_ids`: the id of each class.
 
     `omitted`: ids of the annotations left out, by reason.
     """

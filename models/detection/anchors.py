@@ -33,7 +33,7 @@ def _anchors(size: Size, stride: int, like: Tensor) -> Tensor:
 
 
 def usable(anchors: Sequence[Tensor], sizes: Sequence[Size], frame: Frame, inside: bool) -> list[Tensor]:
-    """Returns which anchors an image trains: those at positions of the image or of its own padding.
+    """Returns which anchors an image trains: at positions inside the image or its padding.
 
     Args: sizes: of the levels' maps; inside: only anchors within the image itself.
     Returns: bool (H * W * 3,) for each level.

@@ -73,7 +73,7 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def delta_loss(head: BoxHead, regions: Tensor, deltas: Tensor, boxes: Tensor) -> Tensor:
-    """Returns the sum of L1 distances of deltas (p, 4) from those of regions to boxes (p, 4)."""
+    """Returns the sum of L1 distances between deltas (p, 4) and the targets that map regions to boxes (p, 4)."""
     return (deltas - head.coder.encode(regions, boxes)).abs().sum()
 
 

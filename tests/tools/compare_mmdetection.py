@@ -35,7 +35,7 @@ SHOWN = 20  # rows stored of each result
 
 
 class Mode(NamedTuple):
-    """`shared`: both detectors work on our maps, so that differences are those of the heads."""
+    """`shared`: both detectors work on our maps, so that only the heads can differ."""
 
     title: str
     dtype: torch.dtype
@@ -276,7 +276,7 @@ def main() -> None:
     golden: dict[str, Any] = {}
     paste_in_float32()
     for name, mode in itertools.product(DETECTORS, MODES):
-        golden[name] = {"detections": [], "losses": {}}  # those of the last mode stay
+        golden[name] = {"detections": [], "losses": {}}  # the last mode's remain
         for frame in FRAMES:
             differences, numbers = compare_detections(name, frame, mode)
             golden[name]["detections"].append(numbers)

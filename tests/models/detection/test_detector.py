@@ -1,6 +1,6 @@
 """Whole detectors: numbers of mmdetection 3.3, names and shapes of the released files.
 
-`golden.json` is written by tests/tools/compare_mmdetection.py; the draws of the losses are those of torch's randperm.
+`golden.json` is written by tests/tools/compare_mmdetection.py; losses depend on the draws of torch.randperm.
 """
 
 import json

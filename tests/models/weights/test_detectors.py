@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from models.detection.detector import DETECTORS, Detector
 from models.registry import build_model
@@ -15,25 +14,12 @@ from models.weights.layouts import LAYOUTS
 from models.weights.load import find_weights, load_composite, load_contents
 from models.weights.parts import whole_from_original
 from tests.models.detection.cases import BACKBONE, detector
-from tests.models.weights.conftest import filled
+from tests.models.weights.conftest import fill, filled, same
 from tests.tools.builders import SIZES
 from tests.tools.errors import raises
 
 # names and shapes of mmdetection 3.3's models at the published sizes, but for the backbone
 RELEASED = json.loads((Path(__file__).parent / "detectors.json").read_text())
-
-
-def fill(model, seed=0):
-    torch.manual_seed(seed)
-    for value in model.state_dict().values():
-        if value.is_floating_point():
-            nn.init.normal_(value, std=0.3)
-    return model
-
-
-def same(one, other):
-    states = one.state_dict(), other.state_dict()
-    return states[0].keys() == states[1].keys() and all(torch.equal(v, states[1][k]) for k, v in states[0].items())
 
 
 @pytest.fixture(scope="module", params=DETECTORS)

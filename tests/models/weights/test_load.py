@@ -11,7 +11,7 @@ from models.registry import MODELS, build_model
 from models.weights.checks import WrongModelError
 from models.weights.layouts import LAYOUTS
 from models.weights.load import find_weights, has_encoder, load_composite, load_contents, load_weights
-from tests.models.weights.conftest import filled
+from tests.models.weights.conftest import filled, same
 from tests.tools.builders import randomize, small
 from tests.tools.errors import raises
 from utils.errors import CheckpointError
@@ -260,11 +260,6 @@ def filled_with(model, value=0.5):
     for tensor in model.state_dict().values():
         tensor.fill_(value) if tensor.is_floating_point() else tensor.fill_(7)
     return model
-
-
-def same(model, other):
-    mine, theirs = model.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 def test_a_model_has_an_encoder_under_any_name():

@@ -6,14 +6,13 @@ import types
 
 import pytest
 import torch
-from torch import nn
 
 from models.weights.checks import WrongModelError
 from models.weights.layouts import LAYOUTS, TRANSFORMERS_5
 from models.weights.load import find_weights, load_composite, load_contents
 from models.weights.parts import parts_from_original, parts_to_original, whole_from_original
 from tests.models.heads.test_upernet import OPTIONS, peer, segmenter
-from tests.models.weights.conftest import filled
+from tests.models.weights.conftest import fill, filled, same
 from tests.tools.errors import raises
 from utils.checkpoints.safe_load import load_tensors
 
@@ -23,19 +22,6 @@ WHOLE = [LAYOUTS["original"], LAYOUTS["mmdetection"], LAYOUTS["transformers"], T
 @pytest.fixture(scope="module")
 def model():
     return fill(segmenter())
-
-
-def fill(model, seed=0):
-    torch.manual_seed(seed)
-    for value in model.state_dict().values():
-        if value.is_floating_point():
-            nn.init.normal_(value, std=0.3)
-    return model
-
-
-def same(one, other):
-    states = one.state_dict(), other.state_dict()
-    return states[0].keys() == states[1].keys() and all(torch.equal(v, states[1][k]) for k, v in states[0].items())
 
 
 @pytest.mark.parametrize("layout", WHOLE, ids=lambda layout: layout.name)
