@@ -4,6 +4,7 @@ A `RunError` is reported without a traceback, as a single line: "error: subject:
 """
 
 import difflib
+import errno
 import json
 import logging
 import os
@@ -26,6 +27,22 @@ EXIT_CODES = {
     7: "resources",
     75: "terminated, run again to resume",
     130: "interrupted",
+}
+
+# the state of the machine, or a name that its file system does not take: never a bug
+_FILE_ERRORS = {
+    errno.EACCES: "check its permissions, or choose another path",
+    errno.EPERM: "check its permissions, or choose another path",
+    errno.EROFS: "choose a path on a writable disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a symbolic link refers to itself: choose another path",
+    errno.ENOTDIR: "a part of the path is a file: choose another path",
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space, or ask for a larger quota",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the network file system",
+    errno.EMFILE: "raise the limit of open files, ulimit -n",
+    errno.ENFILE: "close other programs, or raise the limit of open files",
 }
 
 
@@ -144,9 +161,11 @@ def accept_any_text() -> None:
 def report_error(error: BaseException, *, speak: bool, debug: bool = False, detail: str = "") -> int:
     """Prints the error line, with a traceback for bugs in the program or under --debug; returns the exit code.
 
-    The line also goes to log.txt, and to the file that torchrun quotes in its report.
+    What the file system refuses counts as a ResourceError of that file. The line also goes to log.txt, and to the file
+    that torchrun quotes in its report.
     Args: speak: whether this rank reports for the whole job; detail: lines to print first.
     """
+    error = _of_the_file_system(error)
     if isinstance(error, KeyboardInterrupt):
         code, text = 130, f"interrupted: {one_line(error)}" if error.args else "interrupted"
     else:
@@ -188,6 +207,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported here
     return not names.isdisjoint({"MemoryError", "OutOfMemoryError"})
+
+
+def _of_the_file_system(error: BaseException) -> BaseException:
+    """Converts what the file system refused to the error of its file; returns other errors unchanged."""
+    if not isinstance(error, OSError) or error.filename is None or error.errno not in _FILE_ERRORS:
+        return error
+    refused = ResourceError(str(error.filename), str(error.strerror).lower(), _FILE_ERRORS[error.errno])
+    refused.__cause__ = error  # for --debug
+    return refused
 
 
 def _write_torchrun_error(text: str) -> None:

@@ -1,5 +1,6 @@
 """How errors are worded and reported."""
 
+import errno
 import json
 import logging
 import os
@@ -74,6 +75,16 @@ def test_every_class_has_its_own_documented_exit_code():
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (KeyboardInterrupt("update 5 is saved"), 130, "error: interrupted: update 5 is saved"),
         (TerminatedError("SIGTERM", "terminated"), 75, "error: SIGTERM: terminated"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "a"),
+            7,
+            "error: a: file name too long (choose a shorter name)",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a"),
+            7,
+            "error: a: permission denied (check its permissions, or choose another path)",
+        ),
     ],
 )
 def test_an_error_of_the_user_is_one_line(capsys, error, code, line):
@@ -88,7 +99,15 @@ def test_an_error_survives_pickling(kind):
     assert type(error) is kind and (error.subject, error.problem, error.remedy) == ("X", "problem", "remedy")
 
 
-@pytest.mark.parametrize(("error", "debug"), [(ConfigError("a", "x"), True), (ZeroDivisionError("a: x"), False)])
+@pytest.mark.parametrize(
+    ("error", "debug"),
+    [
+        (ConfigError("a", "x"), True),
+        (ZeroDivisionError("a: x"), False),
+        (FileNotFoundError(errno.ENOENT, "x", "a"), False),
+        (OSError(errno.EIO, "x"), False),
+    ],
+)
 def test_bugs_and_debugging_show_a_traceback(capsys, error, debug):
     try:
         raise error
@@ -96,7 +115,7 @@ def test_bugs_and_debugging_show_a_traceback(capsys, error, debug):
         code = report_error(raised, debug=debug, speak=True)
     assert code == getattr(error, "exit_code", 1)
     err = capsys.readouterr().err
-    assert "Traceback" in err and err.endswith("error: a: x\n")
+    assert "Traceback" in err and err.endswith(f"error: {error}\n")
 
 
 def test_a_rank_that_does_not_speak_is_silent_everywhere(tmp_path, capsys, monkeypatch):
