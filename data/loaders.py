@@ -7,7 +7,7 @@ from typing import Any
 from data.pipeline.dataset import Collator, EvalSamples, TrainSamples
 from data.pipeline.device import Normalize, prefetch_to_device
 from data.pipeline.sample import Collate, Sample, SampleTransform, stack
-from data.pipeline.samplers import EvalSampler, Frequencies, TrainSampler
+from data.pipeline.samplers import EvalSampler, Order, TrainSampler
 from data.pipeline.workers import LoaderOptions, MonitoredLoader, check_resources
 from data.sources.base import Source
 from utils.batches import Batch, EpochShape
@@ -33,7 +33,7 @@ class Pipeline:
     device, where erased rectangles are filled according to `erase_mode` (see `Normalize`); `collate`: combines samples
     into a batch; `on_device`: mixing or masking, applied to (images, targets) of every training micro-batch once the
     global generators are seeded; `sample_bytes`: approximate size of a sample, to check shared memory, 0 if unknown;
-    `frequencies`: how often the training samples of a source are drawn, None for once in every epoch.
+    `order`: of the training samples of a source in an epoch, None for a permutation.
     """
 
     train: SampleTransform | None
@@ -43,7 +43,7 @@ class Pipeline:
     on_device: Callable[[Any, Any], tuple[Any, Any]] = keep
     erase_mode: str = "pixel"
     sample_bytes: int = 0
-    frequencies: Callable[[Any], Frequencies | None] = lambda source: None
+    order: Callable[[Any], Order | None] = lambda source: None
 
 
 class TrainLoader:
@@ -63,7 +63,7 @@ class TrainLoader:
             shape,
             world.rank,
             lambda epoch: derive_seed("order", options.seed, epoch),
-            pipeline.frequencies(source),
+            pipeline.order(source),
         )
         samples = TrainSamples(source, pipeline.train, seed=options.seed, on_bad=options.on_bad)
         self._loader = MonitoredLoader(

@@ -16,7 +16,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,16 @@ from utils.training.evaluate import predict
 
 log = logging.getLogger(__name__)
 SHOWN = 40  # rows printed to the terminal
-ENDINGS = (".csv", ".jsonl", ".parquet")
+ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
 FEATURES = ("pooled", "pyramid")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for an image: table cells, and the same for JSON; empty if the image could not be read."""
+    """The prediction for an image: lines of the table, and the same for JSON; empty if the image could not be read."""
 
     path: str
-    cells: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]
     record: Mapping[str, Any]
 
 
@@ -71,7 +71,7 @@ def predictions(opened: ModelFile, images: FoundImages, limit: int) -> list[Pred
     blank: dict[str, Any] = {name: [] if isinstance(value, list) else None for name, value in first.items()}
     rows = [found.get(number) for number in range(len(images.paths))]
     return [
-        Prediction(images.name(path), row.cells if row else {}, _record(row) if row else blank)
+        Prediction(images.name(path), [row.cells, *row.others] if row else [{}], _record(row) if row else blank)
         for path, row in zip(images.paths, rows, strict=True)
     ]
 
@@ -159,7 +159,9 @@ def write_predictions(target: Path, rows: list[Prediction]) -> None:
     if target.suffix == ".parquet":
         return _write_parquet(target, head, table)
     text = io.StringIO(newline="")
-    if target.suffix == ".csv":
+    if target.suffix == ".json":
+        json.dump(_objects(rows, target), text)
+    elif target.suffix == ".csv":
         rounded = [[f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in table]
         csv.writer(text, lineterminator="\n").writerows([head, *rounded])
     else:
@@ -168,9 +170,24 @@ def write_predictions(target: Path, rows: list[Prediction]) -> None:
         temporary.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 
+def _objects(rows: list[Prediction], target: Path) -> list[dict[str, Any]]:
+    """Returns the objects of all images in the format of COCO's results; images are numbered from 1.
+
+    Raises: ConfigError if the task finds no objects.
+    """
+    if not all("objects" in row.record for row in rows):
+        raise ConfigError("--output", f"{target}: only objects have COCO's format", "write a .jsonl file")
+    return [
+        {"image_id": number, "file_name": row.path, **each}
+        for number, row in enumerate(rows, start=1)
+        for each in row.record["objects"]
+    ]
+
+
 def _table(rows: list[Prediction]) -> tuple[list[str], list[list[Any]]]:
-    names = list(dict.fromkeys(name for row in rows for name in row.cells))
-    return ["path", *names], [[row.path, *(row.cells.get(name, "") for name in names)] for row in rows]
+    lines = [(row.path, line) for row in rows for line in row.lines]
+    names = list(dict.fromkeys(name for _, line in lines for name in line))
+    return ["path", *names], [[path, *(line.get(name, "") for name in names)] for path, line in lines]
 
 
 def _write_parquet(target: Path, head: list[str], rows: list[list[Any]]) -> None:
@@ -205,6 +222,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _predict(opened: ModelFile, images: FoundImages, options: argparse.Namespace) -> None:
+    limit = options.topk or opened.task.entries
     if options.features:
         say(save_features(opened, images, options.output, options.features))
         return
@@ -215,20 +233,20 @@ def _predict(opened: ModelFile, images: FoundImages, options: argparse.Namespace
         for picture in explain(opened, source, options.explain, options.chosen):
             say(picture)
     if options.pictures:
-        drawn = save_pictures(opened, images, options.pictures, options.topk)
+        drawn = save_pictures(opened, images, options.pictures, limit)
         say(f"{count(drawn, 'picture')}: {options.pictures}")
     if options.label_maps:
-        drawn = save_pictures(opened, images, options.label_maps, options.topk, "label_map")
+        drawn = save_pictures(opened, images, options.label_maps, limit, "label_map")
         say(f"{count(drawn, 'label map')}: {options.label_maps}")
-    rows = predictions(opened, images, options.topk)
+    rows = predictions(opened, images, limit)
     if options.output:
         write_predictions(options.output, rows)
         say(f"{count(len(rows), 'image')}: {options.output}")
         return
-    head, table = _table(rows[:SHOWN])
-    say(*table_lines(["image", *head[1:]], table))
-    if len(rows) > SHOWN:
-        say(f"... {len(rows) - SHOWN:,} more; --output FILE.csv writes all")
+    head, table = _table(rows)
+    say(*table_lines(["image", *head[1:]], table[:SHOWN]))
+    if len(table) > SHOWN:
+        say(f"... {len(table) - SHOWN:,} more; --output FILE.csv writes all")
 
 
 def _parser() -> ScriptParser:
@@ -238,7 +256,9 @@ def _parser() -> ScriptParser:
     )
     parser.add_argument("--model", required=True, help="checkpoint, hub:NAME, hf:OWNER/NAME, URL, .onnx or .pt2 file")
     parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store one")
-    parser.add_argument("--topk", type=int, default=3, metavar="K", help="entries per image (default %(default)s)")
+    parser.add_argument(
+        "--topk", type=int, default=0, metavar="K", help="entries per image (default: 3 classes, 100 objects)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"{', '.join(ENDINGS)}; features: .npz")
     parser.add_argument("--threshold", type=float, help="probability below which the answer is unknown")
     parser.add_argument("--size", type=int, default=0, help="side of the model's input (default: as trained)")
@@ -262,8 +282,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"--output {options.output}: must end in {' or '.join(endings)}")
     if options.features and not options.output:
         parser.error(f"argument --features: writes {endings[0]} files, and --output is missing")
-    if options.topk < 1 or options.batch_size < 1 or options.workers < 0:
-        parser.error("--topk and --batch-size must be at least 1, --workers at least 0")
+    if options.topk < 0 or options.batch_size < 1 or options.workers < 0:
+        parser.error("--topk and --workers must be at least 0, --batch-size at least 1")
     if options.chosen and not options.explain:
         parser.error("argument --class: needs --explain FOLDER")
     start_logging(is_main=True)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 from configs.checks import grouping
 from data.sources.base import opening
 from data.tools.checking import check_folder
+from data.tools.checking_objects import check_objects, has_objects
 from data.tools.checking_pairs import check_pairs, has_pairs
 from data.tools.division import DivisionOptions
 from data.tools.packing import pack, resize_copy, sort_validation
@@ -34,7 +35,8 @@ FOUND = 3  # exit code of a check with findings
 def check(options: argparse.Namespace) -> int:
     """Prints facts and findings; returns 3 if there are any findings."""
     with opening(options.folder):
-        check_images = check_pairs if has_pairs(options.folder) else check_folder
+        kinds = ((has_objects, check_objects), (has_pairs, check_pairs))
+        check_images = next((check for fits, check in kinds if fits(options.folder)), check_folder)
         report = check_images(options.folder, options.workers, options.channels)
     say(*report.facts, *(f"found: {finding}" for finding in report.findings))
     if report.findings:
@@ -104,7 +106,7 @@ def main(argv: list[str]) -> int:
     ):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
-        either = ", class folders, or images/ and labels/" if name in ("check", "show") else ""
+        either = ", class folders, or images/ and labels/, or annotated objects" if name in ("check", "show") else ""
         about = "class folders" if name == "split" else f"contains train/ and val/{either}"
         command.add_argument("folder", type=Path, help=about)
         if target:

@@ -53,8 +53,9 @@ class TaskData:
 class Row:
     """The prediction for one sample.
 
-    `sample`: index; `cells`: columns of a table, by name; `record`: the same for JSON, `cells` if None; `picture`
-    draws it; `label_map` draws the class of every pixel as its value.
+    `sample`: index; `cells`: columns of a table, by name; `others`: further lines of the table, such as one for each
+    object; `record`: all of it for JSON, `cells` if None; `picture` draws it; `label_map` draws the class of every
+    pixel as its value.
     """
 
     sample: int
@@ -62,6 +63,7 @@ class Row:
     record: Mapping[str, Any] | None = None
     picture: Any = field(default=None, repr=False)
     label_map: Any = field(default=None, repr=False)
+    others: Sequence[Mapping[str, Any]] = ()
 
 
 class Task(ABC):
@@ -75,6 +77,7 @@ class Task(ABC):
     name: ClassVar[str]
     best: Best | None = None  # the metric that selects the best checkpoint, unless `best_of` reads it from a key
     predicts: ClassVar[bool] = True  # whether scripts/predict.py supports it
+    entries: ClassVar[int] = 3  # of a prediction, such as the classes of an image, unless asked otherwise
     composite: ClassVar[bool] = False  # whether weights are converted with the parts beside the Swin
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:

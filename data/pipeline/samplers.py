@@ -7,6 +7,7 @@ for any number of ranks.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,9 @@ class MicroBatch:
     ends_update: bool
     samples: Tensor  # int64 (n,)
     weight: float
+
+
+Order = Callable[[int], Tensor]  # the samples of an epoch, int64 (n,), from its seed
 
 
 def epoch_order(size: int, seed: int) -> Tensor:
@@ -59,6 +63,24 @@ def weighted_order(frequencies: Frequencies, seed: int) -> Tensor:
     return samples[torch.randperm(len(samples), generator=generator)]
 
 
+class Groups(NamedTuple):
+    """`of` int64 (n,): the group of each sample; `unit`: successive samples of an epoch that are of one group."""
+
+    of: Tensor
+    unit: int
+
+
+def grouped_order(groups: Groups, seed: int) -> Tensor:
+    """Returns a permutation of one epoch whose units are of one group each, except for the last ones: int64 (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(groups.of), generator=generator)
+    parts = [order[groups.of[order] == group] for group in groups.of.unique()]
+    whole = [own[: len(own) // groups.unit * groups.unit] for own in parts]
+    rest = [own[len(taken) :] for own, taken in zip(parts, whole, strict=True)]
+    units = torch.cat(whole).view(-1, groups.unit)
+    return torch.cat([units[torch.randperm(len(units), generator=generator)].flatten(), *rest])
+
+
 def micro_batches(order: Tensor, shape: EpochShape, rank: int, updates: range) -> Iterator[MicroBatch]:
     """Yields the micro-batches of `rank` for some updates of an epoch."""
     for update in updates:
@@ -75,7 +97,7 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, sample) for a DataLoader; `start` sets where the next iteration begins.
 
     The epoch is part of every key because persistent workers do not see changed attributes.
-    Args: frequencies: of the samples in an epoch; None: every sample once.
+    Args: order: of the samples; None: a permutation, every sample once.
     """
 
     def __init__(
@@ -83,20 +105,17 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         shape: EpochShape,
         rank: int,
         epoch_seed: Callable[[int], int],
-        frequencies: Frequencies | None = None,
+        order: Order | None = None,
     ):
-        self._shape, self._rank, self._epoch_seed, self._frequencies = shape, rank, epoch_seed, frequencies
+        self._shape, self._rank, self._epoch_seed = shape, rank, epoch_seed
+        self._draw: Order = order or partial(epoch_order, shape.train_size)
         self._epoch, self._updates = 0, range(0)
         self._order = torch.empty(0, dtype=torch.int64)
 
     def start(self, epoch: int, first_update: int = 0, end: int | None = None) -> Iterator[MicroBatch]:
         """Moves to updates `first_update` to `end` (exclusive; None: all) of an epoch; returns their micro-batches."""
         self._epoch, self._updates = epoch, range(first_update, self._shape.updates if end is None else end)
-        seed = self._epoch_seed(epoch)
-        if self._frequencies is None:
-            self._order = epoch_order(self._shape.train_size, seed)
-        else:
-            self._order = weighted_order(self._frequencies, seed)
+        self._order = self._draw(self._epoch_seed(epoch))
         return self._plan()
 
     def _plan(self) -> Iterator[MicroBatch]:

@@ -2,7 +2,7 @@
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from data.sources.instances import MARKED, Box, Instance, Omitted, checked_box, checked_polygons
@@ -48,6 +48,17 @@ def parse_voc(data: bytes, labels: Mapping[str, int], origin: str) -> ImageObjec
         except Omitted as reason:
             omitted[str(reason)] = omitted.get(str(reason), 0) + 1
     return ImageObjects(root.findtext("filename", ""), size, tuple(found), omitted)
+
+
+def class_names_of_voc(texts: Iterable[tuple[bytes, str]]) -> list[str]:
+    """Returns the sorted classes of the objects in XML files. Args: texts: contents and origin. Raises: DataError."""
+    names = set()
+    for data, origin in texts:
+        try:
+            names |= {each.findtext("name", "").strip() for each in ET.fromstring(data).findall("object")}
+        except (ET.ParseError, ValueError) as e:
+            raise DataError(origin, f"is no annotation of Pascal VOC ({printable(str(e))[:80]})", _VOC) from e
+    return sorted(names)
 
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")

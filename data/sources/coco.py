@@ -12,7 +12,7 @@ from typing import Any
 from data.sources.base import read_file, with_retries
 from data.sources.instances import MARKED, AnnotatedImage, Instance, Omitted, Polygons, checked_box, checked_polygons
 from data.sources.run_lengths import RunLengths
-from utils.errors import DataError, did_you_mean, listing
+from utils.errors import DataError, count, did_you_mean, listing
 
 _REMEDY = "export the annotations as COCO JSON"
 
@@ -63,7 +63,9 @@ class Annotations:
 
     def summary(self) -> list[str]:
         """Returns a line for each reason to omit annotations, with their number and the first ids."""
-        return [f"{len(ids)} annotations {why}: {listing(map(str, ids), 3)}" for why, ids in self.omitted.items()]
+        return [
+            f"{count(len(ids), 'annotation')} {why}: {listing(map(str, ids), 3)}" for why, ids in self.omitted.items()
+        ]
 
 
 def read_coco(path: Path) -> Annotations:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -221,6 +221,23 @@ def describe_images(found: Sequence[tuple[str, tuple[int, int], bool]], report: 
     if turned:
         what = count(len(turned), "image is", "images are")
         report.facts.append(f"{what} turned by EXIF orientation (DATA.EXIF): {listing(turned, SHOWN)}")
+
+
+def find_copies(found: Mapping[str, Sequence[tuple[str, bytes]]], report: Report) -> None:
+    """Reports images that are in both splits, and counts those that are twice in one.
+
+    Args: found: name and digest of each image, by split.
+    """
+    copies: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
+    for split, images in found.items():
+        for name, digest in images:
+            copies[digest].append((split, name))
+    again = sum(len(own) - 1 for own in copies.values())
+    report.facts.append(f"{len(copies):,} distinct images, {count(again, 'duplicate')}")
+    for (split, first), *others in copies.values():
+        for other, name in others:
+            if other != split:
+                report.findings.append(f"the same image in train and val: {first}, {name}")
 
 
 def _examine(channels: int, file: str) -> Examined:

@@ -1,7 +1,7 @@
 """Checks a dataset of images with label maps for problems: decodes every file, compares sizes, values and contents."""
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from data.pipeline.label_maps import histogram, read_label_map, shown
 from data.sources.class_tables import ClassTable, class_table
 from data.sources.label_coding import CodingOptions, decide
 from data.sources.pairs import PairSource, PairStore
-from data.tools.checking import Report, describe_images
+from data.tools.checking import Report, describe_images, find_copies
 from utils.errors import DataError, count, listing, one_line
 from utils.terminal import table_lines, track
 
@@ -73,7 +73,8 @@ def check_pairs(root: Path, workers: int, channels: int = 3) -> Report:
     counts = {split: _values(pairs) for split, pairs in found.items()}
     _describe_values(counts, report)
     _check_classes(counts, table, CodingOptions(store.layout), report)
-    _find_copies(found, report)
+    digests = {split: [(pair.name, pair.digest) for pair in own if pair.digest] for split, own in found.items()}
+    find_copies(digests, report)
     return report
 
 
@@ -159,18 +160,3 @@ def _describe_values(counts: Mapping[str, Counter[int]], report: Report) -> None
             alone = [shown(value) for value in values if counts[here][value] and not counts[there][value]]
             if alone:
                 report.findings.append(f"values in {here} but not in {there}, {len(alone)}: {listing(alone)}")
-
-
-def _find_copies(found: dict[str, list[Pair]], report: Report) -> None:
-    """Reports images that are in both splits, and counts those that are twice in one."""
-    copies: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
-    for split, pairs in found.items():
-        for pair in pairs:
-            if pair.digest:
-                copies[pair.digest].append((split, pair.name))
-    again = sum(len(own) - 1 for own in copies.values())
-    report.facts.append(f"{len(copies):,} distinct images, {count(again, 'duplicate')}")
-    for (split, first), *others in copies.values():
-        for other, name in others:
-            if other != split:
-                report.findings.append(f"the same image in train and val: {first}, {name}")

@@ -71,11 +71,14 @@ class Detector(DenseModel):
         """Returns the losses in training, the detections of each image in evaluation.
 
         Args: images (B, 3, H, W), padded at the right and bottom to multiples of 32; frames: sizes of each image, by
-        default of the batch; objects: annotation of each image, in training.
+        default of the batch; objects: annotation of each image, in training. On meta tensors, see `count`.
         """
         if self.training:
             assert frames is not None and objects is not None
             return self.losses(images, frames, objects)
+        if images.is_meta:
+            self.count(images)
+            return []
         size = images.shape[2], images.shape[3]
         return self.detect(images, frames or [Frame(size, size)] * len(images))
 
@@ -96,6 +99,15 @@ class Detector(DenseModel):
         losses = self.rpn_head.losses(predicted, frames, objects, generator)
         proposals = self.rpn_head.proposals(predicted, frames)
         return losses | self.roi_head.losses(maps, proposals, frames, objects, generator)
+
+    def count(self, images: Tensor) -> None:
+        """Performs the operations of `detect` on meta tensors, whose proposals are unknown: as many as there may be.
+
+        Published FLOPs are counted like this.
+        """
+        maps = self.pyramid(images)
+        self.rpn_head(maps)
+        self.roi_head.count(maps[0], len(images) * self.options.rpn.evaluation.count)
 
     @torch.no_grad()
     def detect(self, images: Tensor, frames: Sequence[Frame]) -> list[Detections]:

@@ -161,6 +161,15 @@ class RoIHead(nn.Module):
             for (box, score, label), frame, mask in zip(found, frames, masks, strict=True)
         ]
 
+    def count(self, x: Tensor, proposals: int) -> None:
+        """Performs the operations of the heads on meta tensors. Args: x: a map of the pyramid; proposals: of all its
+        images."""
+        masks = len(x) * self.options.detection.count
+        for stage in self.stages():
+            stage.box(x.new_empty(proposals, x.shape[1], box_head.POOLED, box_head.POOLED))
+            if stage.mask is not None:
+                stage.mask(x.new_empty(masks, x.shape[1], mask_head.POOLED, mask_head.POOLED))
+
     def _masks(self, maps: Sequence[Tensor], boxes: list[Tensor], labels: list[Tensor]) -> Sequence[Tensor | None]:
         """Returns probabilities (n, 28, 28) for each image, averaged over the stages; None without mask heads."""
         heads = [stage.mask for stage in self.stages() if stage.mask is not None]

@@ -2,16 +2,23 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from data.pipeline.samplers import Frequencies
+from data.pipeline.samplers import Frequencies, Order, weighted_order
 from data.sources.base import LabelledSource
 from utils.errors import DataError
 
 log = logging.getLogger(__name__)
 WARN_AT = 10  # times the samples of the smallest class
+
+
+def class_order(source: LabelledSource, rule: str) -> Order | None:
+    """Returns the order of the samples in an epoch, None for a permutation. Args: rule: see `class_frequencies`."""
+    frequencies = class_frequencies(source, rule)
+    return None if frequencies is None else partial(weighted_order, frequencies)
 
 
 def class_frequencies(source: LabelledSource, rule: str) -> Frequencies | None:

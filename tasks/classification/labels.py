@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,20 @@ from data.sources.base import LabelledSource, Store, opening, read_file
 from data.sources.open import SourceOptions, check_ranks, fill_cache, find_store, some_samples
 from data.tools.division import SPLIT_FILE, DividedStore, DivisionOptions, divided, format_splits, read_splits
 from models.weights.class_maps import CLASSES_1K
+from tasks.named_classes import NamedClasses
 from utils.distributed.world import World
-from utils.errors import CheckpointError, DataError, listing
+from utils.errors import DataError, listing
 from utils.runs.folder import path_of_run
-from utils.runs.provenance import DataInfo
 from utils.terminal import log_lines
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ClassInfo(DataInfo):
-    """`class_names` in label order; `counts`: training samples of each class; `splits`: of a dataset that was divided,
+class ClassInfo(NamedClasses):
+    """`counts`: training samples of each class; `splits`: of a dataset that was divided,
     the split of each file."""
 
-    class_names: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     splits: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -39,33 +37,18 @@ class ClassInfo(DataInfo):
         return ClassInfo(train.fingerprint(), names, counts, splits or {}, upright=upright)
 
     def as_dict(self) -> dict[str, Any]:
-        own = {"class_names": list(self.class_names), "data_counts": list(self.counts)}
         held_out = [name for name, split in self.splits.items() if split == "val"]
-        return {**own, **({"held_out": held_out} if held_out else {}), **super().as_dict()}
+        own = {"data_counts": list(self.counts), **({"held_out": held_out} if held_out else {})}
+        return {**own, **super().as_dict()}
 
     def files(self) -> dict[str, str]:
         return {SPLIT_FILE: format_splits(self.splits)} if self.splits else {}
-
-    def check(self, saved: Mapping[str, Any], origin: Path, accept_changes: bool) -> None:
-        names = saved.get("class_names")
-        if names is not None and list(names) != list(self.class_names):
-            counts = f"the checkpoint has {len(names)} classes, the data {len(self.class_names)}"
-            remedy = "use a different --tag to train on other data, or fine-tune this file with --pretrained"
-            raise CheckpointError(str(origin), f"{counts}; {_first_difference(names, self.class_names)}", remedy)
-        super().check(saved, origin, accept_changes)
 
     def difference(self, saved: Mapping[str, Any]) -> str:
         for name, before, now in zip(self.class_names, saved.get("data_counts", ()), self.counts, strict=False):
             if before != now:
                 return f"class {name} had {before} files, now {now}"
         return super().difference(saved)
-
-
-def _first_difference(one: Sequence[str], other: Sequence[str]) -> str:
-    for label, (a, b) in enumerate(zip_longest(one, other, fillvalue="none")):
-        if a != b:
-            return f"class {label} is {a} in the checkpoint and {b} in the data"
-    return "none differs"
 
 
 def class_names_of(contents: Mapping[str, Any], classes: int) -> tuple[str, ...]:

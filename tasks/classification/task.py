@@ -21,7 +21,7 @@ from tasks.base import SHOWN, Row, Task, TaskData
 from tasks.classification.class_names import in_words
 from tasks.classification.distillation import DistillationOptions, distilled
 from tasks.classification.expert_load import RoutingMeter, load_picture
-from tasks.classification.imbalance import class_frequencies, sample_weights, warn_of_imbalance
+from tasks.classification.imbalance import class_order, sample_weights, warn_of_imbalance
 from tasks.classification.labels import (
     ClassInfo,
     chosen_classes,
@@ -115,8 +115,8 @@ class Classification(Task):
             log.warning("the published weights expect %s resizing, but DATA.INTERPOLATION is %s", expected, given)
         size = image_size(cfg.DATA.IMG_SIZE)
         mixing = build_mixing(len(info.class_names), MixingOptions.from_config(cfg), size, self.mixing)
-        frequencies = partial(class_frequencies, rule=cfg.DATA.SAMPLER)
-        return replace(self.image_pipeline(mixing or keep, info), frequencies=frequencies)
+        order = partial(class_order, rule=cfg.DATA.SAMPLER)
+        return replace(self.image_pipeline(mixing or keep, info), order=order)
 
     def new_model(self, info: ClassInfo | None) -> nn.Module:  # type: ignore[override]
         return build(self.options, default_classes(self.cfg) if info is None else len(info.class_names))

@@ -4,44 +4,31 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from data.pipeline.label_maps import IGNORED, Colour, LabelCoding, default_colours, shown
 from data.sources.class_tables import ClassTable
 from data.sources.label_coding import CodingOptions, count_values, decide
 from data.sources.pairs import PairSource
-from utils.checkpoints.contents import are_colours, are_names
-from utils.errors import CheckpointError, count, listing
-from utils.runs.provenance import DataInfo
+from tasks.named_classes import NamedClasses, metadata_of, stored_names
+from utils.checkpoints.contents import are_colours
+from utils.errors import count, listing
 
 log = logging.getLogger(__name__)
 COUNTED = 500  # label maps whose pixels are counted, of a split, if the classes are known
 
 
 @dataclass(frozen=True)
-class SegmentationInfo(DataInfo):
-    """`class_names` and `colours` in label order; `coding`: the class of every stored value."""
+class SegmentationInfo(NamedClasses):
+    """`colours` in label order; `coding`: the class of every stored value."""
 
-    class_names: tuple[str, ...] = ()
     colours: tuple[Colour, ...] = ()
     coding: LabelCoding = field(default_factory=lambda: LabelCoding({}), repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         values = {str(value): label for value, label in self.coding.classes.items()}
         colours = [list(colour) for colour in self.colours]
-        own = {"class_names": list(self.class_names), "class_colours": colours, "label_values": values}
-        return {**own, **super().as_dict()}
-
-    def check(self, saved: Mapping[str, Any], origin: Path, accept_changes: bool) -> None:
-        names = saved.get("class_names")
-        if names is not None and list(names) != list(self.class_names):
-            pairs = enumerate(zip_longest(names, self.class_names, fillvalue="none"))
-            label, (before, now) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
-            problem = f"class {label} is {before} in the checkpoint and {now} in the data"
-            raise CheckpointError(str(origin), problem, "use a different --tag, or fine-tune it with --pretrained")
-        super().check(saved, origin, accept_changes)
+        return {"class_colours": colours, "label_values": values, **super().as_dict()}
 
 
 def stored_classes(contents: Mapping[str, Any], classes: int) -> SegmentationInfo:
@@ -49,19 +36,15 @@ def stored_classes(contents: Mapping[str, Any], classes: int) -> SegmentationInf
 
     Args: classes: number of outputs.
     """
-    meta = contents.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
-    inner = meta.get("dataset_meta")
-    theirs = inner if isinstance(inner, Mapping) else meta
-    names: Any = contents.get("class_names") or theirs.get("CLASSES") or theirs.get("classes")
+    theirs = metadata_of(contents)
     colours: Any = contents.get("class_colours") or theirs.get("PALETTE") or theirs.get("palette")
-    if not are_names(names) or len(names) != classes:
-        names = [f"class {label}" for label in range(classes)]
     if not are_colours(colours) or len(colours) != classes:
         colours = default_colours(classes)
     triples: list[Any] = [tuple(map(int, colour)) for colour in colours]
     values = {int(value): int(label) for value, label in (contents.get("label_values") or {}).items()}
-    return SegmentationInfo(class_names=tuple(map(str, names)), colours=tuple(triples), coding=LabelCoding(values))
+    return SegmentationInfo(
+        class_names=stored_names(contents, classes), colours=tuple(triples), coding=LabelCoding(values)
+    )
 
 
 def read_classes(sources: Sequence[PairSource], table: ClassTable, options: CodingOptions) -> SegmentationInfo:

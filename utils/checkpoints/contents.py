@@ -152,6 +152,7 @@ _FIELDS: dict[str, Check] = {
     "class_names": are_names,
     "class_colours": are_colours,
     "label_values": _are_label_values,
+    "category_ids": _list_of(_is_count),
     "data_counts": _list_of(_is_count),
     "held_out": _list_of(_is_text),
     "calibration": _dict_of(_is_anything, temperature=lambda value: _is_finite(value) and value > 0),

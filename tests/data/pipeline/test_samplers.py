@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data.pipeline.samplers import EvalSampler, TrainSampler, epoch_order, micro_batches
+from data.pipeline.samplers import EvalSampler, Groups, TrainSampler, epoch_order, grouped_order, micro_batches
 from utils.batches import EpochShape
 
 
@@ -82,3 +82,19 @@ def test_fault_29_evaluation_shards_hold_every_sample_once(size, world, batch):
     seen = [sample for shard in shards for batch_ in shard for _, sample in batch_]
     assert sorted(seen) == list(range(size))
     assert all(len(list(shard)) == len(shard) for shard in shards)
+
+
+@pytest.mark.parametrize("unit", [1, 2, 4])
+def test_units_of_an_epoch_are_of_one_group(unit):
+    of = (torch.arange(61) % 3 == 0).long()
+    order = grouped_order(Groups(of, unit), 3)
+    assert sorted(order.tolist()) == list(range(61)) and torch.equal(order, grouped_order(Groups(of, unit), 3))
+    assert not torch.equal(order, grouped_order(Groups(of, unit), 4))
+    whole = sum(int((of == group).sum()) // unit for group in (0, 1))
+    assert all(len(set(each.tolist())) == 1 for each in of[order][: whole * unit].split(unit))
+    assert set(of[order][: 16 * unit].tolist()) == {0, 1}  # units of both groups are mixed
+
+
+def test_samples_that_fill_no_unit_change_from_epoch_to_epoch():
+    last = {int(grouped_order(Groups(torch.zeros(9, dtype=torch.int64), 2), seed)[-1]) for seed in range(60)}
+    assert last == set(range(9))

@@ -73,7 +73,7 @@ def test_what_training_cannot_use_is_left_out_by_reason(changed):
     read = parse_coco(with_annotation(**changed), "x")
     assert list(read.omitted.values()) == [(1,)] and len(read.images[0].instances) == 1
     [line] = read.summary()
-    assert line.startswith("1 annotations ") and line.endswith(": 1")
+    assert line.startswith("1 annotation ") and line.endswith(": 1")
     assert (MARKED in read.omitted) == ("ignore" in changed)
 
 

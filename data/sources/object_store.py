@@ -1,0 +1,138 @@
+"""Images with annotated objects, in the layouts of COCO, Pascal VOC and YOLO."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sources.base import Record, read_file, with_retries
+from data.sources.index import Index, Stamp, stored
+from data.sources.instances import AnnotatedImage
+from data.sources.object_layouts import layouts
+from data.sources.object_lines import from_line, to_line
+from utils.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_REMEDY = (
+    "use annotations/instances_train2017.json and train2017/ (COCO), Annotations/ and JPEGImages/ (VOC), or"
+    " images/train/ and labels/train/ (YOLO)"
+)
+
+
+class Trained(NamedTuple):
+    """Which images are trained on: sides of at least `smallest` pixels, and an object unless `empty`."""
+
+    smallest: int = 32
+    empty: bool = False
+
+
+class ObjectSource:
+    """Images with their objects; the target of a sample is an `AnnotatedImage`.
+
+    Args: index: of lines of text (see `object_lines`), in the order of the annotations, with the columns "height" and
+    "width"; place: the folder of the images, and the file or folder of the annotations; classes: names in label order,
+    and their ids; omitted: lines on the annotations that are not used.
+    """
+
+    def __init__(self, index: Index, place: tuple[Path, Path], classes: Mapping[str, int], omitted: Sequence[str] = ()):
+        self.class_names, self.category_ids = tuple(classes), tuple(classes.values())
+        self.folder, self.origin = place
+        self.omitted, self._index = tuple(omitted), index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, i: int) -> Record:
+        image = self.image(i)
+        path = self.folder / image.file
+        return Record(with_retries(lambda: read_file(path), lambda: str(path)), image, str(path))
+
+    def image(self, i: int) -> AnnotatedImage:
+        """Returns the objects of a sample without reading its image."""
+        return from_line(self._index.name(i))
+
+    def name(self, i: int) -> str:
+        return str(self.folder / self.image(i).file)
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Returns the height and width of every image (n, 2), by the annotations."""
+        return np.stack([self._index.columns["height"], self._index.columns["width"]], 1)
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the classes, the names and the objects."""
+        return self._index.digest(self.class_names)
+
+    def trained(self, rule: Trained) -> "ObjectSource":
+        """Returns the images to train on, by the released rule. Raises: DataError if there are none."""
+        large = self.sizes().min(1) >= rule.smallest
+        kept = np.flatnonzero(large if rule.empty else large & (self._index.columns["objects"] > 0))
+        left = len(self) - len(kept)
+        if left:
+            what = "smaller than" if rule.empty else "without objects, or smaller than"
+            log.info("left out: %d of %d training images, %s %d pixels", left, len(self), what, rule.smallest)
+        if not len(kept):
+            raise DataError(str(self.origin), "has no training image with objects", "set DATA.KEEP_EMPTY to true")
+        classes = dict(zip(self.class_names, self.category_ids, strict=True))
+        return ObjectSource(self._index.take(kept), (self.folder, self.origin), classes, self.omitted)
+
+    def has_masks(self) -> bool:
+        """Returns whether any object has a shape, not only a box."""
+        return bool(self._index.columns["shapes"].any())
+
+    def counts(self) -> Counter[int]:
+        """Returns the number of objects of each class."""
+        return Counter(one.label for i in range(len(self)) for one in self.image(i).instances)
+
+
+class ObjectStore:
+    """A dataset of images with objects. Attributes: layout: the name of its format.
+
+    Raises: DataError if the folder has no known layout.
+    """
+
+    def __init__(self, root: Path):
+        if not root.is_dir():
+            raise DataError(str(root), "no such folder", "set --data-path to a folder of images and annotations")
+        found = next((layout for layout in layouts(root) if layout.has("train") or layout.has("val")), None)
+        if found is None:
+            raise DataError(str(root), "contains no annotations of objects", _REMEDY)
+        self._layout, self.layout = found, found.name
+
+    def has(self, split: str) -> bool:
+        return self._layout.has(split)
+
+    def open(self, split: str, class_names: Sequence[str] | None = None) -> ObjectSource:
+        """Opens "train" or "val". Args: class_names: in label order, None for the split's own.
+
+        Raises: DataError for a missing split, an unreadable annotation, or a class not in `class_names`.
+        """
+        if not self.has(split):
+            raise DataError(str(self._layout), f"has no {split} images", _REMEDY)
+        folder, origin = self._layout.place(split)
+
+        def build() -> tuple[Index, Any, list[Stamp]]:
+            read, stamps = self._layout.read(split, class_names)
+            return _indexed(read.images), [list(read.class_names), list(read.category_ids), list(read.omitted)], stamps
+
+        key = f"objects\0{self.layout}\0{origin.resolve()}\0{split}\0{chr(0).join(class_names or ())}"
+        index, (names, ids, omitted) = stored(key, build)
+        if not len(index):
+            raise DataError(str(origin), f"has no {split} images", _REMEDY)
+        return ObjectSource(index, (folder, origin), dict(zip(names, ids, strict=True)), omitted)
+
+
+def _indexed(images: Sequence[AnnotatedImage]) -> Index:
+    lines = [to_line(image) for image in images]
+    return Index.build(
+        lines,
+        range(len(lines)),  # keeps the order
+        height=[image.size[0] for image in images],
+        width=[image.size[1] for image in images],
+        objects=[len(image.instances) for image in images],
+        shapes=[sum(one.shape is not None for one in image.instances) for image in images],
+    )

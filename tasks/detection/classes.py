@@ -1,0 +1,32 @@
+"""The classes of a detection dataset, and whether its objects have masks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.named_classes import NamedClasses, stored_names
+
+# of the 80 classes of COCO, among 1 to 90
+COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+
+
+@dataclass(frozen=True)
+class DetectionInfo(NamedClasses):
+    """`category_ids`: of the classes in annotation files; `masks`: whether masks are predicted."""
+
+    category_ids: tuple[int, ...] = ()
+    masks: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"category_ids": list(self.category_ids), **super().as_dict()}
+
+
+def stored_classes(contents: Mapping[str, Any], classes: int, masks: bool) -> DetectionInfo:
+    """Returns the classes that a file stores, this program's or mmdetection's, else "class 0", ...
+
+    Args: classes: number of outputs; masks: whether it has a mask head.
+    """
+    ids = contents.get("category_ids") or ()
+    if len(ids) != classes:
+        ids = COCO_IDS if classes == len(COCO_IDS) else range(1, classes + 1)
+    return DetectionInfo(class_names=stored_names(contents, classes), category_ids=tuple(ids), masks=masks)

@@ -1,0 +1,278 @@
+"""Object detection and instance segmentation: Mask R-CNN and Cascade Mask R-CNN on a Swin (arXiv 2103.14030)."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from configs.values import AUTO
+from data.loaders import EvalLoader, Pipeline
+from data.pipeline.boxed import DIVISOR, BoxedEval, BoxedOptions, BoxedTrain, collate_boxed
+from data.pipeline.samplers import Groups, Order, grouped_order
+from data.sources.base import opening
+from data.sources.object_store import ObjectSource, ObjectStore, Trained
+from data.sources.open import check_ranks
+from models.backbone import PyramidOptions, SwinBackbone
+from models.detection.box_head import DetectionOptions
+from models.detection.detector import DETECTORS, Detector
+from models.detection.instances import Detections, Frame, Objects
+from models.detection.mask_head import paste
+from models.registry import build
+from models.weights.load import find_weights, load_contents
+from tasks.base import SHOWN, Row, Task, TaskData
+from tasks.detection.average_precision import check_installed
+from tasks.detection.classes import DetectionInfo, stored_classes
+from tasks.detection.metrics import SCORE, DetectionEvaluator
+from tasks.detection.pictures import Drawn, draw_objects, tile
+from tasks.detection.results import as_results
+from utils.batches import Batch, stacked
+from utils.errors import CheckpointError, ConfigError, listing
+from utils.pictures import Pictures, restore, sheet, to_image
+from utils.preprocessing import Size
+from utils.training.evaluate import evaluating
+from utils.training.objective import Best
+
+log = logging.getLogger(__name__)
+ON_SHEET = 4  # images in the picture of examples
+CLASSES_WITHOUT_DATA = 80  # COCO's, to measure throughput
+
+
+class Detection(Task):
+    """Object detection, with masks if the data have some."""
+
+    name = "detection"
+    best = Best("box_ap", title="validation box AP, %", beside=("box_ap50", "mask_ap"))
+    composite = True
+    entries = 100
+
+    @classmethod
+    def best_of(cls, config: Mapping[str, Any]) -> Best | None:
+        metric = config.get("TEST.BEST", AUTO)
+        return cls.best if metric in (AUTO, "box_ap") else Best(metric, title=f"validation {metric}, %")
+
+    def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
+        data, path = self.cfg.DATA, self.cfg.DATA.DATA_PATH
+        stored = tuple(self.contents.get("class_names") or ()) if "train" not in splits else ()
+        with self.world.local_main_first(), opening(path):
+            store = ObjectStore(Path(path))
+            train = store.open("train") if "train" in splits else None
+            names = stored if train is None else train.class_names
+            wanted = "val" in splits and (train is None or (self.cfg.TEST.VALIDATE and store.has("val")))
+            val = store.open("val", names or None) if wanted else None
+        if val is not None:
+            check_installed()
+        for split, source in (("training", train), ("validation", val)):
+            for line in () if source is None else source.omitted:
+                log.warning("left out of the %s data: %s", split, line)
+        if train is not None:
+            log.info("objects by class: %s", listing(_shares(train), 20))
+            train = train.trained(Trained(data.SMALLEST_SIDE, data.KEEP_EMPTY))
+        opened = {"training": train, "validation": val}
+        check_ranks(self.world, opened)
+        counts = [f"{len(source):,} {split} images" for split, source in opened.items() if source is not None]
+        log.info("data: %s, layout %s", " and ".join(counts), store.layout)
+        first = train if train is not None else val
+        assert first is not None
+        info = DetectionInfo(
+            first.fingerprint(),
+            first.class_names,
+            first.category_ids,
+            self._masks(first.has_masks()),
+            upright=self.turns(),
+        )
+        log.info("EXIF orientation: %s", "applied" if info.upright else "ignored")
+        return TaskData(train, val, info)
+
+    def _masks(self, annotated: bool) -> bool:
+        """Returns whether masks are predicted: as configured, else as in the weights to evaluate or the data."""
+        asked = self.cfg.MODEL.DETECTOR.MASKS
+        if asked != AUTO:
+            if asked and not annotated:
+                raise ConfigError("MODEL.DETECTOR.MASKS", "true, but no object has a mask", "set it to auto")
+            return asked
+        own = self.contents.get("model") if self.cfg.EVAL_MODE else None
+        return any(name.startswith(MASK_HEAD) for name in own) if isinstance(own, Mapping) else annotated
+
+    def stored_info(self, origin: str) -> DetectionInfo:
+        others = find_weights(self.contents, origin, Detector.encoder_name).others
+        classifier = next((value for name, value in others.items() if name.endswith("fc_cls.weight")), None)
+        if classifier is None:
+            raise CheckpointError(origin, "has no detection heads", "use a trained detector")
+        masks = any(name.startswith(MASK_HEAD) for name in others)
+        return replace(stored_classes(self.contents, len(classifier) - 1, masks), upright=self.turns())
+
+    def pipeline(self, info: DetectionInfo) -> Pipeline:  # type: ignore[override]
+        aug, channels = self.cfg.AUG, self.options.in_chans
+        options = BoxedOptions(
+            short=tuple(aug.SHORT_SIDES),
+            long=aug.LONG_SIDE,
+            test_short=self.cfg.TEST.SHORT_SIDE,
+            crop_rate=aug.CROP_RATE,
+            crop_short=tuple(aug.CROP_SHORT_SIDES),
+            crop=(aug.CROP_RANGE[0], aug.CROP_RANGE[1]),
+            flip=aug.HFLIP,
+            masks=info.masks,
+            channels=channels,
+            upright=info.upright,
+        )
+        return Pipeline(
+            train=None if self.cfg.EVAL_MODE else BoxedTrain(options),
+            val=BoxedEval(options),
+            preprocessing=self.preprocessing,
+            collate=collate_boxed,
+            erase_mode="const",
+            sample_bytes=(channels + 8 * info.masks) * max(aug.SHORT_SIDES) * aug.LONG_SIDE,
+            order=self._order,
+        )
+
+    def _order(self, source: ObjectSource) -> Order:
+        sizes = torch.from_numpy(source.sizes())
+        groups = Groups((sizes[:, 0] > sizes[:, 1]).long(), self.cfg.DATA.ASPECT_UNIT)
+        return lambda seed: grouped_order(groups, seed)
+
+    def new_model(self, info: DetectionInfo | None) -> nn.Module:  # type: ignore[override]
+        if not isinstance(self.options, PyramidOptions):
+            raise ConfigError("MODEL.TYPE", "detection needs a Swin", "set it to swin or swinv2")
+        backbone = build(replace(self.options, dense=True, num_classes=0))
+        assert isinstance(backbone, SwinBackbone)
+        if len(backbone.feature_info) != 4:
+            raise ConfigError("MODEL.SWIN.DEPTHS", "detection needs four stages", "list four depths")
+        own, test = self.cfg.MODEL.DETECTOR, self.cfg.TEST
+        options, selected = DETECTORS[own.NAME], DetectionOptions(test.SCORE, test.NMS, test.MAX_DETECTIONS)
+        roi = replace(options.roi, detection=selected, head=replace(options.roi.head, width=own.WIDTH))
+        masks = own.MASKS is not False if info is None else info.masks
+        classes = CLASSES_WITHOUT_DATA if info is None else len(info.class_names)
+        return Detector(backbone, classes, replace(options, roi=roi, masks=masks, channels=own.CHANNELS))
+
+    def load(
+        self,
+        model: nn.Module,
+        contents: Mapping[str, Any],
+        origin: str,
+        info: DetectionInfo | None = None,  # type: ignore[override]
+    ) -> str:
+        """Loads weights; with `info`, a classifier gives the backbone, and layers for other classes are new."""
+        head_for = None if info is None else info.class_names
+        return load_contents(model, contents, origin, head_for, self.cfg.MODEL.TABLE_INTERPOLATION)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Returns the sum of the losses of proposals and heads, and each of them."""
+        frames = [Frame(tuple(each["size"]), tuple(each["size"])) for each in batch.targets]
+        objects = [Objects(each["boxes"], each["labels"], each.get("masks")) for each in batch.targets]
+        with self.precision.autocast():
+            losses: dict[str, Tensor] = model(stacked(batch), frames, objects)
+        total = torch.stack(list(losses.values())).sum()
+        return {"loss": total, **{name: value.detach() for name, value in losses.items()}}
+
+    def forward(self, model: nn.Module, batch: Batch) -> list[Detections]:
+        """Returns the detections of each image; images are padded and evaluated one at a time, as released."""
+        found = []
+        for i, image in enumerate(batch.images):
+            size = image.shape[1], image.shape[2]
+            original = tuple(batch.targets[i]["original"]) if batch.targets else size
+            right, below = (-side % DIVISOR for side in size[::-1])
+            padded = F.pad(image, (0, right, 0, below))
+            with self.precision.autocast():
+                found += model(padded[None], [Frame(size, original)])
+        return found
+
+    def evaluator(self, val: EvalLoader, info: DetectionInfo) -> DetectionEvaluator:  # type: ignore[override]
+        return DetectionEvaluator(val, info, self.cfg.TEST.DETECTIONS if self.cfg.EVAL_MODE else "")
+
+    def epoch_pictures(self, model: nn.Module, shown: EvalLoader) -> Pictures:
+        """Returns a picture of evenly spaced samples: annotated, and detected."""
+        source = shown.source
+        assert isinstance(source, ObjectSource)
+        samples, count = len(source), min(ON_SHEET, len(source))
+        batch = shown.batch([i * samples // count for i in range(count)])
+        if batch is None:
+            return {}
+        with torch.no_grad(), evaluating(model):
+            found = self.forward(model, batch)
+        tiles = []
+        for index, image, target, own in zip(batch.samples, batch.images, batch.targets, found, strict=True):
+            pixels = to_image(restore(image[None], self.preprocessing)[0])
+            scale = pixels.height / target["original"][0]
+            truth = [
+                Drawn([side * scale for side in each.box], each.label, source.class_names[each.label])
+                for each in source.image(index).instances
+            ]
+            tiles.append((tile(pixels, truth), Path(source.name(index)).name))
+            tiles.append((tile(pixels, _drawn(own, pixels.size, scale, source.class_names)), "detected"))
+        return {"examples": lambda: sheet(tiles, "Detections", "annotated, and detected", columns=2)}
+
+    def show_batch(self, batch: Batch, info: DetectionInfo, limit: int = SHOWN) -> Image.Image:  # type: ignore[override]
+        images = restore(stacked(batch)[:limit], self.preprocessing)
+        tiles = []
+        for pixels, target in zip(images, batch.targets[:limit], strict=True):
+            masks = target.get("masks")
+            height, width = target["size"]
+            drawn = [
+                Drawn(box, label, info.class_names[label], None if masks is None else masks[i].cpu().numpy())
+                for i, (box, label) in enumerate(zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True))
+            ]
+            tiles.append((tile(to_image(pixels[:, :height, :width]), drawn), ""))
+        return sheet(tiles, "Training images", "as the model sees them, with their objects")
+
+    def predictions(
+        self,
+        outputs: Sequence[Detections],
+        batch: Batch,
+        info: DetectionInfo,  # type: ignore[override]
+        limit: int,
+    ) -> Iterator[Row]:
+        """Yields the objects of each image, highest score first: a line of the table for each."""
+        least = self.cfg.TEST.THRESHOLD or SCORE
+        for index, image, target, found in zip(batch.samples, batch.images, batch.targets, outputs, strict=True):
+            kept = int((found.scores >= least).sum().clamp(max=limit))
+            own = Detections(*(None if each is None else each[:kept] for each in found))  # type: ignore[arg-type]
+            size: Size = tuple(target["original"])
+            entries = as_results(own, size, info.category_ids)
+            names = [info.class_names[label] for label in own.labels.tolist()]
+            boxes = own.boxes.tolist()
+            lines = [
+                {"class": name, "score": each["score"], **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))}
+                for name, each, box in zip(names, entries, boxes, strict=True)
+            ]
+            objects = [{"class": name, **each} for name, each in zip(names, entries, strict=True)]
+
+            def picture(image: Tensor = image, own: Detections = own, height: int = size[0]) -> Image.Image:
+                pixels = to_image(restore(image[None], self.preprocessing)[0])
+                return draw_objects(pixels, _drawn(own, pixels.size, pixels.height / height, info.class_names))
+
+            yield Row(index, lines[0] if lines else {}, {"objects": objects}, picture, others=lines[1:])
+
+    def describe(self) -> str:
+        aug, p = self.cfg.AUG, self.preprocessing
+        sides = f"{self.cfg.TEST.SHORT_SIDE} (short) and {aug.LONG_SIDE} (long)"
+        return f"mean {list(p.mean)}, std {list(p.std)}, images of up to {sides} pixels, one at a time"
+
+
+MASK_HEAD = "roi_head.mask_head."
+
+
+def _drawn(found: Detections, size: tuple[int, int], scale: float, names: Sequence[str]) -> list[Drawn]:
+    """Returns detections for a picture. Args: size: width and height of the picture; scale: of its pixels."""
+    drawn = []
+    for i, (score, label) in enumerate(zip(found.scores.tolist(), found.labels.tolist(), strict=True)):
+        if score < SCORE:
+            break
+        box = found.boxes[i] * scale
+        mask = None if found.masks is None else np.asarray(paste(found.masks[i], box, size[::-1]).cpu())
+        drawn.append(Drawn(box.tolist(), label, f"{names[label]} {score:.2f}", mask))
+    return drawn
+
+
+def _shares(source: ObjectSource) -> list[str]:
+    counts = source.counts()
+    return [f"{name} {counts[label]:,}" for label, name in enumerate(source.class_names)]
+
+
+TASK = Detection

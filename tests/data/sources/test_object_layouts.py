@@ -1,0 +1,128 @@
+"""The layouts of COCO, Pascal VOC and YOLO, and what is wrong with them."""
+
+import json
+
+import pytest
+
+from data.sources.object_store import ObjectStore
+from tests.data.sources.object_sets import made, voc_text, write, write_coco, write_voc, write_yolo
+from tests.tools.errors import raises
+from utils.errors import DataError
+
+TWO = {"train": 2, "val": 1}
+
+
+def coco_file(root, split="train"):
+    return root / f"annotations/instances_{split}2017.json"
+
+
+def changed(root, change, split="train"):
+    contents = json.loads(coco_file(root, split).read_text())
+    change(contents)
+    coco_file(root, split).write_text(json.dumps(contents))
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [
+        ("annotations/train.json", "train"),
+        ("annotations/instances_train.json", "images/train"),
+        ("train/_annotations.coco.json", "train"),
+        ("train.json", "images"),
+        ("annotations/person_train.json", "train/images"),
+    ],
+)
+def test_usual_places_of_coco_files_are_found(tmp_path, annotations, images):
+    write_coco(tmp_path / "made", {"train": 2})
+    root = tmp_path / "own"
+    write(root / annotations, coco_file(tmp_path / "made").read_text())
+    (root / images).mkdir(parents=True, exist_ok=True)
+    for path in (tmp_path / "made/train2017").iterdir():
+        path.rename(root / images / path.name)
+    source = ObjectStore(root).open("train")
+    assert len(source) == 2 and source[0].name == str(root / images / "train_0.png")
+
+
+def test_a_validation_file_may_number_its_classes_otherwise(tmp_path):
+    write_coco(tmp_path, TWO)
+    changed(tmp_path, lambda c: c["categories"].reverse(), "val")
+    source = ObjectStore(tmp_path).open("val", ("red", "blue"))
+    assert source.category_ids == (44, 2)
+    assert [one.label for one in source.image(0).instances] == [label for label, *_ in made("val", 1)[0].objects]
+    source = ObjectStore(tmp_path).open("val", ("green", "blue", "red"))
+    assert source.class_names == ("green", "blue", "red") and source.category_ids == (45, 2, 44)
+
+
+def test_a_class_that_training_has_not_is_an_error(tmp_path):
+    write_coco(tmp_path, TWO)
+    with raises(DataError, coco_file(tmp_path, "val"), "class 'red'", "did you mean rod?"):
+        ObjectStore(tmp_path).open("val", ("rod", "blue"))
+
+
+def test_images_of_a_file_must_exist_inside_the_dataset(tmp_path):
+    write_coco(tmp_path, TWO)
+    changed(tmp_path, lambda c: c["images"][1].update(file_name="gone.png"))
+    with raises(DataError, coco_file(tmp_path), "1 of 2 images", "gone.png"):
+        ObjectStore(tmp_path).open("train")
+    changed(tmp_path, lambda c: c["images"][1].update(file_name="../x.png"))
+    with raises(DataError, coco_file(tmp_path), "outside of the dataset: ../x.png"):
+        ObjectStore(tmp_path).open("train")
+
+
+@pytest.mark.parametrize("inside", ["", "BCCD", "VOCdevkit/VOC2012"])
+def test_voc_is_found_inside_its_usual_folders(tmp_path, inside):
+    write_voc(tmp_path / inside, {"train": 5})
+    store = ObjectStore(tmp_path)
+    present = sorted({("red", "blue")[label] for image in made("train", 5) for label, *_ in image.objects})
+    assert store.layout == "voc" and list(store.open("train").class_names) == present == ["blue", "red"]
+
+
+def test_classes_of_voc_may_be_listed(tmp_path):
+    write_voc(tmp_path, TWO)
+    write(tmp_path / "classes.txt", "red\nblue\ngreen\n")
+    assert ObjectStore(tmp_path).open("train").class_names == ("red", "blue", "green")
+
+
+def test_a_list_of_voc_with_an_unknown_name_is_an_error(tmp_path):
+    write_voc(tmp_path, TWO)
+    path = tmp_path / "ImageSets/Main/train.txt"
+    path.write_text("nobody\n")
+    with raises(DataError, path, "lists nobody"):
+        ObjectStore(tmp_path).open("train")
+    write(tmp_path / "Annotations/nobody.xml", voc_text(made("train", 1)[0]))
+    with raises(DataError, tmp_path / "JPEGImages", "no image nobody"):
+        ObjectStore(tmp_path).open("train")
+
+
+def test_yolo_needs_names_and_takes_images_without_a_file_as_empty(tmp_path):
+    write_yolo(tmp_path, TWO)
+    (tmp_path / "labels/train/train_0.txt").unlink()
+    source = ObjectStore(tmp_path).open("train")
+    assert source.class_names == ("red", "blue") and not source.image(0).instances and source.image(1).instances
+    (tmp_path / "data.yaml").write_text("path: .\nnames: [a\n")  # no YAML
+    with raises(DataError, tmp_path, "neither data.yaml with names nor classes.txt"):
+        ObjectStore(tmp_path).open("train", ())
+    write(tmp_path / "classes.txt", "a\nb\n")
+    (tmp_path / "labels/train/train_1.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    assert ObjectStore(tmp_path).open("train").class_names == ("a", "b")
+
+
+def test_yolo_may_have_a_folder_for_each_split(tmp_path):
+    write_yolo(tmp_path, TWO)
+    for split in TWO:
+        (tmp_path / split).mkdir()
+        for kind in ("images", "labels"):
+            (tmp_path / kind / split).rename(tmp_path / split / kind)
+    assert len(ObjectStore(tmp_path).open("train")) == 2
+
+
+def test_what_is_not_used_is_counted_by_reason(tmp_path):
+    write_coco(tmp_path, TWO)
+    changed(tmp_path, lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 5]))
+    assert ObjectStore(tmp_path).open("train").omitted == ("1 annotation whose box has a side below 1 pixel: 1",)
+    write_voc(tmp_path / "BCCD", TWO)
+    path = tmp_path / "BCCD/Annotations/train_1.xml"
+    path.write_text(path.read_text().replace("<bndbox>", "<difficult>1</difficult><bndbox>", 1))
+    (tmp_path / "annotations").rename(tmp_path / "other")
+    omitted = ObjectStore(tmp_path).open("train").omitted
+    assert omitted == ("1 annotation marked ignore or difficult: train_1.png",)

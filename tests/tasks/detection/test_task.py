@@ -1,0 +1,196 @@
+"""The program trains, resumes, evaluates and predicts a tiny detector of made images."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data.pipeline.boxed import collate_boxed
+from models.detection.detector import Detector
+from tasks.registry import new_task
+from tasks.show import draw_samples
+from tests.conftest import ROOT, run_program
+from tests.data.sources.object_sets import WRITERS, write_coco, write_voc
+from tests.tools.builders import configured
+from tests.tools.errors import raises
+from utils.batches import Batch
+from utils.distributed.world import World
+from utils.errors import CheckpointError, ConfigError
+
+pytest.importorskip("pycocotools", reason="computes AP")
+
+TINY = """
+TASK: detection
+DATA: {BATCH_SIZE: 2, NUM_WORKERS: 0, IMG_SIZE: 64, KEEP_EMPTY: true}
+MODEL: {NAME: det, DROP_PATH_RATE: 0.1, DETECTOR: {CHANNELS: 16, WIDTH: 32},
+        SWIN: {EMBED_DIM: 8, DEPTHS: [1, 1, 1, 1], NUM_HEADS: [1, 1, 2, 2], WINDOW_SIZE: 4}}
+TRAIN: {EPOCHS: 2, WARMUP_EPOCHS: 0, GLOBAL_BATCH_SIZE: 4, LR: 0.002, BASE_LR: 0.002, MIN_LR: 0.0, WARMUP_LR: 0.0}
+AUG: {SHORT_SIDES: [48, 64], LONG_SIDE: 100, CROP_SHORT_SIDES: [64], CROP_RANGE: [40, 60]}
+TEST: {SHORT_SIDE: 64, SCORE: 0.01}
+PRINT_FREQ: 1
+AMP_ENABLE: false
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = write_coco(tmp_path_factory.mktemp("rectangles"), {"train": 10, "val": 5}, empty=1)
+    (root / "tiny.yaml").write_text(TINY)
+    return root
+
+
+def task_of(folder, data=None, **more):
+    return new_task(configured(folder / "tiny.yaml", DATA__DATA_PATH=str(data or folder), **more), World())
+
+
+def run(folder, *arguments, **more):
+    done = run_program("--cfg", folder / "tiny.yaml", "--data-path", folder, "--output", folder, *arguments, **more)
+    assert done.code == 0, done.err
+    return done.out
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    run(folder, "--tag", "whole")
+    return folder / "det/whole"
+
+
+def batch_of(task, data, indices):
+    transform = task.pipeline(data.info).train
+    collated = collate_boxed([transform(data.train[i]) for i in indices])
+    return Batch(collated.images.float() / 255, collated.targets, tuple(indices))
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn"])
+def test_the_loss_is_the_sum_of_named_terms_with_and_without_objects(folder, name):
+    task = task_of(folder, MODEL__DETECTOR__NAME=name)
+    data = task.open_data()
+    model = task.new_model(data.info).train()
+    some, none = (task.loss(model, batch_of(task, data, indices)) for indices in ([1, 2], [0, 0]))
+    assert some.keys() == none.keys() and len(some) == (6 if name == "mask_rcnn" else 12)
+    for losses in (some, none):
+        total = sum(value for key, value in losses.items() if key != "loss")
+        torch.testing.assert_close(losses["loss"].detach(), total)
+    none["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters())  # every rank takes part in every reduction
+    assert none["loss_bbox" if name == "mask_rcnn" else "s0.loss_bbox"] == 0
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_masks_are_predicted_if_the_data_have_some(tmp_path, folder, layout):
+    WRITERS[layout](tmp_path, {"train": 3})
+    task = task_of(folder, tmp_path)
+    data = task.open_data()
+    assert data.val is None and data.info.masks == (layout == "coco")
+    assert isinstance(model := task.new_model(data.info), Detector)
+    assert (model.roi_head.mask_head is not None) == data.info.masks
+    if layout != "coco":
+        with raises(ConfigError, "MODEL.DETECTOR.MASKS", "no object has a mask"):
+            task_of(folder, tmp_path, MODEL__DETECTOR__MASKS=True).open_data()
+
+
+def test_wide_and_high_images_come_in_pairs(folder):
+    task = task_of(folder)
+    data = task.open_data()
+    order = task.pipeline(data.info).order(data.train)(7)
+    high = data.train.sizes()[:, 0] > data.train.sizes()[:, 1]
+    pairs = high[order[: 2 * (high.sum() // 2 + (~high).sum() // 2)]].reshape(-1, 2)
+    assert sorted(order.tolist()) == list(range(10)) and (pairs[:, 0] == pairs[:, 1]).all()
+
+
+def test_four_stages_and_a_swin_are_needed(folder):
+    with raises(ConfigError, "MODEL.SWIN.DEPTHS", "four"):
+        task_of(folder, MODEL__SWIN__DEPTHS=[1, 1], MODEL__SWIN__NUM_HEADS=[1, 1]).new_model(None)
+
+
+def test_samples_are_drawn_with_their_objects(folder, tmp_path):
+    assert draw_samples(task_of(folder), tmp_path / "sheet.png", 6, seed=0) == 6
+    assert np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).std() > 20
+
+
+@pytest.mark.seconds
+def test_it_learns_and_its_metrics_are_recorded(trained):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    values = [line for line in lines if line["kind"] == "val"]
+    assert len(values) == 2 and {"box_ap", "box_ap50", "mask_ap", "box_ar100"} <= values[-1].keys()
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    contents = torch.load(trained / "checkpoints/last.pth", weights_only=True)
+    assert contents["class_names"] == ["red", "blue"] and contents["category_ids"] == [44, 2]
+    assert {"backbone.norm0.weight", "roi_head.bbox_head.fc_cls.weight"} <= contents["model"].keys()
+    board = EventAccumulator(str(trained / "tensorboard")).Reload()
+    assert any("examples" in tag for tag in board.Tags()["images"])
+
+
+@pytest.mark.seconds
+def test_a_run_in_two_parts_ends_with_the_same_bits(folder, trained):
+    """With loader workers, which the whole run had none of."""
+    run(folder, "--tag", "parts", "--opts", "DATA.NUM_WORKERS", 1, "TRAIN.SAVE_EVERY_UPDATES", 1)
+    checkpoints = folder / "det/parts/checkpoints"
+    for path in (*checkpoints.glob("last.pth"), *checkpoints.glob("best.pth"), *checkpoints.glob("ckpt_epoch_1*.pth")):
+        path.unlink()
+    run(folder, "--tag", "parts")
+    states = [
+        torch.load(folder / f"det/{tag}/checkpoints/last.pth", weights_only=True)["model"] for tag in ("whole", "parts")
+    ]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("processes", [1, 2])
+def test_any_number_of_ranks_evaluates_the_same(folder, trained, processes):
+    table, classes, found = (folder / f"{processes}{name}" for name in ("r.csv", "c.csv", "d.json"))
+    given = ["--opts", "TEST.RESULTS", table, "TEST.PER_CLASS", classes, "TEST.DETECTIONS", found]
+    out = run(folder, "--eval", "--resume", trained / "checkpoints/last.pth", *given, processes=processes)
+    (row,) = csv.DictReader(table.open())
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["kind"] == "val"][-1]
+    for name in ("box_ap", "mask_ap", "box_ar100"):
+        assert float(row[name]) == pytest.approx(last[name], rel=1e-4)
+    assert row["samples"] == "5" and "box AP" in out
+    assert [row["class"] for row in csv.DictReader(classes.open())] == ["red", "blue"]
+    entries = json.loads(found.read_text())
+    assert entries and {each["image_id"] for each in entries} <= set(range(10, 15)) and "segmentation" in entries[0]
+
+
+@pytest.mark.seconds
+def test_objects_are_predicted_drawn_and_written(folder, trained, tmp_path):
+    model, images = trained / "checkpoints/last.pth", folder / "val2017"
+    command = [images, "--model", model, "--threshold", "0.011", "--batch-size", "2"]
+    for target in ("out.csv", "out.json", "out.jsonl"):
+        done = run_program(*command, "--output", tmp_path / target, program=ROOT / "scripts/predict.py")
+        assert done.code == 0, done.err
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    entries = json.loads((tmp_path / "out.json").read_text())
+    found = [row for row in rows if row["class"]]
+    assert len(found) == len(entries) > 5 and {row["class"] for row in found} <= {"red", "blue"}
+    for row, entry in zip(found, entries, strict=True):
+        x1, y1, x2, y2 = (float(row[name]) for name in ("x1", "y1", "x2", "y2"))
+        assert entry["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-3)
+        assert entry["file_name"] == row["path"] and entry["category_id"] == {"red": 44, "blue": 2}[row["class"]]
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == 5 and sum(len(line["objects"]) for line in lines) == len(entries)
+    done = run_program(*command, "--pictures", tmp_path / "drawn", program=ROOT / "scripts/predict.py")
+    assert done.code == 0 and len(list((tmp_path / "drawn").iterdir())) == 5
+
+
+@pytest.mark.seconds
+def test_a_detector_of_other_classes_is_fine_tuned(folder, trained, tmp_path):
+    write_voc(tmp_path, {"train": 4, "val": 2})
+    done = run_program(
+        *("--cfg", folder / "tiny.yaml", "--data-path", tmp_path, "--output", tmp_path, "--epochs", 1),
+        *("--pretrained", trained / "checkpoints/last.pth"),
+    )
+    assert done.code == 0, done.err
+    assert "new: roi_head.bbox_head" in done.out and "box AP" in done.out and "mask AP" not in done.out
+
+
+def test_a_classifier_detects_nothing(folder):
+    task = task_of(folder)
+    task.contents = {"model": {"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4)}}
+    with raises(CheckpointError, "x.pth", "no detection heads"):
+        task.stored_info("x.pth")
