@@ -55,7 +55,7 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
     cfg = load_config(cfg_path)
     contents = read_weights(source)
     task = new_task(cfg, World(), contents)
-    if task.composite:
+    if task.layouts:
         from scripts.convert_whole import convert_whole  # which imports this module
 
         return convert_whole(task, contents, source, target, "mmdetection" if to in ALIASES else to)

@@ -19,8 +19,7 @@ from utils.errors import CheckpointError
 from utils.files import writing
 from utils.preprocessing import image_size
 
-WHOLE = ("original", "mmdetection", "transformers")  # layouts of dense models
-_NOTES = ("class_names", "class_colours", "label_values", "pretrained_windows")
+_NOTES = ("class_names", "category_ids", "class_colours", "label_values", "pretrained_windows")
 
 
 def convert_whole(task: Task, contents: Mapping[str, Any], source: str, target: Path, layout_name: str) -> list[str]:
@@ -28,8 +27,8 @@ def convert_whole(task: Task, contents: Mapping[str, Any], source: str, target: 
 
     The file appears once it is read back bit for bit. Raises: CheckpointError, ResourceError.
     """
-    if layout_name not in WHOLE:
-        raise CheckpointError("--to", f"{layout_name} has no such model", f"choose one of {', '.join(WHOLE)}")
+    if layout_name not in task.layouts:
+        raise CheckpointError("--to", f"{layout_name} has no such model", f"choose one of {', '.join(task.layouts)}")
     layout = LAYOUTS[layout_name]
     model: Any = task.new_model(task.stored_info(source)).eval()  # a `HasEncoder`
     lines = [f"read: {task.load(model, contents, source)}"]  # strict

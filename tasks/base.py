@@ -78,7 +78,7 @@ class Task(ABC):
     best: Best | None = None  # the metric that selects the best checkpoint, unless `best_of` reads it from a key
     predicts: ClassVar[bool] = True  # whether scripts/predict.py supports it
     entries: ClassVar[int] = 3  # of a prediction, such as the classes of an image, unless asked otherwise
-    composite: ClassVar[bool] = False  # whether weights are converted with the parts beside the Swin
+    layouts: ClassVar[tuple[str, ...]] = ()  # of files with the parts beside the Swin, which are converted with them
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         self.cfg, self.world, self.contents = cfg, world, contents or {}

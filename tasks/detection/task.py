@@ -49,7 +49,7 @@ class Detection(Task):
 
     name = "detection"
     best = Best("box_ap", title="validation box AP, %", beside=("box_ap50", "mask_ap"))
-    composite = True
+    layouts = ("original", "mmdetection")
     entries = 100
 
     @classmethod

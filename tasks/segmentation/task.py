@@ -51,7 +51,7 @@ class Segmentation(Task):
 
     name = "segmentation"
     best = Best("miou", title="validation mIoU, %", beside=("macc", "aacc"))
-    composite = True
+    layouts = ("original", "mmdetection", "transformers")
 
     def __init__(self, cfg: CfgNode, world: World, contents: Mapping[str, Any] | None = None) -> None:
         super().__init__(cfg, world, contents)

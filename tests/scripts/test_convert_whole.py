@@ -1,10 +1,11 @@
-"""Whole segmenters between the layouts of the authors, mmsegmentation and transformers, through the script."""
+"""Whole segmenters and detectors between the layouts of the authors, mm* and transformers, through the script."""
 
 import pytest
 import torch
 
 from configs.loading import load_config
 from scripts.convert_checkpoint import convert
+from tasks.detection.classes import DetectionInfo
 from tasks.registry import new_task
 from tasks.segmentation.classes import SegmentationInfo
 from tests.models.weights.test_parts import fill
@@ -45,6 +46,23 @@ def test_there_and_back_gives_the_same_bits(made, to, ending):
     written = read_checkpoint(back)["model"]
     assert written.keys() == weights.keys()
     assert all(torch.equal(written[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn"])
+def test_detectors_there_and_back(tmp_path, name):
+    recipe = RECIPE.replace("segmentation", "detection").split("        UPERNET")[0]
+    (tmp_path / "det.yaml").write_text(f"{recipe}        DETECTOR: {{NAME: {name}, CHANNELS: 8, WIDTH: 8}}}}\n")
+    task = new_task(load_config(tmp_path / "det.yaml"), World())
+    weights = fill(task.new_model(DetectionInfo(class_names=("a", "b")))).state_dict()
+    torch.save({"state_dict": weights, "meta": {"CLASSES": ("a", "b")}}, tmp_path / "in.pth")
+    command = str(tmp_path / "det.yaml")
+    assert "bit-identical" in convert(command, str(tmp_path / "in.pth"), tmp_path / "there.pth", "mmdetection")[-1]
+    convert(command, str(tmp_path / "there.pth"), tmp_path / "back.pth", "original")
+    written = read_checkpoint(tmp_path / "back.pth")["model"]
+    assert written.keys() == weights.keys()
+    assert all(torch.equal(written[key], value) for key, value in weights.items())
+    with raises(CheckpointError, "--to", "transformers", "mmdetection"):
+        convert(command, str(tmp_path / "in.pth"), tmp_path / "out.pth", "transformers")
 
 
 def test_a_layout_without_such_models_is_rejected(made):

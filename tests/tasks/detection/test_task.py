@@ -80,6 +80,22 @@ def test_the_loss_is_the_sum_of_named_terms_with_and_without_objects(folder, nam
     assert none["loss_bbox" if name == "mask_rcnn" else "s0.loss_bbox"] == 0
 
 
+def test_one_class_is_enough(tmp_path, folder):
+    write_coco(tmp_path, {"train": 3})
+    file = tmp_path / "annotations/instances_train2017.json"
+    contents = json.loads(file.read_text())
+    contents["categories"] = [{"id": 7, "name": "person"}]  # not p, e, r, s, o, n
+    for each in contents["annotations"]:
+        each["category_id"] = 7
+    file.write_text(json.dumps(contents))
+    task = task_of(folder, tmp_path)
+    data = task.open_data()
+    assert data.info.class_names == ("person",) and data.info.category_ids == (7,)
+    model = task.new_model(data.info).train()
+    assert task.loss(model, batch_of(task, data, [0, 1]))["loss"].isfinite()
+    assert model.roi_head.bbox_head.fc_cls.out_features == 2
+
+
 @pytest.mark.parametrize("layout", WRITERS)
 def test_masks_are_predicted_if_the_data_have_some(tmp_path, folder, layout):
     WRITERS[layout](tmp_path, {"train": 3})
