@@ -45,6 +45,9 @@ def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
     if getattr(opened.model, "expert_layers", list)():
         problem = "a mixture of experts cannot be exported, since its routing depends on values"
         raise ConfigError("MODEL.TYPE", problem, "predict with its checkpoint")
+    if opened.task.unexported:
+        problem = f"a model of {opened.task.name} cannot be exported, since {opened.task.unexported}"
+        raise ConfigError("TASK", problem, "predict with its checkpoint")
     if not opened.class_names:
         raise ConfigError("TASK", f"a model of {opened.task.name} cannot be exported", "use a classifier")
     images = torch.randn(batch or ANY, opened.channels, *opened.size)

@@ -19,7 +19,7 @@ from models.backbone import SwinBackbone
 from models.registry import model_options
 from models.swin_mlp import SwinMlp
 from models.swin_moe import SwinMoe
-from models.swin_v2 import ContinuousBackbone, SwinTransformerV2, SwinV2Options
+from models.swin_v2 import SwinTransformerV2, SwinV2Options
 from models.weights.layouts import LAYOUTS
 from scripts.model_card import Card, model_card
 from scripts.open_model import ModelFile, open_model
@@ -31,6 +31,7 @@ from utils.files import write_text
 
 WEIGHTS = "model.safetensors"
 TOLERANCE = 1e-4  # difference of logits
+STORED = ("class_names", "category_ids", "class_colours", "label_values")  # of the data
 # one of timm's architectures per family suffices, since all arguments are stored
 ARCHITECTURES = {"swin": "swin_tiny_patch4_window7_224", "swinv2": "swinv2_tiny_window8_256"}
 
@@ -39,20 +40,21 @@ ORIGIN = ("license", "tag", "url", "hf_hub_id", "origin_url", "paper_name", "pap
 
 
 def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
-    """Writes the folder, reads it back and compares the logits with the model's.
+    """Writes the folder, reads it back and compares the weights, and the logits in timm, with the model's.
 
-    Returns: log lines. Raises: CheckpointError if the logits differ; OSError.
+    Returns: log lines. Raises: CheckpointError if they differ; OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     peer, why_not = _timm_model(opened)
     notes: dict[str, Any] = {
         **{name: opened.task.contents[name] for name in (*TUNED, *JUDGED) if name in opened.task.contents},
-        "class_names": list(opened.class_names),
+        **{name: value for name, value in opened.info.as_dict().items() if name in STORED},
         "config": _published(opened.cfg),
         "preprocessing": opened.preprocessing.as_dict(),
     }
-    if isinstance(opened.model, ContinuousBackbone):
-        notes["pretrained_windows"] = opened.model.pretrained_windows()
+    windows: list[int] = getattr(opened.model, "pretrained_windows", list)()
+    if windows:
+        notes["pretrained_windows"] = windows
     weights = opened.model.state_dict() if peer is None else peer.state_dict()
     tensors = {name: value.contiguous() for name, value in weights.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", NOTES: json.dumps(notes)})
@@ -122,12 +124,13 @@ def _difference(model: nn.Module, expected: nn.Module, images: Tensor) -> float:
 
 def _verify(opened: ModelFile, folder: Path) -> str:
     """Reads the folder as its users will. Raises: CheckpointError."""
-    images = torch.randn(2, opened.channels, *opened.size)
-    readers: dict[str, nn.Module] = {"this program": open_model(str(folder / WEIGHTS)).model}
-    if (folder / "config.json").exists():
-        readers["timm"] = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    for name, model in readers.items():
-        difference = _difference(model, opened.model, images)
-        if not difference < TOLERANCE:
-            raise CheckpointError(str(folder), f"logits differ by {difference:.2g} in {name}", "do not use it")
-    return f"verified: same logits in {' and '.join(readers)}"
+    read, own = open_model(str(folder / WEIGHTS)).model.state_dict(), opened.model.state_dict()
+    if read.keys() != own.keys() or not all(torch.equal(value, read[name]) for name, value in own.items()):
+        raise CheckpointError(str(folder), "the weights differ when read back", "do not use it")
+    if not (folder / "config.json").exists():
+        return "verified: same weights in this program"
+    peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    difference = _difference(peer, opened.model, torch.randn(2, opened.channels, *opened.size))
+    if not difference < TOLERANCE:
+        raise CheckpointError(str(folder), f"logits differ by {difference:.2g} in timm", "do not use it")
+    return "verified: same weights in this program, same logits in timm"

@@ -1,4 +1,4 @@
-"""The model card of a published classifier: results, usage, preprocessing and recipe, without paths of this machine."""
+"""The model card of a published model: results, usage, preprocessing and recipe, without paths of this machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,17 +28,22 @@ class Card:
 
 
 def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
-    """Returns README.md: hub metadata, results, usage, preprocessing and recipe."""
+    """Returns README.md: hub metadata, results, usage, preprocessing and recipe.
+
+    Args: opened: of a task with a card.
+    """
+    text = opened.task.card(opened.info)
+    assert text is not None
     classes, size = len(opened.class_names), "x".join(map(str, opened.size))
     scores = _scores(opened)
-    results = [_result(name, value, card.dataset or "custom") for name, value in scores.items()]
+    results = [_result(text.tag, name, value, card.dataset or "custom") for name, value in scores.items()]
     data = ModelCardData(
         model_name=card.repository,
         eval_results=results or None,
         license=card.license or None,
         library_name="timm" if in_timm else None,
-        pipeline_tag="image-classification",
-        tags=["image-classification", "swin", *(["timm"] if in_timm else [])],
+        pipeline_tag=text.tag,
+        tags=[text.tag, "swin", *(["timm"] if in_timm else [])],
         datasets=[card.dataset] if card.dataset else None,
     )
     words = [f"{METRICS.get(name, (name, name))[1]} {value:.2f}%" for name, value in scores.items()]
@@ -50,13 +55,14 @@ def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
         f" {count_flops(opened.model, opened.size) / 1e9:.3g} GFLOPs at {size}, {classes:,} classes.{judged}",
         "## Use",
         *([f"With timm:\n\n{_fenced('python', _timm_example(opened, card))}"] if in_timm else []),
-        f"With the program that trained it, from its folder:\n\n{_fenced('python', _own_example(card))}",
+        "With the program that trained it, from its folder:",
+        *([_fenced("python", text.example.replace("{model}", f"hf:{card.repository}"))] if text.example else []),
         _fenced(
             "",
             f"python scripts/predict.py photo.jpg --model hf:{card.repository}\n"
             f"python main.py --cfg RECIPE --pretrained hf:{card.repository} --data-path FOLDER",
         ),
-        f"## Preprocessing\n\n{_preprocessing(opened)}",
+        "## Preprocessing\n\nImages are\n\n" + "\n".join(f"- {line}" for line in text.images),
         f"## Classes\n\n{_classes(opened)}",
         f"## Training\n\n{_training(opened)}",
     ]
@@ -92,10 +98,10 @@ def _per_class(counts: Mapping[str, list[int]]) -> list[tuple[float | None, floa
     ]
 
 
-def _result(metric: str, value: float, dataset: str) -> EvalResult:
+def _result(tag: str, metric: str, value: float, dataset: str) -> EvalResult:
     kind, name = METRICS.get(metric, (metric, metric))
     return EvalResult(
-        task_type="image-classification",
+        task_type=tag,
         dataset_type=dataset,
         dataset_name=dataset,
         dataset_split="validation",
@@ -124,27 +130,6 @@ with torch.no_grad():
     probabilities = (model(transform(image)[None])[0]{scaled}).{probabilities}
 for probability, label in zip(*probabilities.topk({min(3, len(opened.class_names))})):
     print(model.pretrained_cfg["label_names"][label], f"{{probability:.1%}}")"""
-
-
-def _own_example(card: Card) -> str:
-    return f"""\
-from scripts.predictor import Predictor
-
-predict = Predictor("hf:{card.repository}")
-for name, probability in predict("photo.jpg", topk=3):
-    print(name, f"{{probability:.1%}}")"""
-
-
-def _preprocessing(opened: ModelFile) -> str:
-    own, size = opened.preprocessing, "x".join(map(str, opened.size))
-    resized = "x".join(str(int(side / own.crop_pct)) for side in opened.size)
-    cut = f"resized to cover {resized} pixels, of which the centre {size} is kept"
-    lines = [
-        "turned upright by their EXIF orientation" if opened.info.upright else "read as stored, whatever their EXIF",
-        cut if opened.cfg.TEST.CROP else f"resized to {size} pixels (squashed, no crop)",
-        str(own).replace("pixels normalised", "normalised"),
-    ]
-    return "Images are\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _classes(opened: ModelFile) -> str:

@@ -122,7 +122,8 @@ def save_features(opened: ModelFile, images: FoundImages, target: Path, kind: st
     """Writes features of all images: "pooled": (images, C), or "pyramid": (images, C, H, W) for every stage.
 
     Features of unreadable images are NaN.
-    Returns: a log line. Raises: ConfigError for an exported model; DataError if no image could be read; ResourceError.
+    Returns: a log line. Raises: ConfigError for an exported model, or a task whose images differ in size; DataError if
+    no image could be read; ResourceError.
     """
     backbone = backbone_of(opened.model)
     if backbone is None:
@@ -131,6 +132,8 @@ def save_features(opened: ModelFile, images: FoundImages, target: Path, kind: st
     arrays: dict[str, np.ndarray] = {}
     loader = _batches(opened, images)
     for batch in track(loader, "computing", len(loader), "batches"):
+        if not isinstance(batch.images, Tensor):
+            raise ConfigError("--features", f"images of TASK {opened.task.name} differ in size", "use a classifier")
         with opened.task.precision.autocast():
             computed = _features(backbone, stacked(batch), kind)
         for name, values in computed.items():

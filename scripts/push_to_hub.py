@@ -47,7 +47,7 @@ def publish(opened: ModelFile, card: Card, folder: Path, private: bool) -> str:
 
 def write(opened: ModelFile, card: Card, folder: Path) -> None:
     """Writes the files and prints log lines. Raises: ResourceError, CheckpointError."""
-    if not opened.class_names:
+    if opened.task.card(opened.info) is None:
         raise ConfigError("TASK", f"a model of {opened.task.name} has no model card yet", "use a classifier")
     with write_errors(folder, "--folder"):
         for line in write_folder(opened, folder, card):

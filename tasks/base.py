@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
 from torch import Tensor, nn
@@ -66,6 +66,18 @@ class Row:
     others: Sequence[Mapping[str, Any]] = ()
 
 
+class CardText(NamedTuple):
+    """What the model card of a published model says about its task.
+
+    `tag`: the hub's name of it; `images`: how they are prepared, the rest of "Images are ..."; `example`: Python code
+    that predicts, with {model} for the name of the model, empty for none.
+    """
+
+    tag: str
+    images: Sequence[str]
+    example: str = ""
+
+
 class Task(ABC):
     """A configured task.
 
@@ -77,6 +89,7 @@ class Task(ABC):
     name: ClassVar[str]
     best: Best | None = None  # the metric that selects the best checkpoint, unless `best_of` reads it from a key
     predicts: ClassVar[bool] = True  # whether scripts/predict.py supports it
+    unexported: ClassVar[str] = ""  # why scripts/export.py does not support it, if so
     entries: ClassVar[int] = 3  # of a prediction, such as the classes of an image, unless asked otherwise
     layouts: ClassVar[tuple[str, ...]] = ()  # of files with the parts beside the Swin, which are converted with them
 
@@ -178,9 +191,18 @@ class Task(ABC):
         options = replace(LoaderOptions.from_config(self.cfg), **more)
         return EvalLoader(source, self.pipeline(info), options, self.world)
 
+    def card(self, info: DataInfo) -> CardText | None:
+        """Returns the texts of a model card; None if models of the task are not published."""
+        return None
+
     def describe(self) -> str:
         """Returns a log line on the preprocessing."""
         return str(self.preprocessing)
+
+
+def upright_line(info: DataInfo) -> str:
+    """Returns what happens to images with an EXIF orientation, as the rest of "Images are ..."."""
+    return "turned upright by their EXIF orientation" if info.upright else "read as stored, whatever their EXIF"
 
 
 class TrainingData:

@@ -17,7 +17,7 @@ from data.sources.open import SourceOptions
 from models.registry import build, default_classes, preprocessing_of
 from models.weights.class_maps import known_classes, real_labels
 from models.weights.load import find_weights, load_contents
-from tasks.base import SHOWN, Row, Task, TaskData
+from tasks.base import SHOWN, CardText, Row, Task, TaskData, upright_line
 from tasks.classification.class_names import in_words
 from tasks.classification.distillation import DistillationOptions, distilled
 from tasks.classification.expert_load import RoutingMeter, load_picture
@@ -44,6 +44,12 @@ from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
 UNKNOWN = "unknown"
+EXAMPLE = """\
+from scripts.predictor import Predictor
+
+predict = Predictor("{model}")
+for name, probability in predict("photo.jpg", topk=3):
+    print(name, f"{probability:.1%}")"""
 
 
 class Outputs(NamedTuple):
@@ -216,6 +222,18 @@ class Classification(Task):
                 cells |= {f"class_{place}": word, f"probability_{place}": probability}
             record = {"classes": words, "probabilities": own}
             yield Row(index, cells, {"answer": cells["answer"], **record} if threshold else record)
+
+    def card(self, info: ClassInfo) -> CardText:  # type: ignore[override]
+        cfg, own = self.cfg, self.preprocessing
+        size = image_size(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
+        sides, resized = ("x".join(map(str, each)) for each in (size, [int(side / own.crop_pct) for side in size]))
+        cut = f"resized to cover {resized} pixels, of which the centre {sides} is kept"
+        images = [
+            upright_line(info),
+            cut if cfg.TEST.CROP else f"resized to {sides} pixels (squashed, no crop)",
+            str(own).replace("pixels normalised", "normalised"),
+        ]
+        return CardText("image-classification", images, EXAMPLE)
 
     def describe(self) -> str:
         crop = f"crop {self.preprocessing.crop_pct:.4g}" if self.cfg.TEST.CROP else "squashed, no crop"

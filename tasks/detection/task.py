@@ -26,7 +26,7 @@ from models.detection.instances import Detections, Frame, Objects
 from models.detection.mask_head import paste
 from models.registry import build
 from models.weights.load import find_weights, load_contents
-from tasks.base import SHOWN, Row, Task, TaskData
+from tasks.base import SHOWN, CardText, Row, Task, TaskData, upright_line
 from tasks.detection.average_precision import check_installed
 from tasks.detection.classes import DetectionInfo, stored_classes
 from tasks.detection.metrics import SCORE, DetectionEvaluator
@@ -51,6 +51,7 @@ class Detection(Task):
     best = Best("box_ap", title="validation box AP, %", beside=("box_ap50", "mask_ap"))
     layouts = ("original", "mmdetection")
     entries = 100
+    unexported = "the number of its detections depends on values"
 
     @classmethod
     def best_of(cls, config: Mapping[str, Any]) -> Best | None:
@@ -248,6 +249,9 @@ class Detection(Task):
                 return draw_objects(pixels, _drawn(own, pixels.size, pixels.height / height, info.class_names))
 
             yield Row(index, lines[0] if lines else {}, {"objects": objects}, picture, others=lines[1:])
+
+    def card(self, info: DetectionInfo) -> CardText:  # type: ignore[override]
+        return CardText("object-detection", [upright_line(info), self.describe()])
 
     def describe(self) -> str:
         aug, p = self.cfg.AUG, self.preprocessing

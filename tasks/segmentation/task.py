@@ -27,7 +27,7 @@ from models.heads.upernet import resize
 from models.registry import build
 from models.weights.load import find_weights, load_contents
 from models.weights.parts import parts_to_original
-from tasks.base import SHOWN, Row, Task, TaskData
+from tasks.base import SHOWN, CardText, Row, Task, TaskData, upright_line
 from tasks.segmentation.classes import SegmentationInfo, read_classes, stored_classes
 from tasks.segmentation.inference import InferenceOptions, class_map
 from tasks.segmentation.metrics import SegmentationEvaluator
@@ -231,6 +231,9 @@ class Segmentation(Task):
                 picture=lambda pixels=pixels, array=array: overlay(to_image(pixels()[0]), array, info.colours),
                 label_map=partial(label_image, array, info.colours),
             )
+
+    def card(self, info: SegmentationInfo) -> CardText:  # type: ignore[override]
+        return CardText("image-segmentation", [upright_line(info), self.describe()])
 
     def describe(self) -> str:
         aug, p = self.cfg.AUG, self.preprocessing

@@ -38,7 +38,7 @@ def test_a_swin_is_written_for_both_programs(made, tmp_path):
     torch.save(contents, tmp_path / "best.pth")
     opened = open_model(str(tmp_path / "best.pth"))
     written, verified = write_folder(opened, tmp_path / "hub", Card("me/tench", "mit", "photos"))
-    assert "README.md, config.json, model.safetensors" in written and "this program and timm" in verified
+    assert "README.md, config.json, model.safetensors" in written and "this program, same logits in timm" in verified
     config = json.loads((tmp_path / "hub/config.json").read_text())
     assert config["label_names"] == ["class_0", "class_1", "n01440764"] and config["num_classes"] == 3
     own = config["pretrained_cfg"]
@@ -96,5 +96,5 @@ def test_a_folder_that_reads_back_differently_is_not_used(made, tmp_path, monkey
         other.model.head.bias.data += 1
         return other
 
-    with raises(CheckpointError, tmp_path, "this program", "logits differ"):
+    with raises(CheckpointError, tmp_path, "weights differ"):
         write_folder(opened, tmp_path, Card("me/x"))

@@ -163,7 +163,7 @@ def test_what_timm_computes_differently_is_published_without_its_config(
     (tmp_path / "to/config.json").write_text("{}")  # of an earlier model
     assert main([str(tmp_path / "model.pth"), "me/small", "--folder", str(tmp_path / "to")]) == 0
     out = capsys.readouterr().out
-    assert re.search(f"not for timm: .*{reason}", out) and "verified: same logits in this program" in out
+    assert re.search(f"not for timm: .*{reason}", out) and "verified: same weights in this program" in out
     assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["README.md", "model.safetensors"]
     assert "timm" not in (tmp_path / "to/README.md").read_text().split("## Training")[0]
 
@@ -189,9 +189,8 @@ def test_a_hub_that_cannot_be_reached_is_one_line(made, capsys, monkeypatch):
     assert "error: me/small: " in capsys.readouterr().err
 
 
-def test_a_model_without_classes_is_refused_before_anything_is_written(tmp_path):
-    """The model card describes a classifier."""
-    opened = SimpleNamespace(class_names=(), task=SimpleNamespace(name="simmim"))
+def test_a_model_without_a_card_is_refused_before_anything_is_written(tmp_path):
+    opened = SimpleNamespace(info=None, task=SimpleNamespace(name="simmim", card=lambda info: None))
     with raises(ConfigError, "TASK", "simmim"):
         write(opened, Card("me/small"), tmp_path / "new")
     assert not (tmp_path / "new").exists()

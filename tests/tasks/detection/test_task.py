@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.pipeline.boxed import collate_boxed
 from models.detection.detector import Detector
+from scripts.open_model import open_model
 from tasks.registry import new_task
 from tasks.show import draw_samples
 from tests.conftest import ROOT, run_program
@@ -210,3 +212,27 @@ def test_a_classifier_detects_nothing(folder):
     task.contents = {"model": {"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4)}}
     with raises(CheckpointError, "x.pth", "no detection heads"):
         task.stored_info("x.pth")
+
+
+@pytest.mark.seconds
+def test_what_a_detector_cannot_do_is_one_line(folder, trained, tmp_path):
+    best, image = trained / "checkpoints/best.pth", folder / "val2017/val_0.png"
+    for program, given, subject in (
+        ("export", [best, tmp_path / "x.onnx"], "TASK"),
+        ("predict", [image, "--model", best, "--features", "pooled", "--output", tmp_path / "x.npz"], "--features"),
+        ("predict", [image, "--model", best, "--explain", tmp_path / "x"], "--explain"),
+    ):
+        done = run_program(*given, program=ROOT / f"scripts/{program}.py")
+        assert done.code == 2 and done.err.startswith(f"error: {subject}: ") and done.err.count("\n") == 1
+
+
+@pytest.mark.seconds
+def test_it_is_published_with_its_classes(folder, trained, tmp_path):
+    best = trained / "checkpoints/best.pth"
+    done = run_program(best, "me/mine", "--folder", tmp_path / "hub", program=ROOT / "scripts/push_to_hub.py")
+    assert done.code == 0 and "verified: same weights in this program" in done.out, done.err
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "pipeline_tag: object-detection" in card and "predict.py photo.jpg --model hf:me/mine" in card
+    assert str(folder) not in card and "from scripts.predictor" not in card
+    read, own = open_model(str(tmp_path / "hub/model.safetensors")), open_model(str(best))
+    assert replace(read.info, fingerprint="") == replace(own.info, fingerprint="")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.registry import build_model
+from scripts.open_model import open_model
 from tasks.registry import new_task
 from tasks.show import draw_samples
 from tests.conftest import ROOT, run_program
@@ -190,3 +192,15 @@ def test_samples_are_drawn_with_their_labels(folder):
     task = task_of(folder)
     data = task.open_data()
     assert draw_samples(task, folder / "sheet.png", 4, seed=0) == 4 and data.train_size == 12
+
+
+@pytest.mark.seconds
+def test_it_is_published_with_its_classes(folder, trained, tmp_path):
+    best = trained / "checkpoints/best.pth"
+    done = run_program(best, "me/mine", "--folder", tmp_path / "hub", program=ROOT / "scripts/push_to_hub.py")
+    assert done.code == 0 and "verified: same weights in this program" in done.out, done.err
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "pipeline_tag: image-segmentation" in card and "predict.py photo.jpg --model hf:me/mine" in card
+    assert str(folder) not in card and "from scripts.predictor" not in card
+    read, own = open_model(str(tmp_path / "hub/model.safetensors")), open_model(str(best))
+    assert replace(read.info, fingerprint="") == replace(own.info, fingerprint="")
