@@ -5,14 +5,14 @@ Annotations that training cannot use are left out, counted by reason. Evaluation
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.sources.base import read_file, with_retries
 from data.sources.instances import MARKED, AnnotatedImage, Instance, Omitted, Polygons, checked_box, checked_polygons
 from data.sources.run_lengths import RunLengths
-from utils.errors import DataError, count, did_you_mean, listing
+from utils.errors import DataError, count, listing
 
 _REMEDY = "export the annotations as COCO JSON"
 
@@ -29,37 +29,6 @@ class Annotations:
     category_ids: tuple[int, ...]
     omitted: Mapping[str, tuple[int, ...]]
     origin: str
-
-    def trained(self, smallest: int = 32, empty: bool = False) -> list[AnnotatedImage]:
-        """Returns the images to train on, by the released rule: sides of at least `smallest` pixels, and an object.
-
-        Args: empty: keep images without objects. Crowds are objects here, although they are not trained.
-        """
-        return [each for each in self.images if min(each.size) >= smallest and (empty or each.instances)]
-
-    def of_classes(self, names: Sequence[str]) -> "Annotations":
-        """Returns the objects of some classes, in the order of the file, whatever that of the names.
-
-        Raises: DataError with a name that the file lacks.
-        """
-        wanted = [names] if isinstance(names, str) else list(names)
-        for name in wanted:
-            if name not in self.class_names:
-                raise DataError(self.origin, f"has no class {name!r}", did_you_mean(name, self.class_names))
-        kept = [i for i, name in enumerate(self.class_names) if name in wanted]
-        labels = {old: new for new, old in enumerate(kept)}
-        images = (
-            each._replace(
-                instances=tuple(one._replace(label=labels[one.label]) for one in each.instances if one.label in labels)
-            )
-            for each in self.images
-        )
-        return replace(
-            self,
-            images=tuple(images),
-            class_names=tuple(self.class_names[i] for i in kept),
-            category_ids=tuple(self.category_ids[i] for i in kept),
-        )
 
     def summary(self) -> list[str]:
         """Returns a line for each reason to omit annotations, with their number and the first ids."""

@@ -1,6 +1,6 @@
 """Images with annotated objects, in the layouts of COCO, Pascal VOC and YOLO."""
 
-import logging
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +14,7 @@ from data.sources.index import Index, Stamp, stored
 from data.sources.instances import AnnotatedImage
 from data.sources.object_layouts import layouts
 from data.sources.object_lines import from_line, to_line
-from utils.errors import DataError
-
-log = logging.getLogger(__name__)
+from utils.errors import DataError, count
 
 _REMEDY = (
     "use annotations/instances_train2017.json and train2017/ (COCO), Annotations/ and JPEGImages/ (VOC), or"
@@ -25,10 +23,14 @@ _REMEDY = (
 
 
 class Trained(NamedTuple):
-    """Which images are trained on: sides of at least `smallest` pixels, and an object unless `empty`."""
+    """Which images are trained on, by the released rule: sides of at least `smallest` pixels and, unless `empty`, an
+    object; a crowd is one here, although it is not trained."""
 
     smallest: int = 32
     empty: bool = False
+
+    def holds(self, image: AnnotatedImage) -> bool:
+        return min(image.size) >= self.smallest and (self.empty or bool(image.instances))
 
 
 class ObjectSource:
@@ -36,13 +38,20 @@ class ObjectSource:
 
     Args: index: of lines of text (see `object_lines`), in the order of the annotations, with the columns "height" and
     "width"; place: the folder of the images, and the file or folder of the annotations; classes: names in label order,
-    and their ids; omitted: lines on the annotations that are not used.
+    and their ids; counts: objects of each class; omitted: lines on what is not used.
     """
 
-    def __init__(self, index: Index, place: tuple[Path, Path], classes: Mapping[str, int], omitted: Sequence[str] = ()):
+    def __init__(
+        self,
+        index: Index,
+        place: tuple[Path, Path],
+        classes: Mapping[str, int],
+        counts: Sequence[int],
+        omitted: Sequence[str] = (),
+    ):
         self.class_names, self.category_ids = tuple(classes), tuple(classes.values())
         self.folder, self.origin = place
-        self.omitted, self._index = tuple(omitted), index
+        self.counts, self.omitted, self._index = tuple(counts), tuple(omitted), index
 
     def __len__(self) -> int:
         return len(self._index)
@@ -67,26 +76,9 @@ class ObjectSource:
         """Returns a digest of the classes, the names and the objects."""
         return self._index.digest(self.class_names)
 
-    def trained(self, rule: Trained) -> "ObjectSource":
-        """Returns the images to train on, by the released rule. Raises: DataError if there are none."""
-        large = self.sizes().min(1) >= rule.smallest
-        kept = np.flatnonzero(large if rule.empty else large & (self._index.columns["objects"] > 0))
-        left = len(self) - len(kept)
-        if left:
-            what = "smaller than" if rule.empty else "without objects, or smaller than"
-            log.info("left out: %d of %d training images, %s %d pixels", left, len(self), what, rule.smallest)
-        if not len(kept):
-            raise DataError(str(self.origin), "has no training image with objects", "set DATA.KEEP_EMPTY to true")
-        classes = dict(zip(self.class_names, self.category_ids, strict=True))
-        return ObjectSource(self._index.take(kept), (self.folder, self.origin), classes, self.omitted)
-
     def has_masks(self) -> bool:
         """Returns whether any object has a shape, not only a box."""
         return bool(self._index.columns["shapes"].any())
-
-    def counts(self) -> Counter[int]:
-        """Returns the number of objects of each class."""
-        return Counter(one.label for i in range(len(self)) for one in self.image(i).instances)
 
 
 class ObjectStore:
@@ -106,10 +98,11 @@ class ObjectStore:
     def has(self, split: str) -> bool:
         return self._layout.has(split)
 
-    def open(self, split: str, class_names: Sequence[str] | None = None) -> ObjectSource:
-        """Opens "train" or "val". Args: class_names: in label order, None for the split's own.
+    def open(self, split: str, class_names: Sequence[str] | None = None, rule: Trained | None = None) -> ObjectSource:
+        """Opens "train" or "val".
 
-        Raises: DataError for a missing split, an unreadable annotation, or a class not in `class_names`.
+        Args: class_names: in label order, None for the split's own; rule: which images are used, None for all.
+        Raises: DataError for a missing split, an unreadable annotation, a class not in `class_names`, or no image.
         """
         if not self.has(split):
             raise DataError(str(self._layout), f"has no {split} images", _REMEDY)
@@ -117,13 +110,26 @@ class ObjectStore:
 
         def build() -> tuple[Index, Any, list[Stamp]]:
             read, stamps = self._layout.read(split, class_names)
-            return _indexed(read.images), [list(read.class_names), list(read.category_ids), list(read.omitted)], stamps
+            images = [image for image in read.images if rule is None or rule.holds(image)]
+            counts = Counter(one.label for image in images for one in image.instances)
+            omitted = [*read.omitted, *_left_out(len(read.images) - len(images), rule)]
+            numbers = [counts[label] for label in range(len(read.class_names))]
+            return _indexed(images), [list(read.class_names), list(read.category_ids), numbers, omitted], stamps
 
-        key = f"objects\0{self.layout}\0{origin.resolve()}\0{split}\0{chr(0).join(class_names or ())}"
-        index, (names, ids, omitted) = stored(key, build)
+        chosen = json.dumps([class_names, rule])
+        key = f"objects\0{self.layout}\0{origin.resolve()}\0{split}\0{chosen}"
+        index, (names, ids, counts, omitted) = stored(key, build)
         if not len(index):
-            raise DataError(str(origin), f"has no {split} images", _REMEDY)
-        return ObjectSource(index, (folder, origin), dict(zip(names, ids, strict=True)), omitted)
+            remedy = "set DATA.KEEP_EMPTY to true, or add annotations" if rule and not rule.empty else _REMEDY
+            raise DataError(str(origin), f"has no {split} images to use", remedy)
+        return ObjectSource(index, (folder, origin), dict(zip(names, ids, strict=True)), counts, omitted)
+
+
+def _left_out(images: int, rule: Trained | None) -> list[str]:
+    if rule is None or not images:
+        return []
+    what = "smaller than" if rule.empty else "without objects, or smaller than"
+    return [f"{count(images, 'image')} {what} {rule.smallest} pixels"]
 
 
 def _indexed(images: Sequence[AnnotatedImage]) -> Index:
@@ -133,6 +139,5 @@ def _indexed(images: Sequence[AnnotatedImage]) -> Index:
         range(len(lines)),  # keeps the order
         height=[image.size[0] for image in images],
         width=[image.size[1] for image in images],
-        objects=[len(image.instances) for image in images],
         shapes=[sum(one.shape is not None for one in image.instances) for image in images],
     )

@@ -125,7 +125,7 @@ def _describe_classes(sources: Mapping[str, ObjectSource], report: Report) -> No
     if not sources:
         return
     names = next(iter(sources.values())).class_names
-    counts = {split: source.counts() for split, source in sources.items()}
+    counts = {split: source.counts for split, source in sources.items()}
     rows = [[name, *(own[label] for own in counts.values())] for label, name in enumerate(names)]
     report.facts += table_lines(["class", *counts], rows[:LISTED])
     if len(rows) > LISTED:
@@ -136,7 +136,7 @@ def _describe_classes(sources: Mapping[str, ObjectSource], report: Report) -> No
             report.findings.append(
                 f"{split}: no objects of {count(len(absent), 'class', 'classes')}: {listing(absent)}"
             )
-    present = sorted((number, names[label]) for label, number in counts.get("train", Counter[int]()).items() if number)
+    present = sorted((number, names[label]) for label, number in enumerate(counts.get("train", ())) if number)
     if present and present[-1][0] >= WARN_AT * present[0][0]:
         (least, smallest), (most, largest) = present[0], present[-1]
         report.facts.append(f"imbalance: {largest} has {most:,} training objects, {smallest} has {least:,}")

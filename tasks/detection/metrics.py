@@ -87,7 +87,7 @@ class DetectionEvaluator:
 
     def _per_class(self, computed: Mapping[str, Precision]) -> Table:
         """Returns a row per class: objects, AP and AP50 in percent, missed objects and false detections."""
-        counts, errors = self._source.counts(), computed["box"].errors
+        counts, errors = self._source.counts, computed["box"].errors
         rows = []
         for label, name in enumerate(self._info.class_names):
             values = [value for own in computed.values() for value in own.per_class[label]]

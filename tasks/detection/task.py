@@ -63,7 +63,8 @@ class Detection(Task):
         stored = tuple(self.contents.get("class_names") or ()) if "train" not in splits else ()
         with self.world.local_main_first(), opening(path):
             store = ObjectStore(Path(path))
-            train = store.open("train") if "train" in splits else None
+            rule = Trained(data.SMALLEST_SIDE, data.KEEP_EMPTY)
+            train = store.open("train", rule=rule) if "train" in splits else None
             names = stored if train is None else train.class_names
             wanted = "val" in splits and (train is None or (self.cfg.TEST.VALIDATE and store.has("val")))
             val = store.open("val", names or None) if wanted else None
@@ -73,8 +74,8 @@ class Detection(Task):
             for line in () if source is None else source.omitted:
                 log.warning("left out of the %s data: %s", split, line)
         if train is not None:
-            log.info("objects by class: %s", listing(_shares(train), 20))
-            train = train.trained(Trained(data.SMALLEST_SIDE, data.KEEP_EMPTY))
+            own = [f"{name} {number:,}" for name, number in zip(train.class_names, train.counts, strict=True)]
+            log.info("objects by class: %s", listing(own, 20))
         opened = {"training": train, "validation": val}
         check_ranks(self.world, opened)
         counts = [f"{len(source):,} {split} images" for split, source in opened.items() if source is not None]
@@ -272,11 +273,6 @@ def _drawn(found: Detections, size: tuple[int, int], scale: float, names: Sequen
         mask = None if found.masks is None else np.asarray(paste(found.masks[i], box, size[::-1]).cpu())
         drawn.append(Drawn(box.tolist(), label, f"{names[label]} {score:.2f}", mask))
     return drawn
-
-
-def _shares(source: ObjectSource) -> list[str]:
-    counts = source.counts()
-    return [f"{name} {counts[label]:,}" for label, name in enumerate(source.class_names)]
 
 
 TASK = Detection

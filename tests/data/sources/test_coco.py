@@ -82,25 +82,6 @@ def test_a_bad_polygon_among_good_ones_is_left_out():
     assert len(read.images[0].instances[0].shape) == 1 and not read.omitted
 
 
-def test_images_without_objects_are_trained_on_request():
-    read = parse_coco(CONTENTS, "x")
-    assert [each.file for each in read.trained()] == ["b.jpg"]
-    assert [each.file for each in read.trained(empty=True)] == ["b.jpg", "a.jpg"]
-    assert [each.file for each in read.trained(smallest=10)] == ["b.jpg", "c.jpg"]
-
-
-def test_some_classes_keep_the_order_of_the_file():
-    read = parse_coco(CONTENTS, "x").of_classes(["bird", "dog"])
-    assert read.class_names == ("dog", "bird") and read.category_ids == (44, 5)
-    assert [[one.label for one in each.instances] for each in read.images] == [[0], [], [1]]
-    assert parse_coco(CONTENTS, "x").of_classes("cat").class_names == ("cat",)  # not its letters
-
-
-def test_a_misspelt_class_is_an_error():
-    with raises(DataError, "x", "brid", "bird"):
-        parse_coco(CONTENTS, "x").of_classes(["brid"])
-
-
 @pytest.mark.parametrize(
     "change, named",
     [

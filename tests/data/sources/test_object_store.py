@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+from data.sources.instances import AnnotatedImage, Instance
 from data.sources.object_store import ObjectStore, Trained
 from tests.data.sources.object_sets import WRITERS, made, write_coco
 from tests.tools.errors import raises
@@ -22,7 +23,8 @@ def test_every_layout_gives_the_same_objects(tmp_path, layout):
         assert record.target.size == expected.pixels.shape[:2] == tuple(source.sizes()[i])
         found = [(one.label, *one.box) for one in record.target.instances]
         np.testing.assert_allclose(found, expected.objects, atol=1e-9)
-    assert sum(source.counts().values()) == sum(len(each.objects) for each in made("train", 3))
+    labels = [label for each in made("train", 3) for label, *_ in each.objects]
+    assert source.counts == (labels.count(0), labels.count(1))
 
 
 def test_an_index_is_cached_until_an_annotation_changes(tmp_path):
@@ -35,17 +37,25 @@ def test_an_index_is_cached_until_an_annotation_changes(tmp_path):
     assert len(after) == 3 and after.fingerprint() != before.fingerprint()
 
 
-def test_images_without_objects_are_trained_on_if_asked(tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_images_without_objects_are_trained_on_if_asked(tmp_path):
     write_coco(tmp_path, {"train": 4}, empty=1)
-    source = ObjectStore(tmp_path).open("train")
-    assert len(source.trained(Trained())) == 3 and "left out: 1 of 4 training images, without objects" in caplog.text
-    assert len(source.trained(Trained(empty=True))) == 4
-    smaller = source.trained(Trained(70, empty=True))
-    assert smaller.sizes().min() >= 70 and "smaller than 70 pixels" in caplog.text
+    store = ObjectStore(tmp_path)
+    source = store.open("train", rule=Trained())
+    assert len(source) == 3 and source.omitted == ("1 image without objects, or smaller than 32 pixels",)
+    assert len(store.open("train", rule=Trained(empty=True))) == len(store.open("train")) == 4
+    smaller = store.open("train", rule=Trained(70, empty=True))
+    assert smaller.sizes().min() >= 70 and smaller.omitted[0].endswith("smaller than 70 pixels")
+    assert sum(smaller.counts) == sum(len(smaller.image(i).instances) for i in range(len(smaller)))
     write_coco(tmp_path, {"train": 1}, empty=1)
-    with raises(DataError, tmp_path / "annotations/instances_train2017.json", "no training image with objects"):
-        ObjectStore(tmp_path).open("train").trained(Trained())
+    with raises(DataError, tmp_path / "annotations/instances_train2017.json", "no train images", "DATA.KEEP_EMPTY"):
+        store.open("train", rule=Trained())
+
+
+def test_an_image_with_a_crowd_alone_is_trained_on():
+    crowd = Instance((0, 0, 40, 40), 0, None, True)
+    assert Trained().holds(AnnotatedImage(1, "a", (40, 40), (crowd,)))
+    assert not Trained().holds(AnnotatedImage(1, "a", (40, 40), ()))
+    assert not Trained().holds(AnnotatedImage(1, "a", (31, 90), (crowd,)))
 
 
 @pytest.mark.parametrize("name", ["gone", "there"])
