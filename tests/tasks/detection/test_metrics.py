@@ -39,12 +39,16 @@ def detections(image, wrong):
 
 
 def evaluated(source, indices, wrong=(), **more):
+    return evaluated_by(source, indices, wrong, **more).compute(World())
+
+
+def evaluated_by(source, indices, wrong=(), **more):
     images, evaluator = made("val", COUNT), DetectionEvaluator(Val(source), INFO, **more)
     for index in indices:
         pixels = images[index].pixels
         batch = Batch([torch.zeros(3, 8, 8)], [{"original": pixels.shape[:2]}], (index,))
         evaluator.update([detections(images[index], index in wrong)], batch)
-    return evaluator.compute(World())
+    return evaluator
 
 
 def test_perfect_detections_have_an_ap_of_100(source):
@@ -68,6 +72,27 @@ def test_the_images_with_the_most_errors_come_first(source):
     assert worst.tiles[0][1].startswith("val_4.png") and worst.tiles[1][1] == f"{objects} missed, {objects} false"
     assert as_image(worst).size[0] > 300
     assert sum(row[-2] for row in evaluation.tables["per_class"].rows) == objects
+
+
+class TwoRanks(World):
+    """The second of two ranks; `other`: what the first one has gathered."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+
+    def gather_objects(self, value):
+        return [self.other, value]
+
+
+def test_the_result_is_the_same_for_two_ranks(source):
+    """All scores are equal, so the order of the detections would show."""
+    whole = evaluated(source, range(COUNT), wrong=[1, 4])
+    first = evaluated_by(source, range(0, COUNT, 2), wrong=[1, 4])
+    second = evaluated_by(source, range(1, COUNT, 2), wrong=[1, 4])
+    both = second.compute(TwoRanks((first._found, first._images)))
+    assert both.metrics == whole.metrics and both.samples == COUNT and both.tables == whole.tables
+    assert 0 < whole.metrics["box_ap"] < 100
 
 
 def test_only_evaluated_images_count(source):
