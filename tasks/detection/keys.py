@@ -27,7 +27,7 @@ _KEYS = {
         "KEEP_EMPTY": Key(False, "detection: also train on images without objects"),
         "SMALLEST_SIDE": Key(32, "detection: do not train on images with a smaller side, pixels", at_least(1)),
         "ASPECT_UNIT": Key(
-            2, "detection: successive images that are all wide or all high, so that little is padded", at_least(1)
+            2, "detection: consecutive images of one orientation, landscape or portrait, to save padding", at_least(1)
         ),
     },
     "MODEL": {
@@ -66,7 +66,6 @@ def _check(values: Mapping[str, Any]) -> None:
         ("TEST.CLASSES", ("",)),
         ("TEST.REAL", (False,)),
         ("TEST.PROBABILITIES", ("",)),
-        ("TRAIN.PARALLEL", ("ddp",)),
         ("DISTILLATION.KIND", ("none",)),
         ("MODEL.TYPE", ("swin", "swinv2")),
         ("TEST.BEST", (AUTO, *METRICS)),

@@ -77,7 +77,6 @@ def _check(values: Mapping[str, Any]) -> None:
     for key, allowed in (
         ("TEST.CLASSES", ("",)),
         ("TEST.REAL", (False,)),
-        ("TRAIN.PARALLEL", ("ddp",)),
         ("DISTILLATION.KIND", ("none",)),
         ("MODEL.TYPE", ("swin", "swinv2")),
         ("TEST.BEST", (AUTO, *METRICS)),

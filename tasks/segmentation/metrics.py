@@ -7,7 +7,7 @@ from torch import Tensor
 
 from data.loaders import EvalLoader
 from data.pipeline.label_maps import IGNORED, Colour
-from tasks.segmentation.pictures import confusion_figure, overlay_sheet
+from tasks.segmentation.pictures import Example, confusion_figure, overlay_sheet
 from utils.batches import Batch
 from utils.distributed.world import World
 from utils.errors import DataError
@@ -15,7 +15,7 @@ from utils.pictures import restore
 from utils.preprocessing import Preprocessing
 from utils.training.objective import Evaluation, Table
 
-SHOWN = 6  # images of the picture of predictions
+SHOWN = 6  # images of the pictures of predictions and of the worst
 CONFUSABLE = 60  # classes in a picture of the confusion matrix, at most
 
 
@@ -38,7 +38,8 @@ def class_scores(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SegmentationEvaluator:
-    """Accumulates the confusion matrix of this rank, and a few predictions to draw."""
+    """Accumulates the confusion matrix of this rank, and a few predictions to draw: the first, and those with the
+    fewest right pixels."""
 
     def __init__(
         self, val: EvalLoader, class_names: Sequence[str], colours: Sequence[Colour], preprocessing: Preprocessing
@@ -51,7 +52,8 @@ class SegmentationEvaluator:
         )
         self._matrix: Tensor | None = None
         self._samples = 0
-        self._drawn: list[tuple[Tensor, Tensor, Tensor, str]] = []
+        self._drawn: list[Example] = []
+        self._worst: list[tuple[float, Example]] = []
 
     def update(self, outputs: Sequence[Tensor], batch: Batch) -> None:
         views = len(batch.images) // max(1, len(outputs))
@@ -61,10 +63,15 @@ class SegmentationEvaluator:
             own = confusion_matrix(target["labels"], predicted, len(self._names))
             self._matrix = own if self._matrix is None else self._matrix + own
             self._samples += 1
-            if len(self._drawn) < SHOWN:
+            counted = int(own.sum())
+            right = int(own.diagonal().sum()) / counted if counted else 1.0
+            is_bad = len(self._worst) < SHOWN or right < self._worst[-1][0]
+            if len(self._drawn) < SHOWN or is_bad:
                 image = restore(batch.images[i * views][None], self._preprocessing)[0].cpu()
                 name = self._val.source.name(batch.samples[i])
-                self._drawn.append((image, target["labels"].cpu(), predicted.cpu(), name))
+                example = image, target["labels"].cpu(), predicted.cpu(), name
+                self._drawn = [*self._drawn, example][:SHOWN]
+                self._worst = sorted([*self._worst, (right, example)], key=lambda each: each[0])[:SHOWN]
 
     def compute(self, world: World) -> Evaluation:
         """Adds the matrices of all ranks. Raises: DataError if no pixel was counted."""
@@ -82,7 +89,10 @@ class SegmentationEvaluator:
             "aacc": 100 * int(matrix.diagonal().sum()) / int(matrix.sum()),
         }
         line = f"mIoU {metrics['miou']:.2f} mAcc {metrics['macc']:.2f} aAcc {metrics['aacc']:.2f} on {samples:,} images"
-        pictures = {"predictions": lambda: overlay_sheet(self._drawn, self._colours)}
+        pictures = {
+            "predictions": lambda: overlay_sheet(self._drawn, self._colours),
+            "worst": lambda: overlay_sheet([each for _, each in self._worst], self._colours, "Worst images"),
+        }
         if classes <= CONFUSABLE:
             pictures["confusion"] = lambda: confusion_figure(matrix, self._names)
         table = per_class_table(matrix, self._names)

@@ -12,6 +12,7 @@ from data.pipeline.label_maps import IGNORED, Colour
 from utils.pictures import new_figure, sheet, to_image
 
 OPACITY = 0.55  # of the colours over an image
+Example = tuple[Tensor, Tensor, Tensor, str]  # image uint8 (C, h, w), labels and predictions uint8 (H, W), and name
 
 
 def label_image(labels: NDArray[np.uint8], colours: Sequence[Colour]) -> Image.Image:
@@ -34,11 +35,8 @@ def overlay(image: Image.Image, labels: NDArray[np.uint8], colours: Sequence[Col
     return Image.fromarray(np.where((labels == IGNORED)[..., None], pixels, mixed).round().astype(np.uint8))
 
 
-def overlay_sheet(drawn: Sequence[tuple[Tensor, Tensor, Tensor, str]], colours: Sequence[Colour]) -> Image.Image:
-    """Draws images, their label maps and their predictions in a row each.
-
-    Args: drawn: image uint8 (C, h, w), labels and predictions uint8 (H, W), and name.
-    """
+def overlay_sheet(drawn: Sequence[Example], colours: Sequence[Colour], title: str = "Predictions") -> Image.Image:
+    """Draws images, their label maps and their predictions in a row each."""
     tiles = []
     for image, labels, predicted, name in drawn:
         shown = to_image(image)
@@ -46,7 +44,7 @@ def overlay_sheet(drawn: Sequence[tuple[Tensor, Tensor, Tensor, str]], colours: 
         tiles.append((overlay(shown, labels.numpy(), colours), "labels"))
         right = (labels == predicted)[labels != IGNORED].float().mean().item()
         tiles.append((overlay(shown, predicted.numpy(), colours), f"predicted, {100 * right:.1f}% right"))
-    return sheet(tiles, "Predictions", "image, labels, prediction", columns=3)
+    return sheet(tiles, title, "image, labels, prediction", columns=3)
 
 
 def confusion_figure(matrix: Tensor, class_names: Sequence[str]) -> Any:

@@ -52,7 +52,6 @@ def test_recipes_build_the_released_models(name):
         ("MODEL.TYPE", "swin_mlp"),
         ("TEST.BEST", "top1"),
         ("DISTILLATION.KIND", "hard"),
-        ("TRAIN.PARALLEL", "fsdp"),
         ("AUG.SHORT_SIDES", []),
         ("AUG.CROP_RANGE", [600, 384]),
         ("TEST.DETECTIONS", "x.csv"),

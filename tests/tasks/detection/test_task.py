@@ -175,6 +175,19 @@ def test_any_number_of_ranks_evaluates_the_same(folder, trained, processes):
     assert entries and {each["image_id"] for each in entries} <= set(range(10, 15)) and "segmentation" in entries[0]
 
 
+@pytest.mark.slow
+def test_sharded_training_is_the_same(folder):
+    """The first loss is equal to rounding, after which rounding may decide which of two boxes is suppressed."""
+    losses = {}
+    for kind in ("ddp", "fsdp"):
+        run(folder, "--tag", kind, "--epochs", 1, "--opts", "TRAIN.PARALLEL", kind, processes=2)
+        lines = [json.loads(line) for line in (folder / f"det/{kind}/metrics.jsonl").read_text().splitlines()]
+        losses[kind] = [line["loss"] for line in lines if line["kind"] == "train"]
+        assert any(line["kind"] == "val" for line in lines)
+    assert losses["fsdp"][0] == pytest.approx(losses["ddp"][0], rel=1e-4)
+    assert losses["fsdp"] == pytest.approx(losses["ddp"], rel=0.05)
+
+
 @pytest.mark.seconds
 def test_objects_are_predicted_drawn_and_written(folder, trained, tmp_path):
     model, images = trained / "checkpoints/last.pth", folder / "val2017"

@@ -13,7 +13,6 @@ RECIPE = "segmentation/upernet_swin_tiny_ade20k.yaml"
     ("key", "value"),
     [
         ("MODEL.TYPE", "swin_mlp"),
-        ("TRAIN.PARALLEL", "fsdp"),
         ("TEST.BEST", "top1"),
         ("AUG.BASE_SIZE", [512, 2048]),
         ("AUG.RATIO_RANGE", [2.0, 0.5]),

@@ -78,7 +78,19 @@ def test_any_number_of_ranks_gives_the_same_result():
     assert alone.metrics["miou"] == pytest.approx(iou.mean().item())
     assert alone.metrics["macc"] == pytest.approx(accuracy.mean().item())
     assert alone.metrics["aacc"] == pytest.approx(100 * (matrix.diagonal().sum() / matrix.sum()).item())
-    assert set(alone.pictures) == {"predictions", "confusion"} and alone.pictures["predictions"]().width > 100
+    assert set(alone.pictures) == {"predictions", "worst", "confusion"} and alone.pictures["predictions"]().width > 100
+
+
+def test_the_images_with_the_fewest_right_pixels_are_drawn():
+    own, seeds = evaluator(), range(20)
+    add(own, seeds)
+    shares = {}
+    for seed in seeds:
+        labels, predicted = maps(seed)
+        shares[f"images/{seed}.jpg"] = (labels == predicted)[labels != IGNORED].float().mean().item()
+    assert [name for _, (*_, name) in own._worst] == sorted(shares, key=shares.get)[:6]
+    assert [name for *_, name in own._drawn] == [f"images/{seed}.jpg" for seed in range(6)]
+    assert own.compute(World()).pictures["worst"]().width > 100
 
 
 def test_nothing_to_count_is_an_error():

@@ -117,6 +117,17 @@ def test_two_ranks_share_the_statistics_of_their_batch_norms(folder):
             torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
+def test_sharded_training_is_the_same(folder):
+    given = ["--epochs", 1, "--opts", "AMP_ENABLE", False, "TRAIN.PARALLEL"]
+    states = []
+    for kind in ("ddp", "fsdp"):
+        run(folder, "--tag", kind, *given, kind, processes=2)
+        states.append(torch.load(folder / f"seg/{kind}/checkpoints/last.pth", weights_only=True)["model"])
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
 @pytest.mark.seconds
 def test_a_run_in_two_parts_ends_with_the_same_bits(folder, trained):
     run(folder, "--tag", "parts", "--opts", "TRAIN.SAVE_EVERY_UPDATES", 1, "DATA.NUM_WORKERS", 1)
