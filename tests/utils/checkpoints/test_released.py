@@ -44,6 +44,18 @@ def test_a_name_is_the_recipes_or_the_files():
     assert released_url(recipe) == released_url("swin_base_patch4_window12_384_22kto1k")
 
 
+def test_segmenters_and_detectors_have_a_url_under_the_name_of_their_recipe():
+    dense = [path.stem for folder in ("segmentation", "detection") for path in (ROOT / "configs" / folder).iterdir()]
+    released = [name for name in dense if "folder" not in name and "640" not in name]  # of which there are no files
+    assert len({released_url(name) for name in released}) == len(released) == 10
+    for name in released:
+        assert {"mask_rcnn": "mask_rcnn_", "upernet_s": "upernet_", "cascade_m": "cascade_"}[name[:9]] in released_url(
+            name
+        )
+        size = next(size for size in ("tiny", "small", "base") if size in name)
+        assert f"swin_{size}_patch4_window7" in released_url(name) and ("_1x" in released_url(name)) == ("_1x" in name)
+
+
 def test_an_unknown_name_is_refused_with_the_nearest():
     with raises(CheckpointError, "hub:swin_tiny_window7_224", "did you mean swin_tiny_patch4_window7_224"):
         released_url("swin_tiny_window7_224")
