@@ -15,7 +15,14 @@ from utils.cost import count_flops, count_parameters
 
 SHOWN = 100  # maximum classes listed in the card
 # names of metrics on the hub, and in the card
-METRICS = {"top1": ("accuracy", "top-1 accuracy"), "macro_f1": ("f1", "macro F1"), "map": ("map", "mAP")}
+METRICS = {
+    "top1": ("accuracy", "top-1 accuracy"),
+    "macro_f1": ("f1", "macro F1"),
+    "map": ("map", "mAP"),
+    "miou": ("mean_iou", "mIoU"),
+    "box_ap": ("map", "box AP"),
+    "mask_ap": ("map", "mask AP"),
+}
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,9 @@ def _training(opened: ModelFile) -> str:
     contents = opened.task.contents
     images = contents.get("data_counts") or ()
     facts = [f"{sum(images):,} images"] if images and "thresholds" not in contents else []
-    facts += [f"{contents['global_batch']} per update"] if contents.get("global_batch") else []
+    facts += (
+        [f"{contents['global_batch']}{'' if facts else ' images'} per update"] if contents.get("global_batch") else []
+    )
     facts += [", ".join(f"{name} {version}" for name, version in opened.versions.items())] if opened.versions else []
     told = f"Trained on {'; '.join(facts)}.\n\n" if facts else ""
     changed = yaml.safe_dump(recipe(opened), sort_keys=False, allow_unicode=True)

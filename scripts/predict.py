@@ -68,7 +68,7 @@ def predictions(opened: ModelFile, images: FoundImages, limit: int) -> list[Pred
     if not found:
         raise _none_readable(images)
     first = _record(next(iter(found.values())))
-    blank: dict[str, Any] = {name: [] if isinstance(value, list) else None for name, value in first.items()}
+    blank: dict[str, Any] = dict.fromkeys(first)
     rows = [found.get(number) for number in range(len(images.paths))]
     return [
         Prediction(images.name(path), [row.cells, *row.others] if row else [{}], _record(row) if row else blank)
@@ -183,7 +183,7 @@ def _objects(rows: list[Prediction], target: Path) -> list[dict[str, Any]]:
     return [
         {"image_id": number, "file_name": row.path, **each}
         for number, row in enumerate(rows, start=1)
-        for each in row.record["objects"]
+        for each in row.record["objects"] or ()
     ]
 
 

@@ -29,8 +29,9 @@ class Predictor:
     def __init__(self, name: str, recipe: str = "", device: str = "cpu"):
         self.device = torch.device(device)
         opened = open_model(name, recipe, world=World(device=self.device))
-        if not opened.class_names:
-            raise ConfigError(name, f"TASK {opened.task.name} predicts no classes", "use scripts/predict.py")
+        card = opened.task.card(opened.info)
+        if card is None or not card.example:
+            raise ConfigError(name, f"TASK {opened.task.name} predicts no class of an image", "use scripts/predict.py")
         self.model, self._task, self._info = opened.model, opened.task, opened.info
         self.class_names = in_words(opened.class_names)
         pipeline = opened.task.pipeline(opened.info)

@@ -12,13 +12,14 @@ import argparse
 import io
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from configs.checks import grouping
 from data.sources.base import opening
-from data.tools.checking import check_folder
+from data.tools.checking import Report, check_folder
 from data.tools.checking_objects import check_objects, has_objects
 from data.tools.checking_pairs import check_pairs, has_pairs
 from data.tools.division import DivisionOptions
@@ -36,8 +37,9 @@ def check(options: argparse.Namespace) -> int:
     """Prints facts and findings; returns 3 if there are any findings."""
     with opening(options.folder):
         kinds = ((has_objects, check_objects), (has_pairs, check_pairs))
-        check_images = next((check for fits, check in kinds if fits(options.folder)), check_folder)
-        report = check_images(options.folder, options.workers, options.channels)
+        fitting = [check for fits, check in kinds if fits(options.folder)] or [check_folder]
+        reports = [check(options.folder, options.workers, options.channels) for check in fitting]
+    report = Report([*chain(*(r.facts for r in reports))], [*chain(*(r.findings for r in reports))])
     say(*report.facts, *(f"found: {finding}" for finding in report.findings))
     if report.findings:
         print(printable(f"{count(len(report.findings), 'finding')}: {options.folder}"), file=sys.stderr)

@@ -38,13 +38,23 @@ def metadata_of(contents: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else meta
 
 
-def stored_names(contents: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """Returns the class names that a file stores, else "class 0", ... Args: classes: number of outputs."""
+def names_in(contents: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the class names that a file stores, empty if it stores none."""
     theirs = metadata_of(contents)
     names: Any = contents.get("class_names") or theirs.get("CLASSES") or theirs.get("classes")
-    if are_names(names) and len(names) == classes:
-        return tuple(map(str, names))
-    return tuple(f"class {label}" for label in range(classes))
+    return tuple(map(str, names)) if are_names(names) else ()
+
+
+def with_names(contents: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the contents of a file with its class names where this program stores them."""
+    names = names_in(contents)
+    return {**contents, "class_names": list(names)} if names else contents
+
+
+def stored_names(contents: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    """Returns the class names that a file stores, else "class 0", ... Args: classes: number of outputs."""
+    names = names_in(contents)
+    return names if len(names) == classes else tuple(f"class {label}" for label in range(classes))
 
 
 def _first_difference(one: Sequence[str], other: Sequence[str]) -> str:

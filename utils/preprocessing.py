@@ -51,9 +51,14 @@ class Preprocessing:
         """Returns plain values to store in a checkpoint."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
-    def __str__(self) -> str:
+    @property
+    def normalised(self) -> str:
+        """Describes the normalisation."""
         mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
-        return f"pixels normalised by mean {mean}, std {std}; {self.interpolation} resizing"
+        return f"pixels normalised by mean {mean}, std {std}"
+
+    def __str__(self) -> str:
+        return f"{self.normalised}; {self.interpolation} resizing"
 
 
 def _per_channel(key: str, given: str | list[float], own: tuple[float, ...], channels: int) -> tuple[float, ...]:

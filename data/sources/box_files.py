@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from data.sources.instances import MARKED, Box, Instance, Omitted, checked_box, checked_polygons
+from data.sources.instances import Box, Instance, Omitted, checked_box, checked_polygons
 from utils.errors import DataError, did_you_mean, printable
 
 _VOC = "export it as Pascal VOC XML"
@@ -13,10 +13,8 @@ _YOLO = "write lines of: class x y width height, or class x1 y1 x2 y2 x3 y3 ...,
 
 
 class ImageObjects(NamedTuple):
-    """Objects of one image. `file`: the image's name, "" if the format has none; `size`: height and width; `omitted`:
-    number of objects left out, by reason."""
+    """Objects of one image. `size`: height and width; `omitted`: number of objects left out, by reason."""
 
-    file: str
     size: tuple[int, int]
     instances: tuple[Instance, ...]
     omitted: Mapping[str, int]
@@ -24,6 +22,8 @@ class ImageObjects(NamedTuple):
 
 def parse_voc(data: bytes, labels: Mapping[str, int], origin: str) -> ImageObjects:
     """Reads the objects of an XML file. Pixels are numbered from 1 there, and a box includes its last one.
+
+    Difficult objects are crowds here: background in training, ignored in evaluation.
 
     Args: labels: of the class names. Raises: DataError for a class without label, or a file that is no VOC XML.
     """
@@ -35,19 +35,17 @@ def parse_voc(data: bytes, labels: Mapping[str, int], origin: str) -> ImageObjec
             for each in root.findall("object")
         ]
         corners = [None if box is None else tuple(map(box.findtext, _CORNERS)) for _, _, box in stored]
-    except (ET.ParseError, ValueError) as e:
+    except (ET.ParseError, ValueError, LookupError, OverflowError) as e:
         raise DataError(origin, f"is no annotation of Pascal VOC ({printable(str(e))[:80]})", _VOC) from e
     found, omitted = [], dict[str, int]()
     for (name, difficult, _), texts in zip(stored, corners, strict=True):
         if name not in labels:
             raise DataError(origin, f"has an object of class {name!r}", did_you_mean(name, labels))
         try:
-            if difficult not in ("", "0"):
-                raise Omitted(MARKED)
-            found.append(Instance(_voc_box(texts, size), labels[name], None, False))
+            found.append(Instance(_voc_box(texts, size), labels[name], None, difficult not in ("", "0")))
         except Omitted as reason:
             omitted[str(reason)] = omitted.get(str(reason), 0) + 1
-    return ImageObjects(root.findtext("filename", ""), size, tuple(found), omitted)
+    return ImageObjects(size, tuple(found), omitted)
 
 
 def class_names_of_voc(texts: Iterable[tuple[bytes, str]]) -> list[str]:
@@ -55,8 +53,11 @@ def class_names_of_voc(texts: Iterable[tuple[bytes, str]]) -> list[str]:
     names = set()
     for data, origin in texts:
         try:
-            names |= {each.findtext("name", "").strip() for each in ET.fromstring(data).findall("object")}
-        except (ET.ParseError, ValueError) as e:
+            found = [each.findtext("name", "").strip() for each in ET.fromstring(data).findall("object")]
+            if "" in found:
+                raise ValueError("an object has no name")
+            names |= set(found)
+        except (ET.ParseError, ValueError, LookupError, OverflowError) as e:
             raise DataError(origin, f"is no annotation of Pascal VOC ({printable(str(e))[:80]})", _VOC) from e
     return sorted(names)
 
@@ -74,7 +75,7 @@ def _voc_box(texts: tuple[str | None, ...] | None, size: tuple[int, int]) -> Box
 
 
 def _whole(root: ET.Element, path: str) -> int:
-    value = int(root.findtext(path, ""))
+    value = int(float(root.findtext(path, "")))
     if value < 1:
         raise ValueError(f"{path} is {value}")
     return value
@@ -95,7 +96,7 @@ def parse_yolo(text: str, size: tuple[int, int], classes: int, origin: str) -> I
             found.append(_yolo_instance(label, values, size))
         except Omitted as reason:
             omitted[str(reason)] = omitted.get(str(reason), 0) + 1
-    return ImageObjects("", size, tuple(found), omitted)
+    return ImageObjects(size, tuple(found), omitted)
 
 
 def _yolo_line(line: str, place: str, classes: int) -> tuple[int, list[float]]:
@@ -122,6 +123,6 @@ def _yolo_instance(label: int, values: list[float], size: tuple[int, int]) -> In
         corners = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
         return Instance(checked_box(corners, size), label, None, False)
     scaled = [value * (height if i % 2 else width) for i, value in enumerate(values)]
-    shape = checked_polygons([scaled])
+    shape = checked_polygons([scaled], size)
     (x1, y1), (x2, y2) = shape[0].min(0).tolist(), shape[0].max(0).tolist()
     return Instance(checked_box([x1, y1, x2, y2], size), label, shape, False)

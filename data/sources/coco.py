@@ -4,13 +4,22 @@ Annotations that training cannot use are left out, counted by reason. Evaluation
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.sources.base import read_file, with_retries
-from data.sources.instances import MARKED, AnnotatedImage, Instance, Omitted, Polygons, checked_box, checked_polygons
+from data.sources.instances import (
+    MARKED,
+    AnnotatedImage,
+    Instance,
+    Omitted,
+    Polygons,
+    check_unique,
+    checked_box,
+    checked_polygons,
+)
 from data.sources.run_lengths import RunLengths
 from utils.errors import DataError, count, listing
 
@@ -42,7 +51,7 @@ def read_coco(path: Path) -> Annotations:
     origin = str(path)
     try:
         contents = json.loads(with_retries(lambda: read_file(path), lambda: origin))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DataError(origin, f"is no JSON file ({str(e)[:80]})", _REMEDY) from e
     return parse_coco(contents, origin)
 
@@ -52,7 +61,11 @@ def parse_coco(contents: Any, origin: str) -> Annotations:
     images = _rows(contents, "images", {"id": int, "file_name": str, "height": int, "width": int}, origin)
     categories = _rows(contents, "categories", {"id": int, "name": str}, origin)
     names = tuple(each["name"] for each in categories)
-    _check_unique("class", names, origin)
+    check_unique("class", names, origin)
+    check_unique("image", [each["file_name"] for each in images], origin)
+    negative = next((each["id"] for each in categories if each["id"] < 0), None)
+    if negative is not None:
+        raise DataError(origin, f"has the category id {negative}", "number the categories from 0")
     sizes = {each["id"]: (each["height"], each["width"]) for each in images}
     labels = {each["id"]: i for i, each in enumerate(categories)}
     found: dict[int, list[Instance]] = {number: [] for number in sizes}
@@ -86,17 +99,25 @@ def _instance(stored: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], l
     try:
         x, y, width, height = stored["bbox"]
         corners = [x, y, x + width, y + height]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         corners = []
     box = checked_box(corners, size)
     if isinstance(area, int | float) and area <= 0:
         raise Omitted("whose area is 0")
-    shape = _shape(stored.get("segmentation"), size)
-    return Instance(box, labels[stored["category_id"]], shape, bool(stored.get("iscrowd")))
+    shape = checked_shape(stored.get("segmentation"), size)
+    return Instance(box, labels[stored["category_id"]], shape, is_crowd(stored))
 
 
-def _shape(stored: Any, size: tuple[int, int]) -> Polygons | RunLengths | None:
-    """Raises: Omitted."""
+def is_crowd(stored: Mapping[str, Any]) -> bool:
+    """Returns whether an annotation is of several objects. Raises: Omitted."""
+    value = stored.get("iscrowd") or 0
+    if value not in (0, 1):
+        raise Omitted("whose iscrowd is neither 0 nor 1")
+    return bool(value)
+
+
+def checked_shape(stored: Any, size: tuple[int, int]) -> Polygons | RunLengths | None:
+    """Returns the shape in a `segmentation`, None without one. Raises: Omitted."""
     if not stored:
         return None
     if isinstance(stored, dict):
@@ -107,7 +128,7 @@ def _shape(stored: Any, size: tuple[int, int]) -> Polygons | RunLengths | None:
         if runs.size != size:
             raise Omitted("with an RLE of another size than the image")
         return runs
-    return checked_polygons(stored)
+    return checked_polygons(stored, size)
 
 
 def _rows(contents: Any, key: str, fields: Mapping[str, type], origin: str) -> list[dict[str, Any]]:
@@ -120,13 +141,5 @@ def _rows(contents: Any, key: str, fields: Mapping[str, type], origin: str) -> l
             if not isinstance(row, dict) or not isinstance(row.get(field), kind):
                 problem = f"entry {i + 1} of {key} has no {field}" + (" that is an integer" if kind is int else "")
                 raise DataError(origin, problem, _REMEDY)
-    _check_unique(f"id in {key}", [row["id"] for row in rows], origin)
+    check_unique(f"id in {key}", [row["id"] for row in rows], origin)
     return rows
-
-
-def _check_unique(what: str, values: Sequence[Any], origin: str) -> None:
-    seen = set()
-    for value in values:
-        if value in seen:
-            raise DataError(origin, f"{what} {value} occurs twice", "give each its own")
-        seen.add(value)

@@ -3,20 +3,20 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import yaml
 from PIL import Image
 
+from data.pipeline.decoding import orientation
 from data.sources.base import read_file
 from data.sources.box_files import ImageObjects, class_names_of_voc, parse_voc, parse_yolo
-from data.sources.coco import Annotations, read_coco
+from data.sources.coco import read_coco
 from data.sources.folders import images_below
 from data.sources.index import Stamp, stamp
-from data.sources.instances import AnnotatedImage
-from data.sources.names import is_image
+from data.sources.instances import AnnotatedImage, check_unique
 from data.sources.pairs import SPLITS
 from utils.errors import DataError, count, did_you_mean, listing
 
@@ -26,17 +26,43 @@ COCO_FILES = (
     *("annotations/instances_{}.json", "annotations/instances_{}20*.json", "annotations/{}.json"),
     *("{}/_annotations.coco.json", "{}.json", "annotations/*_{}.json"),
 )
-COCO_FOLDERS = ("{}", "images/{}", "{}/images", "images", "")
+COCO_FOLDERS = ("{}", "images/{}", "{}/images")
 VOC_INSIDE = ("", "BCCD", "VOC2012", "VOC2007", "VOCdevkit/VOC2012", "VOCdevkit/VOC2007")
+_NAMES = "list the names of the classes, one per line, or as names in data.yaml"
 
 
 class Annotated(NamedTuple):
-    """A split as read. `omitted`: lines on the annotations that are not used."""
+    """A split as read. `folder`: of the images; `category_ids`: of the classes, empty if the format has none;
+    `omitted`: lines on the annotations that are not used; `stamps`: of everything that was read."""
 
+    folder: Path
     images: Sequence[AnnotatedImage]
     class_names: Sequence[str]
     category_ids: Sequence[int]
     omitted: Sequence[str]
+    stamps: Sequence[Stamp]
+
+    def relabelled(self, names: Sequence[str], origin: Path) -> "Annotated":
+        """Returns the same with other labels, by the names of the classes; classes that are absent get further ids.
+
+        Raises: DataError for a class not in `names`.
+        """
+        if list(names) == list(self.class_names):
+            return self
+        labels = {name: label for label, name in enumerate(names)}
+        for name in self.class_names:
+            if name not in labels:
+                raise DataError(str(origin), f"has a class {name!r} that training has not", did_you_mean(name, names))
+        new = [labels[name] for name in self.class_names]
+        images = [
+            image._replace(instances=tuple(one._replace(label=new[one.label]) for one in image.instances))
+            for image in self.images
+        ]
+        ids: Sequence[int] = ()
+        if self.category_ids:
+            own, free = dict(zip(self.class_names, self.category_ids, strict=True)), max(self.category_ids) + 1
+            ids = [own.get(name, free + label) for name, label in labels.items()]
+        return self._replace(images=images, class_names=names, category_ids=ids)
 
 
 class Layout(Protocol):
@@ -45,12 +71,12 @@ class Layout(Protocol):
     name: str
 
     def has(self, split: str) -> bool: ...
-    def place(self, split: str) -> tuple[Path, Path]:
-        """Returns the folder of the images, and the file or folder of the annotations."""
+    def origin(self, split: str) -> Path:
+        """Returns the file or folder of the annotations of a split that exists."""
         ...
 
-    def read(self, split: str, class_names: Sequence[str] | None) -> tuple[Annotated, list[Stamp]]:
-        """Reads the annotations. Args: class_names: None for the split's own. Raises: DataError."""
+    def read(self, split: str) -> Annotated:
+        """Reads the annotations. Raises: DataError, OSError."""
         ...
 
 
@@ -66,39 +92,42 @@ class _Coco:
     root: Path
     name = "coco"
 
-    def __str__(self) -> str:
-        return str(self.root)
-
     def has(self, split: str) -> bool:
         return self._file(split) is not None
 
     def _file(self, split: str) -> Path | None:
+        """Returns the file of a split, of several years the latest."""
         forms = (form.format(name) for name in SPLITS[split] for form in COCO_FILES)
-        return next((path for form in forms for path in sorted(self.root.glob(form))), None)
+        found = (path for form in forms for path in sorted(self.root.glob(form), reverse=True))
+        return next((path for path in found if path.is_file()), None)
 
-    def place(self, split: str) -> tuple[Path, Path]:
+    def origin(self, split: str) -> Path:
         file = self._file(split)
         assert file is not None
-        year = file.stem.rpartition("_")[2]  # instances_train2017 -> train2017
-        names = [form.format(name) for name in (year, *SPLITS[split]) for form in COCO_FOLDERS[:3]]
-        folders = [self.root / name for name in names] + [file.parent, *(self.root / name for name in COCO_FOLDERS[3:])]
-        images = next((folder for folder in folders if folder.is_dir() and _has_image(folder)), self.root)
-        return images, file
+        return file
 
-    def read(self, split: str, class_names: Sequence[str] | None) -> tuple[Annotated, list[Stamp]]:
-        folder, file = self.place(split)
-        stamps = [stamp(file)]
-        read = read_coco(file)
-        outside = next((i.file for i in read.images if os.path.isabs(i.file) or ".." in Path(i.file).parts), None)
+    def read(self, split: str) -> Annotated:
+        file = self.origin(split)
+        stamps, read = [stamp(file)], read_coco(file)
+        files = [image.file for image in read.images]
+        outside = next((name for name in files if os.path.isabs(name) or ".." in Path(name).parts), None)
         if outside is not None:
             raise DataError(str(file), f"names an image outside of the dataset: {outside}", "use relative names")
-        missing = [image.file for image in read.images if not (folder / image.file).is_file()]
+        folder = self._folder(split, file, files[:1])
+        missing = [name for name in files if not (folder / name).is_file()]
         if missing:
-            problem = f"{len(missing)} of {len(read.images)} images are not in {folder}: {listing(missing, 3)}"
+            problem = f"{len(missing)} of {len(files)} images are not in {folder}: {listing(missing, 3)}"
             raise DataError(str(file), problem, "restore them, or remove their entries")
-        if class_names is not None and list(class_names) != list(read.class_names):
-            read = _relabelled(read, class_names)
-        return Annotated(read.images, read.class_names, read.category_ids, read.summary()), stamps
+        stamps += [stamp(folder)]
+        return Annotated(folder, read.images, read.class_names, read.category_ids, read.summary(), stamps)
+
+    def _folder(self, split: str, file: Path, first: Sequence[str]) -> Path:
+        """Returns the folder that contains the first image. Args: file: the annotations."""
+        year = file.stem.rpartition("_")[2]  # instances_train2017 -> train2017
+        names = [form.format(name) for name in (year, *SPLITS[split]) for form in COCO_FOLDERS]
+        folders = [*(self.root / name for name in names), file.parent, self.root / "images", self.root]
+        there = (folder for folder in folders if all((folder / name).is_file() for name in first))
+        return next(there, next((folder for folder in folders if folder.is_dir()), self.root))
 
 
 @dataclass(frozen=True)
@@ -106,50 +135,49 @@ class _Voc:
     root: Path
     name = "voc"
 
-    def __str__(self) -> str:
-        return str(self.root)
-
     def has(self, split: str) -> bool:
-        return (self.root / "Annotations").is_dir() and self._list(split) is not None
+        return self.origin(split).is_dir() and self._list(split) is not None
 
     def _list(self, split: str) -> Path | None:
         names = (*SPLITS[split], *(("trainval",) if split == "train" else ()))
         paths = (self.root / form.format(name) for name in names for form in ("ImageSets/Main/{}.txt", "{}.txt"))
         return next((path for path in paths if path.is_file()), None)
 
-    def place(self, split: str) -> tuple[Path, Path]:
-        return self.root / "JPEGImages", self.root / "Annotations"
+    def origin(self, split: str) -> Path:
+        return self.root / "Annotations"
 
-    def read(self, split: str, class_names: Sequence[str] | None) -> tuple[Annotated, list[Stamp]]:
-        folder, notes = self.place(split)
-        chosen = self._list(split)
+    def read(self, split: str) -> Annotated:
+        folder, notes, chosen = self.root / "JPEGImages", self.origin(split), self._list(split)
         assert chosen is not None
-        stamps, texts = [*_class_stamps(self.root), stamp(chosen)], dict[str, bytes]()
-        stems = [line.split()[0] for line in read_file(chosen).decode("utf-8-sig").splitlines() if line.strip()]
-        for stem in stems:
+        stamps = [*_class_stamps(self.root), stamp(chosen)]
+        texts: dict[str, bytes] = {}
+        for line in read_file(chosen).decode("utf-8-sig", "surrogateescape").splitlines():
+            if not line.strip():
+                continue
+            whole, first = line.strip(), line.split()[0]  # a second column tells whether a class is in the image
+            stem = whole if (notes / f"{whole}.xml").is_file() else first
             path = notes / f"{stem}.xml"
             if not path.is_file():
                 raise DataError(str(chosen), f"lists {stem}, which has no {path}", "correct the list")
             stamps.append(stamp(path))
             texts[stem] = read_file(path)
-        names = class_names or _listed_classes(self.root)
+        names = _listed_classes(self.root)
         names = names or class_names_of_voc((text, str(notes / f"{stem}.xml")) for stem, text in texts.items())
         labels = {name: label for label, name in enumerate(names)}
         files = _by_stem(folder)
+        absent = next((stem for stem in texts if stem not in files.names), None)
+        if absent is not None:
+            raise DataError(str(folder), f"has no image {absent}", "restore it, or remove it from the list")
         found = [
-            (_existing(files, stem, folder), parse_voc(text, labels, str(notes / f"{stem}.xml")))
-            for stem, text in texts.items()
+            (files.names[stem], parse_voc(text, labels, str(notes / f"{stem}.xml"))) for stem, text in texts.items()
         ]
-        return _joined(found, names), stamps
+        return _joined(folder, found, names, [*stamps, *files.stamps])
 
 
 @dataclass(frozen=True)
 class _Yolo:
     root: Path
     name = "yolo"
-
-    def __str__(self) -> str:
-        return str(self.root)
 
     def has(self, split: str) -> bool:
         return self._folders(split) is not None
@@ -160,50 +188,43 @@ class _Yolo:
             for name in SPLITS[split]
             for images, labels in (("images/{}", "labels/{}"), ("{}/images", "{}/labels"))
         )
-        return next((pair for pair in pairs if pair[0].is_dir() and next(pair[1].rglob("*.txt"), None)), None)
+        return next((pair for pair in pairs if _have_a_pair(*pair)), None)
 
-    def place(self, split: str) -> tuple[Path, Path]:
-        found = self._folders(split)
-        assert found is not None
-        return found
+    def origin(self, split: str) -> Path:
+        folders = self._folders(split)
+        assert folders is not None
+        return folders[1]
 
-    def read(self, split: str, class_names: Sequence[str] | None) -> tuple[Annotated, list[Stamp]]:
-        folder, notes = self.place(split)
-        names = class_names or _yaml_classes(self.root) or _listed_classes(self.root)
+    def read(self, split: str) -> Annotated:
+        folders = self._folders(split)
+        assert folders is not None
+        folder, notes = folders
+        names = _yaml_classes(self.root) or _listed_classes(self.root)
         if not names:
-            problem = "has neither data.yaml with names nor classes.txt"
-            raise DataError(str(self.root), problem, "list the names of the classes, one per line")
-        found = list[tuple[str, ImageObjects]]()
-        stamps = [*_class_stamps(self.root), stamp(folder), stamp(notes)]
-        for stem, file in _by_stem(folder).items():
+            raise DataError(str(self.root), "has neither data.yaml with names nor classes.txt", _NAMES)
+        found, files = list[tuple[str, ImageObjects]](), _by_stem(folder)
+        stamps = [*_class_stamps(self.root), *files.stamps, stamp(notes)]
+        for stem, file in files.names.items():
             path, text = notes / f"{stem}.txt", ""
+            stamps.append(stamp(folder / file))  # its size belongs to the annotation
             if path.is_file():  # without one, an image has no objects
                 stamps.append(stamp(path))
                 text = read_file(path).decode("utf-8-sig", "replace")
             found.append((file, parse_yolo(text, _size_of(folder / file), len(names), str(path))))
-        return _joined(found, names), stamps
+        return _joined(folder, found, names, stamps)
 
 
-def _relabelled(read: Annotations, names: Sequence[str]) -> Annotations:
-    """Returns annotations with other labels, by the names of the classes. Raises: DataError for a class not in `names`.
-
-    Classes that the file lacks get ids above its own.
-    """
-    labels = {name: label for label, name in enumerate(names)}
-    for name in read.class_names:
-        if name not in labels:
-            raise DataError(read.origin, f"has a class {name!r} that training has not", did_you_mean(name, names))
-    new = [labels[name] for name in read.class_names]
-    images = [
-        image._replace(instances=tuple(one._replace(label=new[one.label]) for one in image.instances))
-        for image in read.images
-    ]
-    own, free = dict(zip(read.class_names, read.category_ids, strict=True)), max(read.category_ids, default=0) + 1
-    ids = tuple(own.get(name, free + label) for name, label in labels.items())
-    return replace(read, images=tuple(images), class_names=tuple(names), category_ids=ids)
+def _have_a_pair(images: Path, notes: Path) -> bool:
+    """Returns whether a text file belongs to an image of the same name."""
+    if not images.is_dir() or not notes.is_dir():
+        return False
+    stems = _by_stem(images).names
+    return any(os.path.splitext(path.relative_to(notes))[0] in stems for path in notes.rglob("*.txt"))
 
 
-def _joined(found: Sequence[tuple[str, ImageObjects]], names: Sequence[str]) -> Annotated:
+def _joined(
+    folder: Path, found: Sequence[tuple[str, ImageObjects]], names: Sequence[str], stamps: Sequence[Stamp]
+) -> Annotated:
     """Numbers the images in their order, and adds up what was omitted."""
     images = [
         AnnotatedImage(number, file, each.size, each.instances) for number, (file, each) in enumerate(found, start=1)
@@ -214,30 +235,25 @@ def _joined(found: Sequence[tuple[str, ImageObjects]], names: Sequence[str]) -> 
             omitted.setdefault(why, []).append(file)
     total = Counter(why for _, each in found for why, own in each.omitted.items() for _ in range(own))
     lines = [f"{count(total[why], 'annotation')} {why}: {listing(files, 3)}" for why, files in omitted.items()]
-    return Annotated(images, names, range(1, len(names) + 1), lines)
+    return Annotated(folder, images, names, (), lines, stamps)
 
 
-def _has_image(folder: Path) -> bool:
-    """Returns whether a folder directly contains images."""
-    with os.scandir(folder) as entries:
-        return any(is_image(entry.name) for entry in entries)
+class _Files(NamedTuple):
+    """Images below a folder: relative `names` by relative path without extension, and `stamps` of all folders."""
+
+    names: Mapping[str, str]
+    stamps: Sequence[Stamp]
 
 
-def _by_stem(folder: Path) -> dict[str, str]:
-    """Returns the images below a folder: relative paths by relative path without extension. Raises: DataError."""
-    stems: dict[str, str] = {}
-    for path in sorted(images_below(folder).images):
+def _by_stem(folder: Path) -> _Files:
+    """Raises: DataError for two images of one name."""
+    stems, below = dict[str, str](), images_below(folder)
+    for path in sorted(below.images):
         name = os.path.relpath(path, folder)
         other = stems.setdefault(os.path.splitext(name)[0], name)
         if other != name:
             raise DataError(str(folder / other), f"{name} has the same name", "keep one of them")
-    return stems
-
-
-def _existing(files: Mapping[str, str], stem: str, folder: Path) -> str:
-    if stem not in files:
-        raise DataError(str(folder), f"has no image {stem}", "restore it, or remove it from the list")
-    return files[stem]
+    return _Files(stems, below.stamps)
 
 
 def _class_stamps(root: Path) -> list[Stamp]:
@@ -251,29 +267,43 @@ def _listed_classes(root: Path) -> list[str]:
     if path is None:
         return []
     try:
-        return [line.strip() for line in read_file(path).decode("utf-8-sig").splitlines() if line.strip()]
+        lines = read_file(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
         raise DataError(str(path), "cannot read the classes (not UTF-8)", "write one class per line") from e
+    return _checked_names([line.strip() for line in lines if line.strip()], path)
 
 
 def _yaml_classes(root: Path) -> list[str]:
-    """Returns the `names` of the YAML file of a YOLO dataset, a list or a dictionary by number."""
+    """Returns the `names` of the YAML file of a YOLO dataset: a name, a list, or a dictionary by number."""
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         try:
-            names = (yaml.safe_load(read_file(path)) or {}).get("names")
-        except (yaml.YAMLError, AttributeError, ValueError, RecursionError):
-            continue  # another YAML file
-        if isinstance(names, Mapping) and sorted(names) == list(range(len(names))):
-            names = [names[i] for i in range(len(names))]
-        if isinstance(names, list) and names:
-            return [str(name) for name in names]
+            contents = yaml.load(read_file(path), yaml.BaseLoader)  # all values are text: "no" is a name
+        except (yaml.YAMLError, ValueError, RecursionError):
+            continue  # of something else
+        names = contents.get("names") if isinstance(contents, dict) else None
+        if isinstance(names, dict):
+            names = [names.get(str(number)) for number in range(len(names))]
+        if isinstance(names, str):
+            names = [names]
+        if names:
+            return _checked_names(names, path)
     return []
 
 
+def _checked_names(names: Sequence[object], path: Path) -> list[str]:
+    """Raises: DataError for a name that is no text, or occurs twice."""
+    checked = [name for name in names if isinstance(name, str) and name]
+    if len(checked) != len(names):
+        raise DataError(str(path), "the names of the classes are not numbered from 0, or are no text", _NAMES)
+    check_unique("class", checked, str(path))
+    return checked
+
+
 def _size_of(path: Path) -> tuple[int, int]:
-    """Returns the height and width in the header of an image, as it is stored. Raises: DataError."""
+    """Returns the height and width of an image, upright by its EXIF orientation, from its header. Raises: DataError."""
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            size = image.height, image.width
+            return size[::-1] if orientation(image) > 4 else size
     except Exception as e:  # Pillow raises any type
         raise DataError(str(path), f"not a readable image ({str(e)[:80]})", "restore or remove it") from e

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +37,9 @@ class Trained(NamedTuple):
 class ObjectSource:
     """Images with their objects; the target of a sample is an `AnnotatedImage`.
 
-    Args: index: of lines of text (see `object_lines`), in the order of the annotations, with the columns "height" and
-    "width"; place: the folder of the images, and the file or folder of the annotations; classes: names in label order,
-    and their ids; counts: objects of each class; omitted: lines on what is not used.
+    Args: index: of lines of text (see `object_lines`), in the order of the annotations, with columns of numbers; place:
+    the folder of the images, and the file or folder of the annotations; classes: names in label order, and their ids;
+    counts: objects of each class, without crowds; omitted: lines on what is not used.
     """
 
     def __init__(
@@ -72,17 +73,21 @@ class ObjectSource:
         """Returns the height and width of every image (n, 2), by the annotations."""
         return np.stack([self._index.columns["height"], self._index.columns["width"]], 1)
 
+    def numbers(self) -> NDArray[np.int64]:
+        """Returns the id of every image (n,)."""
+        return self._index.columns["number"]
+
+    def unshaped(self) -> int:
+        """Returns the number of objects, other than crowds, that have only a box."""
+        return sum(self.counts) - int(self._index.columns["shapes"].sum())
+
     def fingerprint(self) -> str:
         """Returns a digest of the classes, the names and the objects."""
         return self._index.digest(self.class_names)
 
-    def has_masks(self) -> bool:
-        """Returns whether any object has a shape, not only a box."""
-        return bool(self._index.columns["shapes"].any())
-
 
 class ObjectStore:
-    """A dataset of images with objects. Attributes: layout: the name of its format.
+    """A dataset of images with objects. Attributes: root: its folder; layout: the name of its format.
 
     Raises: DataError if the folder has no known layout.
     """
@@ -93,7 +98,7 @@ class ObjectStore:
         found = next((layout for layout in layouts(root) if layout.has("train") or layout.has("val")), None)
         if found is None:
             raise DataError(str(root), "contains no annotations of objects", _REMEDY)
-        self._layout, self.layout = found, found.name
+        self.root, self._layout, self.layout = root, found, found.name
 
     def has(self, split: str) -> bool:
         return self._layout.has(split)
@@ -105,24 +110,33 @@ class ObjectStore:
         Raises: DataError for a missing split, an unreadable annotation, a class not in `class_names`, or no image.
         """
         if not self.has(split):
-            raise DataError(str(self._layout), f"has no {split} images", _REMEDY)
-        folder, origin = self._layout.place(split)
+            raise DataError(str(self.root), f"has no {split} images", _REMEDY)
+        origin = self._layout.origin(split)
 
         def build() -> tuple[Index, Any, list[Stamp]]:
-            read, stamps = self._layout.read(split, class_names)
+            read = self._layout.read(split)
+            read = read if class_names is None else read.relabelled(class_names, origin)
             images = [image for image in read.images if rule is None or rule.holds(image)]
-            counts = Counter(one.label for image in images for one in image.instances)
-            omitted = [*read.omitted, *_left_out(len(read.images) - len(images), rule)]
-            numbers = [counts[label] for label in range(len(read.class_names))]
-            return _indexed(images), [list(read.class_names), list(read.category_ids), numbers, omitted], stamps
+            counts = Counter(one.label for image in images for one in image.instances if not one.crowd)
+            classes = dict(zip(read.class_names, read.category_ids or count_from(1), strict=False))
+            notes = {
+                "folder": str(read.folder),
+                "classes": list(classes.items()),
+                "counts": [counts[label] for label in range(len(classes))],
+                "omitted": [*read.omitted, *_left_out(len(read.images) - len(images), rule)],
+            }
+            return _indexed(images), notes, list(read.stamps)
 
         chosen = json.dumps([class_names, rule])
         key = f"objects\0{self.layout}\0{origin.resolve()}\0{split}\0{chosen}"
-        index, (names, ids, counts, omitted) = stored(key, build)
+        index, notes = stored(key, build)
         if not len(index):
             remedy = "set DATA.KEEP_EMPTY to true, or add annotations" if rule and not rule.empty else _REMEDY
             raise DataError(str(origin), f"has no {split} images to use", remedy)
-        return ObjectSource(index, (folder, origin), dict(zip(names, ids, strict=True)), counts, omitted)
+        if not notes["classes"]:
+            raise DataError(str(origin), "has no classes", "annotate objects, and name their classes")
+        place = Path(notes["folder"]), origin
+        return ObjectSource(index, place, dict(notes["classes"]), notes["counts"], notes["omitted"])
 
 
 def _left_out(images: int, rule: Trained | None) -> list[str]:
@@ -139,5 +153,6 @@ def _indexed(images: Sequence[AnnotatedImage]) -> Index:
         range(len(lines)),  # keeps the order
         height=[image.size[0] for image in images],
         width=[image.size[1] for image in images],
-        shapes=[sum(one.shape is not None for one in image.instances) for image in images],
+        number=[image.number for image in images],
+        shapes=[sum(one.shape is not None and not one.crowd for one in image.instances) for image in images],
     )

@@ -1,12 +1,15 @@
 """Annotations as evaluation by COCO's definition needs them, from any format."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from data.pipeline.object_masks import object_mask
+import numpy as np
+from numpy.typing import NDArray
+
 from data.sources.base import read_file, with_retries
-from data.sources.instances import AnnotatedImage, Instance
+from data.sources.coco import checked_shape, is_crowd
+from data.sources.instances import AnnotatedImage, Omitted, is_finite
 from data.sources.object_store import ObjectSource
 from data.sources.run_lengths import RunLengths
 
@@ -14,16 +17,17 @@ from data.sources.run_lengths import RunLengths
 def truth_of(source: ObjectSource) -> dict[str, Any]:
     """Returns images, categories and annotations in COCO's format.
 
-    Of a JSON file all annotations with a box of four numbers count, also those that training leaves out; values that
-    a file lacks are completed: no crowd, the area of the box, the box as the shape.
+    Of a JSON file all annotations with a box count, as COCO's tools count them, also those that training leaves out;
+    what a file lacks is completed: no crowd, the area of the box, and the box where there is no usable shape.
     """
     categories = [{"id": i, "name": name} for i, name in zip(source.category_ids, source.class_names, strict=True)]
     images = [source.image(i) for i in range(len(source))]
     sizes = [{"id": image.number, "height": image.size[0], "width": image.size[1]} for image in images]
     if source.origin.suffix == ".json":
-        known = {image.number for image in images}, set(source.category_ids)
+        places, known = {image.number: image.size for image in images}, set(source.category_ids)
         stored = json.loads(with_retries(lambda: read_file(source.origin), lambda: str(source.origin)))
-        annotations = [_completed(each) for each in stored["annotations"] if _counts(each, *known)]
+        usable = (e for e in stored["annotations"] if e["image_id"] in places and e["category_id"] in known)
+        annotations = [own for each in usable if (own := _completed(each, places[each["image_id"]]))]
     else:
         annotations = [each for image in images for each in _annotations(image, source.category_ids)]
     for number, each in enumerate(annotations, start=1):  # 0 would be taken for unmatched
@@ -31,29 +35,58 @@ def truth_of(source: ObjectSource) -> dict[str, Any]:
     return {"images": sizes, "categories": categories, "annotations": annotations}
 
 
-def _counts(stored: Mapping[str, Any], images: set[int], categories: set[int]) -> bool:
-    box = stored.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
-    return numbers and stored["image_id"] in images and stored["category_id"] in categories
+def _completed(stored: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any] | None:
+    """Returns an annotation of a JSON file with all values that evaluation reads; None without a box.
 
-
-def _completed(stored: Mapping[str, Any]) -> dict[str, Any]:
-    x, y, width, height = stored["bbox"]
-    shape = stored.get("segmentation") or [[x, y, x + width, y, x + width, y + height, x, y + height]]
-    usual = {"iscrowd": 0, "area": width * height}
-    return {**usual, **stored, "segmentation": shape}
+    Args: size: height and width of its image.
+    """
+    box, area = stored.get("bbox"), stored.get("area")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
+        return None
+    try:
+        crowd = is_crowd(stored)
+    except Omitted:
+        crowd = False
+    try:
+        shape = checked_shape(stored.get("segmentation"), size)
+    except Omitted:
+        shape = None
+    if isinstance(shape, RunLengths):
+        segmentation: Any = stored["segmentation"]
+    else:
+        segmentation = _outline(box) if shape is None else [points.ravel().tolist() for points in shape]
+    return {
+        "image_id": stored["image_id"],
+        "category_id": stored["category_id"],
+        "bbox": box,
+        "area": area if is_finite(area) else box[2] * box[3],
+        "iscrowd": int(crowd),
+        "segmentation": segmentation,
+    }
 
 
 def _annotations(image: AnnotatedImage, category_ids: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     for each in image.instances:
-        yield _completed({"image_id": image.number, "category_id": category_ids[each.label], **_plain(each, image)})
+        x1, y1, x2, y2 = each.box
+        box = [x1, y1, x2 - x1, y2 - y1]
+        polygons = each.shape if isinstance(each.shape, tuple) and not isinstance(each.shape, RunLengths) else ()
+        yield {
+            "image_id": image.number,
+            "category_id": category_ids[each.label],
+            "bbox": box,
+            "area": sum(map(_area, polygons)) if polygons else box[2] * box[3],
+            "iscrowd": int(each.crowd),
+            "segmentation": [points.ravel().tolist() for points in polygons] or _outline(box),
+        }
 
 
-def _plain(each: Instance, image: AnnotatedImage) -> dict[str, Any]:
-    x1, y1, x2, y2 = each.box
-    plain: dict[str, Any] = {"bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": int(each.crowd)}
-    if each.shape is None:
-        return plain
-    mask = object_mask(each.shape, image.size)
-    runs = RunLengths.of(mask)
-    return {**plain, "area": int(mask.sum()), "segmentation": {"size": list(runs.size), "counts": list(runs.counts)}}
+def _outline(box: Sequence[float]) -> list[list[float]]:
+    """Returns the polygon of a box: x, y, width, height."""
+    x, y, width, height = box
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def _area(points: NDArray[np.float64]) -> float:
+    """Returns the area of a polygon (n, 2)."""
+    x, y = points.T
+    return float(abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2)

@@ -80,7 +80,7 @@ class PairSource:
 class PairStore:
     """A dataset of images with label maps.
 
-    Args: root: its folder. Attributes: root: of the layout; layout: its name.
+    Args: root: its folder. Attributes: root: of the layout; layout: its name; labels: folder of the label maps.
     Raises: DataError if the folder has no known layout.
     """
 
@@ -91,7 +91,7 @@ class PairStore:
             found = [_first(folder, names) for names in (layout.images, layout.labels)]
             if all(found) and _fits(layout, folder / str(found[1])):
                 self.root, self.layout, self._layout = folder, layout.name, layout
-                self._images, self._labels = (str(each) for each in found)
+                self._images, self.labels = (str(each) for each in found)
                 return
         raise DataError(str(root), "contains no folders of images and label maps", _REMEDY)
 
@@ -105,17 +105,17 @@ class PairStore:
             raise DataError(str(self.root), f"has no {split} images: no folder, no {split}.txt", _REMEDY)
         below = "" if folder is None else f"/{folder}"
         images = self._by_stem(self._images + below, self._layout.endings[0])
-        labels = self._by_stem(self._labels + below, self._layout.endings[1])
+        labels = self._by_stem(self.labels + below, self._layout.endings[1])
         if folder is None:
             assert chosen is not None
             images = {stem: images[stem] for stem in _listed(chosen, images)}
         missing = [images[stem] for stem in images if stem not in labels]
         if missing:
-            problem = f"{len(missing)} of {len(images)} images have no label map below {self._labels}{below}"
+            problem = f"{len(missing)} of {len(images)} images have no label map below {self.labels}{below}"
             raise DataError(str(self.root), f"{problem}: {listing(missing, 3)}", "name label maps like their images")
         unused = len(labels.keys() - images.keys()) if folder is not None else 0
         if unused:
-            log.warning("left out: %d label maps without an image below %s", unused, self.root / self._labels)
+            log.warning("left out: %d label maps without an image below %s", unused, self.root / self.labels)
         if not images:
             raise DataError(str(self.root / self._images), f"no {split} images", _REMEDY)
         return PairSource(self.root, [(images[stem], labels[stem]) for stem in sorted(images)])

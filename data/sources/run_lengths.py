@@ -25,7 +25,7 @@ class RunLengths(NamedTuple):
             height, width = (int(side) for side in stored["size"])
             counts = stored["counts"]
             counts = _from_text(counts) if isinstance(counts, str | bytes) else tuple(int(count) for count in counts)
-        except (KeyError, TypeError, ValueError, IndexError) as e:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as e:
             raise ValueError("a damaged RLE") from e
         if sum(counts) != height * width or min(counts, default=0) < 0:
             raise ValueError(f"an RLE of {sum(counts)} pixels for {height} x {width}")

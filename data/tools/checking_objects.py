@@ -101,9 +101,10 @@ def _describe(split: str, source: ObjectSource, found: Sequence[Examined], repor
     report.facts.append(f"{split}: {count(len(images), 'image')} with {count(len(objects), 'object')}")
     if empty:
         report.facts.append(f"{split}: {count(len(empty), 'image')} without objects: {listing(empty, SHOWN)}")
-    shapes, crowds = sum(one.shape is not None for one in objects), sum(one.crowd for one in objects)
-    if 0 < shapes < len(objects):
-        report.findings.append(f"{split}: {count(len(objects) - shapes, 'object')} without a mask, {shapes:,} with one")
+    crowds, unshaped = sum(one.crowd for one in objects), source.unshaped()
+    if 0 < unshaped < sum(source.counts):
+        shaped = sum(source.counts) - unshaped
+        report.findings.append(f"{split}: {count(unshaped, 'object')} without a mask, {shaped:,} with one")
     sizes = ", ".join(f"{number:,} {name}" for name, number in _sizes(images).items())
     report.facts.append(f"{split} objects: {sizes}" + (f"; {count(crowds, 'crowd')}" if crowds else ""))
     describe_images([(e.name, e.size, e.turned) for e in found if not e.problem], report, f"{split} sizes")

@@ -10,6 +10,7 @@ from data.pipeline.decoding import decode, decode_bands, orientation
 from data.pipeline.fork_server import worker_pool
 from data.pipeline.label_maps import histogram, read_label_map, shown
 from data.sources.class_tables import ClassTable, class_table
+from data.sources.folders import images_below
 from data.sources.label_coding import CodingOptions, decide
 from data.sources.pairs import PairSource, PairStore
 from data.tools.checking import Report, describe_images, find_copies
@@ -38,11 +39,13 @@ class Pair(NamedTuple):
 
 
 def has_pairs(root: Path) -> bool:
-    """Returns whether a folder looks like images with label maps."""
+    """Returns whether a folder looks like images with label maps; text files of the same names annotate objects."""
     try:
-        return bool(PairStore(root).layout)
+        store = PairStore(root)
     except DataError:
         return False
+    labels = store.root / store.labels
+    return next(labels.rglob("*.txt"), None) is None or bool(images_below(labels).images)
 
 
 def check_pairs(root: Path, workers: int, channels: int = 3) -> Report:

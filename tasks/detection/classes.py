@@ -26,7 +26,8 @@ def stored_classes(contents: Mapping[str, Any], classes: int, masks: bool) -> De
 
     Args: classes: number of outputs; masks: whether it has a mask head.
     """
-    ids = contents.get("category_ids") or ()
+    names, ids = stored_names(contents, classes), contents.get("category_ids") or ()
     if len(ids) != classes:
-        ids = COCO_IDS if classes == len(COCO_IDS) else range(1, classes + 1)
-    return DetectionInfo(class_names=stored_names(contents, classes), category_ids=tuple(ids), masks=masks)
+        is_coco = classes == len(COCO_IDS) and names[0] in ("person", "class 0")
+        ids = COCO_IDS if is_coco else range(1, classes + 1)
+    return DetectionInfo(class_names=names, category_ids=tuple(ids), masks=masks)

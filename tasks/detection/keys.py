@@ -65,6 +65,10 @@ def _check(values: Mapping[str, Any]) -> None:
     for key, allowed in (
         ("TEST.CLASSES", ("",)),
         ("TEST.REAL", (False,)),
+        ("TEST.FLIP", (False,)),
+        ("DATA.SAMPLER", ("uniform",)),
+        ("DATA.DATASET", ("imagenet",)),
+        ("DATA.ZIP_MODE", (False,)),
         ("TEST.PROBABILITIES", ("",)),
         ("DISTILLATION.KIND", ("none",)),
         ("MODEL.TYPE", ("swin", "swinv2")),

@@ -37,26 +37,24 @@ class DetectionEvaluator:
     def __init__(self, val: EvalLoader, info: DetectionInfo, target: str = ""):
         assert isinstance(val.source, ObjectSource)
         self._source, self._info, self._target = val.source, info, target
-        self._found: list[dict[str, Any]] = []
-        self._images: list[int] = []
+        self._found: dict[int, list[dict[str, Any]]] = {}
 
     def update(self, outputs: Sequence[Detections], batch: Batch) -> None:
         for index, found, target in zip(batch.samples, outputs, batch.targets, strict=True):
-            number = self._source.image(index).number
+            number = int(self._source.numbers()[index])
             entries = as_results(found, tuple(target["original"]), self._source.category_ids)
-            self._found += [{"image_id": number, **each} for each in entries]
-            self._images.append(index)
+            self._found[index] = [{"image_id": number, **each} for each in entries]
 
     def compute(self, world: World) -> Evaluation:
         """Gathers the detections of all ranks; the main rank computes AP.
 
         Raises: DataError if no image was evaluated; ResourceError if the detections cannot be written.
         """
-        parts = world.gather_objects((self._found, self._images))
-        images = sorted(index for _, own in parts for index in own)
+        gathered = {index: own for part in world.gather_objects(self._found) for index, own in part.items()}
+        images = sorted(gathered)
         if not images:
             raise DataError("DATA.DATA_PATH", "no image could be evaluated", "check the images")
-        found = [each for own, _ in parts for each in own]
+        found = [each for index in images for each in gathered[index]]
         computed = world.main_only(lambda: self._computed(found, images))
         metrics = {f"{kind}_{name}": value for kind, own in computed.items() for name, value in own.figures.items()}
         heads = [f"{kind} AP {own.figures['ap']:.2f} AP50 {own.figures['ap50']:.2f}" for kind, own in computed.items()]
@@ -77,12 +75,10 @@ class DetectionEvaluator:
             with writing(Path(self._target), "TEST.DETECTIONS") as temporary:
                 temporary.write_text(json.dumps(list(found)), encoding="utf-8")
         truth = truth_of(self._source)
-        read = {self._source.image(index).number for index in images}
+        read = set(self._source.numbers()[images].tolist())
         truth["images"] = [each for each in truth["images"] if each["id"] in read]
         truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in read]
-        if not truth["annotations"]:
-            raise DataError(str(self._source.origin), "has no objects to find", "annotate some validation images")
-        kinds = _KINDS if self._info.masks and self._source.has_masks() else {"box": "bbox"}
+        kinds = _KINDS if self._info.masks and not self._source.unshaped() else {"box": "bbox"}
         return {name: average_precision(truth, found, kind, SCORE) for name, kind in kinds.items()}
 
     def _per_class(self, computed: Mapping[str, Precision]) -> Table:
@@ -102,7 +98,7 @@ class DetectionEvaluator:
         for (number, _), (missed, false) in boxes.errors.items():
             own = errors.setdefault(number, [0, 0])
             own[0], own[1] = own[0] + missed, own[1] + false
-        places = {self._source.image(i).number: i for i in range(len(self._source))}
+        places = {number: i for i, number in enumerate(self._source.numbers().tolist())}
         worst = sorted(errors, key=lambda number: -sum(errors[number]))[:WORST]
         labels = {category: label for label, category in enumerate(self._source.category_ids)}
         tiles: list[tuple[Image.Image, str]] = []

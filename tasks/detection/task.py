@@ -32,10 +32,11 @@ from tasks.detection.classes import DetectionInfo, stored_classes
 from tasks.detection.metrics import SCORE, DetectionEvaluator
 from tasks.detection.pictures import Drawn, draw_objects, tile
 from tasks.detection.results import as_results
+from tasks.named_classes import names_in, with_names
 from utils.batches import Batch, stacked
-from utils.errors import CheckpointError, ConfigError, listing
+from utils.errors import CheckpointError, ConfigError, DataError, count, listing
 from utils.pictures import Pictures, restore, sheet, to_image
-from utils.preprocessing import Size
+from utils.preprocessing import Size, image_size
 from utils.training.evaluate import evaluating
 from utils.training.objective import Best
 
@@ -59,48 +60,59 @@ class Detection(Task):
         return cls.best if metric in (AUTO, "box_ap") else Best(metric, title=f"validation {metric}, %")
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
+        """Opens the splits; classes are matched by name, with those of the weights if only "val" is opened."""
         data, path = self.cfg.DATA, self.cfg.DATA.DATA_PATH
-        stored = tuple(self.contents.get("class_names") or ()) if "train" not in splits else ()
         with self.world.local_main_first(), opening(path):
             store = ObjectStore(Path(path))
             rule = Trained(data.SMALLEST_SIDE, data.KEEP_EMPTY)
             train = store.open("train", rule=rule) if "train" in splits else None
-            names = stored if train is None else train.class_names
+            names = names_in(self.contents) if train is None else train.class_names
             wanted = "val" in splits and (train is None or (self.cfg.TEST.VALIDATE and store.has("val")))
             val = store.open("val", names or None) if wanted else None
-        if val is not None:
-            check_installed()
-        for split, source in (("training", train), ("validation", val)):
-            for line in () if source is None else source.omitted:
-                log.warning("left out of the %s data: %s", split, line)
-        if train is not None:
-            own = [f"{name} {number:,}" for name, number in zip(train.class_names, train.counts, strict=True)]
-            log.info("objects by class: %s", listing(own, 20))
         opened = {"training": train, "validation": val}
         check_ranks(self.world, opened)
-        counts = [f"{len(source):,} {split} images" for split, source in opened.items() if source is not None]
-        log.info("data: %s, layout %s", " and ".join(counts), store.layout)
+        for split, source in opened.items():
+            if source is not None:
+                log.info("%s data: %s images, layout %s: %s", split, f"{len(source):,}", store.layout, source.origin)
+                for line in source.omitted:
+                    log.warning("left out of the %s data: %s", split, line)
         first = train if train is not None else val
         assert first is not None
-        info = DetectionInfo(
-            first.fingerprint(),
-            first.class_names,
-            first.category_ids,
-            self._masks(first.has_masks()),
-            upright=self.turns(),
-        )
+        own = [f"{name} {number:,}" for name, number in zip(first.class_names, first.counts, strict=True)]
+        log.info("objects by class: %s", listing(own, 20))
+        masks = self._masks(first)
+        if val is not None:
+            self._check_evaluation(val, masks)
+        info = DetectionInfo(first.fingerprint(), first.class_names, first.category_ids, masks, upright=self.turns())
         log.info("EXIF orientation: %s", "applied" if info.upright else "ignored")
         return TaskData(train, val, info)
 
-    def _masks(self, annotated: bool) -> bool:
-        """Returns whether masks are predicted: as configured, else as in the weights to evaluate or the data."""
-        asked = self.cfg.MODEL.DETECTOR.MASKS
-        if asked != AUTO:
-            if asked and not annotated:
-                raise ConfigError("MODEL.DETECTOR.MASKS", "true, but no object has a mask", "set it to auto")
-            return asked
+    def _masks(self, source: ObjectSource) -> bool:
+        """Returns whether masks are predicted: as configured, else as in the weights to evaluate or the data.
+
+        Raises: ConfigError if masks are to be learned and objects lack them.
+        """
+        asked, total, unshaped = self.cfg.MODEL.DETECTOR.MASKS, sum(source.counts), source.unshaped()
         own = self.contents.get("model") if self.cfg.EVAL_MODE else None
-        return any(name.startswith(MASK_HEAD) for name in own) if isinstance(own, Mapping) else annotated
+        if asked == AUTO and isinstance(own, Mapping):
+            return any(name.startswith(MASK_HEAD) for name in own)
+        if asked is False or (asked == AUTO and unshaped == total):
+            return False
+        if unshaped and not self.cfg.EVAL_MODE:
+            problem = f"{unshaped:,} of {count(total, 'training object')} have no mask"
+            raise ConfigError("MODEL.DETECTOR.MASKS", problem, "set it to false, or add masks")
+        return True
+
+    def _check_evaluation(self, val: ObjectSource, masks: bool) -> None:
+        """Raises: ConfigError, DataError if the validation data cannot give the metric that is asked for."""
+        check_installed()
+        if not sum(val.counts):
+            remedy = "annotate validation images, or set TEST.VALIDATE to false"
+            raise DataError(str(val.origin), "has no objects to find", remedy)
+        if masks and val.unshaped():
+            log.warning("mask AP is not computed: %s have no mask", count(val.unshaped(), "validation object"))
+        if self.best is not None and self.best.metric.startswith("mask") and (not masks or val.unshaped()):
+            raise ConfigError("TEST.BEST", f"{self.best.metric}, but there are no masks to compare", "set it to box_ap")
 
     def stored_info(self, origin: str) -> DetectionInfo:
         others = find_weights(self.contents, origin, Detector.encoder_name).others
@@ -115,7 +127,7 @@ class Detection(Task):
         options = BoxedOptions(
             short=tuple(aug.SHORT_SIDES),
             long=aug.LONG_SIDE,
-            test_short=self.cfg.TEST.SHORT_SIDE,
+            test_short=min(image_size(self.cfg.TEST.IMG_SIZE)) or self.cfg.TEST.SHORT_SIDE,
             crop_rate=aug.CROP_RATE,
             crop_short=tuple(aug.CROP_SHORT_SIDES),
             crop=(aug.CROP_RANGE[0], aug.CROP_RANGE[1]),
@@ -146,6 +158,9 @@ class Detection(Task):
         assert isinstance(backbone, SwinBackbone)
         if len(backbone.feature_info) != 4:
             raise ConfigError("MODEL.SWIN.DEPTHS", "detection needs four stages", "list four depths")
+        if self.options.patch_size != 4:
+            key = f"MODEL.{self.options.SECTION}.PATCH_SIZE"
+            raise ConfigError(key, f"{self.options.patch_size}, but detection needs maps of stride 4", "set it to 4")
         own, test = self.cfg.MODEL.DETECTOR, self.cfg.TEST
         options, selected = DETECTORS[own.NAME], DetectionOptions(test.SCORE, test.NMS, test.MAX_DETECTIONS)
         roi = replace(options.roi, detection=selected, head=replace(options.roi.head, width=own.WIDTH))
@@ -162,7 +177,7 @@ class Detection(Task):
     ) -> str:
         """Loads weights; with `info`, a classifier gives the backbone, and layers for other classes are new."""
         head_for = None if info is None else info.class_names
-        return load_contents(model, contents, origin, head_for, self.cfg.MODEL.TABLE_INTERPOLATION)
+        return load_contents(model, with_names(contents), origin, head_for, self.cfg.MODEL.TABLE_INTERPOLATION)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Returns the sum of the losses of proposals and heads, and each of them."""
@@ -207,7 +222,15 @@ class Detection(Task):
                 for each in source.image(index).instances
             ]
             tiles.append((tile(pixels, truth), Path(source.name(index)).name))
-            tiles.append((tile(pixels, _drawn(own, pixels.size, scale, source.class_names)), "detected"))
+            tiles.append(
+                (
+                    tile(
+                        pixels,
+                        _drawn(_first(own, int((own.scores >= SCORE).sum())), pixels.size, scale, source.class_names),
+                    ),
+                    "detected",
+                )
+            )
         return {"examples": lambda: sheet(tiles, "Detections", "annotated, and detected", columns=2)}
 
     def show_batch(self, batch: Batch, info: DetectionInfo, limit: int = SHOWN) -> Image.Image:  # type: ignore[override]
@@ -233,13 +256,12 @@ class Detection(Task):
         """Yields the objects of each image, highest score first: a line of the table for each."""
         least = self.cfg.TEST.THRESHOLD or SCORE
         for index, image, target, found in zip(batch.samples, batch.images, batch.targets, outputs, strict=True):
-            kept = int((found.scores >= least).sum().clamp(max=limit))
-            own = Detections(*(None if each is None else each[:kept] for each in found))  # type: ignore[arg-type]
+            own = _first(found, min(limit, int((found.scores >= least).sum())))
             size: Size = tuple(target["original"])
             entries = as_results(own, size, info.category_ids)
             names = [info.class_names[label] for label in own.labels.tolist()]
             boxes = own.boxes.tolist()
-            lines = [
+            lines: list[dict[str, Any]] = [
                 {"class": name, "score": each["score"], **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))}
                 for name, each, box in zip(names, entries, boxes, strict=True)
             ]
@@ -249,26 +271,33 @@ class Detection(Task):
                 pixels = to_image(restore(image[None], self.preprocessing)[0])
                 return draw_objects(pixels, _drawn(own, pixels.size, pixels.height / height, info.class_names))
 
-            yield Row(index, lines[0] if lines else {}, {"objects": objects}, picture, others=lines[1:])
+            first, *others = lines or [dict.fromkeys(("class", "score", "x1", "y1", "x2", "y2"), "")]
+            yield Row(index, first, {"objects": objects}, picture, others=others)
 
     def card(self, info: DetectionInfo) -> CardText:  # type: ignore[override]
-        return CardText("object-detection", [upright_line(info), self.describe()])
+        return CardText("object-detection", [upright_line(info), self._prepared()])
 
     def describe(self) -> str:
-        aug, p = self.cfg.AUG, self.preprocessing
-        sides = f"{self.cfg.TEST.SHORT_SIDE} (short) and {aug.LONG_SIDE} (long)"
-        return f"mean {list(p.mean)}, std {list(p.std)}, images of up to {sides} pixels, one at a time"
+        return f"images {self._prepared()}"
+
+    def _prepared(self) -> str:
+        short = min(image_size(self.cfg.TEST.IMG_SIZE)) or self.cfg.TEST.SHORT_SIDE
+        sides = f"a short side of {short} and a long side of {self.cfg.AUG.LONG_SIDE} pixels at most"
+        return f"resized to {sides}; {self.preprocessing.normalised}"
 
 
 MASK_HEAD = "roi_head.mask_head."
+
+
+def _first(found: Detections, number: int) -> Detections:
+    """Returns the detections with the highest scores."""
+    return Detections(*(None if each is None else each[:number] for each in found))  # type: ignore[arg-type]
 
 
 def _drawn(found: Detections, size: tuple[int, int], scale: float, names: Sequence[str]) -> list[Drawn]:
     """Returns detections for a picture. Args: size: width and height of the picture; scale: of its pixels."""
     drawn = []
     for i, (score, label) in enumerate(zip(found.scores.tolist(), found.labels.tolist(), strict=True)):
-        if score < SCORE:
-            break
         box = found.boxes[i] * scale
         mask = None if found.masks is None else np.asarray(paste(found.masks[i], box, size[::-1]).cpu())
         drawn.append(Drawn(box.tolist(), label, f"{names[label]} {score:.2f}", mask))

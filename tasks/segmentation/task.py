@@ -28,6 +28,7 @@ from models.registry import build
 from models.weights.load import find_weights, load_contents
 from models.weights.parts import parts_to_original
 from tasks.base import SHOWN, CardText, Row, Task, TaskData, upright_line
+from tasks.named_classes import with_names
 from tasks.segmentation.classes import SegmentationInfo, read_classes, stored_classes
 from tasks.segmentation.inference import InferenceOptions, class_map
 from tasks.segmentation.metrics import SegmentationEvaluator
@@ -151,7 +152,7 @@ class Segmentation(Task):
     ) -> str:
         """Loads weights; with `info`, a classifier gives the backbone, and classifiers for other classes are new."""
         head_for = None if info is None else info.class_names
-        return load_contents(model, contents, origin, head_for, self.cfg.MODEL.TABLE_INTERPOLATION)
+        return load_contents(model, with_names(contents), origin, head_for, self.cfg.MODEL.TABLE_INTERPOLATION)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Returns the cross-entropy of the decode head plus the weighted one of the auxiliary head."""
@@ -233,12 +234,14 @@ class Segmentation(Task):
             )
 
     def card(self, info: SegmentationInfo) -> CardText:  # type: ignore[override]
-        return CardText("image-segmentation", [upright_line(info), self.describe()])
+        return CardText("image-segmentation", [upright_line(info), self._prepared()])
 
     def describe(self) -> str:
-        aug, p = self.cfg.AUG, self.preprocessing
-        mode = "whole images" if self._inference.window is None else "a sliding window"
-        return f"mean {list(p.mean)}, std {list(p.std)}, images of up to {aug.BASE_SIZE} pixels, evaluated as {mode}"
+        return f"images {self._prepared()}"
+
+    def _prepared(self) -> str:
+        mode = "whole" if self._inference.window is None else "by a sliding window"
+        return f"resized to {self.cfg.AUG.BASE_SIZE} pixels at most, evaluated {mode}; {self.preprocessing.normalised}"
 
 
 TASK = Segmentation

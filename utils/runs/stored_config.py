@@ -16,6 +16,7 @@ RESET = {
     "MODEL.PRETRAINED": "",
     "MODEL.RESUME": "",
     "MODEL.SHA256": "",
+    "TEST.DETECTIONS": "",
     "TEST.PER_CLASS": "",
     "TEST.PROBABILITIES": "",
     "TEST.RESULTS": "",

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from data.sources.box_files import parse_voc, parse_yolo
-from data.sources.instances import MARKED
 from tests.tools.errors import raises
 from utils.errors import DataError
 
@@ -22,21 +21,33 @@ def thing(name="cell", box=(1, 1, 60, 40), more=""):
 
 
 def test_a_box_of_voc_includes_its_last_pixel():
-    file, size, instances, omitted = parse_voc(voc(thing(), thing("platelet", (11, 6, 20, 15.5))), LABELS, "x")
-    assert (file, size, omitted) == ("a.jpg", (40, 60), {})
+    size, instances, omitted = parse_voc(voc(thing(), thing("platelet", (11, 6, 20, 15.5))), LABELS, "x")
+    assert (size, omitted) == ((40, 60), {})
     assert [each.box for each in instances] == [(0, 0, 60, 40), (10, 5, 20, 15.5)]
     assert [each.label for each in instances] == [0, 1] and instances[0].shape is None
 
 
+def test_difficult_objects_of_voc_are_crowds():
+    """Background in training, ignored in evaluation."""
+    read = parse_voc(voc(thing(more="<difficult>1</difficult>"), thing(more="<difficult>0</difficult>")), LABELS, "x")
+    assert [one.crowd for one in read.instances] == [True, False] and not read.omitted
+
+
 def test_objects_of_voc_that_cannot_be_trained_are_counted():
-    difficult = thing(more="<difficult>1</difficult>")
     bad = thing(box=(5, 5, 4, 9)), thing(box=("", 5, 9, 9)), "<object><name>cell</name></object>"
-    read = parse_voc(voc(difficult, *bad, thing(more="<difficult>0</difficult>")), LABELS, "x")
-    assert len(read.instances) == 1 and read.omitted[MARKED] == 1 and sum(read.omitted.values()) == 4
+    read = parse_voc(voc(*bad, thing()), LABELS, "x")
+    assert len(read.instances) == 1 and sum(read.omitted.values()) == 3
     assert parse_voc(voc(), LABELS, "x").instances == ()
 
 
-@pytest.mark.parametrize("data", [b"", b"<annotation>", voc(size=""), voc(size="<size><width>0</width></size>")])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"<annotation>", voc(size=""), voc(size="<size><width>0</width></size>")),
+        voc(size="<size><width>inf</width><height>inf</height></size>"),
+        b'<?xml version="1.0" encoding="rot13"?><annotation/>',
+    ],
+)
 def test_what_is_no_voc_file_is_named(data):
     with raises(DataError, "x"):
         parse_voc(data, LABELS, "x")

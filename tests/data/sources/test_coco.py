@@ -46,9 +46,18 @@ def test_objects_are_read_in_the_order_of_the_file():
     assert read.images[2].instances[0].shape is None and not read.omitted and read.summary() == []
 
 
+def test_a_crowd_is_a_number():
+    read = parse_coco(with_annotation(iscrowd="0"), "x")
+    assert sum(map(len, read.omitted.values())) == 1  # "0" is no number, and not a crowd either
+    assert parse_coco(with_annotation(iscrowd=None), "x").images[0].instances[0].crowd is False
+
+
 @pytest.mark.parametrize(
     "changed",
     [
+        {"bbox": [10**400, 10, 5, 20]},
+        {"segmentation": {"size": [40, 60], "counts": [float("inf")]}},
+        {"segmentation": [[1, 2, 3, 4, 5, 10**400]]},
         {"image_id": 4},
         {"category_id": 1},
         {"ignore": 1},
@@ -94,6 +103,8 @@ def test_a_bad_polygon_among_good_ones_is_left_out():
         (lambda c: c["categories"][1].update(id=44), "44"),
         (lambda c: c["categories"][1].update(name="dog"), "dog"),
         (lambda c: c["annotations"][1].update(id=1), "1"),
+        (lambda c: c["images"][1].update(file_name="b.jpg"), "b.jpg"),
+        (lambda c: c["categories"][1].update(id=-2), "-2"),
     ],
 )
 def test_what_is_no_coco_json_is_named(change, named):
@@ -112,6 +123,7 @@ def test_a_file_is_read_and_a_damaged_one_named(tmp_path):
     path.write_text(json.dumps(CONTENTS)[:-5])
     with raises(DataError, path):
         read_coco(path)
-    path.write_bytes(b"\xff\xfe")
-    with raises(DataError, path):
-        read_coco(path)
+    for damaged in (b"\xff\xfe", b"[" * 100_000):
+        path.write_bytes(damaged)
+        with raises(DataError, path):
+            read_coco(path)

@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from data.sources.object_store import ObjectStore
 from data.sources.object_truth import truth_of
-from data.sources.run_lengths import RunLengths
+from tasks.detection.average_precision import average_precision
 from tests.data.sources.object_sets import WRITERS, made, write_coco
 
 
@@ -32,7 +33,8 @@ def test_a_json_file_counts_as_it_is(tmp_path):
     path = tmp_path / "annotations/instances_val2017.json"
     contents = json.loads(path.read_text())
     first, second = contents["annotations"][:2]
-    first |= {"area": 5, "iscrowd": 1, "segmentation": {"size": [3, 3], "counts": [9]}}
+    height, width = contents["images"][0]["height"], contents["images"][0]["width"]
+    first |= {"area": 5, "iscrowd": 1, "segmentation": {"size": [height, width], "counts": [9, height * width - 9]}}
     second |= {"bbox": [1, 1, 0.5, 4], "area": 2}
     del second["segmentation"], second["iscrowd"]
     contents["annotations"] += [{"id": 99, "image_id": 77, "category_id": 44, "bbox": [0, 0, 9, 9]}]
@@ -43,10 +45,40 @@ def test_a_json_file_counts_as_it_is(tmp_path):
     assert truth[1]["segmentation"] == [[1, 1, 1.5, 1, 1.5, 5, 1, 5]]
 
 
-def test_the_area_of_a_polygon_is_that_of_its_mask(tmp_path):
+def test_the_area_of_a_polygon_is_its_own(tmp_path):
     WRITERS["yolo"](tmp_path, {"val": 1})
     height, width = made("val", 1)[0].pixels.shape[:2]
     (tmp_path / "labels/val/val_0.txt").write_text("0 0.1 0.1 0.9 0.1 0.1 0.9\n")
     (found,) = truth_of(ObjectStore(tmp_path).open("val"))["annotations"]
-    mask = RunLengths.parsed(found["segmentation"]).mask()
-    assert mask.shape == (height, width) and found["area"] == mask.sum() < 0.4 * height * width
+    assert found["area"] == pytest.approx(0.32 * height * width)
+    x, y = np.reshape(found["segmentation"][0], (-1, 2)).T
+    assert x == pytest.approx(np.array([0.1, 0.9, 0.1]) * width) and y == pytest.approx(
+        np.array([0.1, 0.1, 0.9]) * height
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *(
+            {"segmentation": each}
+            for each in ([[1, 2, 30, 40]], [[1, 2]], [1, 2, 3, 4, 5, 6], {}, {"size": [1, 1]}, "abc")
+        ),
+        *({"iscrowd": None}, {"iscrowd": "1"}, {"area": None}, {"area": "12"}, {"area": float("inf")}),
+        *({"segmentation": [[[1, 2], [30, 2], [30, 40]]]}, {"segmentation": [[1, 2], [1, 1, 9, 1, 9, 9]]}),
+    ],
+    ids=str,
+)
+def test_what_cocos_tools_cannot_read_is_completed(tmp_path, changed):
+    """The box stands for an unusable shape; training names and leaves out such annotations."""
+    pytest.importorskip("pycocotools", reason="reads the annotations")
+    write_coco(tmp_path, {"val": 3})
+    path = tmp_path / "annotations/instances_val2017.json"
+    contents = json.loads(path.read_text())
+    contents["annotations"][0] |= changed
+    path.write_text(json.dumps(contents))
+    truth = truth_of(ObjectStore(tmp_path).open("val"))
+    assert len(truth["annotations"]) == len(contents["annotations"])
+    for kind in ("bbox", "segm"):
+        assert average_precision(truth, [], kind).figures["ap"] == 0
+    assert truth["annotations"][0]["iscrowd"] == 0

@@ -8,6 +8,7 @@ from PIL import Image
 
 from data.pipeline.decoding import ORIENTATION
 from data.tools.checking_objects import check_objects, has_objects
+from data.tools.checking_pairs import has_pairs
 from tests.data.sources.object_sets import made, save, write_coco, write_yolo
 
 
@@ -69,6 +70,13 @@ def test_the_same_image_in_both_splits_is_a_finding(tmp_path):
     findings = check_objects(tmp_path, workers=1).findings
     images = tmp_path / "images"
     assert f"the same image in train and val: {images}/train/again.png, {images}/val/val_0.png" in findings
+
+
+def test_text_files_beside_images_are_no_label_maps(tmp_path):
+    write_yolo(tmp_path, {"train": 2, "val": 1})
+    assert has_objects(tmp_path) and not has_pairs(tmp_path)
+    save(tmp_path / "labels/train/train_0.png", np.zeros((4, 4, 3), np.uint8))
+    assert has_objects(tmp_path) and has_pairs(tmp_path)
 
 
 def test_a_split_that_cannot_be_read_is_a_finding(tmp_path):

@@ -90,7 +90,7 @@ def test_the_result_is_the_same_for_two_ranks(source):
     whole = evaluated(source, range(COUNT), wrong=[1, 4])
     first = evaluated_by(source, range(0, COUNT, 2), wrong=[1, 4])
     second = evaluated_by(source, range(1, COUNT, 2), wrong=[1, 4])
-    both = second.compute(TwoRanks((first._found, first._images)))
+    both = second.compute(TwoRanks(first._found))
     assert both.metrics == whole.metrics and both.samples == COUNT and both.tables == whole.tables
     assert 0 < whole.metrics["box_ap"] < 100
 
@@ -109,12 +109,3 @@ def test_detections_are_written_in_cocos_format(source, tmp_path):
                 for label, x1, y1, x2, y2 in image.objects]  # fmt: skip
     assert [(each["image_id"], each["category_id"], each["bbox"]) for each in entries] == expected
     assert set(entries[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
-
-
-def test_data_without_objects_cannot_be_evaluated(tmp_path):
-    source = ObjectStore(write_coco(tmp_path, {"val": 2}, empty=2)).open("val")
-    evaluator = DetectionEvaluator(Val(source), INFO)
-    empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())
-    evaluator.update([empty], Batch([torch.zeros(3, 8, 8)], [{"original": (8, 8)}], (0,)))
-    with raises(DataError, source.origin, "no objects to find"):
-        evaluator.compute(World())

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.pipeline.boxed import collate_boxed
 from models.detection.detector import Detector
 from scripts.open_model import open_model
+from scripts.predictor import Predictor
 from tasks.registry import new_task
 from tasks.show import draw_samples
 from tests.conftest import ROOT, run_program
@@ -21,7 +22,7 @@ from tests.tools.builders import configured
 from tests.tools.errors import raises
 from utils.batches import Batch
 from utils.distributed.world import World
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, DataError
 
 pytest.importorskip("pycocotools", reason="computes AP")
 
@@ -107,7 +108,7 @@ def test_masks_are_predicted_if_the_data_have_some(tmp_path, folder, layout):
     assert isinstance(model := task.new_model(data.info), Detector)
     assert (model.roi_head.mask_head is not None) == data.info.masks
     if layout != "coco":
-        with raises(ConfigError, "MODEL.DETECTOR.MASKS", "no object has a mask"):
+        with raises(ConfigError, "MODEL.DETECTOR.MASKS", "objects have no mask"):
             task_of(folder, tmp_path, MODEL__DETECTOR__MASKS=True).open_data()
 
 
@@ -118,6 +119,59 @@ def test_wide_and_high_images_come_in_pairs(folder):
     high = data.train.sizes()[:, 0] > data.train.sizes()[:, 1]
     pairs = high[order[: 2 * (high.sum() // 2 + (~high).sum() // 2)]].reshape(-1, 2)
     assert sorted(order.tolist()) == list(range(10)) and (pairs[:, 0] == pairs[:, 1]).all()
+
+
+def annotated(root, counts, change):
+    """A dataset of `write_coco` whose validation annotations are changed."""
+    write_coco(root, counts)
+    file = root / "annotations/instances_val2017.json"
+    contents = json.loads(file.read_text())
+    for each in contents["annotations"]:
+        change(each)
+    file.write_text(json.dumps(contents))
+    return root
+
+
+def test_what_cannot_be_evaluated_is_said_before_training(tmp_path, folder):
+    counts = {"train": 3, "val": 2}
+    crowds = annotated(tmp_path / "crowds", counts, lambda each: each.update(iscrowd=1))
+    with raises(DataError, crowds / "annotations/instances_val2017.json", "no objects to find"):
+        task_of(folder, crowds).open_data()
+    boxes = annotated(tmp_path / "boxes", counts, lambda each: each.pop("segmentation"))
+    assert task_of(folder, boxes).open_data().info.masks
+    with raises(ConfigError, "TEST.BEST", "mask_ap"):
+        task_of(folder, boxes, TEST__BEST="mask_ap").open_data()
+    with raises(ConfigError, "TEST.BEST", "mask_ap"):
+        task_of(folder, TEST__BEST="mask_ap", MODEL__DETECTOR__MASKS=False).open_data()
+
+
+def test_masks_that_some_objects_lack_are_an_error_at_the_start(tmp_path, folder):
+    write_coco(tmp_path, {"train": 4})
+    file = tmp_path / "annotations/instances_train2017.json"
+    contents = json.loads(file.read_text())
+    del contents["annotations"][0]["segmentation"]
+    file.write_text(json.dumps(contents))
+    total = len(contents["annotations"])
+    with raises(ConfigError, "MODEL.DETECTOR.MASKS", f"1 of {total} training objects"):
+        task_of(folder, tmp_path).open_data()
+    contents["annotations"][0]["iscrowd"] = 1  # crowds are not trained
+    file.write_text(json.dumps(contents))
+    assert task_of(folder, tmp_path).open_data().info.masks
+
+
+def test_classes_of_the_weights_are_matched_by_name(folder):
+    theirs = {"model": {}, "meta": {"dataset_meta": {"classes": ["blue", "green", "red"]}}}
+    cfg = configured(folder / "tiny.yaml", DATA__DATA_PATH=str(folder), EVAL_MODE=True, MODEL__RESUME="x.pth")
+    data = new_task(cfg, World(), theirs).open_data(("val",))
+    assert data.info.class_names == ("blue", "green", "red") and data.info.category_ids == (2, 46, 44)
+    theirs["meta"]["dataset_meta"]["classes"] = ["cat", "dog"]
+    with raises(DataError, folder / "annotations/instances_val2017.json", "class 'red'"):
+        new_task(cfg, World(), theirs).open_data(("val",))
+
+
+def test_maps_of_another_stride_are_refused(folder):
+    with raises(ConfigError, "MODEL.SWIN.PATCH_SIZE", "stride 4"):
+        task_of(folder, MODEL__SWIN__PATCH_SIZE=2).new_model(None)
 
 
 def test_four_stages_and_a_swin_are_needed(folder):
@@ -207,6 +261,25 @@ def test_objects_are_predicted_drawn_and_written(folder, trained, tmp_path):
     assert len(lines) == 5 and sum(len(line["objects"]) for line in lines) == len(entries)
     done = run_program(*command, "--pictures", tmp_path / "drawn", program=ROOT / "scripts/predict.py")
     assert done.code == 0 and len(list((tmp_path / "drawn").iterdir())) == 5
+    number = next(
+        i for i, line in enumerate(lines) if line["objects"]
+    )  # scores below the usual 0.3 are drawn, as asked
+    (path,) = (tmp_path / "drawn").glob(f"{number}_*.png")
+    drawn = Image.open(path).convert("RGB")
+    plain = Image.open(images / f"{path.stem.partition('_')[2]}.png").convert("RGB").resize(drawn.size)
+    assert np.abs(np.asarray(drawn).astype(int) - np.asarray(plain)).max() > 100
+
+
+@pytest.mark.seconds
+def test_images_without_objects_and_unreadable_ones_differ(folder, trained, tmp_path):
+    (tmp_path / "a.png").write_bytes((folder / "val2017/val_1.png").read_bytes())
+    (tmp_path / "b.png").write_bytes(b"no image")
+    command = [tmp_path, "--model", trained / "checkpoints/last.pth", "--threshold", "0.999"]
+    for target in ("out.csv", "out.jsonl"):
+        run_program(*command, "--output", tmp_path / target, program=ROOT / "scripts/predict.py")
+    assert (tmp_path / "out.csv").read_text().splitlines()[0] == "path,class,score,x1,y1,x2,y2"
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["objects"] for line in lines] == [[], None]
 
 
 @pytest.mark.seconds
@@ -237,6 +310,12 @@ def test_what_a_detector_cannot_do_is_one_line(folder, trained, tmp_path):
     ):
         done = run_program(*given, program=ROOT / f"scripts/{program}.py")
         assert done.code == 2 and done.err.startswith(f"error: {subject}: ") and done.err.count("\n") == 1
+
+
+@pytest.mark.seconds
+def test_a_predictor_of_classes_is_none_of_objects(trained):
+    with raises(ConfigError, trained / "checkpoints/best.pth", "scripts/predict.py"):
+        Predictor(str(trained / "checkpoints/best.pth"))
 
 
 @pytest.mark.seconds
