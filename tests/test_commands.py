@@ -8,9 +8,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import main as program
 from configs import loading
@@ -70,6 +72,7 @@ def workspace(tmp_path, monkeypatch, small_recipes):
             shutil.copytree(source, folder / "datasets/digits" / split / str(digit))
     shutil.copytree(folder / "photographs/val/class_0", folder / "photos")
     shutil.copytree(folder / "photographs/train", folder / "by_class")
+    write_streets(folder / "streets")
     rows = [f"{path},{path.parent.name}; all" for path in sorted((folder / "by_class").rglob("*.jpg"))]
     (folder / "labels.csv").write_text("\n".join(["path,labels", *rows]))
     shutil.copy(folder / "photos/photo_0.jpg", folder / "photo.jpg")
@@ -87,6 +90,16 @@ def workspace(tmp_path, monkeypatch, small_recipes):
     save_weights(folder / "IN.pth", "swin_tiny", 1000)
     monkeypatch.chdir(folder)
     return folder
+
+
+def write_streets(folder):
+    """Images with label maps, of which value 11 has no class."""
+    labels = np.arange(48 * 64, dtype=np.uint8).reshape(48, 64) % 12
+    for split, count in (("train", 3), ("val", 2)):
+        for i in range(count):
+            for name, pixels in (("images", np.stack([labels * 20 + i] * 3, 2)), ("labels", labels)):
+                (folder / name / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / name / split / f"{i}.png")
 
 
 def save_weights(path, recipe, classes):
@@ -123,7 +136,7 @@ def test_the_commands_of_the_pages_run(workspace, capsys, monkeypatch, pages, fi
     save_weights(workspace / "FILE", file_of, 1000)
     text = "\n".join((ROOT / page).read_text() for page in pages)
     known = dict(re.findall(r"^(\w+)=(\S+)", text, re.MULTILINE)) | {"imagenet": "photographs", "images": "photographs"}
-    known |= {"imagenet22k": "22k", "classes": "by_class"}
+    known |= {"imagenet22k": "22k", "classes": "by_class", "camvid": "streets"}
     for shell in re.findall(r"^mkdir -p .*?^done$", text, re.MULTILINE | re.DOTALL):
         subprocess.run(["bash", "-c", shell], check=True)
     seen = 0
