@@ -34,10 +34,10 @@ class Card:
     dataset: str = ""
 
 
-def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
+def model_card(opened: ModelFile, card: Card, library: str = "") -> str:
     """Returns README.md: hub metadata, results, usage, preprocessing and recipe.
 
-    Args: opened: of a task with a card.
+    Args: opened: of a task with a card; library: that loads the published files, besides this program.
     """
     text = opened.task.card(opened.info)
     assert text is not None
@@ -48,9 +48,9 @@ def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
         model_name=card.repository,
         eval_results=results or None,
         license=card.license or None,
-        library_name="timm" if in_timm else None,
+        library_name=library or None,
         pipeline_tag=text.tag,
-        tags=[text.tag, "swin", *(["timm"] if in_timm else [])],
+        tags=[text.tag, "swin", *([library] if library else [])],
         datasets=[card.dataset] if card.dataset else None,
     )
     words = [f"{METRICS.get(name, (name, name))[1]} {value:.2f}%" for name, value in scores.items()]
@@ -61,7 +61,7 @@ def model_card(opened: ModelFile, card: Card, in_timm: bool) -> str:
         f"{type(opened.model).__name__}, {count_parameters(opened.model) / 1e6:.1f} M parameters,"
         f" {count_flops(opened.model, opened.size) / 1e9:.3g} GFLOPs at {size}, {classes:,} classes.{judged}",
         "## Use",
-        *([f"With timm:\n\n{_fenced('python', _timm_example(opened, card))}"] if in_timm else []),
+        *([f"With {library}:\n\n{_fenced('python', EXAMPLES[library](opened, card))}"] if library else []),
         "With the program that trained it, from its folder:",
         *([_fenced("python", text.example.replace("{model}", f"hf:{card.repository}"))] if text.example else []),
         _fenced(
@@ -137,6 +137,29 @@ with torch.no_grad():
     probabilities = (model(transform(image)[None])[0]{scaled}).{probabilities}
 for probability, label in zip(*probabilities.topk({min(3, len(opened.class_names))})):
     print(model.pretrained_cfg["label_names"][label], f"{{probability:.1%}}")"""
+
+
+def _transformers_example(opened: ModelFile, card: Card) -> str:
+    mean, std = (
+        ", ".join(f"{value:.4g}" for value in values)
+        for values in (opened.preprocessing.mean, opened.preprocessing.std)
+    )
+    return f"""\
+import numpy as np
+import torch
+from PIL import Image
+from transformers import UperNetForSemanticSegmentation
+
+model = UperNetForSemanticSegmentation.from_pretrained("{card.repository}").eval()
+image = Image.open("photo.jpg").convert("RGB")  # resized as described below
+pixels = (np.asarray(image) / 255 - [{mean}]) / [{std}]
+with torch.no_grad():
+    logits = model(torch.from_numpy(pixels).float().permute(2, 0, 1)[None]).logits
+print(model.config.id2label[int(logits[0].argmax(0).mode().values[0])])"""
+
+
+# of the libraries in scripts/hub_peers.py
+EXAMPLES = {"timm": _timm_example, "transformers": _transformers_example}
 
 
 def _classes(opened: ModelFile) -> str:

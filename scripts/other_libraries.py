@@ -105,8 +105,13 @@ def _transformers(o: PyramidOptions, weights: dict[str, Tensor]) -> Loaded:
 
 
 def build_upernet(model: Any, weights: dict[str, Tensor]) -> Forward | None:
-    """Returns the forward pass of transformers' UPerNet with `weights` in its layout; None if it is not installed or
-    has no such model.
+    """Returns the forward pass of `upernet`, without gradients."""
+    peer = upernet(model, weights)
+    return None if peer is None else torch.no_grad()(lambda images: logits_of(peer(images)))
+
+
+def upernet(model: Any, weights: dict[str, Tensor]) -> Any:
+    """Returns transformers' UPerNet with `weights` in its layout; None if it is not installed or has no such model.
 
     Args: model: a segmenter, whose sizes are taken. Raises: RuntimeError if weights are missing or unexpected.
     """
@@ -134,7 +139,7 @@ def build_upernet(model: Any, weights: dict[str, Tensor]) -> Forward | None:
     missing = [name for name in info["missing_keys"] if not name.endswith(unused)]
     if missing or info["unexpected_keys"]:
         raise RuntimeError(f"transformers misses {missing[:3]} and does not expect {list(info['unexpected_keys'])[:3]}")
-    return torch.no_grad()(lambda images: logits_of(peer.eval()(images)))
+    return peer.eval()
 
 
 _PEERS = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}

@@ -1,10 +1,10 @@
-"""Publishes a model on the Hugging Face hub, for this program and, if timm supports the architecture, for timm.
+"""Publishes a model on the Hugging Face hub, for this program and for timm or transformers, if they have the model.
 
     python scripts/push_to_hub.py output/swin_tiny/mine OWNER/NAME --license mit
     python scripts/push_to_hub.py output/swin_tiny/mine OWNER/NAME --folder published      # writes it, uploads nothing
 
-A repository contains model.safetensors, a model card and, if timm computes the same, config.json in timm's format. Both
-programs must reproduce the logits before anything is uploaded. `hf auth login` stores the token required by the hub.
+A repository contains model.safetensors, a model card and, if timm (for classifiers) or transformers (for segmenters)
+computes the same, its config.json. It must reproduce the logits before anything is uploaded. `hf auth login` stores the token required by the hub.
 """
 
 import re

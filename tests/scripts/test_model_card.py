@@ -37,7 +37,7 @@ def rows(text):
 
 def test_classes_have_their_images_and_scores(opened):
     """Undefined scores are left empty, and macro F1 is that of the classes with samples or predictions."""
-    text = model_card(opened(**STORED), Card("me/tench"), in_timm=True)
+    text = model_card(opened(**STORED), Card("me/tench"), "timm")
     assert rows(text) == [
         ["class", "training images", "validation images", "recall, %", "precision, %", "F1, %"],
         ["---", *["---:"] * 5],
@@ -53,7 +53,7 @@ def test_classes_have_their_images_and_scores(opened):
 
 
 def test_without_results_classes_are_listed(opened):
-    text = model_card(opened(), Card("me/tench"), in_timm=False)
+    text = model_card(opened(), Card("me/tench"))
     assert "class_0, class_1, tench" in text and not rows(text)
     assert "validation" not in text and "import timm" not in text and "Trained on" not in text
 
