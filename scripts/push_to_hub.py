@@ -4,7 +4,8 @@
     python scripts/push_to_hub.py output/swin_tiny/mine OWNER/NAME --folder published      # writes it, uploads nothing
 
 A repository contains model.safetensors, a model card and, if timm (for classifiers) or transformers (for segmenters)
-computes the same, its config.json. It must reproduce the logits before anything is uploaded. `hf auth login` stores the token required by the hub.
+computes the same, its config.json. It must reproduce the logits before anything is uploaded. `hf auth login` stores the
+token required by the hub.
 """
 
 import re
