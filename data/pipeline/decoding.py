@@ -57,6 +57,16 @@ def _decode_by_pillow(data: bytes, name: str, upright: bool) -> Image.Image:
         return _turned(pixels, orientation(image)) if upright else pixels
 
 
+def upright_size(data: bytes, name: str) -> tuple[int, int]:
+    """Returns the height and width of an image, turned by its EXIF orientation, from its header. Raises: DataError."""
+    with _image_errors(data, name):
+        if data[4:12] in HEIF:
+            _enable_heif()
+        image = Image.open(io.BytesIO(data))
+        height, width = image.height, image.width
+        return (width, height) if orientation(image) > 4 else (height, width)
+
+
 @cache
 def _enable_heif() -> None:
     """Registers the decoder of HEIC files with Pillow; it turns them upright itself."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import yaml
-from PIL import Image
 
-from data.pipeline.decoding import orientation
+from data.pipeline.decoding import upright_size
 from data.sources.base import read_file
 from data.sources.box_files import ImageObjects, class_names_of_voc, parse_voc, parse_yolo
 from data.sources.coco import read_coco
@@ -210,7 +209,12 @@ class _Yolo:
             if path.is_file():  # without one, an image has no objects
                 stamps.append(stamp(path))
                 text = read_file(path).decode("utf-8-sig", "replace")
-            found.append((file, parse_yolo(text, _size_of(folder / file), len(names), str(path))))
+            found.append(
+                (
+                    file,
+                    parse_yolo(text, upright_size(read_file(folder / file), str(folder / file)), len(names), str(path)),
+                )
+            )
         return _joined(folder, found, names, stamps)
 
 
@@ -297,13 +301,3 @@ def _checked_names(names: Sequence[object], path: Path) -> list[str]:
         raise DataError(str(path), "the names of the classes are not numbered from 0, or are no text", _NAMES)
     check_unique("class", checked, str(path))
     return checked
-
-
-def _size_of(path: Path) -> tuple[int, int]:
-    """Returns the height and width of an image, upright by its EXIF orientation, from its header. Raises: DataError."""
-    try:
-        with Image.open(path) as image:
-            size = image.height, image.width
-            return size[::-1] if orientation(image) > 4 else size
-    except Exception as e:  # Pillow raises any type
-        raise DataError(str(path), f"not a readable image ({str(e)[:80]})", "restore or remove it") from e

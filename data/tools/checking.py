@@ -3,11 +3,11 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from data.pipeline.decoding import decode, decode_bands, decode_jpeg, jpeg_size, orientation
 from data.pipeline.fork_server import worker_pool
@@ -24,6 +24,7 @@ WHOLE = ""  # the split of a dataset without splits
 LISTED = 30  # classes in the table
 WARN_AT = 10  # times the images of the smallest class
 SHOWN = 3  # names listed in a finding about many files
+T = TypeVar("T")
 Classes = dict[str, list[str]]  # class -> its files; flat images have the class ""
 
 
@@ -206,6 +207,12 @@ def _apart(one: tuple[str, str], other: tuple[str, str]) -> str:
     if one[0] != other[0]:
         return "train and val"
     return "two classes" if one[1] != other[1] else ""
+
+
+def examine_all(examine: Callable[[int], T], count: int, workers: int) -> list[T]:
+    """Examines the samples 0 to `count` in processes, with a progress bar. Args: examine: must pickle."""
+    with worker_pool(workers) as pool:
+        return list(track(pool.map(examine, range(count), chunksize=16), "checking", count, "images"))
 
 
 def describe_images(found: Sequence[tuple[str, tuple[int, int], bool]], report: Report, title: str = "sizes") -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.pipeline.decoding import decode, decode_bands, orientation
-from data.pipeline.fork_server import worker_pool
 from data.sources.instances import AnnotatedImage
 from data.sources.object_store import ObjectSource, ObjectStore
-from data.tools.checking import LISTED, SHOWN, WARN_AT, Report, describe_images, find_copies
+from data.tools.checking import LISTED, SHOWN, WARN_AT, Report, describe_images, examine_all, find_copies
 from utils.errors import DataError, count, listing
-from utils.terminal import table_lines, track
+from utils.terminal import table_lines
 
 SIDES = (32, 96)  # between small, medium and large objects, as in COCO's figures: roots of areas in pixels
 
@@ -53,19 +52,13 @@ def check_objects(root: Path, workers: int, channels: int = 3) -> Report:
             sources[split] = store.open(split, names)
         except DataError as e:
             report.findings.append(f"{e.problem}: {e.subject}")
-    found = {split: _examined(source, workers, channels) for split, source in sources.items()}
+    found = {split: examine_all(_Examine(source, channels), len(source), workers) for split, source in sources.items()}
     for split, source in sources.items():
         _describe(split, source, found[split], report)
     _describe_classes(sources, report)
     digests = {split: [(each.name, each.digest) for each in own if each.digest] for split, own in found.items()}
     find_copies(digests, report)
     return report
-
-
-def _examined(source: ObjectSource, workers: int, channels: int) -> list[Examined]:
-    with worker_pool(workers) as pool:
-        results = pool.map(_Examine(source, channels), range(len(source)), chunksize=16)
-        return list(track(results, "checking", len(source), "images"))
 
 
 class _Examine:

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.pipeline.decoding import decode, decode_bands, orientation
-from data.pipeline.fork_server import worker_pool
 from data.pipeline.label_maps import histogram, read_label_map, shown
 from data.sources.class_tables import ClassTable, class_table
 from data.sources.folders import images_below
 from data.sources.label_coding import CodingOptions, decide
 from data.sources.pairs import PairSource, PairStore
-from data.tools.checking import Report, describe_images, find_copies
+from data.tools.checking import Report, describe_images, examine_all, find_copies
 from utils.errors import DataError, count, listing, one_line
-from utils.terminal import table_lines, track
+from utils.terminal import table_lines
 
 LISTED = 40  # values in the table
 SHOWN = 3  # names listed in a finding about many files
@@ -71,7 +70,7 @@ def check_pairs(root: Path, workers: int, channels: int = 3) -> Report:
         except DataError as e:
             report.findings.append(f"{e.problem}: {e.subject}")
             continue
-        found[split] = _examined(source, workers, channels)
+        found[split] = examine_all(_Examine(source, channels), len(source), workers)
         _describe(split, found[split], report)
     counts = {split: _values(pairs) for split, pairs in found.items()}
     _describe_values(counts, report)
@@ -79,12 +78,6 @@ def check_pairs(root: Path, workers: int, channels: int = 3) -> Report:
     digests = {split: [(pair.name, pair.digest) for pair in own if pair.digest] for split, own in found.items()}
     find_copies(digests, report)
     return report
-
-
-def _examined(source: PairSource, workers: int, channels: int) -> list[Pair]:
-    with worker_pool(workers) as pool:
-        results = pool.map(_Examine(source, channels), range(len(source)), chunksize=16)
-        return list(track(results, "checking", len(source), "images"))
 
 
 class _Examine:

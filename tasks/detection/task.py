@@ -42,6 +42,7 @@ from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
 ON_SHEET = 4  # images in the picture of examples
+MASK_HEAD = "roi_head.mask_head."  # begins the names of its weights
 CLASSES_WITHOUT_DATA = 80  # COCO's, to measure throughput
 
 
@@ -60,7 +61,7 @@ class Detection(Task):
         return cls.best if metric in (AUTO, "box_ap") else Best(metric, title=f"validation {metric}, %")
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
-        """Opens the splits; classes are matched by name, with those of the weights if only "val" is opened."""
+        """Opens the splits; classes are matched by name, to the classes of the weights if only "val" is opened."""
         data, path = self.cfg.DATA, self.cfg.DATA.DATA_PATH
         with self.world.local_main_first(), opening(path):
             store = ObjectStore(Path(path))
@@ -284,9 +285,6 @@ class Detection(Task):
         short = min(image_size(self.cfg.TEST.IMG_SIZE)) or self.cfg.TEST.SHORT_SIDE
         sides = f"a short side of {short} and a long side of {self.cfg.AUG.LONG_SIDE} pixels at most"
         return f"resized to {sides}; {self.preprocessing.normalised}"
-
-
-MASK_HEAD = "roi_head.mask_head."
 
 
 def _first(found: Detections, number: int) -> Detections:

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tasks.registry import new_task
 from tasks.show import draw_samples
 from tests.conftest import ROOT, run_program
 from tests.data.sources.object_sets import WRITERS, write_coco, write_voc
+from tests.tasks.parts import same_bits_in_two_parts
 from tests.tools.builders import configured
 from tests.tools.errors import raises
 from utils.batches import Batch
@@ -201,15 +203,7 @@ def test_it_learns_and_its_metrics_are_recorded(trained):
 @pytest.mark.seconds
 def test_a_run_in_two_parts_ends_with_the_same_bits(folder, trained):
     """With loader workers, which the whole run had none of."""
-    run(folder, "--tag", "parts", "--opts", "DATA.NUM_WORKERS", 1, "TRAIN.SAVE_EVERY_UPDATES", 1)
-    checkpoints = folder / "det/parts/checkpoints"
-    for path in (*checkpoints.glob("last.pth"), *checkpoints.glob("best.pth"), *checkpoints.glob("ckpt_epoch_1*.pth")):
-        path.unlink()
-    run(folder, "--tag", "parts")
-    states = [
-        torch.load(folder / f"det/{tag}/checkpoints/last.pth", weights_only=True)["model"] for tag in ("whole", "parts")
-    ]
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert same_bits_in_two_parts(partial(run, folder), folder / "det", last_epoch=1)
 
 
 @pytest.mark.seconds

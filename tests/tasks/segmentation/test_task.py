@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from scripts.open_model import open_model
 from tasks.registry import new_task
 from tasks.show import draw_samples
 from tests.conftest import ROOT, run_program
+from tests.tasks.parts import same_bits_in_two_parts
 from tests.tools.builders import configured
 from utils.batches import Batch
 from utils.distributed.world import World
@@ -130,17 +132,8 @@ def test_sharded_training_is_the_same(folder):
 
 @pytest.mark.seconds
 def test_a_run_in_two_parts_ends_with_the_same_bits(folder, trained):
-    run(folder, "--tag", "parts", "--opts", "TRAIN.SAVE_EVERY_UPDATES", 1, "DATA.NUM_WORKERS", 1)
-    for name in ("last", "best"):
-        (folder / f"seg/parts/checkpoints/{name}.pth").unlink(missing_ok=True)
-    kept = sorted((folder / "seg/parts/checkpoints").glob("ckpt_epoch_*.pth"))
-    for path in [each for each in kept if "epoch_2" in each.name]:
-        path.unlink()
-    run(folder, "--tag", "parts")
-    states = [
-        torch.load(folder / f"seg/{tag}/checkpoints/last.pth", weights_only=True)["model"] for tag in ("whole", "parts")
-    ]
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    """With loader workers, which the whole run had none of."""
+    assert same_bits_in_two_parts(partial(run, folder), folder / "seg", last_epoch=2)
 
 
 @pytest.mark.seconds
