@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.pipeline.decoding import ORIENTATION
+from data.pipeline.decoding import ORIENTATION, decode
 from data.sources.object_store import ObjectStore
+from tests.conftest import ROOT
 from tests.data.sources.object_sets import made, save, voc_text, write, write_coco, write_voc, write_yolo
 from tests.tools.errors import raises
 from utils.errors import DataError
@@ -237,4 +239,17 @@ def test_lists_of_voc_may_have_names_with_spaces_and_columns(tmp_path):
     assert len(ObjectStore(tmp_path).open("train")) == 2
     (tmp_path / "ImageSets/Main/train.txt").write_bytes(b"\xff\xfe\n")
     with raises(DataError, tmp_path / "ImageSets/Main/train.txt"):
+        ObjectStore(tmp_path).open("train")
+
+
+def test_heic_images_of_yolo_have_a_size(tmp_path):
+    pytest.importorskip("pi_heif", reason="decodes HEIC")
+    write_yolo(tmp_path, {"train": 1})
+    shutil.copy(ROOT / "tests/data/photo.heic", tmp_path / "images/train/phone.HEIC")
+    source = ObjectStore(tmp_path).open("train")
+    sizes = {source.image(i).file: source.image(i).size for i in range(2)}
+    path = tmp_path / "images/train/phone.HEIC"
+    assert sizes["phone.HEIC"] == decode(path.read_bytes(), str(path), upright=True).size[::-1]
+    path.write_bytes(b"no image")
+    with raises(DataError, path, "not a readable image"):
         ObjectStore(tmp_path).open("train")
