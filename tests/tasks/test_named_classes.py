@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.named_classes import NamedClasses, stored_names
+from tasks.named_classes import NamedClasses, stored_names, with_names
 from tests.tools.errors import raises
 from utils.errors import CheckpointError
 
@@ -19,6 +19,11 @@ from utils.errors import CheckpointError
 def test_names_are_read_from_any_program(contents):
     assert stored_names(contents, 2) == ("x", "y")
     assert stored_names(contents, 3) == ("class 0", "class 1", "class 2")
+
+
+def test_names_are_put_where_this_program_stores_them():
+    assert with_names({"meta": {"CLASSES": ("x", "y")}})["class_names"] == ["x", "y"]
+    assert with_names({"class_names": ["a"]}) == {"class_names": ["a"]} and with_names({"meta": 3}) == {"meta": 3}
 
 
 @pytest.mark.parametrize("meta", [None, 3, {"CLASSES": 2}, {"classes": [1, 2]}, {"dataset_meta": {"classes": "ab"}}])

@@ -106,6 +106,26 @@ def test_each_class_has_its_own_row(source):
     assert rows[0].min() > 99 and rows[1].max() == 0
 
 
+def test_the_size_of_a_mask_is_its_own_not_that_of_its_box():
+    """A false mask of 900 pixels counts among small objects, whatever its box."""
+    inside, aside = np.zeros((120, 120), bool), np.zeros((120, 120), bool)
+    inside[:30, :30] = aside[60:90, 60:90] = True
+    image = {"image_id": 1, "category_id": 1}
+    truth = {
+        "images": [{"id": 1, "height": 120, "width": 120}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            image | {"id": 1, "bbox": [0, 0, 30, 30], "area": 900, "iscrowd": 0, "segmentation": encoded(inside)}
+        ],
+    }
+    found = [
+        image | {"bbox": [0, 0, 30, 30], "score": 0.5, "segmentation": encoded(inside)},
+        image | {"bbox": [10, 10, 110, 110], "score": 0.9, "segmentation": encoded(aside)},
+    ]
+    assert average_precision(truth, found, "segm").figures["ap_small"] == pytest.approx(50)
+    assert average_precision(truth, found, "bbox").figures["ap_small"] == pytest.approx(100)
+
+
 def test_perfect_detections_and_none(source):
     truth = truth_of(source)
     perfect = [

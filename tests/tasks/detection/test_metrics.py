@@ -85,14 +85,15 @@ class TwoRanks(World):
         return [self.other, value]
 
 
-def test_the_result_is_the_same_for_two_ranks(source):
+def test_the_result_is_the_same_for_two_ranks(source, tmp_path):
     """All scores are equal, so the order of the detections would show."""
-    whole = evaluated(source, range(COUNT), wrong=[1, 4])
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    whole = evaluated(source, range(COUNT), wrong=[1, 4], target=str(files[0]))
     first = evaluated_by(source, range(0, COUNT, 2), wrong=[1, 4])
-    second = evaluated_by(source, range(1, COUNT, 2), wrong=[1, 4])
+    second = evaluated_by(source, range(1, COUNT, 2), wrong=[1, 4], target=str(files[1]))
     both = second.compute(TwoRanks(first._found))
     assert both.metrics == whole.metrics and both.samples == COUNT and both.tables == whole.tables
-    assert 0 < whole.metrics["box_ap"] < 100
+    assert 0 < whole.metrics["box_ap"] < 100 and files[0].read_text() == files[1].read_text()
 
 
 def test_only_evaluated_images_count(source):

@@ -171,6 +171,30 @@ def test_classes_of_the_weights_are_matched_by_name(folder):
         new_task(cfg, World(), theirs).open_data(("val",))
 
 
+def test_images_are_padded_with_zeros_one_at_a_time(folder):
+    seen = []
+
+    def model(images, frames):
+        seen.append((tuple(images.shape), frames[0], images[0, :, frames[0].size[0] :].abs().sum().item()))
+        return ["found"]
+
+    images = [torch.ones(3, 64, 70), torch.ones(3, 33, 96)]
+    targets = [{"original": (128, 140)}, {"original": (33, 96)}]
+    assert task_of(folder).forward(model, Batch(images, targets, (0, 1))) == ["found", "found"]
+    assert [shape for shape, *_ in seen] == [(1, 3, 64, 96), (1, 3, 64, 96)]
+    assert [frame for _, frame, _ in seen] == [((64, 70), (128, 140)), ((33, 96), (33, 96))]
+    assert not any(padding for *_, padding in seen)
+
+
+def test_layers_for_classes_of_mmdetections_files_are_new(folder):
+    task = task_of(folder)
+    info = task.open_data().info
+    model, weights = task.new_model(info), task.new_model(info).state_dict()
+    line = task.load(model, {"state_dict": weights, "meta": {"CLASSES": ("cat", "dog")}}, "x", info)
+    assert "new: roi_head.bbox_head, roi_head.mask_head" in line
+    assert "new: nothing" in task.load(model, {"state_dict": weights, "meta": {"CLASSES": ("red", "blue")}}, "x", info)
+
+
 def test_maps_of_another_stride_are_refused(folder):
     with raises(ConfigError, "MODEL.SWIN.PATCH_SIZE", "stride 4"):
         task_of(folder, MODEL__SWIN__PATCH_SIZE=2).new_model(None)
