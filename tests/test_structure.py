@@ -198,6 +198,18 @@ def test_every_library_file_has_a_test_file():
             assert small and covered, f"{name(path)}: tests/{name(path.parent)}/test_{path.name} is missing"
 
 
+def test_every_script_reports_its_errors_in_one_place():
+    """`run_to_exit_code` also makes text printable that the terminal cannot encode."""
+    programs = [path for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text()]
+    programs = [path for path in programs if path.name != "doc_tables.py"]  # for developers, without input
+    assert len(programs) >= 8
+    for path in programs:
+        calls = {
+            node.func.id for node in ast.walk(parsed(path)) if isinstance(node, ast.Call) and hasattr(node.func, "id")
+        }
+        assert "run_to_exit_code" in calls, path
+
+
 def test_what_reads_the_configuration_returns_typed_values():
     for path in SOURCES:
         if path.relative_to(ROOT).parts[0] == "configs":

@@ -23,6 +23,7 @@ from configs.schema import KEYS, TASKS
 from tests.conftest import RELEASED, ROOT
 from tests.tools.errors import raises
 from utils.errors import ConfigError, one_line
+from utils.training.plan import epochs_for
 
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 GOLDEN = Path(__file__).parent / "golden.yaml"
@@ -575,6 +576,12 @@ def test_the_number_of_experts_is_part_of_the_configuration(monkeypatch):
 )
 def test_values_that_name_files_or_the_machine_are_local(name, value, expected):
     assert is_local(name, value) == expected
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "finetune_large"])
+def test_runs_are_not_ended_before_their_rate_has_fallen(recipe):
+    """A best evaluation by chance, early in a run on few images, must leave half of the schedule."""
+    assert load_config(recipe).TRAIN.PATIENCE > epochs_for(1) / 2
 
 
 def test_what_needs_validation_data_is_said(caplog):

@@ -48,6 +48,22 @@ def test_other_tables_and_the_terminal(made, photos, tmp_path, capsys):
     assert head.split("  ")[0] == "image" and row.startswith(str(image))
 
 
+def test_a_model_that_gives_nan_has_no_class_and_valid_json(made, photos, tmp_path, capsys):
+    """All its weights are finite."""
+    contents = torch.load(made[0] / "model.pth")
+    head = contents["model"]["head.weight"]
+    head[:] = 3e38 * torch.tensor([1.0, -1.0]).repeat(head.shape[1] // 2)
+    torch.save(contents, tmp_path / "nan.pth")
+    image, model = str(next((photos / "val").rglob("*.jpg"))), str(tmp_path / "nan.pth")
+    assert main([image, "--model", model, "--output", str(tmp_path / "a.jsonl")]) == 0
+    (line,) = (tmp_path / "a.jsonl").read_text().splitlines()
+    record = json.loads(line, parse_constant=pytest.fail)
+    assert not any(record["classes"]) and set(record["probabilities"]) == {None}
+    capsys.readouterr()
+    assert main([image, "--model", model]) == 0
+    assert " nan" not in capsys.readouterr().out.lower().replace(image.lower(), "").replace(model.lower(), "")
+
+
 def test_an_image_that_cannot_be_read_has_no_class(made, photos, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     first, second, *_ = sorted(str(path) for path in (photos / "val").rglob("*.jpg"))

@@ -357,11 +357,13 @@ def test_the_state_of_a_swin_of_transformers_loads():
     [
         lambda state: {"model_ema": {"n_averaged": torch.tensor(7), **{f"module.{k}": v for k, v in state.items()}}},
         lambda state: {"model_state_dict": state, "loss": torch.tensor(0.3)},
+        lambda state: {"model_state_dict": state},
+        lambda state: {"net": state},
         lambda state: {"net": state, "loss": torch.tensor(0.3), "optimizer": {"lr": torch.tensor(0.1)}},
         lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}, "epoch": 3},
         lambda state: {**state, "history": {"loss": torch.tensor(0.3)}},
     ],
-    ids=["AveragedModel", "model_state_dict", "another name", "Lightning", "top level"],
+    ids=["AveragedModel", "model_state_dict", "no loss", "one other name", "another name", "Lightning", "top level"],
 )
 def test_weights_are_found_under_the_names_that_training_programs_use(wrap):
     source, target = randomize(small()), small()

@@ -65,6 +65,7 @@ def test_a_checkpoint_of_this_program_is_unchanged():
         ("class_colours", [[0, 0]]),
         ("label_values", {"x": 0}),
         ("label_values", {"0": -1}),
+        ("category_ids", [1, -2]),
     ],
 )
 def test_malformed_metadata_are_refused_in_our_checkpoints_and_dropped_from_others(name, value):

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shlex
 import threading
 
 import pytest
@@ -57,6 +58,16 @@ def test_fault_08_another_configuration_is_refused_once_something_was_trained(tm
     with raises(ConfigError, tmp_path, "TAG was y, now z", "--tag"):
         folder.acquire("TAG: z\n", lambda text: ["TAG was y, now z"])
     assert folder.config.read_text() == "TAG: y\n"
+
+
+def test_the_command_that_continues_elsewhere_is_quoted(tmp_path):
+    folder = RunFolder(tmp_path / "x $(date)", World())
+    claim(folder, "TAG: x\n")
+    save_checkpoint(folder.checkpoints, "ckpt_epoch_0.pth", {"model": {}})
+    with pytest.raises(ConfigError) as caught:
+        folder.acquire("TAG: x\n", lambda text: ["TRAIN.EPOCHS was 1, now 2"])
+    words = shlex.split(caught.value.remedy)
+    assert words[words.index("--resume") + 1] == f"{folder.path}/checkpoints/last.pth"
 
 
 def test_a_dry_run_of_another_configuration_leaves_the_folder_alone(tmp_path, caplog):

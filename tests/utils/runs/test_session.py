@@ -263,12 +263,27 @@ def test_printed_commands_are_quoted_for_the_shell(tmp_path, caplog):
     folder = tmp_path / "x $(date)"
     folder.mkdir()
     run_state = train_state(small())
-    with caplog.at_level(logging.INFO), session(folder, run_state, plan()) as run_session:
+    subject = Subject(predicts=True)
+    with caplog.at_level(logging.INFO), session(folder, run_state, plan(), subject=subject) as run_session:
         train(run_session, run_state, plan())
         run_session.end_epoch(judged(50.0))
-    (line,) = (r.getMessage() for r in caplog.records if "--eval" in r.getMessage())
-    words = shlex.split(line)
-    assert words[words.index("--resume") + 1] == f"{folder}/checkpoints/best.pth"
+    for option, value in (("--resume", f"{folder}/checkpoints/best.pth"), ("--model", str(folder))):
+        (line,) = (r.getMessage() for r in caplog.records if option in r.getMessage())
+        words = shlex.split(line)
+        assert words[words.index(option) + 1] == value
+
+
+def test_the_command_of_a_diverged_run_is_quoted(tmp_path):
+    folder = tmp_path / "x $(date)"
+    folder.mkdir()
+    run_state, run_plan = train_state(small()), plan()
+    with (
+        pytest.raises(NumericsError) as caught,
+        session(folder, run_state, run_plan, save_updates=2) as run_session,
+    ):
+        train(run_session, run_state, run_plan, [*batches(4), *poisoned(batches(5))])
+    words = shlex.split(caught.value.remedy)
+    assert words[words.index("--resume") + 1] == f"{folder}/checkpoints/ckpt_epoch_0_step_6.pth"
 
 
 def test_files_that_a_run_did_not_write_are_not_named(tmp_path, caplog):
