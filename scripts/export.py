@@ -13,19 +13,20 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the program
 
 from configs.loading import dump_config
 from scripts.exported_model import NOTES, open_exported
 from scripts.open_model import ModelFile, open_model
-from utils.checkpoints.contents import TUNED
+from tasks.export import Export
+from utils.checkpoints.contents import CLASSES, TUNED
 from utils.errors import CheckpointError, ConfigError, run_to_exit_code
 from utils.eval_cache import keep_derived
 from utils.files import writing
@@ -33,7 +34,7 @@ from utils.script_parser import ScriptParser
 from utils.terminal import say
 
 OPSET = 20
-TOLERANCE = 1e-4  # difference of logits, relative to the largest
+TOLERANCE = 1e-4  # of the largest output
 ANY = 2  # batch size of the example input for a dynamic batch
 
 
@@ -45,51 +46,55 @@ def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
     if getattr(opened.model, "expert_layers", list)():
         problem = "a mixture of experts cannot be exported, since its routing depends on values"
         raise ConfigError("MODEL.TYPE", problem, "predict with its checkpoint")
-    if opened.task.unexported:
-        problem = f"a model of {opened.task.name} cannot be exported, since {opened.task.unexported}"
-        raise ConfigError("TASK", problem, "predict with its checkpoint")
     if not opened.class_names:
         raise ConfigError("TASK", f"a model of {opened.task.name} cannot be exported", "use a classifier")
-    images = torch.randn(batch or ANY, opened.channels, *opened.size)
+    own = opened.task.export(opened.model, batch)
     notes = {
         **{name: opened.task.contents[name] for name in TUNED if name in opened.task.contents},
-        "class_names": list(opened.class_names),
+        **{name: value for name, value in opened.info.as_dict().items() if name in CLASSES},
         "preprocessing": opened.preprocessing.as_dict(),
         "channels": opened.channels,
-        "batch": batch,
+        "batch": own.batch,
+        "outputs": list(own.outputs),
         "config": dump_config(opened.cfg),
     }
     write = _write_onnx if target.suffix == ".onnx" else _write_pt2
     with writing(target, "TARGET") as temporary:
         named = temporary.with_name(f"{temporary.name}{target.suffix}")  # both libraries check the suffix
         try:
-            form = write(opened.model, images, batch == 0, json.dumps(notes), named)
-            lines = _compare(opened, named, batch, target)
+            form = write(own, json.dumps(notes), named)
+            lines = _compare(own, named, target)
             named.replace(temporary)
         finally:
             named.unlink(missing_ok=True)
-    size = "x".join(map(str, opened.size))
-    what = f"{form}, {batch or 'any number of'} images of {size}, {target.stat().st_size / 1e6:.1f} MB"
+    size, images = "x".join(map(str, opened.size)), "image" if own.batch == 1 else "images"
+    what = f"{form}, {own.batch or 'any number of'} {images} of {size}, {target.stat().st_size / 1e6:.1f} MB"
     return [f"written: {target}: {what}", *lines]
 
 
-def _write_onnx(model: nn.Module, images: Tensor, dynamic: bool, notes: str, target: Path) -> str:
+def _write_onnx(own: Export, notes: str, target: Path) -> str:
     try:
         import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        from onnxscript import opset20
     except ImportError as e:
         raise ConfigError("TARGET", f"ONNX requires the package {e.name}", "pip install onnx onnxscript") from e
-    shapes = {"images": {0: torch.export.Dim("batch", min=1)}} if dynamic else None
+
+    def sort(x: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        shape, axis = opset20.Shape(x), opset20.Constant(value_ints=[dim])
+        length = opset20.Gather(cast(Any, shape), cast(Any, axis))
+        return opset20.TopK(x, length, axis=dim, largest=int(descending))  # equal values keep their order
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on operator versions
         program: Any = torch.onnx.export(
-            model,
-            (images,),
+            own.module.eval(),
+            own.example(own.batch or ANY),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=shapes,
+            input_names=own.inputs,
+            output_names=own.outputs,
+            dynamic_shapes=_dynamic(own),
+            custom_translation_table={torch.ops.aten.sort.stable: sort},  # which torch cannot translate
             verbose=False,
         )
     program.model.metadata_props[NOTES] = notes
@@ -97,42 +102,44 @@ def _write_onnx(model: nn.Module, images: Tensor, dynamic: bool, notes: str, tar
     return f"ONNX, opset {OPSET}"
 
 
-def _write_pt2(model: nn.Module, images: Tensor, dynamic: bool, notes: str, target: Path) -> str:
-    shapes = {"images": {0: torch.export.Dim("batch", min=1)}} if dynamic else None
-    program = torch.export.export(model, (images,), dynamic_shapes=shapes)
+def _write_pt2(own: Export, notes: str, target: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchvision's operators
+        program = torch.export.export(
+            own.module.eval(), own.example(own.batch or ANY), dynamic_shapes=_dynamic(own), strict=False
+        )
     torch.export.save(program, target, extra_files={NOTES: notes})
     return f"torch.export of torch {torch.__version__}"
 
 
+def _dynamic(own: Export) -> dict[str, Any] | None:
+    return None if own.batch else {"images": {0: torch.export.Dim("batch", min=1)}}
+
+
 @torch.no_grad()
-def _compare(opened: ModelFile, path: Path, batch: int, target: Path) -> list[str]:
-    """Compares logits with the model's for 1 and 8 images, and speed. Raises: CheckpointError if logits differ."""
+def _compare(own: Export, path: Path, target: Path) -> list[str]:
+    """Compares outputs and speed with the model's. Raises: CheckpointError if the outputs differ."""
     exported, _ = open_exported(path)
-    differences = []
-    for count in (1, 8):
-        images = torch.randn(count, opened.channels, *opened.size)
-        expected = opened.model(images)
-        differences.append((exported(images) - expected).abs().max() / expected.abs().max())
-    worst = torch.stack(differences).max().item()  # NaN if any is
+    worst, names = own.difference(exported), ", ".join(own.outputs)
     if not worst < TOLERANCE:
-        problem = f"the exported logits differ by {worst:.2g} of the largest"
+        problem = f"the exported {names} differ by {worst:.2g} of the largest"
         raise CheckpointError(str(target), problem, "report this bug")
-    images = torch.randn(batch or 8, opened.channels, *opened.size)
+    inputs = own.example(own.batch or 8)
     with keep_derived():
-        speeds = [_speed(run, images) for run in (exported, opened.model)]
+        speeds = [_speed(run, inputs) for run in (exported, own.module)]
     return [
-        f"verified: logits differ by at most {worst:.1g} of the largest, for 1 and for 8 images",
-        f"speed: {speeds[0]:.1f} images/s in batches of {len(images)}, {speeds[1]:.1f} before export",
+        f"verified: {names} differ by at most {worst:.1g} of the largest, {own.trial}",
+        f"speed: {speeds[0]:.3g} images/s in batches of {len(inputs[0])}, {speeds[1]:.3g} before export",
     ]
 
 
-def _speed(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
+def _speed(run: Callable[..., Any], inputs: Sequence[Tensor]) -> float:
     seconds = []
     for _ in range(4):  # the first is warm-up
         begun = time.perf_counter()
-        run(images)
+        run(*inputs)
         seconds.append(time.perf_counter() - begun)
-    return len(images) / statistics.median(seconds[1:])
+    return len(inputs[0]) / statistics.median(seconds[1:])
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ NOTES = "swin"  # metadata entry with class names, preprocessing and configurati
 
 
 class Exported(nn.Module):
-    """Wraps a CPU function from images (B, C, H, W) to logits (B, classes) as a module.
+    """Wraps a CPU function of images (B, C, H, W) and other tensors as a module.
 
     Args: batch: the fixed B, 0 for any.
     """
@@ -22,11 +22,11 @@ class Exported(nn.Module):
         super().__init__()
         self._run, self._batch = run, batch
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns logits; batches are padded with zeros to the fixed size."""
+    def forward(self, images: Tensor, *others: Tensor) -> Any:
+        """Returns the output, or all of them; batches of images alone are padded with zeros to the fixed size."""
         images = images.cpu()
         if not self._batch or len(images) == self._batch:
-            return self._run(images)
+            return self._run(images, *others)
         missing = -len(images) % self._batch
         full = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
         return torch.cat([self._run(part) for part in full.split(self._batch)])[: len(images)]
@@ -56,11 +56,12 @@ def _open_onnx(path: Path) -> tuple[Any, str]:
         session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
     except Exception as e:  # onnxruntime's errors have no common base class
         raise CheckpointError(str(path), f"not an ONNX model ({one_line(e)[:100]})", "name another file") from e
-    name = session.get_inputs()[0].name
+    names = [each.name for each in session.get_inputs()]
 
-    def run(images: Tensor) -> Tensor:
-        (logits,) = session.run(None, {name: images.numpy()})
-        return torch.from_numpy(logits)
+    def run(*inputs: Tensor) -> Any:
+        given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        outputs = [torch.from_numpy(each) for each in session.run(None, given)]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run, session.get_modelmeta().custom_metadata_map.get(NOTES, "")
 
@@ -72,4 +73,4 @@ def _open_pt2(path: Path) -> tuple[Any, str]:
     except Exception as e:  # undocumented for invalid files
         raise CheckpointError(str(path), f"not an exported program ({one_line(e)[:100]})", "name another file") from e
     module = program.module()
-    return lambda images: module(images), extra[NOTES]  # always in evaluation mode
+    return lambda *inputs: module(*inputs), extra[NOTES]  # always in evaluation mode

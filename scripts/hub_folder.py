@@ -15,13 +15,12 @@ from configs.schema import KEYS
 from scripts.hub_peers import TOLERANCE, Peer, difference, find_peer
 from scripts.model_card import Card, model_card
 from scripts.open_model import ModelFile, open_model
-from utils.checkpoints.contents import JUDGED, TUNED
+from utils.checkpoints.contents import CLASSES, JUDGED, TUNED
 from utils.checkpoints.safe_load import NOTES
 from utils.errors import CheckpointError
 from utils.files import write_text
 
 WEIGHTS = "model.safetensors"
-STORED = ("class_names", "category_ids", "class_colours", "label_values")  # of the data
 
 
 def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
@@ -33,7 +32,7 @@ def write_folder(opened: ModelFile, folder: Path, card: Card) -> list[str]:
     peer, why_not = find_peer(opened)
     notes: dict[str, Any] = {
         **{name: opened.task.contents[name] for name in (*TUNED, *JUDGED) if name in opened.task.contents},
-        **{name: value for name, value in opened.info.as_dict().items() if name in STORED},
+        **{name: value for name, value in opened.info.as_dict().items() if name in CLASSES},
         "config": _published(opened.cfg),
         "preprocessing": opened.preprocessing.as_dict(),
     }

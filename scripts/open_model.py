@@ -14,7 +14,7 @@ from tasks.registry import new_task
 from utils.checkpoints.downloads import best_in, read_weights
 from utils.distributed.world import World
 from utils.errors import ConfigError
-from utils.preprocessing import Preprocessing, Size, image_size
+from utils.preprocessing import Preprocessing, Size
 from utils.runs.provenance import DataInfo
 
 EXPORTED = (".onnx", ".pt2")
@@ -49,8 +49,8 @@ class ModelFile:
 
     @property
     def size(self) -> Size:
-        """Image size in pixels."""
-        return image_size(self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE)
+        """Height and width of the model's input in pixels."""
+        return self.task.input_size
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -87,8 +87,7 @@ def _open_exported(name: str, overrides: Overrides, world: World) -> ModelFile:
     model, notes = open_exported(Path(name))
     task = new_task(load_stored_config(notes["config"], name, overrides), world, {**notes, "exported": True})
     opened = ModelFile(model, task, task.stored_info(name), exported=True)
-    stored = load_stored_config(notes["config"], name)
-    fixed = image_size(stored.TEST.IMG_SIZE or stored.DATA.IMG_SIZE)
+    fixed = new_task(load_stored_config(notes["config"], name), world, notes).input_size
     if opened.size != fixed:
         taken = "x".join(map(str, fixed))
         raise ConfigError(name, f"takes images of {taken} only", "use that size, or export another file")

@@ -23,11 +23,12 @@ from data.sources.base import Source
 from data.sources.names import is_imagenet
 from models.registry import ModelOptions, build_for_run, model_options, preprocessing_of
 from models.weights.load import load_contents
+from tasks.export import Export
 from utils.batches import Batch
 from utils.distributed.world import World
 from utils.pictures import Pictures
 from utils.precision import Precision
-from utils.preprocessing import Preprocessing
+from utils.preprocessing import Preprocessing, Size, image_size
 from utils.runs.provenance import DataInfo
 from utils.training.evaluate import Evaluator, evaluate
 from utils.training.objective import Best, Evaluation
@@ -89,7 +90,6 @@ class Task(ABC):
     name: ClassVar[str]
     best: Best | None = None  # the metric that selects the best checkpoint, unless `best_of` reads it from a key
     predicts: ClassVar[bool] = True  # whether scripts/predict.py supports it
-    unexported: ClassVar[str] = ""  # why scripts/export.py does not support it, if so
     entries: ClassVar[int] = 3  # of a prediction, such as the classes of an image, unless asked otherwise
     layouts: ClassVar[tuple[str, ...]] = ()  # of files with the parts beside the Swin, which are converted with them
 
@@ -194,6 +194,15 @@ class Task(ABC):
     def card(self, info: DataInfo) -> CardText | None:
         """Returns the texts of a model card; None if models of the task are not published."""
         return None
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width of the model's input in evaluation, in pixels."""
+        return image_size(self.cfg.TEST.IMG_SIZE or self.cfg.DATA.IMG_SIZE)
+
+    def export(self, model: nn.Module, batch: int) -> Export:
+        """Returns a model for export. Args: batch: images per call, 0 for any number. Raises: ConfigError."""
+        return Export(model, (self.options.in_chans, *self.input_size), batch)
 
     def describe(self) -> str:
         """Returns a log line on the preprocessing."""

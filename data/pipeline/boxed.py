@@ -27,14 +27,14 @@ DIVISOR = 32  # sides of a batch are multiples
 
 @dataclass(frozen=True)
 class BoxedOptions:
-    """`short`: of which the short side is drawn, in pixels, as far as the long side stays within `long`; `test_short`:
+    """`short`: of which the short side is drawn, in pixels, as far as the long side stays within `long`; `test`: both
     in evaluation. With probability `crop_rate`, an image is first resized to a short side of `crop_short` and cropped
     to sides in the range `crop`. `flip`: probability; `masks`: whether objects have masks; `channels` of an image;
     `upright`: by EXIF."""
 
     short: tuple[int, ...]
     long: int
-    test_short: int
+    test: tuple[int, int]
     crop_rate: float
     crop_short: tuple[int, ...]
     crop: tuple[int, int]
@@ -86,7 +86,8 @@ class BoxedEval(_Boxed):
 
     def __call__(self, record: Record) -> Sample:
         image = self._image(record)
-        resized = resize_image(image, scaled_size(image.shape[:2], self._options.long, self._options.test_short))
+        short, long = self._options.test
+        resized = resize_image(image, scaled_size(image.shape[:2], long, short))
         return Sample(np.ascontiguousarray(resized.transpose(2, 0, 1)), {"original": image.shape[:2]})
 
 

@@ -54,7 +54,7 @@ class BoxHead(nn.Module):
         logits, deltas = full_precision(self.fc_cls(x)), full_precision(self.fc_reg(x))
         return logits, deltas.view(-1, self.num_classes, 4)
 
-    def refine(self, boxes: Tensor, deltas: Tensor, labels: Tensor, size: Size) -> Tensor:
+    def refine(self, boxes: Tensor, deltas: Tensor, labels: Tensor, size: Size | Tensor) -> Tensor:
         """Returns regions (n, 4) moved to their predicted boxes, clipped to the image.
 
         Args: labels (n,): the class whose box is taken.

@@ -47,10 +47,10 @@ def _intersection_and_union(first: Tensor, second: Tensor) -> tuple[Tensor, Tens
     return inner, (area(first) + area(second) - inner).clamp(min=EPSILON)
 
 
-def clip(boxes: Tensor, size: Size) -> Tensor:
-    """Clips boxes to an image of a size."""
-    height, width = size
-    return boxes.minimum(boxes.new_tensor([width, height] * 2)).clamp(min=0)
+def clip(boxes: Tensor, size: Size | Tensor) -> Tensor:
+    """Clips boxes to an image of a height and width."""
+    limit = size if isinstance(size, Tensor) else torch.tensor(size)
+    return boxes.minimum(limit.flip(0).repeat(2).to(boxes)).clamp(min=0)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,9 @@ def pool_regions(maps: Sequence[Tensor], boxes: Sequence[Tensor], side: int) -> 
     """
     regions = batch_regions(boxes)
     levels = level_of(regions[:, 1:])
-    pooled, order = [], []
+    pooled = full_precision(maps[0]).new_zeros(len(regions), maps[0].shape[1], side, side)
     for i, (x, stride) in enumerate(zip(maps[:LEVELS], STRIDES, strict=False)):
         chosen = (levels == i).nonzero()[:, 0]
-        order.append(chosen)
         x = full_precision(x)
-        pooled.append(roi_align(x, regions[chosen], side, 1 / stride, sampling_ratio=0, aligned=True))
-    return torch.cat(pooled)[torch.cat(order).argsort()]
+        pooled[chosen] = roi_align(x, regions[chosen], side, 1 / stride, sampling_ratio=0, aligned=True)
+    return pooled

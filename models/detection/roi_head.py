@@ -14,6 +14,7 @@ from models.detection.boxes import BoxCoder, clip
 from models.detection.instances import Detections, Frame, Objects
 from models.detection.mask_head import MaskHead, mask_loss, mask_targets
 from models.detection.regions import pool_regions
+from utils.preprocessing import Size
 
 BoxLoss = Callable[[BoxHead, Tensor, Tensor, Tensor], Tensor]
 SAMPLING, DETECTION = SampleOptions(512, 0.25), DetectionOptions()
@@ -138,9 +139,23 @@ class RoIHead(nn.Module):
 
     @torch.no_grad()
     def detect(self, maps: Sequence[Tensor], proposals: Sequence[Tensor], frames: Sequence[Frame]) -> list[Detections]:
-        """Returns the detections of each image, in the original image's coordinates.
+        """Returns the detections of each image, in the original image's coordinates."""
+        found = [
+            detect(*each, self.options.detection)
+            for each in self.classify(maps, proposals, [frame.size for frame in frames])
+        ]
+        masks = self.masks(maps, [box for box, _, _ in found], [label for _, _, label in found])
+        return [
+            Detections(frame.to_original(box), score, label, mask)
+            for (box, score, label), frame, mask in zip(found, frames, masks, strict=True)
+        ]
 
-        Logits are averaged over the stages, boxes come from the last one.
+    def classify(
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size | Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Returns a box for each class, (n, classes, 4), and probabilities (n, classes) of each image's proposals.
+
+        Logits are averaged over the stages, boxes come from the last one. Args: sizes: height and width of each image.
         """
         counts, stages = [len(boxes) for boxes in proposals], self.stages()
         total, boxes = torch.zeros((), device=maps[0].device), list(proposals)
@@ -149,17 +164,13 @@ class RoIHead(nn.Module):
             total = total + logits
             if i + 1 < len(stages):
                 chosen = logits[:, :-1].argmax(1).split(counts)
-                parts = zip(boxes, deltas.split(counts), chosen, frames, strict=True)
-                boxes = [stage.box.refine(box, delta, label, frame.size) for box, delta, label, frame in parts]
+                parts = zip(boxes, deltas.split(counts), chosen, sizes, strict=True)
+                boxes = [stage.box.refine(*each) for each in parts]
         probabilities = (total / len(stages)).softmax(1)[:, :-1].split(counts)
-        coder, found = stages[-1].box.coder, []
-        for box, delta, each, frame in zip(boxes, deltas.split(counts), probabilities, frames, strict=True):
-            found.append(detect(clip(coder.decode(box[:, None], delta), frame.size), each, self.options.detection))
-        masks = self._masks(maps, [box for box, _, _ in found], [label for _, _, label in found])
-        return [
-            Detections(frame.to_original(box), score, label, mask)
-            for (box, score, label), frame, mask in zip(found, frames, masks, strict=True)
-        ]
+        decode = stages[-1].box.coder.decode
+        last = zip(boxes, deltas.split(counts), sizes, strict=True)
+        decoded = [clip(decode(box[:, None], delta), size) for box, delta, size in last]
+        return list(zip(decoded, probabilities, strict=True))
 
     def count(self, x: Tensor, proposals: int) -> None:
         """Performs the operations of the heads on meta tensors. Args: x: a map of the pyramid; proposals: of all its
@@ -170,7 +181,7 @@ class RoIHead(nn.Module):
             if stage.mask is not None:
                 stage.mask(x.new_empty(masks, x.shape[1], mask_head.POOLED, mask_head.POOLED))
 
-    def _masks(self, maps: Sequence[Tensor], boxes: list[Tensor], labels: list[Tensor]) -> Sequence[Tensor | None]:
+    def masks(self, maps: Sequence[Tensor], boxes: list[Tensor], labels: list[Tensor]) -> Sequence[Tensor | None]:
         """Returns probabilities (n, 28, 28) for each image, averaged over the stages; None without mask heads."""
         heads = [stage.mask for stage in self.stages() if stage.mask is not None]
         if not heads:

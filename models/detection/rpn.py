@@ -11,6 +11,7 @@ from models.detection.anchors import RATIOS, anchors_of, usable
 from models.detection.assign import MatchOptions, SampleOptions, match, select
 from models.detection.boxes import BoxCoder, clip, full_precision, grouped_nms
 from models.detection.instances import Frame, Objects
+from utils.preprocessing import Size
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,16 @@ class RPNHead(nn.Module):
         return [self._propose(predicted, i, frame, options) for i, frame in enumerate(frames)]
 
     def _propose(self, predicted: Predicted, image: int, frame: Frame, options: ProposalOptions) -> Tensor:
+        box, score, level = self.candidates(predicted, image, frame.size, options)
+        valid = (box[:, 2:] > box[:, :2]).all(1)
+        box, score, level = box[valid], score[valid], level[valid]
+        return box[grouped_nms(box, score, level, options.iou)[: options.count]]
+
+    def candidates(
+        self, predicted: Predicted, image: int, size: Size | Tensor, options: ProposalOptions
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the boxes (n, 4) that enter NMS, clipped to the image's height and width, with their scores (n,) and
+        levels (n,)."""
         boxes, scores, levels = [], [], []
         for i, (anchors, logits, deltas) in enumerate(
             zip(predicted.anchors, predicted.logits, predicted.deltas, strict=True)
@@ -113,10 +124,7 @@ class RPNHead(nn.Module):
             boxes.append(self.coder.decode(anchors[order], deltas[image, order]))
             scores.append(score[: options.per_level])
             levels.append(torch.full_like(order, i))
-        box, score, level = clip(torch.cat(boxes), frame.size), torch.cat(scores), torch.cat(levels)
-        valid = (box[:, 2:] > box[:, :2]).all(1)
-        box, score, level = box[valid], score[valid], level[valid]
-        return box[grouped_nms(box, score, level, options.iou)[: options.count]]
+        return clip(torch.cat(boxes), size), torch.cat(scores), torch.cat(levels)
 
 
 def binary_loss(logits: Tensor, target: int) -> Tensor:

@@ -29,9 +29,11 @@ from models.weights.load import find_weights, load_contents
 from tasks.base import SHOWN, CardText, Row, Task, TaskData, upright_line
 from tasks.detection.average_precision import check_installed
 from tasks.detection.classes import DetectionInfo, stored_classes
+from tasks.detection.export import DetectorExport
 from tasks.detection.metrics import SCORE, DetectionEvaluator
 from tasks.detection.pictures import Drawn, draw_objects, tile
 from tasks.detection.results import as_results
+from tasks.export import Export
 from tasks.named_classes import names_in, with_names
 from utils.batches import Batch, stacked
 from utils.errors import CheckpointError, ConfigError, DataError, count, listing
@@ -53,7 +55,6 @@ class Detection(Task):
     best = Best("box_ap", title="validation box AP, %", beside=("box_ap50", "mask_ap"))
     layouts = ("original", "mmdetection")
     entries = 100
-    unexported = "the number of its detections depends on values"
 
     @classmethod
     def best_of(cls, config: Mapping[str, Any]) -> Best | None:
@@ -116,6 +117,9 @@ class Detection(Task):
             raise ConfigError("TEST.BEST", f"{self.best.metric}, but there are no masks to compare", "set it to box_ap")
 
     def stored_info(self, origin: str) -> DetectionInfo:
+        if self.contents.get("exported"):
+            classes, masks = len(names_in(self.contents)), "masks" in self.contents.get("outputs", ())
+            return replace(stored_classes(self.contents, classes, masks), upright=self.turns())
         others = find_weights(self.contents, origin, Detector.encoder_name).others
         classifier = next((value for name, value in others.items() if name.endswith("fc_cls.weight")), None)
         if classifier is None:
@@ -128,7 +132,7 @@ class Detection(Task):
         options = BoxedOptions(
             short=tuple(aug.SHORT_SIDES),
             long=aug.LONG_SIDE,
-            test_short=min(image_size(self.cfg.TEST.IMG_SIZE)) or self.cfg.TEST.SHORT_SIDE,
+            test=self._test_sides,
             crop_rate=aug.CROP_RATE,
             crop_short=tuple(aug.CROP_SHORT_SIDES),
             crop=(aug.CROP_RANGE[0], aug.CROP_RANGE[1]),
@@ -196,10 +200,20 @@ class Detection(Task):
             size = image.shape[1], image.shape[2]
             original = tuple(batch.targets[i]["original"]) if batch.targets else size
             right, below = (-side % DIVISOR for side in size[::-1])
+            if self.contents.get("exported"):
+                found.append(self._run_exported(model, image, Frame(size, original)))
+                continue
             padded = F.pad(image, (0, right, 0, below))
             with self.precision.autocast():
                 found += model(padded[None], [Frame(size, original)])
         return found
+
+    def _run_exported(self, model: nn.Module, image: Tensor, frame: Frame) -> Detections:
+        (height, width), (full, _) = frame.size, self.input_size
+        outputs = model(F.pad(image, (0, full - width, 0, full - height))[None], torch.tensor(frame.size))
+        found = Detections(*outputs)
+        found = _first(found, int((found.scores > self.cfg.TEST.SCORE).sum()))
+        return found._replace(boxes=frame.to_original(found.boxes))
 
     def evaluator(self, val: EvalLoader, info: DetectionInfo) -> DetectionEvaluator:  # type: ignore[override]
         return DetectionEvaluator(val, info, self.cfg.TEST.DETECTIONS if self.cfg.EVAL_MODE else "")
@@ -278,12 +292,31 @@ class Detection(Task):
     def card(self, info: DetectionInfo) -> CardText:  # type: ignore[override]
         return CardText("object-detection", [upright_line(info), self._prepared()])
 
+    @property
+    def _test_sides(self) -> Size:
+        """Longest short and long side of an image in evaluation; with another TEST.IMG_SIZE, in proportion."""
+        short, long = self.cfg.TEST.SHORT_SIDE, self.cfg.AUG.LONG_SIDE
+        own = min(image_size(self.cfg.TEST.IMG_SIZE)) or short
+        return own, round(long * own / short)
+
+    @property
+    def input_size(self) -> Size:
+        """The square that any image fits in; an exported model takes no other size."""
+        side = -(-max(self._test_sides) // DIVISOR) * DIVISOR
+        return side, side
+
+    def export(self, model: nn.Module, batch: int) -> Export:
+        if batch > 1:
+            raise ConfigError("--batch", f"{batch}, but a detector is exported for single images", "leave it out")
+        assert isinstance(model, Detector)
+        return DetectorExport(model, (self.options.in_chans, *self.input_size))
+
     def describe(self) -> str:
         return f"images {self._prepared()}"
 
     def _prepared(self) -> str:
-        short = min(image_size(self.cfg.TEST.IMG_SIZE)) or self.cfg.TEST.SHORT_SIDE
-        sides = f"a short side of {short} and a long side of {self.cfg.AUG.LONG_SIDE} pixels at most"
+        short, long = self._test_sides
+        sides = f"a short side of {short} and a long side of {long} pixels at most"
         return f"resized to {sides}; {self.preprocessing.normalised}"
 
 

@@ -18,6 +18,7 @@ Check = Callable[[Any], bool]
 # names that identify a file of this program: a training checkpoint, or weights extracted from one
 _OURS = ({"model", "optimizer", "counters", "means"}, {"preprocessing", "versions"})
 TUNED = ("calibration", "thresholds")  # on validation data, for predictions with the same weights
+CLASSES = ("class_names", "category_ids", "class_colours", "label_values")  # what describes them
 JUDGED = ("data_counts", "per_class")  # images of each class, and results on the validation data
 MAX_DEPTH, MAX_VALUES = 100, 2_000_000
 
@@ -169,4 +170,5 @@ _FIELDS: dict[str, Check] = {
     "forms": _dict_of(_is_text),
     "epoch": _is_finite,
     "batch": _is_count,  # of an exported model, 0 for any
+    "outputs": are_names,  # of an exported model
 }

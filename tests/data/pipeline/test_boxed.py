@@ -18,7 +18,7 @@ from tests.tools.errors import raises
 from utils.errors import DataError
 from utils.preprocessing import Preprocessing
 
-OPTIONS = BoxedOptions((40,), 200, 64, 0.0, (60,), (20, 30), 0.0, True)
+OPTIONS = BoxedOptions((40,), 200, (64, 200), 0.0, (60,), (20, 30), 0.0, True)
 BOX = (12.0, 8.0, 30.0, 24.0)
 
 
@@ -109,7 +109,7 @@ def test_masks_are_made_only_if_asked():
 def test_evaluation_resizes_within_both_sides():
     sample = BoxedEval(OPTIONS)(record())
     assert sample.image.shape == (3, 64, 96) and sample.target == {"original": (40, 60)}
-    narrow = BoxedOptions(**{**OPTIONS.__dict__, "long": 90})
+    narrow = BoxedOptions(**{**OPTIONS.__dict__, "test": (64, 90)})
     assert BoxedEval(narrow)(record()).image.shape == (3, 60, 90)
 
 

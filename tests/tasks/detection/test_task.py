@@ -322,7 +322,7 @@ def test_a_classifier_detects_nothing(folder):
 def test_what_a_detector_cannot_do_is_one_line(folder, trained, tmp_path):
     best, image = trained / "checkpoints/best.pth", folder / "val2017/val_0.png"
     for program, given, subject in (
-        ("export", [best, tmp_path / "x.onnx"], "TASK"),
+        ("export", [best, tmp_path / "x.onnx", "--batch", "2"], "--batch"),
         ("predict", [image, "--model", best, "--features", "pooled", "--output", tmp_path / "x.npz"], "--features"),
         ("predict", [image, "--model", best, "--explain", tmp_path / "x"], "--explain"),
     ):

@@ -208,3 +208,19 @@ def test_it_is_published_with_its_classes(folder, trained, tmp_path):
     assert str(folder) not in card and "from scripts.predictor" not in card
     read, own = open_model(str(tmp_path / "hub/model.safetensors")), open_model(str(best))
     assert replace(read.info, fingerprint="") == replace(own.info, fingerprint="")
+
+
+@pytest.mark.seconds
+def test_it_is_exported_with_its_classes(folder, trained, tmp_path):
+    best, target = trained / "checkpoints/best.pth", tmp_path / "seg.pt2"
+    done = run_program(best, target, program=ROOT / "scripts/export.py")
+    assert done.code == 0 and "verified: logits differ by at most" in done.out, done.err
+    exported, own = open_model(str(target)), open_model(str(best))
+    assert replace(exported.info, fingerprint="") == replace(own.info, fingerprint="")
+    maps = {}
+    for model in (best, target):
+        given = [folder / "images/val", "--model", model, "--label-maps", tmp_path / model.suffix]
+        done = run_program(*given, program=ROOT / "scripts/predict.py")
+        assert done.code == 0, done.err
+        maps[model] = [np.asarray(Image.open(path)) for path in sorted((tmp_path / model.suffix).iterdir())]
+    assert len(maps[target]) == 5 and all(a.shape == b.shape for a, b in zip(*maps.values(), strict=True))

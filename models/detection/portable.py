@@ -1,0 +1,68 @@
+"""A detector for export: no shape depends on values, which torch.export and ONNX require between its operators."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from models.detection.box_head import DetectionOptions
+from models.detection.detector import Detector
+from models.detection.rpn import Predicted
+
+MAX_CANDIDATES = 5000  # pairs of a region and a class that enter NMS
+
+
+class PortableDetector(nn.Module):
+    """Detects the objects of one image, as `Detector.detect` does without a least score.
+
+    Equal to it above the score that the pair of a region and a class ranked 5,000 has.
+    """
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor, ...]:
+        """Returns boxes (n, 4) in pixels of the input, scores (n,), labels (n,), and masks (n, 28, 28): probabilities
+        inside each box, if the detector predicts masks.
+
+        n is the limit of detections, highest score first; entries that are not used have score 0.
+        Args: images (1, 3, H, W), padded at the right and bottom; size (2,) int64: height and width without padding.
+        """
+        rpn, roi = self.detector.rpn_head, self.detector.roi_head
+        maps = self.detector.pyramid(images)
+        proposals, valid = self._propose(rpn(maps), size)
+        ((boxes, probabilities),) = roi.classify(maps, [proposals], [size])
+        box, score, label = _select(boxes, probabilities * valid[:, None], roi.options.detection)
+        (masks,) = roi.masks(maps, [box], [label])
+        return (box, score, label) if masks is None else (box, score, label, masks)
+
+    def _propose(self, predicted: Predicted, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns boxes (n, 4), and which of them are proposals."""
+        rpn = self.detector.rpn_head
+        options = rpn.options.evaluation
+        box, score, level = rpn.candidates(predicted, 0, size, options)
+        score = torch.where((box[:, 2:] > box[:, :2]).all(1), score, 0)
+        score, order = _suppress(box, score, level, options.iou)
+        best = order[: options.count]
+        return box[best], score[: options.count] > 0
+
+
+def _select(boxes: Tensor, probabilities: Tensor, options: DetectionOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns boxes (k, 4), scores (k,) and labels (k,). Args: boxes (n, classes, 4); probabilities (n, classes)."""
+    score, order = probabilities.flatten().sort(descending=True, stable=True)
+    score, order = score[:MAX_CANDIDATES], order[:MAX_CANDIDATES]
+    box, label = boxes.flatten(0, 1)[order], order % probabilities.shape[1]
+    score, kept = _suppress(box, score, label, options.iou)
+    best = kept[: options.count]
+    return box[best], score[: options.count], label[best]
+
+
+def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> tuple[Tensor, Tensor]:
+    """Returns scores, 0 for suppressed boxes, in descending order, and that order. Boxes of score 0 suppress none.
+
+    See `grouped_nms`.
+    """
+    boxes = torch.where((scores > 0)[:, None], boxes, 0)
+    kept = nms(boxes + (groups.to(boxes.dtype) * (boxes.max() + 1))[:, None], scores, iou)
+    mask = torch.zeros_like(scores).index_fill(0, kept, 1)
+    return (scores * mask).sort(descending=True, stable=True)
