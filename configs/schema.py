@@ -177,7 +177,7 @@ SCHEMA: dict[str, Any] = {
         "START_EPOCH": Key(0, "first epoch of a run without a checkpoint", at_least(0)),
         "EPOCHS": Key(
             300,
-            "epochs, including warm-up; auto: 100 up to 1,000 training samples, 10 from 100,000 on",
+            "epochs, including warm-up; auto: 200 up to 250 training samples, 100 for 1,000, 10 from 100,000 on",
             unless_auto(at_least(1)),
             auto_or(INT),
         ),

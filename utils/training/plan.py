@@ -134,7 +134,7 @@ class RunPlan:
 
 def epochs_for(train_size: int) -> int:
     """Returns the number of epochs for TRAIN.EPOCHS auto: falling with the square root of the number of samples."""
-    return min(100, max(10, round(100 * (1000 / train_size) ** 0.5)))
+    return min(200, max(10, round(100 * (1000 / train_size) ** 0.5)))
 
 
 def _split_batch(cfg: CfgNode, world_size: int) -> tuple[int, int]:

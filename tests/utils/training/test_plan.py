@@ -67,9 +67,10 @@ def test_fault_32_the_schedule_depends_on_the_global_batch_alone(world, batch, a
 
 
 def test_the_epochs_may_follow_from_the_number_of_samples():
-    assert [epochs_for(size) for size in (1, 290, 1000, 4000, 10_000, 100_000, 10**6)] == [
-        100,
-        100,
+    assert [epochs_for(size) for size in (1, 250, 444, 1000, 4000, 10_000, 100_000, 10**6)] == [
+        200,
+        200,
+        150,
         100,
         50,
         32,
