@@ -296,10 +296,13 @@ def _run(script: str) -> None:
 
 
 if __name__ == "__main__":
-    import torch.utils.tensorboard  # noqa: F401  what the program imports when it needs it
+    import sklearn.metrics  # noqa: F401  what the program imports when it needs it
+    import torch.utils.tensorboard  # noqa: F401
 
     import main  # noqa: F401
+    from utils.pictures import new_figure
 
+    new_figure(1, 1)  # finds the fonts
     gc.freeze()  # a collection in a fork would copy every page of the modules
     if _serve(Path(sys.argv[1])):
         _run(sys.argv[0])
