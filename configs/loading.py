@@ -186,7 +186,7 @@ def find_config(name: str | Path, option: str = "--cfg") -> Path:
     remedy = did_you_mean(path.stem, known, "see configs/")
     if option == "--model":
         weights = path.suffix in (".pth", ".pt", ".safetensors")
-        remedy += "; weights are named by --pretrained or --resume" if weights else f"; a model of timm is timm:{name}"
+        remedy += "; pass weights to --pretrained or --resume" if weights else f"; for a timm model: timm:{name}"
     raise ConfigError(option, f"no configuration {str(name)!r}", remedy)
 
 
@@ -316,7 +316,7 @@ def _resolve_experts(values: dict[str, Any]) -> None:
         raise ConfigError(
             "MODEL.SWIN_MOE.NUM_EXPERTS",
             f"cannot be derived from MODEL.SWIN_MOE.NUM_LOCAL_EXPERTS {local} on {size} ranks",
-            "set it, for a released model to its number of experts",
+            "set it; for a released model, to its number of experts",
         )
     values["MODEL.SWIN_MOE.NUM_EXPERTS"] = local * size if local > 0 else size // -local
 
@@ -326,7 +326,7 @@ def _check_together(values: dict[str, Any]) -> None:
     if values["TRAIN.GLOBAL_BATCH_SIZE"] and values["TRAIN.ACCUMULATION_STEPS"] > 1:
         raise ConfigError("TRAIN.ACCUMULATION_STEPS", "conflicts with TRAIN.GLOBAL_BATCH_SIZE", "set it to 1")
     if not values["TEST.VALIDATE"] and values["TRAIN.LR_SCHEDULER.NAME"] == "plateau":
-        problem = "plateau decays by the results on validation data, but TEST.VALIDATE is false"
+        problem = "plateau depends on validation results, but TEST.VALIDATE is false"
         raise ConfigError("TRAIN.LR_SCHEDULER.NAME", problem, "choose cosine, or set TEST.VALIDATE to true")
     if not values["TEST.VALIDATE"] and values["TRAIN.PATIENCE"]:
         log.warning("without validation (TEST.VALIDATE false), TRAIN.PATIENCE has no effect")

@@ -54,7 +54,7 @@ def pyramid(**more: Key) -> dict[str, Any]:
 
 QKV_BIAS = Key(True, "bias on query, key and value")
 QK_SCALE = Key(None, "factor on the attention scores; null: 1 / sqrt(channels per head)", above(0), optional(FLOAT))
-PRETRAINED_WINDOWS = Key([0, 0, 0, 0], "window of pre-training per stage; 0: as stored in the file")
+PRETRAINED_WINDOWS = Key([0, 0, 0, 0], "pre-training window size per stage; 0: as stored in the file")
 
 SCHEMA: dict[str, Any] = {
     "TASK": Key(AUTO, "new: task to train; auto infers it from the keys set", lambda v: one_of(AUTO, *TASKS)(v)),

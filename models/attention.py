@@ -149,7 +149,7 @@ def by_pair(table: Tensor, index: Tensor) -> Tensor:
 
 
 def log_coordinates(window: int, pretrained_window: int) -> Tensor:
-    """Returns log-spaced relative coordinates (section 3.3, equation 4), normalised to the window of pre-training.
+    """Returns log-spaced relative coordinates (section 3.3, equation 4), normalised to the pre-training window.
 
     Args: window: the model's; pretrained_window: the weights', 0 for the same.
     Returns: float32 ((2 * window - 1)**2, 2), row-major like the tables of `relative_position_index`.

@@ -30,7 +30,7 @@ def class_activation(model: SwinBackbone, images: Tensor, classes: Sequence[int]
 
 @torch.no_grad()
 def attention_rollout(model: SwinBackbone, images: Tensor) -> Tensor:
-    """Returns the relevance of each token of the first stage by attention rollout (arXiv 2005.00928).
+    """Returns the relevance of each first-stage token, by attention rollout (arXiv 2005.00928).
 
     Every block is half identity (its residual connection), half the mean of its heads; between stages, the relevance of
     a token is spread over the four it was merged from. The blocks are applied to the relevance of the last map from

@@ -26,7 +26,7 @@ class ContinuousOptions(PyramidOptions):
 
 
 class ContinuousBackbone(SwinBackbone):
-    """Base of Swins that compute position biases from coordinates, normalised to the window of pre-training.
+    """Base of Swins that compute position biases from coordinates, normalised to the pre-training window.
 
     Args: blocks: one block factory per stage, with a keyword argument `pretrained_window`.
     """
@@ -62,7 +62,7 @@ class ContinuousBackbone(SwinBackbone):
         return self.pretrained_windows() != before
 
     def is_configured(self) -> bool:
-        """Returns whether the configuration sets the window of pre-training of every stage."""
+        """Returns whether the configuration sets the pre-training window of every stage."""
         return all(self._configured[: len(self.layers)])
 
     def _attentions(self) -> list[list[ContinuousPositionBias]]:

@@ -86,7 +86,7 @@ def convert(cfg_path: str, source: str, target: Path, to: str) -> list[str]:
 
 
 def _known_windows(model: SwinBackbone, found: Found) -> list[int]:
-    """Returns the windows of pre-training if the file or the configuration contains them."""
+    """Returns the pre-training window sizes if the file or the configuration contains them."""
     if isinstance(model, ContinuousBackbone) and (found.windows or model.is_configured()):
         return model.pretrained_windows()
     return []
@@ -99,7 +99,7 @@ def _model(options: PyramidOptions, found: Found) -> SwinBackbone:
     wrong = misfits(found.weights, model.state_dict())
     if wrong and found.family == model.family:
         shapes = f"{tuple(found.weights[wrong[0]].shape)} for {tuple(model.state_dict()[wrong[0]].shape)}"
-        problem = f"a different size than configured, {wrong[0]} {shapes}, and conversion resizes nothing"
+        problem = f"not of the configured size, {wrong[0]} {shapes}, and conversion does not resize"
         raise CheckpointError(found.origin, problem, "use the --cfg it was trained with")
     return model
 
@@ -119,13 +119,13 @@ def _check_layout(options: PyramidOptions, layout: str) -> None:
 
 
 def _check_windows(model: SwinBackbone, layout: Layout, target: Path) -> None:
-    """Checks that the file can store a V2's window of pre-training if it differs. Raises: CheckpointError."""
+    """Checks that the file can store a V2's pre-training window sizes if it differs. Raises: CheckpointError."""
     if not isinstance(model, SwinTransformerV2) or model.pretrained_windows() == model.windows():
         return
     if layout.name == "torchvision":
-        raise CheckpointError("--to", "torchvision has no window of pre-training", OTHER_LAYOUT)
+        raise CheckpointError("--to", "torchvision cannot store the pre-training window size", OTHER_LAYOUT)
     if layout.name == "transformers" and target.suffix == ".pth":
-        problem = "a .pth file of transformers cannot store the window of pre-training"
+        problem = "a transformers .pth file cannot store the pre-training window size"
         raise CheckpointError(str(target), problem, "name a .safetensors file")
 
 
@@ -180,15 +180,15 @@ def _compare(layout: str, options: PyramidOptions, stored: Weights, model: SwinB
         peer = build_peer(layout, options, {k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
     except (RuntimeError, ValueError, AssertionError) as e:
         if not options.num_classes:
-            return f"outputs not compared, {layout} has no model without a head"
+            return f"outputs not compared: {layout} has no model without a head"
         raise CheckpointError("--to", f"{layout} cannot build this model ({one_line(e)[:200]})", OTHER_LAYOUT) from e
     if peer is None:
-        return f"outputs not compared, {layout} is not installed"
+        return f"outputs not compared: {layout} is not installed"
     images = torch.randn(1, options.in_chans, *image_size(options.img_size))
     difference = (peer(images) - model(images)).abs().max().item()
     if not difference < 1e-3:
         raise CheckpointError("--to", f"outputs differ by {difference:.2g} from {layout}'s", "report this bug")
-    return f"outputs equal {layout}'s to {difference:.2g}"
+    return f"outputs equal {layout}'s to within {difference:.2g}"
 
 
 def _output_file(name: str) -> Path:
@@ -196,7 +196,7 @@ def _output_file(name: str) -> Path:
     if path.suffix not in (".pth", ".safetensors"):
         raise argparse.ArgumentTypeError(f"{name}: the file name must end in .pth or .safetensors")
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{name} is a folder, name a file")
+        raise argparse.ArgumentTypeError(f"{name} is a folder; name a file")
     return path
 
 

@@ -27,7 +27,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Card:
-    """Metadata of the model card that the model does not contain."""
+    """Model card metadata that is not stored in the model."""
 
     repository: str
     license: str = ""
@@ -37,7 +37,7 @@ class Card:
 def model_card(opened: ModelFile, card: Card, library: str = "") -> str:
     """Returns README.md: hub metadata, results, usage, preprocessing and recipe.
 
-    Args: opened: of a task with a card; library: that loads the published files, besides this program.
+    Args: opened: of a task with a card; library: another one that loads the published files.
     """
     text = opened.task.card(opened.info)
     assert text is not None
@@ -81,7 +81,7 @@ def _fenced(language: str, text: str) -> str:
 
 
 def _scores(opened: ModelFile) -> dict[str, float]:
-    """Returns the metrics on the validation data that the file stores, in percent."""
+    """Returns the validation metrics stored in the file, in percent."""
     own, contents = opened.task.best, opened.task.contents
     scores = {} if own is None or opened.best is None or own.metric == "loss" else {own.metric: opened.best}
     counts = contents.get("per_class")
@@ -163,7 +163,7 @@ EXAMPLES = {"timm": _timm_example, "transformers": _transformers_example}
 
 
 def _classes(opened: ModelFile) -> str:
-    """Returns a table of the classes with images and scores as far as the file stores them, else a list."""
+    """Returns a table of the classes with the stored image counts and scores, or a list if none are stored."""
     words, contents = in_words(opened.class_names), opened.task.contents
     columns: dict[str, list[Any]] = {"class": [word.replace("|", "\\|") for word in words]}
     if len(contents.get("data_counts", ())) == len(words):

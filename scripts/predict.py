@@ -5,8 +5,8 @@
     curl <url> | python scripts/predict.py - photos.zip <another url> --model output/swin_tiny/default
 
 Prints a table, or writes a .csv, .jsonl or .parquet file. The model is a checkpoint, which stores classes and
-preprocessing, a released model, weights in any layout with --cfg, or an exported .onnx or .pt2 file. A name without
-images is skipped, and the program then ends with exit code 3.
+preprocessing, a released model, weights in any layout with --cfg, or an exported .onnx or .pt2 file. An input without
+images is skipped; the exit code is then 3.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Prediction:
 def predictions(opened: ModelFile, images: FoundImages, limit: int) -> list[Prediction]:
     """Returns one prediction per image, in order. Args: limit: entries per image, such as classes.
 
-    Raises: DataError if no image could be read; ConfigError if the task predicts nothing.
+    Raises: DataError if no image could be read; ConfigError if the task makes no predictions.
     """
     task, found = opened.task, dict[int, Row]()
     _check_predicts(task)
@@ -84,7 +84,7 @@ def save_pictures(opened: ModelFile, images: FoundImages, folder: Path, limit: i
     """Writes the task's picture of each prediction as a PNG file; returns the number of files.
 
     Args: kind: the field of `Row` that draws it: picture, or label_map.
-    Raises: ConfigError if the task predicts or draws nothing; ResourceError.
+    Raises: ConfigError if the task cannot predict or draw; ResourceError.
     """
     task, paths, count, read = opened.task, images.paths, 0, 0
     option = "--pictures" if kind == "picture" else "--label-maps"
@@ -99,13 +99,13 @@ def save_pictures(opened: ModelFile, images: FoundImages, folder: Path, limit: i
                     draw().save(temporary, "PNG")
                 count += 1
     if read and not count:
-        raise ConfigError(option, f"TASK {task.name} draws none of its predictions", "use --explain or --output")
+        raise ConfigError(option, f"TASK {task.name} cannot draw its predictions", "use --explain or --output")
     return count
 
 
 def _check_predicts(task: Task) -> None:
     if not task.predicts:
-        raise ConfigError("--model", f"TASK {task.name} predicts nothing", "use a model for a task with predictions")
+        raise ConfigError("--model", f"TASK {task.name} makes no predictions", "use a model for a task that does")
 
 
 def _none_readable(images: FoundImages) -> DataError:
@@ -128,7 +128,7 @@ def save_features(opened: ModelFile, images: FoundImages, target: Path, kind: st
     backbone = backbone_of(opened.model)
     if backbone is None:
         what = "an exported file" if opened.exported else type(opened.model).__name__
-        raise ConfigError("--features", f"{what} has no feature maps", "use a checkpoint of a Swin")
+        raise ConfigError("--features", f"{what} has no feature maps", "use a Swin checkpoint")
     arrays: dict[str, np.ndarray] = {}
     loader = _batches(opened, images)
     for batch in track(loader, "computing", len(loader), "batches"):
@@ -179,7 +179,7 @@ def _objects(rows: list[Prediction], target: Path) -> list[dict[str, Any]]:
     Raises: ConfigError if the task finds no objects.
     """
     if not all("objects" in row.record for row in rows):
-        raise ConfigError("--output", f"{target}: only objects have COCO's format", "write a .jsonl file")
+        raise ConfigError("--output", f"{target}: COCO's format is only for detected objects", "write a .jsonl file")
     return [
         {"image_id": number, "file_name": row.path, **each}
         for number, row in enumerate(rows, start=1)
@@ -220,7 +220,7 @@ def _run(options: argparse.Namespace) -> None:
             log.warning("%s", one_line(error))
         _predict(opened, images, options)
     if images.errors:
-        skipped = f"{count(len(images.errors), 'name')} of {len(options.images)} skipped; the others are done"
+        skipped = f"{count(len(images.errors), 'name')} of {len(options.images)} skipped; the rest were processed"
         raise DataError(images.errors[0].subject, images.errors[0].problem, skipped)
 
 
@@ -255,7 +255,7 @@ def _predict(opened: ModelFile, images: FoundImages, options: argparse.Namespace
 def _parser() -> ScriptParser:
     parser = ScriptParser(__doc__)
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image, folder, 'pattern', .txt list, .zip, .tar, URL, -"
+        "images", nargs="+", metavar="IMAGE", help="image, folder, 'pattern', .txt list, .zip, .tar, URL, - (stdin)"
     )
     parser.add_argument("--model", required=True, help="checkpoint, hub:NAME, hf:OWNER/NAME, URL, .onnx or .pt2 file")
     parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store one")
@@ -264,15 +264,15 @@ def _parser() -> ScriptParser:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"{', '.join(ENDINGS)}; features: .npz")
     parser.add_argument("--threshold", type=float, help="probability below which the answer is unknown")
-    parser.add_argument("--size", type=int, default=0, help="side of the model's input (default: as trained)")
+    parser.add_argument("--size", type=int, default=0, help="input size in pixels (default: as trained)")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
     parser.add_device()
     parser.add_argument("--features", choices=FEATURES, help="write features to --output instead of classes")
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw each prediction, if the task can")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw each prediction, if the task supports it")
     parser.add_argument("--label-maps", type=Path, metavar="FOLDER", help="write the class of each pixel, as PNG files")
     parser.add_argument("--explain", type=Path, metavar="FOLDER", help="write a picture that explains each prediction")
-    parser.add_argument("--class", dest="chosen", default="", metavar="NAME", help="explain this class instead")
+    parser.add_argument("--class", dest="chosen", default="", metavar="NAME", help="explain a class of your choice")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -284,11 +284,11 @@ def main(argv: list[str]) -> int:
     if options.output and options.output.suffix not in endings:
         parser.error(f"--output {options.output}: must end in {' or '.join(endings)}")
     if options.features and not options.output:
-        parser.error(f"argument --features: writes {endings[0]} files, and --output is missing")
+        parser.error(f"argument --features: requires --output FILE{endings[0]}")
     if options.topk < 0 or options.batch_size < 1 or options.workers < 0:
         parser.error("--topk and --workers must be at least 0, --batch-size at least 1")
     if options.chosen and not options.explain:
-        parser.error("argument --class: needs --explain FOLDER")
+        parser.error("argument --class: requires --explain FOLDER")
     start_logging(is_main=True)
     return run_to_exit_code(lambda: _run(options), options.debug)
 

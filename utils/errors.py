@@ -25,24 +25,24 @@ EXIT_CODES = {
     5: "distributed",
     6: "numerics",
     7: "resources",
-    75: "terminated, run again to resume",
+    75: "terminated; run again to resume",
     130: "interrupted",
 }
 
-# the state of the machine, or a name that its file system does not take: never a bug
+# the state of the machine, or a name that its file system does not accept: never a bug
 _FILE_ERRORS = {
     errno.EACCES: "check its permissions, or choose another path",
     errno.EPERM: "check its permissions, or choose another path",
     errno.EROFS: "choose a path on a writable disk",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "a symbolic link refers to itself: choose another path",
-    errno.ENOTDIR: "a part of the path is a file: choose another path",
+    errno.ENOTDIR: "part of the path is a file: choose another path",
     errno.ENOSPC: "free disk space",
     errno.EDQUOT: "free disk space, or ask for a larger quota",
     errno.EIO: "check the disk",
     errno.ESTALE: "check the network file system",
-    errno.EMFILE: "raise the limit of open files, ulimit -n",
-    errno.ENFILE: "close other programs, or raise the limit of open files",
+    errno.EMFILE: "raise the limit on open files with ulimit -n",
+    errno.ENFILE: "close other programs, or raise the limit on open files",
 }
 
 
@@ -99,7 +99,7 @@ class ResourceError(RunError):
 
 
 class TerminatedError(RunError):
-    """A signal ended the run. 75 is EX_TEMPFAIL: a scheduler should start the same command again."""
+    """A signal ended the run. 75 is EX_TEMPFAIL: a scheduler should rerun the same command."""
 
     exit_code = 75
 
@@ -161,7 +161,7 @@ def accept_any_text() -> None:
 def report_error(error: BaseException, *, speak: bool, debug: bool = False, detail: str = "") -> int:
     """Prints the error line, with a traceback for bugs in the program or under --debug; returns the exit code.
 
-    What the file system refuses counts as a ResourceError of that file. The line also goes to log.txt, and to the file
+    File system errors are reported as a ResourceError for the file. The line also goes to log.txt, and to the file
     that torchrun quotes in its report.
     Args: speak: whether this rank reports for the whole job; detail: lines to print first.
     """
@@ -202,7 +202,7 @@ def run_to_exit_code(action: Callable[[], int | None], debug: bool = False) -> i
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether the memory of the machine or of a device is exhausted, according to Python or torch."""
+    """Returns whether, according to Python or torch, the machine or a device is out of memory."""
     if any(text in str(error) for text in ("MPS backend out of memory", "DefaultCPUAllocator")):
         return True
     names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported here
@@ -210,7 +210,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _of_the_file_system(error: BaseException) -> BaseException:
-    """Converts what the file system refused to the error of its file; returns other errors unchanged."""
+    """Converts a file system error to a ResourceError for the file; returns other errors unchanged."""
     if not isinstance(error, OSError) or error.filename is None or error.errno not in _FILE_ERRORS:
         return error
     refused = ResourceError(str(error.filename), str(error.strerror).lower(), _FILE_ERRORS[error.errno])

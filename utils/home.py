@@ -1,4 +1,4 @@
-"""A home folder and a user name for libraries, for systems that provide neither."""
+"""Gives libraries a home folder and a user name on systems that provide neither."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 def ensure_home(warn: bool = True) -> None:
-    """Sets HOME to a folder in the temporary folder if it is unset and the user is not in the user database.
+    """If HOME is unset and the user is not in the user database, sets it to a folder in the temporary folder.
 
     This is common in containers that run as an arbitrary user. Libraries that look for their caches fail without a home
     folder; call this before importing them. Args: warn: whether to log a warning.

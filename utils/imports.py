@@ -1,4 +1,4 @@
-"""Faster imports of large libraries, and faster garbage collections after them."""
+"""Speeds up imports of large libraries, and garbage collection after them."""
 
 import gc
 import sys
@@ -7,10 +7,10 @@ STARTING = "starting ..."
 
 
 def begin_imports(show: bool = False) -> None:
-    """Disables garbage collection, which takes a third of the time of imports, until `end_imports`.
+    """Disables garbage collection, which takes a third of the import time, until `end_imports`.
 
     It also hides wandb, which timm would import wherever it is installed. Args: show: whether a terminal shows that the
-    program is starting, which takes seconds, until then.
+    program is starting, until `end_imports`.
     """
     if show and sys.stdout is not None and sys.stdout.isatty():
         print(STARTING, end="\r", flush=True)
@@ -19,7 +19,7 @@ def begin_imports(show: bool = False) -> None:
 
 
 def end_imports(show: bool = False) -> None:
-    """Enables garbage collection again, for objects created from now on. Args: as for `begin_imports`.
+    """Re-enables garbage collection, for objects created from now on. Args: as for `begin_imports`.
 
     Modules live as long as the process: collections that skip them take less time, and do not copy the pages that
     forked processes share.

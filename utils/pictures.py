@@ -62,7 +62,7 @@ def sheet(tiles: Sequence[tuple[Image.Image, str]], title: str, subtitle: str, c
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Creates a Matplotlib figure that needs no display; names in it should be made `legible`.
+    """Creates a Matplotlib figure that needs no display; pass names shown in it through `legible`.
 
     Args: width, height in inches.
     """

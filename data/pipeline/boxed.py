@@ -27,7 +27,7 @@ DIVISOR = 32  # sides of a batch are multiples
 
 @dataclass(frozen=True)
 class BoxedOptions:
-    """`short`: of which the short side is drawn, in pixels, as far as the long side stays within `long`; `test`: both
+    """`short`: of which the short side is drawn, in pixels, as long as the long side stays within `long`; `test`: both
     in evaluation. With probability `crop_rate`, an image is first resized to a short side of `crop_short` and cropped
     to sides in the range `crop`. `flip`: probability; `masks`: whether objects have masks; `channels` of an image;
     `upright`: by EXIF."""
@@ -129,7 +129,7 @@ class _Shown:
         return _Shown(resize_image(self.image, size), self.boxes * scale, self.labels, masks)._clipped()
 
     def cropped(self, low: int, high: int) -> "_Shown":
-        """Cuts out a window with sides drawn from `low` to `high`, as far as the image reaches."""
+        """Cuts out a window with sides drawn from `low` to `high`, limited to the image."""
         height, width = self.image.shape[:2]
         sides = [np.random.randint(min(side, low), min(side, high) + 1) for side in (height, width)]
         top, left = (np.random.randint(0, side - own + 1) for side, own in zip((height, width), sides, strict=True))

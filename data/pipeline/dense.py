@@ -115,7 +115,7 @@ def collate_dense(samples: Any) -> Any:
 
 
 def scaled_size(size: tuple[int, ...], long: int, short: int) -> Size:
-    """Returns (height, width) of an image of this `size`, scaled as far as its sides stay within `long` and `short`."""
+    """Returns the largest (height, width) of this image `size`, scaled, with sides within `long` and `short`."""
     scale = min(long / max(size), short / min(size))
     return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 

@@ -21,7 +21,7 @@ from utils.errors import DataError, did_you_mean, listing
 _PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 PAUSES = (0.1, 1.0)  # seconds before the second and the third attempt
 MAX_BYTES = 1 << 30  # size of a file; Pillow decodes up to 179 million pixels, ImageNet-22K's list is 0.6 GB
-MAX_LABELS = 100_000  # bound of labels, if the classes are unknown and there are fewer samples
+MAX_LABELS = 100_000  # bound on labels, if the classes are unknown and there are fewer samples
 
 
 class Record(NamedTuple):
@@ -67,7 +67,7 @@ class LabelledSource(Source, Protocol):
         ...
 
     def column(self, name: str) -> NDArray[Any] | None:
-        """Returns a value per sample (n,), such as "weight"; None if the dataset has none of this name."""
+        """Returns one value per sample (n,), such as "weight"; None if the dataset has no such column."""
         return None
 
 
@@ -135,15 +135,15 @@ class IndexedSource:
         return self._storage.where(self._index.name(i))
 
     def key(self, i: int) -> str:
-        """Returns the name of a sample within the dataset, wherever that is stored."""
+        """Returns the name of a sample within the dataset, regardless of where the dataset is stored."""
         return self._index.name(i)
 
     def column(self, name: str) -> NDArray[Any] | None:
-        """Returns a further column of the index (n,), None if there is none of this name."""
+        """Returns an extra column of the index (n,), None if it has no such column."""
         return self._index.columns.get(name)
 
     def subset(self, chosen: NDArray[np.int64]) -> Self:
-        """Returns the source of some of the samples. Args: chosen: their indices, ascending."""
+        """Returns a source with only the chosen samples. Args: chosen: their indices, ascending."""
         part = copy.copy(self)
         part._index = self._index.take(chosen)
         return part
@@ -157,7 +157,7 @@ class IndexedSource:
 
 @contextmanager
 def opening(path: object) -> Iterator[None]:
-    """Converts file system errors while a dataset is opened. Args: path: path of the dataset. Raises: DataError."""
+    """Converts file system errors when opening a dataset. Args: path: path of the dataset. Raises: DataError."""
     try:
         yield
     except OSError as e:
@@ -183,7 +183,7 @@ def with_retries(read: Callable[[], bytes], name: Callable[[], str]) -> bytes:
 def read_file(path: str | Path) -> bytes:
     """Returns the contents of an image, a list or another regular file.
 
-    Raises: OSError; DataError for a device, or too large a file.
+    Raises: OSError; DataError for a device, or a file that is too large.
     """
     with open(path, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
@@ -196,11 +196,11 @@ def read_file(path: str | Path) -> bytes:
 def check_size(size: int, name: object) -> None:
     """Checks the size of a file, as stored or unpacked. Raises: DataError if it exceeds `MAX_BYTES`."""
     if size > MAX_BYTES:
-        raise DataError(str(name), f"{size:,} bytes are too many (at most {MAX_BYTES:,})", "remove it")
+        raise DataError(str(name), f"is too large: {size:,} bytes (at most {MAX_BYTES:,})", "remove it")
 
 
 def label_limit(classes: int, samples: int) -> int:
-    """Returns the exclusive bound of labels, so that an invalid one does not allocate an array of its size.
+    """Returns the exclusive upper bound on labels, so that an invalid label cannot cause a huge allocation.
 
     Args: classes: number of classes, 0 if unknown; samples: number of samples.
     """
@@ -226,6 +226,6 @@ def check_classes(found: Sequence[str], known: Sequence[str], where: Path) -> No
     unknown = sorted(set(found) - set(known))
     if unknown:
         are = "1 class is" if len(unknown) == 1 else f"{len(unknown)} classes are"
-        problem = f"{are} not among the {len(known)} of training: {listing(unknown)}"
+        problem = f"{are} not among the {len(known)} training classes: {listing(unknown)}"
         remedy = f"rename or remove {'it' if len(unknown) == 1 else 'them'}"
         raise DataError(str(where), problem, did_you_mean(unknown[0], known, remedy))

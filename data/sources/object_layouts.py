@@ -51,7 +51,9 @@ class Annotated(NamedTuple):
         labels = {name: label for label, name in enumerate(names)}
         for name in self.class_names:
             if name not in labels:
-                raise DataError(str(origin), f"has a class {name!r} that training has not", did_you_mean(name, names))
+                raise DataError(
+                    str(origin), f"has a class {name!r} that is not in the training data", did_you_mean(name, names)
+                )
         new = [labels[name] for name in self.class_names]
         images = [
             image._replace(instances=tuple(one._replace(label=new[one.label]) for one in image.instances))

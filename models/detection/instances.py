@@ -20,7 +20,7 @@ class Frame(NamedTuple):
         return height, width
 
     def to_original(self, boxes: Tensor) -> Tensor:
-        """Scales boxes (n, 4) of the resized image to the original one."""
+        """Scales boxes (n, 4) from the resized to the original image."""
         (height, width), (full_height, full_width) = self.size, self.original
         return boxes / boxes.new_tensor([width / full_width, height / full_height] * 2)
 
@@ -28,7 +28,7 @@ class Frame(NamedTuple):
 class Objects(NamedTuple):
     """Annotated objects of one image, in the coordinates of the resized image.
 
-    `boxes` (n, 4) float32, all with an area; `labels` (n,) int64 from 0; `masks` (n, H, W) of 0 and 1, at the size of
+    `boxes` (n, 4) float32, all non-empty; `labels` (n,) int64 from 0; `masks` (n, H, W) of 0 and 1, at the size of
     the padded batch or less, None if only boxes are annotated.
     """
 
@@ -50,7 +50,7 @@ class Detections(NamedTuple):
     """Detected objects of one image in the coordinates of the original image, highest score first.
 
     `boxes` (n, 4); `scores` (n,) in 0..1; `labels` (n,) int64; `masks` (n, 28, 28): probabilities inside each box, None
-    without a mask head. `paste` turns them into masks of the image.
+    without a mask head. `paste` turns them into full-image masks.
     """
 
     boxes: Tensor

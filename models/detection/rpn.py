@@ -16,7 +16,7 @@ from utils.preprocessing import Size
 
 @dataclass(frozen=True)
 class ProposalOptions:
-    """`per_level`: highest scores of each level that enter NMS; `count`: proposals per image; `iou`: NMS threshold."""
+    """`per_level`: top scores of each level that enter NMS; `count`: proposals per image; `iou`: NMS threshold."""
 
     per_level: int
     count: int = 1000
@@ -29,7 +29,7 @@ MATCHING, SAMPLING = MatchOptions(0.7, 0.3, 0.3), SampleOptions(256, 0.5)
 
 @dataclass(frozen=True)
 class RPNOptions:
-    """`inside`: train only anchors within the image; `beta`: transition of smooth L1, 0 for L1; others: selection of
+    """`inside`: train only anchors within the image; `beta`: threshold of smooth L1, 0 for L1; others: selection of
     anchors for the losses, and of proposals in training and evaluation."""
 
     inside: bool = False
@@ -80,7 +80,7 @@ class RPNHead(nn.Module):
         objects: Sequence[Objects],
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Returns `loss_rpn_cls` and `loss_rpn_bbox`: sums over drawn anchors over the number drawn in the batch."""
+        """Returns `loss_rpn_cls` and `loss_rpn_bbox`: sums over the sampled anchors, divided by their number."""
         anchors, logits = torch.cat(predicted.anchors), torch.cat(predicted.logits, 1)
         deltas = torch.cat(predicted.deltas, 1)
         score = logits.sum() * 0  # a gradient of zero where nothing is drawn
@@ -128,10 +128,10 @@ class RPNHead(nn.Module):
 
 
 def binary_loss(logits: Tensor, target: int) -> Tensor:
-    """Returns the sum of binary cross-entropies with one target for all."""
+    """Returns the sum of binary cross-entropies with the same target for all logits."""
     return F.softplus(-logits if target else logits).sum()
 
 
 def box_distance(deltas: Tensor, wanted: Tensor, beta: float) -> Tensor:
-    """Returns the sum of smooth L1 distances; beta 0: of L1."""
+    """Returns the sum of smooth L1 distances, or of L1 distances if `beta` is 0."""
     return F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=beta)

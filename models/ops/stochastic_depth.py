@@ -55,7 +55,7 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], mask: BranchMask) 
 
 
 def as_factors(mask: BranchMask, x: Tensor) -> Tensor | None:
-    """Returns the factor of each sample of `x`, float32 (B,), for a branch that must run on the whole batch."""
+    """Returns a factor for each sample of `x`, float32 (B,), for a branch that must run on the whole batch."""
     if not isinstance(mask, KeptSamples):
         return mask
     factors = torch.zeros(x.shape[0], device=x.device)

@@ -280,7 +280,7 @@ def _check_layout(found: Found, own: Weights) -> None:
 
 
 def _stored_windows(contents: Mapping[str, Any], origin: str) -> tuple[int, ...]:
-    """Returns the windows of pre-training, stored in checkpoints and converted files of this program."""
+    """Returns the pre-training window sizes, stored in checkpoints and converted files of this program."""
     stored = contents.get("pretrained_windows") or []
     if not isinstance(stored, list) or not all(isinstance(w, int) and 0 < w < 10_000 for w in stored):
         raise CheckpointError(origin, "pretrained_windows is not a list of windows", "name another file")
@@ -299,7 +299,7 @@ def _adopt_windows(model: nn.Module, found: Found) -> str:
     own, theirs = ("/".join(map(str, windows)) for windows in (model.pretrained_windows(), found.windows))
     if not found.windows and not model.is_configured():
         return (
-            f"position coordinates of window {own}: the file does not store its window of pre-training"
+            f"position coordinates of window {own}: the file does not store its pre-training window size"
             f" (set MODEL.{model.options.SECTION}.PRETRAINED_WINDOW_SIZES)"
         )
     if found.windows and own != theirs:
@@ -308,7 +308,7 @@ def _adopt_windows(model: nn.Module, found: Found) -> str:
 
 
 def _windows_of(derived: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Derives the window of pre-training of each stage from the largest coordinate in its table.
+    """Derives the pre-training window size of each stage from the largest coordinate in its table.
 
     The table contains log2(1 + 8 * d / (w - 1)) / 3 for offsets up to d, one less than the window it was built for.
     """

@@ -34,7 +34,7 @@ def load_timm(model: nn.Module, place: str, tensors: Weights, origin: str, head:
     check_names(tensors, own, origin)
     check_kinds(tensors, own, origin)
     if any(name.endswith(".logit_scale") for name in own):
-        notes.append("position coordinates of the timm model: the file does not store its window of pre-training")
+        notes.append("position coordinates of the timm model: the file does not store its pre-training window size")
     check_shapes(tensors, own, misfits(tensors, own), origin)
     model.load_state_dict(tensors)
     return ", ".join(notes)

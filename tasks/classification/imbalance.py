@@ -16,16 +16,16 @@ WARN_AT = 10  # times the samples of the smallest class
 
 
 def class_order(source: LabelledSource, rule: str) -> Order | None:
-    """Returns the order of the samples in an epoch, None for a permutation. Args: rule: see `class_frequencies`."""
+    """Returns the order of the samples in an epoch, None for a plain shuffle. Args: rule: see `class_frequencies`."""
     frequencies = class_frequencies(source, rule)
     return None if frequencies is None else partial(weighted_order, frequencies)
 
 
 def class_frequencies(source: LabelledSource, rule: str) -> Frequencies | None:
-    """Returns how often samples are drawn: None for "uniform", every sample once.
+    """Returns how often samples are drawn: None for "uniform" (every sample once).
 
     Args: rule: "balanced": all classes equally often; "sqrt": in proportion to the square root of their size. A sample
-    with several labels is drawn as often as one of its rarest label.
+    with several labels is drawn as often as one that has only its rarest label.
     """
     if rule == "uniform":
         return None
@@ -40,7 +40,7 @@ def class_frequencies(source: LabelledSource, rule: str) -> Frequencies | None:
 
 
 def sample_weights(source: LabelledSource) -> torch.Tensor | None:
-    """Returns the weights of the training samples in the loss, with mean 1, float32 (n,); None without any.
+    """Returns the loss weights of the training samples, with mean 1, float32 (n,); None if there are none.
 
     Raises: DataError if all are 0.
     """
@@ -54,7 +54,7 @@ def sample_weights(source: LabelledSource) -> torch.Tensor | None:
 
 
 def warn_of_imbalance(class_names: Sequence[str], counts: Sequence[int], remedies: str) -> None:
-    """Logs one line if the largest class has ten times the samples of the smallest."""
+    """Logs one line if the largest class has at least ten times as many samples as the smallest."""
     present = [(count, name) for count, name in zip(counts, class_names, strict=True) if count]
     if len(present) < 2 or max(present)[0] < WARN_AT * min(present)[0]:
         return

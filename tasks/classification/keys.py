@@ -7,6 +7,7 @@ from configs.checks import above, at_least, below_one, ending, hexadecimal, one_
 from configs.values import AUTO, FLOAT, Key, TaskKeys, list_of, optional
 from utils.errors import ConfigError, did_you_mean
 
+LOWER_IS_BETTER, NEEDS_ALL = ("loss",), ("auroc",)  # of METRICS; the latter: all probabilities at once
 METRICS = ("top1", "loss", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "auroc")
 _KEYS = {
     "MODEL": {"LABEL_SMOOTHING": Key(0.1, "label smoothing", below_one)},

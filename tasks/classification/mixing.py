@@ -13,7 +13,7 @@ from utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class MixingOptions:
-    """`mixup`, `cutmix`: alphas, 0: off; `minmax`: sides of the CutMix box relative to the image, which enables CutMix;
+    """`mixup`, `cutmix`: alphas, 0: off; `minmax`: sides of the CutMix box relative to the image; enables CutMix;
     `prob`, `switch_prob`, `mode`: as in timm."""
 
     mixup: float
@@ -51,7 +51,7 @@ class Mixing(Mixup):
         return torch.cat([lam[:half], middle, lam[half:]])
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixes images (B, C, H, W) in place; targets int64 (B,) become float32 (B, classes), rows sum to 1."""
+        """Mixes images (B, C, H, W) in place; targets int64 (B,) become float32 (B, classes), rows summing to 1."""
         mix = {"elem": self._mix_elem, "pair": self._mix_pair, "batch": self._mix_batch}[self.mode]
         return images, mixup_target(targets, self.num_classes, mix(images), self.label_smoothing)
 
@@ -59,7 +59,7 @@ class Mixing(Mixup):
 def build_mixing(
     classes: int, options: MixingOptions | None, size: tuple[int, int], kind: type[Mixing] = Mixing
 ) -> Mixing | None:
-    """Returns the mixing of a recipe, or None. Args: classes: number of classes; size: image size in pixels.
+    """Returns the configured mixing, or None. Args: classes: number of classes; size: image size in pixels.
 
     Raises: ConfigError if the range of box sides contains no whole pixel.
     """

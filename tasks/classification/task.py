@@ -22,6 +22,7 @@ from tasks.classification.class_names import in_words
 from tasks.classification.distillation import DistillationOptions, distilled
 from tasks.classification.expert_load import RoutingMeter, load_picture
 from tasks.classification.imbalance import class_order, sample_weights, warn_of_imbalance
+from tasks.classification.keys import LOWER_IS_BETTER, NEEDS_ALL
 from tasks.classification.labels import (
     ClassInfo,
     chosen_classes,
@@ -83,7 +84,9 @@ class Classification(Task):
         metric = config.get("TEST.BEST", AUTO)
         if cls.best is None or metric in (AUTO, cls.best.metric):
             return cls.best
-        return Best(metric, higher_is_better=metric != "loss", title=f"validation {metric.replace('_', ' ')}")
+        return Best(
+            metric, higher_is_better=metric not in LOWER_IS_BETTER, title=f"validation {metric.replace('_', ' ')}"
+        )
 
     def open_data(self, splits: Sequence[str] = ("train", "val")) -> TaskData:
         """Opens the splits; without "train", the class map comes from the weights if they store or imply one."""
@@ -191,7 +194,7 @@ class Classification(Task):
         """Returns an evaluator; TEST.CLASSES and TEST.REAL apply only to --eval."""
         test, source = self.cfg.TEST, val.source
         if not self.cfg.EVAL_MODE:
-            return ClassificationEvaluator(val, info.class_names, keeps_all=test.BEST == "auroc")
+            return ClassificationEvaluator(val, info.class_names, keeps_all=test.BEST in NEEDS_ALL)
         real = real_labels(info.class_names) if test.REAL else None
         chosen = chosen_classes(test.CLASSES, source)  # type: ignore[arg-type]
         return ClassificationEvaluator(val, info.class_names, chosen, real, test.INTERVALS, bool(test.PROBABILITIES))

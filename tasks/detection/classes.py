@@ -22,9 +22,9 @@ class DetectionInfo(NamedClasses):
 
 
 def stored_classes(contents: Mapping[str, Any], classes: int, masks: bool) -> DetectionInfo:
-    """Returns the classes that a file stores, this program's or mmdetection's, else "class 0", ...
+    """Returns the classes stored in a file from this program or mmdetection, else "class 0", ...
 
-    Args: classes: number of outputs; masks: whether it has a mask head.
+    Args: classes: number of outputs; masks: whether there is a mask head.
     """
     names, ids = stored_names(contents, classes), contents.get("category_ids") or ()
     if len(ids) != classes:

@@ -1,4 +1,4 @@
-"""Detections of an image as plain values, in the format of COCO's results, and encoded masks."""
+"""Detections of an image as plain values, in COCO's results format, and encoded masks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +28,6 @@ def as_results(found: Detections, size: Size, category_ids: Sequence[int]) -> li
 
 
 def encoded(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Returns a mask (H, W) as the run lengths of COCO's files."""
+    """Returns a mask (H, W) as run lengths in COCO's format."""
     runs = RunLengths.of(mask)
     return {"size": list(runs.size), "counts": runs.text()}

@@ -59,13 +59,13 @@ def test_there_and_back_gives_the_same_bits(tmp_path, family, layout, ending, wi
     cfg, weights = write(tmp_path, family, *([("[3, 2]", windows)] if windows else []))
     there, back = tmp_path / f"new/there.{ending}", tmp_path / "back.pth"
     if windows == "[3, 2]" and (layout == "torchvision" or (layout, ending) == LOSES_WINDOWS):
-        with raises(CheckpointError, "--to" if layout == "torchvision" else there, "window of pre-training"):
+        with raises(CheckpointError, "--to" if layout == "torchvision" else there, "pre-training window"):
             convert(cfg, str(tmp_path / "in.pth"), there, layout)
         assert not there.exists()
         return
     lines = convert(cfg, str(tmp_path / "in.pth"), there, layout)
     name = layout if layout in PEERS else mm_of(family)
-    compared = f"outputs equal {name}'s to" if layout in PEERS else f"outputs not compared, {layout} is not installed"
+    compared = f"outputs equal {name}'s to" if layout in PEERS else f"outputs not compared: {layout} is not installed"
     assert lines[-1].startswith(f"verified: bit-identical when read back; {compared}")
     assert f"{name} layout" in convert(cfg, str(there), back, "original")[0]
     again = find_weights(read_checkpoint(back), "x").weights

@@ -19,7 +19,7 @@ def released_models() -> list[dict[str, Any]]:
 
 
 def released_url(name: str) -> str:
-    """Returns the URL of the weights of a released model. Raises: CheckpointError, suggesting the closest name."""
+    """Returns the URL of a released model's weights. Raises: CheckpointError, suggesting the closest name."""
     known = {row["config"]: row["weights_url"] for row in released_models() if row.get("weights_url")}
     known |= _table()["weights_without_a_recipe"] | _table()["segmenters_and_detectors"]
     known |= {Path(url).stem: url for url in known.values()}  # file names may lack the suffix of the recipe's name

@@ -1,7 +1,7 @@
-"""Detects that the launcher of this rank is gone.
+"""Detects when this rank's launcher is gone.
 
-torchrun starts every rank in a separate session, hosts the store of the job, and ends the ranks when it ends. If it is
-killed, nothing ends them: the store is gone, and ranks still in the rendezvous would wait for it until a timeout.
+torchrun starts every rank in a separate session, hosts the job's store, and stops the ranks when it exits. If it is
+killed, nothing stops them: the store is gone, and ranks still in the rendezvous would wait for it until a timeout.
 """
 
 import os
@@ -18,7 +18,7 @@ _parent: list[int] = []  # the process that started this rank, if it is torchrun
 
 
 def watch_launcher(before_exit: Callable[[], None]) -> None:
-    """Ends this rank from now on when torchrun is gone; does nothing under another launcher.
+    """Starts a thread that ends this rank once torchrun is gone; does nothing under another launcher.
 
     Args: before_exit: called before the process ends.
     """
@@ -28,7 +28,7 @@ def watch_launcher(before_exit: Callable[[], None]) -> None:
 
 
 def wait_if_launcher_is_gone() -> None:
-    """Does not return if torchrun is gone, so that `watch_launcher` alone reports it; waits `NOTICE` to find out."""
+    """Does not return if torchrun is gone, so that `watch_launcher` alone reports it; waits `NOTICE` s to find out."""
     last = time.monotonic() + NOTICE
     while _parent and time.monotonic() < last:
         if os.getppid() != _parent[0]:

@@ -3,7 +3,7 @@
 The owner keeps the folder open and thus notices when it is moved or removed.
 
 owner.json holds host, process, scheduler job and a heartbeat. It is written in place and read by opening it, which NFS
-keeps consistent between machines, unlike locks of the operating system. A dead owner is replaced automatically: on the
+keeps consistent across machines, unlike operating system locks. A dead owner is replaced automatically: on the
 same machine if its process is gone, on another one if its heartbeat has stopped.
 """
 
@@ -63,7 +63,7 @@ class RunLock(threading.Thread):
         return owner
 
     def _take(self) -> None:
-        """Writes the record, unless there is a living owner. Raises: as for `acquire`."""
+        """Writes the record, unless there is a live owner. Raises: as for `acquire`."""
         folder, path = self._folder, self._folder / "owner.json"
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
@@ -142,7 +142,7 @@ def _describe(record: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Reads the record, empty if it is being written or gone."""
+    """Reads the record; returns an empty one if it is being written or is gone."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return record if isinstance(record, dict) else {}

@@ -68,5 +68,5 @@ class Saver:
 
 
 def snapshot(value: Any) -> Any:
-    """Copies nested dictionaries and lists, and their tensors to the CPU."""
+    """Copies nested dictionaries and lists, placing their tensors on the CPU."""
     return map_tensors(value, lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu").copy_(t.detach()))

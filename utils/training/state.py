@@ -85,9 +85,9 @@ class TrainState:
     in the epoch) are the position in the data; `update` counts all updates of the run, including the `skipped` ones,
     whose gradient was non-finite and which advance neither weights nor schedule. `pending_update`: an update whose
     outcome has not been read yet, None when counters and EMA are up to date. `evaluated_at`: the value of `update` at
-    the last evaluation; `stale`: evaluations since the best one, `stale_since_decay`: since that or the last of the
+    the last evaluation; `stale`: evaluations since the best one, `stale_since_decay`: since then or the last of the
     `decays` of a plateau schedule. `best_value`, `best_epoch` and `best_step` (0 for a whole epoch) refer to the task's
-    best metric. `shards`: the sharded parameters; whole ones are gathered on the rank that `keeps` them.
+    best metric. `shards`: the sharded parameters; they are gathered whole on the rank that `keeps` them.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class TrainState:
             self.ema.update(self.model, step=self.update - self.skipped)
 
     def start_at(self, epoch: int, plan: RunPlan) -> None:
-        """Starts at a later epoch, as if all earlier ones had been trained."""
+        """Starts at a later epoch, as if all earlier ones had been completed."""
         self.epoch = epoch
         self.update = self.evaluated_at = epoch * plan.updates_per_epoch
         self.samples = epoch * plan.shape.samples
@@ -182,7 +182,7 @@ class TrainState:
         return done or self.epoch >= plan.epochs or self.stopped_early(plan)
 
     def stopped_early(self, plan: RunPlan) -> bool:
-        """Returns whether the last evaluations did not improve."""
+        """Returns whether the run ends early, since the last evaluations brought no improvement."""
         return bool(plan.patience) and self.stale >= plan.patience
 
     def judge(self, improved: bool, plan: RunPlan) -> None:

@@ -101,6 +101,6 @@ def test_weights_that_timm_cannot_convert_are_rejected_with_its_reason():
 
 def test_the_window_of_pre_training_of_a_swin_v2_is_reported_as_unknown(resnet):
     model = timm_model("swinv2_tiny_window8_256", img_size=(64, 64))
-    note = "position coordinates of the timm model: the file does not store its window of pre-training"
+    note = "position coordinates of the timm model: the file does not store its pre-training window size"
     assert note in load_contents(model, model.state_dict(), "x")
     assert note not in load_contents(timm_model("resnet10t"), resnet, "x")
