@@ -1,6 +1,5 @@
 """Contact sheets of captioned images, and figures as images."""
 
-import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,10 +79,10 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def rendered(figure: Any, dpi: int = 110) -> Image.Image:
-    """Renders a figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi, format="png")
-    return Image.open(buffer).convert("RGB")
+    """Renders a figure: the pixels of `savefig`, without encoding a PNG file."""
+    figure.set_dpi(dpi)
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
 
 
 def as_image(picture: Any) -> Image.Image:

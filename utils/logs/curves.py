@@ -12,7 +12,7 @@ from utils.errors import one_line
 from utils.files import atomic_path
 from utils.fonts import legible
 from utils.logs.metrics_file import RESERVED, read_records
-from utils.pictures import new_figure
+from utils.pictures import new_figure, rendered
 from utils.training.objective import Best
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def draw_curves(metrics: Path, picture: Path, updates_per_epoch: int, best: Best
         plotted = Plotted([("", records)], names, best.title if best else "", updates_per_epoch)
         figure = curves_figure(plotted)
         with atomic_path(picture) as temporary:
-            figure.savefig(temporary, dpi=110, format="png")
+            rendered(figure).save(temporary, "PNG")
     except Exception as e:  # from the disk, or from Matplotlib: the run matters more
         log.warning("cannot draw %s (%s); training continues", picture, one_line(e))
 
