@@ -276,7 +276,7 @@ SCHEMA: dict[str, Any] = {
     "TEST": {
         "CROP": Key(True, "resize the short side and crop the centre; false: squash the image"),
         # new here
-        "IMG_SIZE": Key(0, "input size in evaluation; 0: DATA.IMG_SIZE", sides(0), SIZE),
+        "IMG_SIZE": Key(0, "input size in evaluation; 0: DATA.IMG_SIZE, in detection TEST.SHORT_SIDE", sides(0), SIZE),
         "CROP_PCT": Key(
             AUTO,
             "centre crop / resized side; auto: the model's, 0.875",

@@ -4,7 +4,7 @@
     python scripts/export.py hub:swin_tiny_patch4_window7_224 model.pt2 --batch 8
 
 The file stores class names, preprocessing and configuration, so scripts/predict.py --model model.onnx needs no other
-file. Its logits are compared with the model's before it appears.
+file. Its outputs are compared with the model's before it appears.
 """
 
 import json
@@ -46,8 +46,11 @@ def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
     if getattr(opened.model, "expert_layers", list)():
         problem = "a mixture of experts cannot be exported, since its routing depends on values"
         raise ConfigError("MODEL.TYPE", problem, "predict with its checkpoint")
+    if opened.exported:
+        raise ConfigError("MODEL", "is an exported file already", "name its run or checkpoint")
     if not opened.class_names:
-        raise ConfigError("TASK", f"a model of {opened.task.name} cannot be exported", "use a classifier")
+        remedy = "use a classifier, segmenter or detector"
+        raise ConfigError("TASK", f"a model of {opened.task.name} cannot be exported", remedy)
     own = opened.task.export(opened.model, batch)
     notes = {
         **{name: opened.task.contents[name] for name in TUNED if name in opened.task.contents},
@@ -67,7 +70,7 @@ def export(opened: ModelFile, target: Path, batch: int) -> list[str]:
             named.replace(temporary)
         finally:
             named.unlink(missing_ok=True)
-    size, images = "x".join(map(str, opened.size)), "image" if own.batch == 1 else "images"
+    size, images = "x".join(map(str, own.size[1:])), "image" if own.batch == 1 else "images"
     what = f"{form}, {own.batch or 'any number of'} {images} of {size}, {target.stat().st_size / 1e6:.1f} MB"
     return [f"written: {target}: {what}", *lines]
 
@@ -129,8 +132,12 @@ def _compare(own: Export, path: Path, target: Path) -> list[str]:
         speeds = [_speed(run, inputs) for run in (exported, own.module)]
     return [
         f"verified: {names} differ by at most {worst:.1g} of the largest, {own.trial}",
-        f"speed: {speeds[0]:.3g} images/s in batches of {len(inputs[0])}, {speeds[1]:.3g} before export",
+        f"speed: {_rate(speeds[0])} images/s in batches of {len(inputs[0])}, {_rate(speeds[1])} before export",
     ]
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
 
 
 def _speed(run: Callable[..., Any], inputs: Sequence[Tensor]) -> float:
@@ -147,15 +154,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("model", help="checkpoint, hub:NAME, hf:OWNER/NAME or URL")
     parser.add_argument("target", type=Path, help="ends in .onnx or .pt2")
     parser.add_argument("--cfg", default="", metavar="FILE", help="recipe, for weights that do not store one")
-    parser.add_argument("--batch", type=int, default=0, help="images per call (default: any number)")
-    parser.add_argument("--size", type=int, default=0, help="side of the images (default: as trained)")
+    parser.add_argument("--batch", type=int, default=0, help="images per call (default: any number; detectors: 1)")
+    parser.add_argument(
+        "--size", type=int, default=0, help="side of images; detectors: short side (default: as trained)"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
     if options.target.suffix not in (".onnx", ".pt2"):
         parser.error(f"{options.target}: must end in .onnx or .pt2")
     if options.batch < 0:
         parser.error("--batch must be at least 0")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for chatty in ("torch.onnx", "onnx_ir"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     overrides = [("TEST.IMG_SIZE", options.size, "--size")] if options.size else []
 
     def run() -> None:

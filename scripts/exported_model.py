@@ -67,6 +67,8 @@ def _open_onnx(path: Path) -> tuple[Any, str]:
 
 
 def _open_pt2(path: Path) -> tuple[Any, str]:
+    import torchvision  # noqa: F401  whose operators detectors contain
+
     extra = {NOTES: ""}
     try:
         program = torch.export.load(path, extra_files=extra)

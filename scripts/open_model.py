@@ -87,10 +87,11 @@ def _open_exported(name: str, overrides: Overrides, world: World) -> ModelFile:
     model, notes = open_exported(Path(name))
     task = new_task(load_stored_config(notes["config"], name, overrides), world, {**notes, "exported": True})
     opened = ModelFile(model, task, task.stored_info(name), exported=True)
-    fixed = new_task(load_stored_config(notes["config"], name), world, notes).input_size
-    if opened.size != fixed:
-        taken = "x".join(map(str, fixed))
-        raise ConfigError(name, f"takes images of {taken} only", "use that size, or export another file")
+    fixed = new_task(load_stored_config(notes["config"], name), world, notes)
+    if opened.size != fixed.input_size:
+        asked = fixed.cfg.TEST.IMG_SIZE
+        taken = f"--size {asked}" if asked else f"the size of training ({'x'.join(map(str, fixed.input_size))})"
+        raise ConfigError(name, f"was exported with {taken}", "leave out --size, or export another file")
     return opened
 
 

@@ -22,7 +22,7 @@ from utils.cost import count_parameters
 from utils.distributed.world import World
 from utils.errors import ConfigError
 from utils.files import writing
-from utils.preprocessing import Size, image_size
+from utils.preprocessing import Size
 from utils.terminal import log_lines
 from utils.training.evaluate import evaluate
 from utils.training.objective import Evaluation, Table
@@ -57,8 +57,7 @@ def evaluate_files(cfg: CfgNode, world: World) -> None:
         model = task.build_model(data.info)
         log_lines([f"weights: {task.load(model, contents, name)}", task.describe()])
         task.precision = task.precision.chosen(forms_of(cfg, model, task.precision, world))
-        size = image_size(cfg.TEST.IMG_SIZE or cfg.DATA.IMG_SIZE)
-        results.append(_evaluate(task, data, model, name, size))
+        results.append(_evaluate(task, data, model, name, task.input_size))
         log_lines(results[-1].lines())
         if world.is_main:
             write_tables(results, cfg.TEST.RESULTS, cfg.TEST.PER_CLASS)

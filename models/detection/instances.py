@@ -57,3 +57,8 @@ class Detections(NamedTuple):
     scores: Tensor
     labels: Tensor
     masks: Tensor | None = None
+
+    def first(self, number: int) -> "Detections":
+        """Returns the detections with the highest scores."""
+        masks = None if self.masks is None else self.masks[:number]
+        return Detections(self.boxes[:number], self.scores[:number], self.labels[:number], masks)

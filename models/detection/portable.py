@@ -1,9 +1,12 @@
 """A detector for export: no shape depends on values, which torch.export and ONNX require between its operators."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from models.detection.anchors import PADDING
 from models.detection.box_head import DetectionOptions
 from models.detection.detector import Detector
 from models.detection.rpn import Predicted
@@ -12,9 +15,9 @@ MAX_CANDIDATES = 5000  # pairs of a region and a class that enter NMS
 
 
 class PortableDetector(nn.Module):
-    """Detects the objects of one image, as `Detector.detect` does without a least score.
+    """Detects the objects of one image as `Detector.detect` does, without a score threshold.
 
-    Equal to it above the score that the pair of a region and a class ranked 5,000 has.
+    Only the `MAX_CANDIDATES` pairs of a region and a class with the highest scores enter NMS.
     """
 
     def __init__(self, detector: Detector):
@@ -25,8 +28,8 @@ class PortableDetector(nn.Module):
         """Returns boxes (n, 4) in pixels of the input, scores (n,), labels (n,), and masks (n, 28, 28): probabilities
         inside each box, if the detector predicts masks.
 
-        n is the limit of detections, highest score first; entries that are not used have score 0.
-        Args: images (1, 3, H, W), padded at the right and bottom; size (2,) int64: height and width without padding.
+        n is the limit of detections, highest score first; unused entries have score 0.
+        Args: images (1, C, H, W), padded at the right and bottom; size (2,) int64: height and width without padding.
         """
         rpn, roi = self.detector.rpn_head, self.detector.roi_head
         maps = self.detector.pyramid(images)
@@ -40,11 +43,21 @@ class PortableDetector(nn.Module):
         """Returns boxes (n, 4), and which of them are proposals."""
         rpn = self.detector.rpn_head
         options = rpn.options.evaluation
-        box, score, level = rpn.candidates(predicted, 0, size, options)
+        box, score, level = rpn.candidates(_within(predicted, size), 0, size, options)
         score = torch.where((box[:, 2:] > box[:, :2]).all(1), score, 0)
         score, order = _suppress(box, score, level, options.iou)
         best = order[: options.count]
         return box[best], score[: options.count] > 0
+
+
+def _within(predicted: Predicted, size: Tensor) -> Predicted:
+    """Rules out the anchors beyond the padding that `Detector` adds, which would displace others."""
+    limit = ((size + PADDING - 1) // PADDING * PADDING).flip(0)  # x, y
+    logits = [
+        torch.where((anchors.view(-1, 2, 2).mean(1) < limit).all(1), own, -torch.inf)
+        for anchors, own in zip(predicted.anchors, predicted.logits, strict=True)
+    ]
+    return replace(predicted, logits=logits)
 
 
 def _select(boxes: Tensor, probabilities: Tensor, options: DetectionOptions) -> tuple[Tensor, Tensor, Tensor]:

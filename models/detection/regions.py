@@ -30,7 +30,9 @@ def pool_regions(maps: Sequence[Tensor], boxes: Sequence[Tensor], side: int) -> 
     """
     regions = batch_regions(boxes)
     levels = level_of(regions[:, 1:])
-    pooled = full_precision(maps[0]).new_zeros(len(regions), maps[0].shape[1], side, side)
+    pooled = maps[0].new_zeros(
+        len(regions), maps[0].shape[1], side, side, dtype=torch.promote_types(maps[0].dtype, torch.float32)
+    )
     for i, (x, stride) in enumerate(zip(maps[:LEVELS], STRIDES, strict=False)):
         chosen = (levels == i).nonzero()[:, 0]
         x = full_precision(x)

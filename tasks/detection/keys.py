@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from configs.checks import above, at_least, one_of, within
+from configs.checks import at_least, one_of, within
 from configs.values import AUTO, BOOL, Key, TaskKeys, auto_or
 from utils.errors import ConfigError
 
@@ -52,7 +52,7 @@ _KEYS = {
     "TEST": {
         "SHORT_SIDE": Key(800, "detection: short side of an image, within AUG.LONG_SIDE", at_least(1)),
         "SCORE": Key(0.05, "detection: detections have a higher score", within(0, 1)),
-        "NMS": Key(0.5, "detection: IoU above which the lower of two scores of a class is suppressed", above(0)),
+        "NMS": Key(0.5, "detection: IoU above which the lower of two scores of a class is suppressed", within(0, 1)),
         "MAX_DETECTIONS": Key(100, "detection: detections of an image, at most", at_least(1)),
         "DETECTIONS": Key("", "detection: .json file to write: all detections, in COCO's format", _json, free=True),
     },

@@ -38,7 +38,7 @@ from tasks.named_classes import names_in, with_names
 from utils.batches import Batch, stacked
 from utils.errors import CheckpointError, ConfigError, DataError, count, listing
 from utils.pictures import Pictures, restore, sheet, to_image
-from utils.preprocessing import Size, image_size
+from utils.preprocessing import Size
 from utils.training.evaluate import evaluating
 from utils.training.objective import Best
 
@@ -209,10 +209,10 @@ class Detection(Task):
         return found
 
     def _run_exported(self, model: nn.Module, image: Tensor, frame: Frame) -> Detections:
-        (height, width), (full, _) = frame.size, self.input_size
-        outputs = model(F.pad(image, (0, full - width, 0, full - height))[None], torch.tensor(frame.size))
+        (height, width), side = frame.size, self._square
+        outputs = model(F.pad(image, (0, side - width, 0, side - height))[None], torch.tensor(frame.size))
         found = Detections(*outputs)
-        found = _first(found, int((found.scores > self.cfg.TEST.SCORE).sum()))
+        found = found.first(int((found.scores > self.cfg.TEST.SCORE).sum()))
         return found._replace(boxes=frame.to_original(found.boxes))
 
     def evaluator(self, val: EvalLoader, info: DetectionInfo) -> DetectionEvaluator:  # type: ignore[override]
@@ -241,7 +241,7 @@ class Detection(Task):
                 (
                     tile(
                         pixels,
-                        _drawn(_first(own, int((own.scores >= SCORE).sum())), pixels.size, scale, source.class_names),
+                        _drawn(own.first(int((own.scores >= SCORE).sum())), pixels.size, scale, source.class_names),
                     ),
                     "detected",
                 )
@@ -271,7 +271,7 @@ class Detection(Task):
         """Yields the objects of each image, highest score first: a line of the table for each."""
         least = self.cfg.TEST.THRESHOLD or SCORE
         for index, image, target, found in zip(batch.samples, batch.images, batch.targets, outputs, strict=True):
-            own = _first(found, min(limit, int((found.scores >= least).sum())))
+            own = found.first(min(limit, int((found.scores >= least).sum())))
             size: Size = tuple(target["original"])
             entries = as_results(own, size, info.category_ids)
             names = [info.class_names[label] for label in own.labels.tolist()]
@@ -294,22 +294,32 @@ class Detection(Task):
 
     @property
     def _test_sides(self) -> Size:
-        """Longest short and long side of an image in evaluation; with another TEST.IMG_SIZE, in proportion."""
+        """Limits of the short and the long side of an image in evaluation: TEST.IMG_SIZE, or the former alone, to which
+        the latter is in proportion."""
         short, long = self.cfg.TEST.SHORT_SIDE, self.cfg.AUG.LONG_SIDE
-        own = min(image_size(self.cfg.TEST.IMG_SIZE)) or short
-        return own, round(long * own / short)
+        asked = self.cfg.TEST.IMG_SIZE
+        if not isinstance(asked, int):
+            short, long = min(asked), max(asked)
+        elif asked:
+            short, long = asked, round(long * asked / short)
+        return min(short, long), long
 
     @property
     def input_size(self) -> Size:
-        """The square that any image fits in; an exported model takes no other size."""
-        side = -(-max(self._test_sides) // DIVISOR) * DIVISOR
-        return side, side
+        """Height and width of a wide image, padded."""
+        short, long = (-(-side // DIVISOR) * DIVISOR for side in self._test_sides)
+        return short, long
+
+    @property
+    def _square(self) -> int:
+        """The side of an exported model's input, which any image fits in."""
+        return max(self.input_size)
 
     def export(self, model: nn.Module, batch: int) -> Export:
         if batch > 1:
             raise ConfigError("--batch", f"{batch}, but a detector is exported for single images", "leave it out")
         assert isinstance(model, Detector)
-        return DetectorExport(model, (self.options.in_chans, *self.input_size))
+        return DetectorExport(model, (self.options.in_chans, self._square, self._square))
 
     def describe(self) -> str:
         return f"images {self._prepared()}"
@@ -318,11 +328,6 @@ class Detection(Task):
         short, long = self._test_sides
         sides = f"a short side of {short} and a long side of {long} pixels at most"
         return f"resized to {sides}; {self.preprocessing.normalised}"
-
-
-def _first(found: Detections, number: int) -> Detections:
-    """Returns the detections with the highest scores."""
-    return Detections(*(None if each is None else each[:number] for each in found))  # type: ignore[arg-type]
 
 
 def _drawn(found: Detections, size: tuple[int, int], scale: float, names: Sequence[str]) -> list[Drawn]:

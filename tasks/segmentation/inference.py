@@ -65,12 +65,13 @@ def _logits(logits_of: Logits, image: Tensor, options: InferenceOptions) -> Tens
     if options.fixed:
         image = F.pad(image, (0, max(0, options.window[1] - width), 0, max(0, options.window[0] - height)))
     total: Tensor | None = None
-    count = torch.zeros(image.shape[2:], device=image.device)
+    count = torch.zeros(())
     for rows in starts(image.shape[2], options.window[0], options.stride[0]):
         for columns in starts(image.shape[3], options.window[1], options.stride[1]):
             own = logits_of(image[:, :, rows, columns]).float()
             if total is None:
                 total = own.new_zeros(1, own.shape[1], *image.shape[2:])
+                count = own.new_zeros(image.shape[2:])  # on the model's device: an exported one runs on the CPU
             total[:, :, rows, columns] += own
             count[rows, columns] += 1
     assert total is not None

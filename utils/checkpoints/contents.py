@@ -18,7 +18,7 @@ Check = Callable[[Any], bool]
 # names that identify a file of this program: a training checkpoint, or weights extracted from one
 _OURS = ({"model", "optimizer", "counters", "means"}, {"preprocessing", "versions"})
 TUNED = ("calibration", "thresholds")  # on validation data, for predictions with the same weights
-CLASSES = ("class_names", "category_ids", "class_colours", "label_values")  # what describes them
+CLASSES = ("class_names", "category_ids", "class_colours", "label_values")  # fields that describe the classes
 JUDGED = ("data_counts", "per_class")  # images of each class, and results on the validation data
 MAX_DEPTH, MAX_VALUES = 100, 2_000_000
 

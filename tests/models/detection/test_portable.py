@@ -38,3 +38,18 @@ def test_boxes_of_score_0_suppress_none():
     score, order = _suppress(boxes, scores, groups, 0.5)
     assert score[:3].tolist() == pytest.approx([0.5, 0.3, 0.2]) and order[:3].tolist() == [1, 3, 4]
     assert not score[3:].any() and MAX_CANDIDATES > len(boxes)
+
+
+def test_a_padded_square_has_the_proposals_of_the_image_alone():
+    """Up to the values near its border, which see other padding."""
+    model, size = detector("mask_rcnn"), (64, 120)
+    images = padded(size)
+    square = torch.nn.functional.pad(images, (0, 256 - images.shape[3], 0, 256 - images.shape[2]))
+    portable = PortableDetector(model)
+    with torch.no_grad():
+        counts = []
+        for each in (images, square):
+            boxes, valid = portable._propose(model.rpn_head(model.pyramid(each)), torch.tensor(size))
+            counts.append(int(valid.sum()))
+            assert boxes[valid].le(torch.tensor([120, 64] * 2)).all()
+    assert counts[0] == pytest.approx(counts[1], rel=0.05)
