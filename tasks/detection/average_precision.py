@@ -27,13 +27,15 @@ class Precision:
 
     `figures`: by name, in percent; `per_class` (classes, 2): AP and AP at IoU 0.5, in percent; `curves` (2, 101): mean
     precision over the classes by recall 0 to 1, at IoU 0.5 and 0.75; `errors`: by image id and class, the numbers of
-    missed objects and of false detections with a `score` above the one asked for, at IoU 0.5.
+    missed objects and of false detections with a `score` above the one asked for, at IoU 0.5; `by_size`: the numbers
+    of objects, missed objects and such detections of each of SIZES.
     """
 
     figures: Mapping[str, float]
     per_class: NDArray[np.float64]
     curves: NDArray[np.float64]
     errors: Mapping[tuple[int, int], tuple[int, int]]
+    by_size: Mapping[str, tuple[int, int, int]]
 
 
 def check_installed() -> None:
@@ -66,7 +68,17 @@ def average_precision(
     precision = evaluation.eval["precision"][:, :, order, _ALL, _MOST]  # IoU, recall, class
     per_class = np.stack([_mean(precision, (0, 1)), _mean(precision[:1], (0, 1))], 1) * 100
     curves = _mean(precision[[0, 5]], (2,))
-    return Precision(figures, per_class, curves, _errors(evaluation, labels, score))
+    errors, by_size = {}, dict.fromkeys(SIZES, (0, 0, 0))
+    sizes = {tuple(own): size for own, size in zip(evaluation.params.areaRng[1:], SIZES, strict=True)}
+    for each in filter(None, evaluation.evalImgs):
+        objects, missed, false = _errors(each, score)
+        size = sizes.get(tuple(each["aRng"]))
+        if size is None:
+            errors[each["image_id"], labels[each["category_id"]]] = missed, false
+        else:
+            total = by_size[size]
+            by_size[size] = total[0] + objects, total[1] + missed, total[2] + false
+    return Precision(figures, per_class, curves, errors, by_size)
 
 
 def _indexed(contents: Mapping[str, Any]) -> Any:
@@ -97,14 +109,10 @@ def _mean(values: NDArray[np.float64], axes: tuple[int, ...]) -> NDArray[np.floa
     return np.where(count, np.where(valid, values, 0).sum(axes) / np.maximum(count, 1), np.nan)
 
 
-def _errors(evaluation: Any, labels: Mapping[int, int], score: float) -> dict[tuple[int, int], tuple[int, int]]:
-    whole = tuple(evaluation.params.areaRng[_ALL])
-    errors = {}
-    for each in evaluation.evalImgs:
-        if each is None or tuple(each["aRng"]) != whole:
-            continue
-        missed = int((np.asarray(each["gtMatches"])[0] == 0)[~np.asarray(each["gtIgnore"], bool)].sum())
-        unmatched = (np.asarray(each["dtMatches"])[0] == 0) & ~np.asarray(each["dtIgnore"], bool)[0]
-        false = int((unmatched & (np.asarray(each["dtScores"]) > score)).sum())
-        errors[each["image_id"], labels[each["category_id"]]] = missed, false
-    return errors
+def _errors(each: Mapping[str, Any], score: float) -> tuple[int, int, int]:
+    """Returns the numbers of objects, missed objects and false detections of an image, a class and a size."""
+    counted = ~np.asarray(each["gtIgnore"], bool)
+    missed = (np.asarray(each["gtMatches"])[0] == 0) & counted
+    unmatched = (np.asarray(each["dtMatches"])[0] == 0) & ~np.asarray(each["dtIgnore"], bool)[0]
+    false = unmatched & (np.asarray(each["dtScores"]) > score)
+    return int(counted.sum()), int(missed.sum()), int(false.sum())

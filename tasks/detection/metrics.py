@@ -127,10 +127,11 @@ def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def _by_size(computed: Mapping[str, Precision]) -> Table:
-    """Returns a row per size of object: AP and recall, in percent."""
+    """Returns a row per size of object: objects, AP and recall in percent, missed objects and false detections."""
     names = [f"{kind}_{name}" for kind in computed for name in ("ap", "ar")]
     rows = []
     for size in SIZES:
         values = [own.figures[f"{name}_{size}"] for own in computed.values() for name in ("ap", "ar")]
-        rows.append([size, *("" if value != value else f"{value:.2f}" for value in values)])
-    return Table(["size", *names], rows)
+        objects, *errors = computed["box"].by_size[size]
+        rows.append([size, objects, *("" if value != value else f"{value:.2f}" for value in values), *errors])
+    return Table(["size", "objects", *names, "missed", "false"], rows)

@@ -144,10 +144,14 @@ def test_errors_are_counted_by_image_and_class(source):
     other = {44: 2, 2: 44}[first["category_id"]]
     box = {"image_id": first["image_id"], "bbox": [0, 0, 2, 2]}
     found = [box | {"category_id": first["category_id"], "score": 0.9}, box | {"category_id": other, "score": 0.1}]
-    errors = average_precision(truth, found, "bbox", score=0.3).errors
+    computed = average_precision(truth, found, "bbox", score=0.3)
+    errors = computed.errors
     label = source.category_ids.index(first["category_id"])
     assert errors[first["image_id"], label][1] == 1 and errors[first["image_id"], label][0] >= 1
     assert errors[first["image_id"], 1 - label][1] == 0  # its score is below
+    assert computed.by_size["small"][2] == 1 and computed.by_size["large"] == (0, 0, 0)
+    objects, missed, _ = zip(*computed.by_size.values(), strict=True)
+    assert objects == missed and sum(objects) == sum(not each["iscrowd"] for each in truth["annotations"])
 
 
 def test_without_cocos_tools_the_remedy_is_named(monkeypatch):

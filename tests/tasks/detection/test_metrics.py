@@ -62,7 +62,9 @@ def test_perfect_detections_have_an_ap_of_100(source):
         sum(each[0] == label for image in made("val", COUNT) for each in image.objects) for label in (0, 1)
     ]
     by_size = evaluation.tables["by_size"].rows
-    assert by_size[0][:2] == ["small", "100.00"] and by_size[2] == ["large", "", "", "", ""]
+    small, total = by_size[0], sum(row[1] for row in table.rows)
+    assert (small[0], small[2], small[-2:]) == ("small", "100.00", [0, 0]) and small[1] + by_size[1][1] == total
+    assert by_size[2] == ["large", 0, "", "", "", "", 0, 0]
 
 
 def test_the_images_with_the_most_errors_come_first(source):
@@ -71,7 +73,8 @@ def test_the_images_with_the_most_errors_come_first(source):
     worst = evaluation.pictures["worst"]()
     assert worst.tiles[0][1].startswith("val_4.png") and worst.tiles[1][1] == f"{objects} missed, {objects} false"
     assert as_image(worst).size[0] > 300
-    assert sum(row[-2] for row in evaluation.tables["per_class"].rows) == objects
+    for table in ("per_class", "by_size"):
+        assert sum(row[-2] for row in evaluation.tables[table].rows) == objects
 
 
 class TwoRanks(World):
