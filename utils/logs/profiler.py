@@ -1,6 +1,7 @@
 """Profiling of a few updates."""
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Profiler:
     def __init__(self, folder: Path, device: torch.device):
         self._path, self._device, self._left = folder / "trace.json", device, SKIPPED + WARM_UP + RECORDED
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's library writes lines for its authors to stderr
         plan = schedule(wait=SKIPPED, warmup=WARM_UP, active=RECORDED, repeat=1)
         self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._report)
         self._recorded = 0

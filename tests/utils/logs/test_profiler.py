@@ -10,7 +10,8 @@ from utils.logs import profiler
 from utils.logs.profiler import Profiler
 
 
-def test_a_few_updates_are_recorded_once(tmp_path, caplog):
+def test_a_few_updates_are_recorded_once(tmp_path, caplog, capfd, monkeypatch):
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
     caplog.set_level(logging.INFO)
     tracer = Profiler(tmp_path, CPU)
     for _ in range(profiler.SKIPPED + profiler.WARM_UP + profiler.RECORDED + 4):
@@ -26,6 +27,7 @@ def test_a_few_updates_are_recorded_once(tmp_path, caplog):
     rounding = 0.06 * len(shares)  # each share is rounded to a tenth
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 100 + rounding
     assert not any(line != line.rstrip() for line in caplog.messages)
+    assert "USDT" not in (err := capfd.readouterr().err) and "ERROR" not in err
 
 
 def test_a_run_that_ends_meanwhile_says_how_many_updates_it_recorded(tmp_path, caplog):
