@@ -152,7 +152,7 @@ def test_windows_of_pre_training_come_from_the_file_unless_configured():
     assert again.pretrained_windows() == [8, 8]
     unknown = small("swinv2", **WINDOW_16)
     line = load_weights(unknown, find_weights(source.state_dict(), "x"))
-    assert "window 16/16: the file does not store its window" in line and "PRETRAINED_WINDOW_SIZES" in line
+    assert "window 16/16: the file does not store its pre-training window" in line and "PRETRAINED_WINDOW_SIZES" in line
 
 
 def test_the_ema_of_fine_tuning_has_the_windows_of_the_model():
