@@ -13,6 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.pipeline.boxed import collate_boxed
 from models.detection.detector import Detector
+from scripts import predict
+from scripts.export import export
+from scripts.export import main as export_main
 from scripts.open_model import open_model
 from scripts.predictor import Predictor
 from tasks.registry import new_task
@@ -346,3 +349,39 @@ def test_it_is_published_with_its_classes(folder, trained, tmp_path):
     assert str(folder) not in card and "from scripts.predictor" not in card
     read, own = open_model(str(tmp_path / "hub/model.safetensors")), open_model(str(best))
     assert replace(read.info, fingerprint="") == replace(own.info, fingerprint="")
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+def test_it_is_exported_and_predicts_without_its_checkpoint(folder, trained, tmp_path, capsys, ending):
+    best, target = str(trained / "checkpoints/best.pth"), tmp_path / f"m.{ending}"
+    assert export_main([best, str(target)]) == 0
+    out = capsys.readouterr().out
+    assert "1 image of 128x128" in out and "boxes, scores, labels, masks differ by at most" in out
+    tables = {}
+    for model in (best, str(target)):
+        table = tmp_path / "out.csv"
+        given = [str(folder / "val2017"), "--model", model, "--threshold", "0.011", "--output", str(table)]
+        assert predict.main(given) == 0
+        tables[model] = list(csv.DictReader(table.open()))
+    own, exported = tables.values()
+    assert {row["class"] for row in exported} == {row["class"] for row in own} and len(exported) > 5
+    assert abs(len(own) - len(exported)) <= len(own) / 4  # other padding, so other values near the border
+    capsys.readouterr()
+    given = [str(folder / "val2017"), "--model", str(target), "--size", "128"]
+    assert predict.main(given) == 2 and "the size of training (64x128)" in capsys.readouterr().err
+    assert export_main([str(target), str(tmp_path / "again.onnx")]) == 2
+    assert "is an exported file already" in capsys.readouterr().err
+    info, stored = open_model(str(target)).info, open_model(best).info
+    assert (info.class_names, info.category_ids, info.masks) == (stored.class_names, stored.category_ids, stored.masks)
+
+
+@pytest.mark.seconds
+def test_exports_of_several_images_a_call_and_wrong_ones_are_refused(trained, tmp_path, monkeypatch):
+    opened = open_model(str(trained / "checkpoints/best.pth"))
+    with raises(ConfigError, "--batch", "single images"):
+        export(opened, tmp_path / "m.pt2", 4)
+    monkeypatch.setattr("tasks.detection.export.DetectorExport.difference", lambda self, run: 0.1)
+    with raises(CheckpointError, tmp_path / "m.pt2", "boxes, scores"):
+        export(opened, tmp_path / "m.pt2", 0)
+    assert not list(tmp_path.iterdir())
