@@ -1,6 +1,5 @@
 """Fixtures, and the program run as its users run it."""
 
-import gc
 import inspect
 import json
 import logging
@@ -13,17 +12,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from utils.imports import begin_imports, end_imports
+
+begin_imports()  # until the tests are collected
+
 import torch
 
 from tests.tools.builders import write_photos
 from tests.tools.warm import Started, Starter, free_port, rank_variables
-from utils.imports import end_imports
 from utils.terminal import EVERY_RANK, Bar
 
 # indices cached by tests must not end up in the user's cache
@@ -31,9 +35,6 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swin_tests_")
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "main.py"
 RELEASED = json.loads((ROOT / "utils" / "checkpoints" / "released.json").read_text())["models"]
-
-
-gc.disable()  # while the tests are collected, see utils/imports.py
 
 
 def pytest_collection_finish() -> None:
@@ -68,8 +69,13 @@ _STARTS = re.compile(
 
 def _starts(item: pytest.Function) -> bool:
     fixtures = (found[-1].func for found in item._fixtureinfo.name2fixturedefs.values())
-    own = (function for function in (item.function, *fixtures) if ROOT in Path(inspect.getfile(function)).parents)
-    return any(_STARTS.search(inspect.getsource(function)) for function in own)
+    return any(map(_calls_starts, (item.function, *fixtures)))
+
+
+@cache
+def _calls_starts(function: Callable[..., object]) -> bool:
+    own = ROOT in Path(inspect.getfile(function)).parents
+    return own and _STARTS.search(inspect.getsource(function)) is not None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -104,9 +110,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         cost[item.path] += sum(SECONDS[mark.name] for mark in item.iter_markers() if mark.name in SECONDS)
     items.sort(key=lambda item: -cost[item.path])  # keeps the order within a file
     if config.getoption("--fast"):
-        chosen = [item for item in items if not any(item.get_closest_marker(m) for m in ("starts", "seconds", "slow"))]
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
+        left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in SECONDS)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not any(item.get_closest_marker(mark) for mark in SECONDS)]
 
 
 @dataclass(frozen=True)
