@@ -71,11 +71,7 @@ def _select(boxes: Tensor, probabilities: Tensor, options: DetectionOptions) -> 
 
 
 def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> tuple[Tensor, Tensor]:
-    """Returns scores, 0 for suppressed boxes, in descending order, and that order. Boxes of score 0 suppress none.
-
-    See `grouped_nms`.
-    """
-    boxes = torch.where((scores > 0)[:, None], boxes, 0)
+    """Returns scores, 0 for suppressed boxes, in descending order, and that order; see `grouped_nms`."""
     kept = nms(boxes + (groups.to(boxes.dtype) * (boxes.max() + 1))[:, None], scores, iou)
     mask = torch.zeros_like(scores).index_fill(0, kept, 1)
     return (scores * mask).sort(descending=True, stable=True)

@@ -53,3 +53,17 @@ def test_a_padded_square_has_the_proposals_of_the_image_alone():
             counts.append(int(valid.sum()))
             assert boxes[valid].le(torch.tensor([120, 64] * 2)).all()
     assert counts[0] == pytest.approx(counts[1], rel=0.05)
+
+
+def test_what_is_no_proposal_is_no_detection(monkeypatch):
+    portable, size = PortableDetector(detector("mask_rcnn")), torch.tensor([64, 64])
+    propose = portable._propose
+
+    def few(predicted, size):
+        boxes, valid = propose(predicted, size)
+        return boxes, valid & (torch.arange(len(valid)) < 3)
+
+    monkeypatch.setattr(portable, "_propose", few)
+    with torch.no_grad():
+        _, scores, *_ = portable(padded((64, 64)), size)
+    assert 0 < int((scores > 0).sum()) <= 3 * portable.detector.num_classes

@@ -1,5 +1,7 @@
 """The objective of image classification."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -80,3 +82,17 @@ def test_predictions_below_a_threshold_are_unknown_and_a_stored_temperature_cali
     task.contents = {"calibration": {"temperature": 2.0}}
     (row,) = task.predictions(Outputs(logits, {}), batch, info, 1)
     assert row.cells == {"answer": "unknown", "class_1": "cat", "probability_1": pytest.approx(0.5065, abs=1e-4)}
+
+
+@pytest.mark.parametrize(("metric", "higher"), [("top1", True), ("macro_f1", True), ("loss", False)])
+def test_the_best_checkpoint_has_the_lowest_loss_or_the_highest_of_other_metrics(metric, higher):
+    assert Classification.best_of({"TEST.BEST": metric}).higher_is_better == higher
+
+
+@pytest.mark.parametrize(("metric", "keeps"), [("top1", False), ("auroc", True)])
+def test_all_probabilities_are_kept_for_metrics_that_need_them(monkeypatch, metric, keeps):
+    asked = {}
+    monkeypatch.setattr("tasks.classification.task.ClassificationEvaluator", lambda *_, **more: asked.update(more))
+    task = Classification(configured(TEST__BEST=metric), World())
+    task.evaluator(SimpleNamespace(source=None), ClassInfo(class_names=("a", "b")))
+    assert asked == {"keeps_all": keeps}

@@ -203,6 +203,19 @@ def test_maps_of_another_stride_are_refused(folder):
         task_of(folder, MODEL__SWIN__PATCH_SIZE=2).new_model(None)
 
 
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, (64, 128)),
+        ({"TEST__IMG_SIZE": 96}, (96, 160)),  # the long side in proportion: 150
+        ({"TEST__IMG_SIZE": [96, 64]}, (64, 96)),
+        ({"TEST__SHORT_SIDE": 128, "AUG__LONG_SIDE": 64}, (64, 64)),
+    ],
+)
+def test_both_sides_in_evaluation_are_limited(folder, more, expected):
+    assert task_of(folder, **more).input_size == expected
+
+
 def test_four_stages_and_a_swin_are_needed(folder):
     with raises(ConfigError, "MODEL.SWIN.DEPTHS", "four"):
         task_of(folder, MODEL__SWIN__DEPTHS=[1, 1], MODEL__SWIN__NUM_HEADS=[1, 1]).new_model(None)
