@@ -1,6 +1,6 @@
-"""Caches tensors derived from parameters during evaluation: position biases, weights cast to bfloat16."""
+"""Caches tensors derived from parameters during evaluation: position biases, weights as matrix products need them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,14 +24,19 @@ def keep_derived() -> Iterator[None]:
         _kept.pop()
 
 
-def derived(compute: Callable[[], Tensor], *sources: Tensor) -> Tensor:
-    """Returns compute(), a function of `sources` only; cached within `keep_derived`, without gradients.
+def keeps_derived() -> bool:
+    """Returns whether `derived` caches its results here."""
+    return bool(_kept) and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
-    Args: sources: the first is the cache key, so it must belong to a single call site of `derived`.
+
+def derived(compute: Callable[[], Tensor], *sources: Tensor, case: Hashable = None) -> Tensor:
+    """Returns compute(), a function of `sources` and `case` only; cached within `keep_derived`, without gradients.
+
+    Args: sources: they and `case` are the cache key, so the first must belong to a single call site of `derived`.
     """
-    if not _kept or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not keeps_derived():
         return compute()
-    key = tuple((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in sources)
+    key = (case, *((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in sources))
     if key not in _kept[-1]:
         _kept[-1][key] = (sources, compute())  # keeps the sources, too: their memory must not be reused meanwhile
     return _kept[-1][key][1]

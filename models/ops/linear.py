@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.ops.forms import form_of
-from utils.eval_cache import derived
+from utils.eval_cache import derived, keeps_derived
 
 CHUNK = 4096  # tokens whose hidden activation fits into the CPU cache
 ONEDNN_TYPES = (torch.float32, torch.bfloat16)
@@ -19,29 +19,50 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
         """Returns x @ weight^T + bias, or its GELU if `gelu`. Args: bias: used instead of the layer's own bias."""
-        weight, bias = self.weight, self.bias if bias is None else bias
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            x = as_autocast(x)
-            if x.dtype != weight.dtype:
-                if bias is not None:
-                    bias = derived(lambda: self.bias.to(x.dtype), self.bias) if bias is self.bias else bias.to(x.dtype)
-                weight = derived(lambda: self.weight.to(x.dtype), self.weight)
-            form = form_of("linear_gelu" if gelu else "linear", tuple(weight.shape), x, x.numel() // x.shape[-1])
-            return linear_in(form, x, weight, bias, gelu)
-        return linear_in("plain", x, weight, bias, gelu)
+        bias = self.bias if bias is None else bias
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return linear_in("plain", x, self.weight, bias, gelu)
+        x = as_autocast(x)
+        if bias is not None and bias.dtype != x.dtype:
+            bias = derived(lambda: self.bias.to(x.dtype), self.bias) if bias is self.bias else bias.to(x.dtype)
+        rows = x.numel() // x.shape[-1]
+        form = form_of("linear_gelu" if gelu else "linear", tuple(self.weight.shape), x, rows)
+        form = form if rows and has_onednn(x) else "plain"
+        weight = derived(lambda: self._weight_for(form, x.dtype, rows), self.weight, case=(form, x.dtype))
+        return linear_in(form, x, weight, bias, gelu)
+
+    def _weight_for(self, form: str, dtype: torch.dtype, rows: int) -> Tensor:
+        weight = self.weight.to(dtype)
+        return laid_out_for(form, weight, rows) if keeps_derived() else weight
 
 
 def linear_in(form: str, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    """Returns x @ weight^T + bias, or its GELU if `gelu`. Args: form: "plain", or "onednn", which has no gradients."""
-    if form == "onednn" and x.device.type == "cpu" and _has_onednn(x.dtype) and x.numel():
+    """Returns x @ weight^T + bias, or its GELU if `gelu`.
+
+    Args: form: "plain", or "onednn", which has no gradients; weight: as it is, or `laid_out_for` the form.
+    """
+    if form == "onednn":
         # a private torch operator (Inductor's); should a version drop it, the form "plain" is equivalent
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
     out = F.linear(x, weight, bias)
     return F.gelu(out) if gelu else out
 
 
+def laid_out_for(form: str, weight: Tensor, rows: int) -> Tensor:
+    """Returns a copy of the weight in the memory layout of a form, for an input of `rows` rows, more or fewer.
+
+    oneDNN otherwise reorders the weight in every call.
+    """
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows) if form == "onednn" else weight
+
+
+def has_onednn(x: Tensor) -> bool:
+    """Returns whether the form "onednn" exists for the device and dtype of `x`."""
+    return x.device.type == "cpu" and _supports_onednn(x.dtype)
+
+
 @cache
-def _has_onednn(dtype: torch.dtype) -> bool:
+def _supports_onednn(dtype: torch.dtype) -> bool:
     """Returns whether oneDNN supports linear layers of this dtype on this CPU."""
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.ops.attend import attend
 from models.ops.forms import FORMS, Forms, Request, recorded_requests, use_forms
-from models.ops.linear import fused_mlp_in, linear_in
+from models.ops.linear import fused_mlp_in, has_onednn, laid_out_for, linear_in
 from utils.distributed.world import World
 from utils.errors import count, one_line
 from utils.files import cache_folder, write_text
@@ -168,7 +168,9 @@ def prepare(request: Request) -> Runs:
         if operator == "mlp":
             leaves = [each.requires_grad_() for each in (x, weight, bias, create(inner, out), create(inner))]
             return {form: partial(_with_gradients, form, leaves) for form in FORMS[operator]}
-        runs = {form: partial(linear_in, form, x, weight, bias, operator == "linear_gelu") for form in FORMS[operator]}
+        forms = FORMS[operator] if has_onednn(x) else ("plain",)
+        weights = {form: laid_out_for(form, weight, len(x)) for form in forms}  # as in an evaluation
+        runs = {form: partial(linear_in, form, x, own, bias, operator == "linear_gelu") for form, own in weights.items()}
     return {form: torch.no_grad()(run) for form, run in runs.items()}
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from models.layers import Mlp
 from models.ops import linear
-from models.ops.linear import Linear
+from models.ops.linear import Linear, laid_out_for
 from utils.eval_cache import keep_derived
 
 
@@ -69,6 +69,24 @@ def test_weights_are_converted_once_in_an_evaluation():
             assert torch.equal(layer(x), layer.bias.bfloat16().expand(3, 5))
 
 
+def test_weights_are_laid_out_once_in_an_evaluation(monkeypatch):
+    layer, x = Linear(4, 5).eval(), torch.randn(3, 4)
+    reordered = []
+    monkeypatch.setattr(linear, "laid_out_for", lambda *a: reordered.append(a) or laid_out_for(*a))
+    expected = F.linear(x, layer.weight, layer.bias).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+        assert not reordered  # nothing to keep it for
+        with keep_derived():
+            for rows in (3, 3, 1):
+                torch.testing.assert_close(layer(x[:rows]), expected[:rows])
+            assert [len(each) for each in reordered] == [3]
+            assert layer(x[:0]).shape == (0, 5)  # in another form, with another layout
+            with torch.autocast("cpu", torch.bfloat16):
+                torch.testing.assert_close(layer(x).float(), expected, atol=0.05, rtol=0.05)
+            torch.testing.assert_close(layer(x), expected)
+
+
 def test_a_layer_of_another_type_and_an_empty_batch():
     layer = Linear(4, 5).double()
     with torch.no_grad():
@@ -82,9 +100,9 @@ def test_a_processor_without_kernels_for_bfloat16_computes_in_torch(monkeypatch)
     layer, x = Linear(6, 4).bfloat16(), torch.randn(2, 6).bfloat16()
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    linear._has_onednn.cache_clear()
+    linear._supports_onednn.cache_clear()
     try:
         with torch.no_grad():
             assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     finally:
-        linear._has_onednn.cache_clear()
+        linear._supports_onednn.cache_clear()
