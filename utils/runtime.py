@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,8 +23,14 @@ def device_name(device: torch.device) -> str:
 
 
 def processor_name() -> str:
+    """Returns the name of the processor with the instruction sets that torch uses, "AMD EPYC (AVX512, bfloat16)":
+    different processors may have the same name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    found: Mapping = getattr(torch.cpu, "get_capabilities", dict)()  # missing in some supported versions of torch
+    special = {"AMX": ("amx_bf16",), "bfloat16": ("avx512_bf16", "bf16")}
+    sets = [each for each, keys in special.items() if any(found.get(key) for key in keys)]
+    return f"{name} ({', '.join([torch.backends.cpu.get_cpu_capability(), *sets])})"
 
 
 def tune_process(device: torch.device) -> None:

@@ -170,7 +170,9 @@ def prepare(request: Request) -> Runs:
             return {form: partial(_with_gradients, form, leaves) for form in FORMS[operator]}
         forms = FORMS[operator] if has_onednn(x) else ("plain",)
         weights = {form: laid_out_for(form, weight, len(x)) for form in forms}  # as in an evaluation
-        runs = {form: partial(linear_in, form, x, own, bias, operator == "linear_gelu") for form, own in weights.items()}
+        runs = {
+            form: partial(linear_in, form, x, own, bias, operator == "linear_gelu") for form, own in weights.items()
+        }
     return {form: torch.no_grad()(run) for form, run in runs.items()}
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from configs.loading import find_config, load_config
-from scripts.benchmarks.interleave import Row, compare, table, take_turns
+from scripts.benchmarks.interleave import PRODUCTS, Row, compare, table, take_turns
 from scripts.benchmarks.subject import OURS, PEERS, Contender, Setting
 from utils.precision import relative_speed
 from utils.preprocessing import image_size
 
-TASKS = ("train", "evaluate")
+TASKS = {"train": "training step", "evaluate": "evaluation"}
 # suffixes of contenders by torch.compile mode
 COMPILED = {"default": ", compiled", "reduce-overhead": ", compiled with CUDA graphs"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -26,7 +26,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP = 6
 QUICK = 180.0  # seconds of --quick
 RESERVE = 15.0  # of these, for what follows the last round of a measurement
-PARTS = 3  # turns per round of evaluation, which is shorter than a training step
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -108,12 +107,11 @@ def _measure(
                 calls: dict[str, Callable[[], float]] = {
                     name: partial(each.measure, task, DTYPES[dtype]) for name, each in contenders.items()
                 }
-                if task == "train":
-                    speeds = take_turns(calls, options.rounds, options.warm_up, seconds=limit.next())
-                    result[f"training step, {dtype}"] = compare(speeds)
-                else:
-                    speeds = take_turns(calls, options.rounds, min(2, options.warm_up), PARTS, limit.next())
-                    result[f"evaluation, {dtype}"] = compare(speeds)
+                if not torch.cuda.is_available():
+                    calls[PRODUCTS] = partial(contenders[OURS].measure, f"products_of_{task}", DTYPES[dtype])
+                warm_up = options.warm_up if task == "train" else min(2, options.warm_up)
+                speeds = take_turns(calls, options.rounds, warm_up, seconds=limit.next())
+                result[f"{TASKS[task]}, {dtype}"] = compare(speeds)
                 if len(result) == 1:
                     memory = {name: each.measure("memory") for name, each in contenders.items() if _has_peak(name)}
         result[f"peak memory of a training step, {options.dtypes[0]}, MiB"] = memory

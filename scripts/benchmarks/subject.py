@@ -24,6 +24,7 @@ from configs.loading import load_config
 from models.backbone import PyramidOptions
 from models.registry import build, forms_of, model_options
 from models.weights.layouts import LAYOUTS
+from scripts.benchmarks.products import ProductRecorder, ProductTimer
 from scripts.other_libraries import build_peer_model, logits_of
 from tasks.registry import new_task
 from utils.batches import Batch
@@ -86,7 +87,10 @@ class Contender:
         return self._receive()
 
     def measure(self, task: str, dtype: torch.dtype = torch.float32) -> float:
-        """Returns images/s for "evaluate" or "train", or the peak memory in MiB, including weights, for "memory"."""
+        """Returns images/s for "evaluate" or "train", or the peak memory in MiB, including weights, for "memory".
+
+        "products_of_evaluate" and "products_of_train" exist for this program only.
+        """
         assert self.exists
         with suppress(BrokenPipeError):  # the process died, which _receive reports
             self._connection.send((task, dtype))
@@ -142,7 +146,7 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
                 continue
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()  # peak of this task alone
-            connection.send(setting.batch * at_a_time(device) / getattr(work, task)(dtype))
+            connection.send(setting.batch * at_a_time(device, task) / getattr(work, task)(dtype))
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # all contenders share the memory
     except EOFError:
@@ -165,9 +169,11 @@ def _peak(device: torch.device) -> int:
     return max(peak_memory(device), torch.cuda.memory_reserved() // 2**20)
 
 
-def at_a_time(device: torch.device) -> int:
+def at_a_time(device: torch.device, task: str) -> int:
     """Returns the number of batches per measurement."""
-    return 12 if device.type == "cuda" else 1  # keeps a GPU busy while the CPU reads a result
+    if device.type == "cuda":
+        return 12  # keeps a GPU busy while the CPU reads a result
+    return 3 if task == "evaluate" else 1  # an evaluation computes what is derived from weights only once
 
 
 def _build(name: str, setting: Setting, device: torch.device) -> Work | None:
@@ -202,9 +208,9 @@ def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def _seconds_of_all(device: torch.device, work: Callable[[], Any]) -> float:
+def _seconds_of_all(device: torch.device, task: str, work: Callable[[], Any]) -> float:
     """Returns the time in seconds for `at_a_time` batches. Args: work: processes one batch."""
-    return _seconds(device, lambda: [work() for _ in range(at_a_time(device))])
+    return _seconds(device, lambda: [work() for _ in range(at_a_time(device, task))])
 
 
 def _bytes(model: nn.Module) -> int:
@@ -227,6 +233,7 @@ class Ours:
             self._state.wrapped = torch.compile(model, mode=setting.compiled)  # type: ignore[assignment]
         self._task = new_task(cfg, self._world)
         self._batch = Batch(*_random_batch(setting, self._device))
+        self._fixed_products, self._changing_products = ProductTimer(fixed=True), ProductTimer(fixed=False)
 
     def weights(self) -> int:
         return _bytes(self._state.model) // 2**20
@@ -239,19 +246,32 @@ class Ours:
 
     def evaluate(self, dtype: torch.dtype) -> float:
         self._prepare(dtype)
-        batches = [self._batch] * at_a_time(self._device)
-
-        def work() -> None:
-            for _ in predict(self._state.wrapped, batches, self._task.forward, self._world):
-                pass
-
-        return _seconds(self._device, work)
+        return _seconds(self._device, partial(self._evaluation, at_a_time(self._device, "evaluate")))
 
     def train(self, dtype: torch.dtype) -> float:
         self._prepare(dtype)
-        batches = [self._batch] * at_a_time(self._device)
-        epoch = partial(train_epoch, self._state, batches, self._task, self._plan, lambda update: None)
-        return _seconds(self._device, epoch)
+        return _seconds(self._device, partial(self._epoch, at_a_time(self._device, "train")))
+
+    def products_of_evaluate(self, dtype: torch.dtype) -> float:
+        """Returns the seconds that the matrix products of an evaluated batch take alone."""
+        return self._products(dtype, self._evaluation, self._fixed_products)
+
+    def products_of_train(self, dtype: torch.dtype) -> float:
+        """Returns the seconds that the matrix products of a training step take alone."""
+        return self._products(dtype, self._epoch, self._changing_products)
+
+    def _products(self, dtype: torch.dtype, work: Callable[[int], None], timer: ProductTimer) -> float:
+        self._prepare(dtype)
+        with ProductRecorder() as recorder:
+            work(1)
+        return timer.seconds(recorder.products)
+
+    def _evaluation(self, count: int) -> None:
+        for _ in predict(self._state.wrapped, [self._batch] * count, self._task.forward, self._world):
+            pass
+
+    def _epoch(self, count: int) -> None:
+        train_epoch(self._state, [self._batch] * count, self._task, self._plan, lambda update: None)
 
 
 class Peer:
@@ -273,7 +293,7 @@ class Peer:
             with precision.autocast():
                 self._model(self._images)
 
-        return _seconds_of_all(self._device, work)
+        return _seconds_of_all(self._device, "evaluate", work)
 
     def train(self, dtype: torch.dtype) -> float:
         precision = Precision(self._device.type, dtype)
@@ -287,4 +307,4 @@ class Peer:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
 
-        return _seconds_of_all(self._device, work)
+        return _seconds_of_all(self._device, "train", work)

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from tests.conftest import ROOT
-from utils.runtime import tune_process
+from utils.runtime import processor_name, tune_process
 
 SCRIPT = """
 import resource, torch
@@ -36,3 +36,13 @@ def test_accelerators_are_left_alone():
     torch.set_flush_denormal(False)
     tune_process(torch.device("cuda"))
     assert (torch.tensor([1e-38]) * 0.01).item() > 0
+
+
+def test_processors_of_one_name_differ_by_their_instructions(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, "avx512_bf16": True}, raising=False)
+    assert processor_name().endswith(" (AVX512, bfloat16)")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True, "avx512_bf16": True})
+    assert processor_name().endswith(" (AVX512, AMX, bfloat16)")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert processor_name().endswith(" (AVX512)")

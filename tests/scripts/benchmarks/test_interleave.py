@@ -45,6 +45,11 @@ def test_ratios_are_to_the_fastest_peer_of_the_same_round():
     assert one.highest_ratio == pytest.approx(1.0) and other.lowest_ratio == pytest.approx(0.5)
 
 
+def test_the_products_alone_are_no_peer():
+    ours, _, products = compare({"ours": [100], "one": [50], "matrix products alone": [150]})
+    assert ours.ratio == 2 and products.ratio == 3
+
+
 def test_without_peers_there_is_no_ratio():
     (ours,) = compare({"ours": [100, 90]})
     assert table([ours]).splitlines()[-1] == "| ours | 95.0 | 90.0 to 100.0 |  |  |"
