@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         f"batch {options.batch_size}, {options.threads} threads, stochastic depth of the recipe, peers {peers},"
         f" n = {options.rounds} after {options.warm_up} steps of warm-up{limit}"
     )
-    return {"setting": setting_line, "batch_size": options.batch_size, "tables": tables, "rows": rows}
+    facts = {"batch_size": options.batch_size, "tuned_peers": options.tuned_peers}
+    return {"setting": setting_line, **facts, "tables": tables, "rows": rows}
 
 
 class Limit:
@@ -90,6 +91,8 @@ def _start(name: str, options: argparse.Namespace) -> dict[str, Contender]:
         for mode, chosen in (("default", options.compiled), ("reduce-overhead", options.graphs)):
             if each.replace(OURS, "ours") in chosen:
                 contenders[each + COMPILED[mode]] = Contender(each, replace(setting, compiled=mode))
+    if not torch.cuda.is_available():
+        contenders[PRODUCTS] = Contender(PRODUCTS, setting)
     for missing in [name for name, contender in contenders.items() if not contender.exists]:
         print(f"skipped, not installed: {missing}", flush=True)
         del contenders[missing]
@@ -107,8 +110,6 @@ def _measure(
                 calls: dict[str, Callable[[], float]] = {
                     name: partial(each.measure, task, DTYPES[dtype]) for name, each in contenders.items()
                 }
-                if not torch.cuda.is_available():
-                    calls[PRODUCTS] = partial(contenders[OURS].measure, f"products_of_{task}", DTYPES[dtype])
                 warm_up = options.warm_up if task == "train" else min(2, options.warm_up)
                 speeds = take_turns(calls, options.rounds, warm_up, seconds=limit.next())
                 result[f"{TASKS[task]}, {dtype}"] = compare(speeds)
@@ -129,7 +130,7 @@ def _is_compiled(name: str) -> bool:
 
 def _has_peak(name: str) -> bool:
     """Returns whether the peak is that of a training step; on the CPU, a compiled contender includes the compiler's."""
-    return torch.cuda.is_available() or not _is_compiled(name)
+    return torch.cuda.is_available() or not (_is_compiled(name) or name == PRODUCTS)
 
 
 def _memory(values: dict[str, float]) -> str:

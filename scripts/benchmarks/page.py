@@ -13,9 +13,9 @@ HEAD = """# Benchmarks
 A ratio is this program's speed relative to the fastest of the other libraries (timm, torchvision, transformers) in the
 same round, on the same machine, with the same weights, batch size and threads: above 1, this program is faster. Figures
 are medians over n rounds; lowest and highest are the extreme rounds. "Products alone" is the ratio that the matrix
-products of the step reach alone, each by MKL or oneDNN, whichever is faster: a limit for any arrangement of them. This
-page is generated from `docs/benchmarks/*.json`, which also contain the speeds of all contenders, by
-`python -m scripts.doc_tables`.
+products of the step reach alone, each by MKL or oneDNN, whichever is faster: a limit for any arrangement of them.
+"tuned": the other library has this program's process settings. This page is generated from `docs/benchmarks/*.json`,
+which also contain the speeds of all contenders, by `python -m scripts.doc_tables`.
 """
 HEADS = {
     "Models": (
@@ -49,7 +49,8 @@ def _section(machine: str, results: list[dict[str, Any]]) -> str:
         for key, rows in result["rows"].items():
             model, step, dtype = key.split(", ")[:3]
             if isinstance(rows, list):
-                speeds.append([model, step, dtype, result["batch_size"], *_speed(rows), _limit(rows)])
+                tuned = ", tuned" if result.get("tuned_peers") else ""
+                speeds.append([model, step, dtype, result["batch_size"], *_speed(rows, tuned), _limit(rows)])
             else:
                 memory.append([model, dtype, result["batch_size"], *_least(rows)])
     dates = sorted({f"{r['date']}: {_versions(r['versions'])}" for r in results})
@@ -63,13 +64,13 @@ def _versions(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
 
 
-def _speed(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns the cells for this program's fastest mode, from n to the highest ratio."""
+def _speed(rows: list[dict[str, Any]], tuned: str = "") -> list[str]:
+    """Returns the cells for this program's fastest mode, from n to the highest ratio. Args: tuned: a note on peers."""
     ours = max((row for row in rows if _is_ours(row["name"])), key=lambda row: row["median"])
     peers = (row for row in rows if not _is_ours(row["name"]) and row["name"] != PRODUCTS)
     peer = max(peers, key=lambda row: row["median"])
     ratios = (f"{ours[key]:.2f}" for key in ("ratio", "lowest_ratio", "highest_ratio"))
-    return [ours["rounds"], _images(ours["median"]), peer["name"], _images(peer["median"]), *ratios]
+    return [ours["rounds"], _images(ours["median"]), peer["name"] + tuned, _images(peer["median"]), *ratios]
 
 
 def _limit(rows: list[dict[str, Any]]) -> str:

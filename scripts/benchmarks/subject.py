@@ -24,6 +24,7 @@ from configs.loading import load_config
 from models.backbone import PyramidOptions
 from models.registry import build, forms_of, model_options
 from models.weights.layouts import LAYOUTS
+from scripts.benchmarks.interleave import PRODUCTS
 from scripts.benchmarks.products import ProductRecorder, ProductTimer
 from scripts.other_libraries import build_peer_model, logits_of
 from tasks.registry import new_task
@@ -87,10 +88,7 @@ class Contender:
         return self._receive()
 
     def measure(self, task: str, dtype: torch.dtype = torch.float32) -> float:
-        """Returns images/s for "evaluate" or "train", or the peak memory in MiB, including weights, for "memory".
-
-        "products_of_evaluate" and "products_of_train" exist for this program only.
-        """
+        """Returns images/s for "evaluate" or "train", or the peak memory in MiB, including weights, for "memory"."""
         assert self.exists
         with suppress(BrokenPipeError):  # the process died, which _receive reports
             self._connection.send((task, dtype))
@@ -120,7 +118,7 @@ class Contender:
 def _environment(name: str, setting: Setting) -> Iterator[None]:
     """Sets main.py's environment variables in the block, except for another library that is not tuned."""
     before = dict(os.environ)
-    if setting.tuned or name == OURS:
+    if setting.tuned or name in (OURS, PRODUCTS):
         wait_briefly()
     try:
         yield
@@ -133,7 +131,7 @@ def _serve(connection: Connection, name: str, setting: Setting) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.set_num_threads(setting.threads)
-        if setting.tuned or name == OURS:
+        if setting.tuned or name in (OURS, PRODUCTS):
             tune_process(device)
         work = _build(name, setting, device)
         give_back_memory()  # of the model that provided another library's weights
@@ -184,6 +182,8 @@ def _build(name: str, setting: Setting, device: torch.device) -> Work | None:
     model = build(replace(options, img_size=setting.size), CLASSES)
     if name == OURS:
         return Ours(model.to(device), setting)
+    if name == PRODUCTS:
+        return Products(model.to(device), setting)
     weights = {key: value.clone() for key, value in LAYOUTS[name].from_original(model.state_dict()).items()}
     peer = build_peer_model(name, model.options, weights)  # type: ignore[arg-type]
     return None if peer is None else Peer(peer.to(device), setting)
@@ -233,7 +233,6 @@ class Ours:
             self._state.wrapped = torch.compile(model, mode=setting.compiled)  # type: ignore[assignment]
         self._task = new_task(cfg, self._world)
         self._batch = Batch(*_random_batch(setting, self._device))
-        self._fixed_products, self._changing_products = ProductTimer(fixed=True), ProductTimer(fixed=False)
 
     def weights(self) -> int:
         return _bytes(self._state.model) // 2**20
@@ -252,26 +251,33 @@ class Ours:
         self._prepare(dtype)
         return _seconds(self._device, partial(self._epoch, at_a_time(self._device, "train")))
 
-    def products_of_evaluate(self, dtype: torch.dtype) -> float:
-        """Returns the seconds that the matrix products of an evaluated batch take alone."""
-        return self._products(dtype, self._evaluation, self._fixed_products)
-
-    def products_of_train(self, dtype: torch.dtype) -> float:
-        """Returns the seconds that the matrix products of a training step take alone."""
-        return self._products(dtype, self._epoch, self._changing_products)
-
-    def _products(self, dtype: torch.dtype, work: Callable[[int], None], timer: ProductTimer) -> float:
-        self._prepare(dtype)
-        with ProductRecorder() as recorder:
-            work(1)
-        return timer.seconds(recorder.products)
-
     def _evaluation(self, count: int) -> None:
         for _ in predict(self._state.wrapped, [self._batch] * count, self._task.forward, self._world):
             pass
 
     def _epoch(self, count: int) -> None:
         train_epoch(self._state, [self._batch] * count, self._task, self._plan, lambda update: None)
+
+
+class Products(Ours):
+    """The matrix products of this program's steps alone, on the CPU."""
+
+    def __init__(self, model: nn.Module, setting: Setting):
+        super().__init__(model, setting)
+        self._fixed, self._changing = ProductTimer(fixed=True), ProductTimer(fixed=False)
+
+    def evaluate(self, dtype: torch.dtype) -> float:
+        return at_a_time(self._device, "evaluate") * self._products(dtype, self._evaluation, self._fixed)
+
+    def train(self, dtype: torch.dtype) -> float:
+        return at_a_time(self._device, "train") * self._products(dtype, self._epoch, self._changing)
+
+    def _products(self, dtype: torch.dtype, work: Callable[[int], None], timer: ProductTimer) -> float:
+        """Returns the seconds for one batch."""
+        self._prepare(dtype)
+        with ProductRecorder() as recorder:
+            work(1)
+        return timer.seconds(recorder.products)
 
 
 class Peer:

@@ -23,6 +23,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
     assert list(model._start("swin_tiny", options_of("--peers", "timm", "torchvision"))) == [
         "this program",
         "torchvision",
+        "matrix products alone",
     ]
     assert capsys.readouterr().out == "skipped, not installed: timm\n"
 
@@ -41,8 +42,7 @@ def test_quick_divides_three_minutes_among_the_measurements(monkeypatch):
     """Time that one did not need is left to the others; each still does a round, however long it takes."""
     now, given = [0.0], []
     monkeypatch.setattr(model.time, "monotonic", lambda: now[0])
-    ours = {"this program": SimpleNamespace(measure=lambda task: 1.0, close=lambda: None, join=lambda: None)}
-    monkeypatch.setattr(model, "_contenders", lambda options: [("swin_tiny", ours), ("swin_small", ours)])
+    monkeypatch.setattr(model, "_contenders", lambda options: [("swin_tiny", {}), ("swin_small", {})])
 
     def take_turns(calls, rounds, warm_up, parts=1, seconds=math.inf):
         given.append(seconds)
@@ -51,7 +51,6 @@ def test_quick_divides_three_minutes_among_the_measurements(monkeypatch):
 
     monkeypatch.setattr(model, "take_turns", take_turns)
     monkeypatch.setattr(model, "_memory", lambda values: "")
-    monkeypatch.setattr(model, "_has_peak", lambda name: False)
     quick = options_of("--quick", "--dtypes", "fp32", "--models", "swin_tiny", "swin_small")
     setting = model.run(quick)["setting"]
     assert given == [165 / 4, 145 / 3, 125 / 2, 0]

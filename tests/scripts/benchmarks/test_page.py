@@ -22,7 +22,7 @@ def test_each_machine_has_a_section_with_the_fastest_modes(tmp_path):
     slow = [_row("this program", 7.04), _row("timm", 5), _row("matrix products alone", 9, 1.5)]
     results = {
         "gpu": _result("NVIDIA X", batch_size=128, rows=rows),
-        "cpu": _result(batch_size=16, rows={"swin_tiny, evaluation, fp32": slow}),
+        "cpu": _result(batch_size=16, tuned_peers=True, rows={"swin_tiny, evaluation, fp32": slow}),
         "cpu_data": _result(rows=[_row("this program", 50.0, 2.0), _row("torchvision", 25.0)]),
     }
     for name, result in results.items():
@@ -44,6 +44,6 @@ def test_each_machine_has_a_section_with_the_fastest_modes(tmp_path):
     ]
     assert page.count("2026-01-02: torch 2.11.0, timm 1.0.31") == 2
     assert "| swin_tiny | training step | bf16 | 128 | 7 | 1,234 | timm | 10.0 | 1.30 | 1.20 | 1.40 |  |" in page
-    assert "| swin_tiny | evaluation | fp32 | 16 | 7 | 7.0 | timm | 5.0 | 1.00 | 0.90 | 1.10 | 1.50 |" in page
+    assert "| swin_tiny | evaluation | fp32 | 16 | 7 | 7.0 | timm, tuned | 5.0 | 1.00 | 0.90 | 1.10 | 1.50 |" in page
     assert "| swin_tiny | bf16 | 128 | 90 | transformers | 100 | 0.90 |" in page
     assert "| 7 | 50.0 | torchvision | 25.0 | 2.00 | 1.90 | 2.10 |" in page
