@@ -4,5 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh requirements-optional.txt
-export OMP_NUM_THREADS=1  # three test processes, of which one waits at most times
-exec .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+processes=3  # of which one waits for the program at most times
+[[ " $* " == *" --fast "* ]] && processes=2
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest -n $processes --dist loadfile --no-loadscope-reorder "$@"

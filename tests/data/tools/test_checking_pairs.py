@@ -26,6 +26,7 @@ def pairs(tmp_path):
     return tmp_path
 
 
+@pytest.mark.seconds
 def test_a_clean_folder(pairs):
     (pairs / "classes.txt").write_text("ground\nsky\n")
     report = check_pairs(pairs, workers=1)
