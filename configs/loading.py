@@ -272,7 +272,8 @@ def _coerce(name: str, value: Any, origin: str) -> Any:
 
 
 def _nearest(name: str) -> str:
-    meant = (meant_by(name) or "").split(" ")[0]
+    # several groups have a NAME, which is not that of the run
+    meant = "" if name.endswith(".NAME") else (meant_by(name) or "").split(" ")[0]
     return f"did you mean {meant}?" if meant else did_you_mean(name, KEYS, "see docs/configuration.md")
 
 

@@ -12,6 +12,7 @@ from configs.schema import KEYS
 from scripts.open_model import ModelFile
 from tasks.classification.class_names import in_words
 from utils.cost import count_flops, count_parameters
+from utils.errors import count
 
 SHOWN = 100  # maximum classes listed in the card
 # names of metrics on the hub, and in the card
@@ -59,7 +60,8 @@ def model_card(opened: ModelFile, card: Card, library: str = "") -> str:
         f"---\n{data.to_yaml()}\n---",
         f"# {card.repository.rpartition('/')[2]}",
         f"{type(opened.model).__name__}, {count_parameters(opened.model) / 1e6:.1f} M parameters,"
-        f" {count_flops(opened.model, opened.size) / 1e9:.3g} GFLOPs at {size}, {classes:,} classes.{judged}",
+        f" {count_flops(opened.model, opened.size) / 1e9:.3g} GFLOPs at {size},"
+        f" {count(classes, 'class', 'classes')}.{judged}",
         "## Use",
         *([f"With {library}:\n\n{_fenced('python', EXAMPLES[library](opened, card))}"] if library else []),
         "With the program that trained it, from its folder:",

@@ -129,7 +129,7 @@ def write_page(reports: Sequence[RunReport], target: Path) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    runs = [Run.read(folder) for folder in options.runs]
+    runs = Run.read_all(options.runs)
     if options.text:
         say(*table_lines(*summary_table(runs)))
         rows = differences(runs)

@@ -1,7 +1,7 @@
 """Runs read from their folders, for comparisons and reports."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +24,7 @@ class Run:
     with or without an evaluation."""
 
     folder: Path
+    name: str
     config: dict[str, Any]
     train: list[dict[str, Any]]
     epochs: list[dict[str, Any]]
@@ -40,11 +41,18 @@ class Run:
             raise DataError(str(folder), f"not the folder of a run ({reason})", "name output/<MODEL.NAME>/<TAG>") from e
         lines = [line for line in lines if "kind" in line and "epoch" in line]
         train, epochs = ([line for line in lines if line["kind"] in kinds] for kinds in (("train",), ("val", "epoch")))
-        return Run(folder, config, train, epochs, times)
+        name = "/".join(folder.resolve().parts[-2:])
+        return Run(folder, name, config, train, epochs, times)
 
-    @property
-    def name(self) -> str:
-        return "/".join(self.folder.resolve().parts[-2:])
+    @staticmethod
+    def read_all(folders: Sequence[Path]) -> "list[Run]":
+        """Reads runs, with names that differ."""
+        runs = [Run.read(folder) for folder in folders]
+        parts = [run.folder.resolve().parts for run in runs]
+        shown = next(
+            n for n in range(2, 3 + max(map(len, parts))) if len({each[-n:] for each in parts}) == len(set(parts))
+        )
+        return [replace(run, name="/".join(each[-shown:]).lstrip("/")) for run, each in zip(runs, parts, strict=True)]
 
     @property
     def updates_per_epoch(self) -> int:

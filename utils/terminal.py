@@ -25,7 +25,7 @@ EVERY_RANK = "every_rank"  # logger whose warnings are shown by all ranks
 # `extra` of a log record: IN_BAR lines go to log.txt only if a progress bar shows the same; SUMMARY highlights a line
 IN_BAR, SUMMARY = {"in_bar": True}, {"color": "cyan"}
 _UNLIMITED = 10_000  # columns of a table outside of a terminal
-_NARROW = 8  # minimum width of a folded text column
+_NARROW, _NARROWEST = 8, 5  # minimum width of a folded text column, and where the columns would not fit otherwise
 _WORDS = re.compile(r"[^\s/._,-]*[\s/._,-]|[^\s/._,-]+")
 QUIET = 30.0  # seconds between progress lines without a bar
 
@@ -173,8 +173,11 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], width: in
     texts = [[_cell(value) for value in row] for row in rows]
     numbers = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
     longest = [max(map(cell_len, [name, *(row[i] for row in texts)])) for i, name in enumerate(head)]
-    least = [each if number else min(each, _NARROW) for each, number in zip(longest, numbers, strict=True)]
     gaps = 2 * (len(head) - 1)
+    for narrow in (_NARROW, _NARROWEST):
+        least = [each if number else min(each, narrow) for each, number in zip(longest, numbers, strict=True)]
+        if sum(least) + gaps <= width:
+            break
     # if the columns cannot fit, the terminal wraps the lines and nothing is lost
     widths = _fitted(longest, least, width - gaps) if sum(least) + gaps <= width else longest
     folded = [[_folded(*cell) for cell in zip(row, widths, strict=True)] for row in [list(head), *texts]]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +64,8 @@ def find_images(names: Iterable[str], copies: Path) -> FoundImages:
             own_names |= copied
             if not paths:
                 remedy = "pass images, folders, patterns, archives, URLs or a .txt file with one path per line"
-                raise DataError(name, "no images found", remedy)
+                exists = has_magic(name) or Path(name).exists()
+                raise DataError(name, "no images found" if exists else "no such file or folder", remedy)
             found.update(dict.fromkeys(paths))
         except DataError as e:
             errors.append(e)

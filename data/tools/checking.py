@@ -104,7 +104,9 @@ def _list_split(folder: Path, report: Report) -> Classes:
     _check_strays(folder, report)
     counts = [len(files) for files in classes.values()] or [0]
     spread = f"{min(counts):,} to {max(counts):,} in a class"
-    report.facts.append(f"{folder.name}: {sum(counts):,} images, {len(names):,} classes, {spread}")
+    report.facts.append(
+        f"{folder.name}: {count(sum(counts), 'image')}, {count(len(names), 'class', 'classes')}, {spread}"
+    )
     return {name: files for name, files in classes.items() if files}
 
 

@@ -61,7 +61,7 @@ class DividedStore(Store):
             self.splits = splits_of(whole, self._options)
         found = [i for i in range(len(whole)) if self.splits.get(whole.key(i)) == split]
         if not found:
-            problem = f"no image is left for {split} when {count(len(whole), 'image')} are divided"
+            problem = f"no image is left for {split} of {count(len(whole), 'image')}"
             raise DataError("DATA.SPLIT", problem, "add images, or change it")
         return whole.subset(np.array(found))
 

@@ -15,7 +15,7 @@ from data.tools.division import SPLIT_FILE, DividedStore, DivisionOptions, divid
 from models.weights.class_maps import CLASSES_1K
 from tasks.named_classes import NamedClasses
 from utils.distributed.world import World
-from utils.errors import DataError, listing
+from utils.errors import DataError, count, listing
 from utils.runs.folder import path_of_run
 from utils.terminal import log_lines
 
@@ -89,6 +89,8 @@ def open_train(options: SourceOptions, world: World, division: DivisionOptions |
         _check_presence(val, options)
     check_ranks(world, {"training": train, "validation": val})
     log_lines(_describe(train, val))
+    if len(train.class_names) == 1:
+        log.warning("one class only, %s: there is nothing to distinguish", train.class_names[0])
     return Opened(train, val, store.splits if isinstance(store, DividedStore) else {})
 
 
@@ -112,7 +114,7 @@ def _describe(train: LabelledSource, val: LabelledSource | None) -> list[str]:
     words = {i: ", ".join(names[label] for label in train.labels_of(i)) for i in some_samples(train)}
     samples = [f"{Path(train.name(i)).name} ({own})" for i, own in words.items()]
     return [
-        f"data: {len(train):,} training{validation} samples, {len(names):,} classes",
+        f"data: {len(train):,} training{validation} samples, {count(len(names), 'class', 'classes')}",
         f"samples: {', '.join(samples)}",
     ]
 
@@ -138,7 +140,7 @@ def open_val(
         val = store.open("val", _class_map(store, options, class_names, likely_names), options.classes)
     _check_count(val, options)
     check_ranks(world, {"validation": val})
-    log.info("data: %s validation samples, %s classes", f"{len(val):,}", f"{len(val.class_names):,}")
+    log.info("data: %s, %s", count(len(val), "validation sample"), count(len(val.class_names), "class", "classes"))
     return val
 
 
@@ -146,7 +148,7 @@ def _class_map(
     store: Store, options: SourceOptions, class_names: Sequence[str] | None, likely_names: Sequence[str] | None
 ) -> Sequence[str] | None:
     if class_names is not None:
-        log.info("class map: the checkpoint's, %d classes", len(class_names))
+        log.info("class map: the checkpoint's, %s", count(len(class_names), "class", "classes"))
         return class_names
     own = store.class_names("val")
     fits = options.classes in (0, len(likely_names or ()))

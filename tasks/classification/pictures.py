@@ -10,7 +10,7 @@ from torch import Tensor
 from data.loaders import EvalLoader
 from tasks.classification.class_names import in_words
 from tasks.classification.predictions import Predictions
-from tasks.classification.scores import calibration_bins, calibration_error
+from tasks.classification.scores import calibration_bins, calibration_error, has_finite_logits
 from tasks.classification.tables import WORST
 from utils.batches import Batch, stacked
 from utils.fonts import legible
@@ -46,21 +46,22 @@ def _caption(target: Tensor, names: Sequence[str], smoothing: float) -> str:
 def prediction_pictures(
     predictions: Predictions, val: EvalLoader, class_names: Sequence[str], temperature: float | None = None
 ) -> Pictures:
-    """Returns drawing functions by name: "confusion"; "reliability", given a `temperature`; "mistakes", if any."""
+    """Returns drawing functions by name: "confusion"; "reliability", with finite logits; "mistakes", if any."""
     drawings: dict[str, Any] = {"confusion": lambda: confusion_figure(predictions, class_names)}
-    if temperature is not None:
+    if has_finite_logits(predictions):
         drawings["reliability"] = lambda: reliability_figure(predictions, temperature)
     if predictions.worst(1):
         drawings["mistakes"] = lambda: mistakes_sheet(predictions, val, class_names)
     return drawings
 
 
-def reliability_figure(predictions: Predictions, temperature: float) -> Any:
-    """Returns a figure: the accuracy of predictions by their confidence, as predicted and at a temperature."""
+def reliability_figure(predictions: Predictions, temperature: float | None) -> Any:
+    """Returns a figure: the accuracy of predictions by their confidence, as predicted and at a temperature, if any."""
     figure = new_figure(5, 4.6)
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="grey", linewidth=1, linestyle="--", label="_nolegend_")
-    for title, at in (("as predicted", 1.0), (f"temperature {temperature:.2f}", temperature)):
+    scaled = [] if temperature is None else [(f"temperature {temperature:.2f}", temperature)]
+    for title, at in (("as predicted", 1.0), *scaled):
         counts, confidence, accuracy = calibration_bins(predictions, at)
         used = counts > 0
         error = calibration_error(predictions, at)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tasks.classification.predictions import Predictions
 
 BINS = 15  # of the calibration error
+HOTTEST = 10.0  # temperature
 RESAMPLES, LARGEST = 1000, 20_000  # of the bootstrap; samples up to which it is computed
 INTERVALS = ("top1", "balanced_accuracy", "macro_f1")
 
@@ -75,18 +76,29 @@ def _both(positive: NDArray[np.bool_]) -> bool:
 
 
 def fitted_temperature(predictions: Predictions) -> float | None:
-    """Returns the temperature that minimises the cross-entropy (arXiv 1706.04599); None without finite logits."""
+    """Returns the temperature that minimises the cross-entropy (arXiv 1706.04599).
+
+    Returns: None without finite logits, or without a minimum below `HOTTEST`: a few samples may all be right, so that
+    no confidence is too high, or right no more often than by chance.
+    """
     from scipy.optimize import minimize_scalar
 
-    logits = predictions.logits
-    if logits is None or not len(logits) or not torch.isfinite(logits).all():
+    if not has_finite_logits(predictions) or (predictions.predicted == predictions.labels).all():
         return None
-    values, labels = logits.double(), predictions.labels[:, None]
+    assert predictions.logits is not None
+    values, labels = predictions.logits.double(), predictions.labels[:, None]
 
     def loss(log_temperature: float) -> float:
         return -float((values / np.exp(log_temperature)).log_softmax(1).gather(1, labels).mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-4}).x))
+    found = np.exp(minimize_scalar(loss, bounds=(-3, np.log(HOTTEST)), method="bounded", options={"xatol": 1e-4}).x)
+    return float(found) if found < 0.99 * HOTTEST else None
+
+
+def has_finite_logits(predictions: Predictions) -> bool:
+    """Returns whether there are any logits, all of them finite."""
+    logits = predictions.logits
+    return logits is not None and len(logits) > 0 and bool(torch.isfinite(logits).all())
 
 
 def calibration_bins(predictions: Predictions, temperature: float = 1.0) -> NDArray[np.float64]:

@@ -70,6 +70,21 @@ def test_what_a_synonym_is_answered_with_is_accepted(word):
     assert parsed is None or all(key in KEYS for key, _, _ in parsed.overrides)
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--class-weights", "auto"], "use --opts LOSS.CLASS_WEIGHTS effective"),
+        (["--class-weights", "w.csv"], "use --opts LOSS.CLASS_WEIGHTS w.csv"),
+        (["--teacher", "M"], "use --opts DISTILLATION.KIND soft DISTILLATION.WEIGHTS M"),
+        (["--metric", "f1"], "use --opts TEST.BEST f1"),
+    ],
+)
+def test_the_answer_is_complete(words, answer):
+    with pytest.raises(ConfigError) as caught:
+        parse_command_line(words)
+    assert caught.value.remedy == answer
+
+
 @pytest.mark.parametrize("word", ABSENT)
 def test_words_for_what_does_not_exist_say_so(word):
     assert f"--{word}" not in OPTIONS

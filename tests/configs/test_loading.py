@@ -365,6 +365,12 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert load_config(write(tmp_path, "BASE: [~/base.yaml]")).TAG == "inherited"
 
 
+def test_the_metric_of_another_program_is_named_and_a_name_is_not_the_tag():
+    for key, remedy in (("TEST.METRIC", "TEST.BEST"), ("LOSS.NAME", "MODEL.NAME")):
+        with raises(ConfigError, key, remedy):
+            load_config("swin_tiny", [(key, "f1", "test")])
+
+
 @pytest.mark.parametrize("key", ["BASE", *PATHS, "TAG", "MODEL.NAME"])
 def test_a_null_character_is_refused_in_every_key(tmp_path, key):
     with raises(ConfigError, key, "null"):

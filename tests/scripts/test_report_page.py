@@ -60,7 +60,7 @@ def test_pictures_of_the_run_have_headings(tmp_path):
 def test_dates_rates_and_norms_are_stated(tmp_path):
     (tmp_path / "env.json").write_text(json.dumps({"started": "2026-03-01T09:05:31+00:00"}))
     train = [{"lr": 0.1, "grad_norm": 3.0}, {"lr": 0.001, "grad_norm": None}, {"lr": 0.0001, "grad_norm": 1.0}]
-    assert facts(Run(tmp_path, {}, train, [])) == {
+    assert facts(Run(tmp_path, "a/b", {}, train, [])) == {
         "started": "2026-03-01 09:05 UTC",
         "learning rate": "up to 0.1, last 0.0001",
         "gradient norm": "median 2, largest 3",
@@ -77,4 +77,4 @@ def test_the_environment_is_that_of_the_last_start_without_folders(tmp_path):
 def test_a_run_without_a_log_has_no_dates(tmp_path, text):
     if text is not None:
         (tmp_path / "env.json").write_text(text)
-    assert set(facts(Run(tmp_path, {}, [], [])).values()) == {""} and log_lines(tmp_path) == []
+    assert set(facts(Run(tmp_path, "a/b", {}, [], [])).values()) == {""} and log_lines(tmp_path) == []

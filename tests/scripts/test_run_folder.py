@@ -32,6 +32,12 @@ def test_a_run_is_read_and_summed_up(tmp_path):
     assert summary_table([run]).head[2] == "best top1"
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    runs = [tmp_path / write(tmp_path / folder / "tiny/a", 0.1, 1.0) for folder in ("one", "two")]
+    assert [run.name for run in Run.read_all(runs)] == ["one/tiny/a", "two/tiny/a"]
+    assert [run.name for run in Run.read_all([runs[0], runs[0]])] == ["tiny/a"] * 2
+
+
 def test_epochs_without_validation_are_counted(tmp_path):
     write(tmp_path / "a", 0.1, 50.0)
     lines = [{"kind": "train", "update": 9, "loss": 7.0}]

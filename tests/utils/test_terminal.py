@@ -103,6 +103,8 @@ def test_cells_are_folded_to_the_width_of_the_terminal():
     assert max(map(len, narrow)) <= 40 and "0.86" in narrow[1]
     many = table_lines(["image", *["class", "prob."] * 20], [["a.png", *["tabby cat", 0.25] * 20]], width=80)
     assert len(many) == 2 and many[1].count("tabby cat") == many[1].count("0.25") == 20  # too many to be folded
+    tight = table_lines([*["name"] * 4, *["probability_1"] * 3], [[*["tabby cat"] * 4, *[0.25] * 3]], width=80)
+    assert len(tight) == 3 and max(map(len, tight)) <= 80  # the columns are narrower than usual
     assert table_lines(["a"], [["x\ty\u2028z"]]) == ["a", "x y\u2028z"]
     pieces = [re.split("  +", line)[0] for line in narrow[1:-1]]
     assert "".join(pieces) == rows[0][0] and all(each.endswith(("/", ".", "png")) for each in pieces), narrow

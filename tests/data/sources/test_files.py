@@ -35,10 +35,12 @@ def test_an_image_that_is_named_twice_comes_once(folder):
     assert names(folder, str(folder / "b.png"), str(folder)) == ["b.png", "a.jpg", "deep/er/c.PNG"]
 
 
-@pytest.mark.parametrize("name", ["gone.jpg", "*.bmp", "empty"])
-def test_a_name_without_images_is_refused(folder, name):
+@pytest.mark.parametrize(
+    ("name", "problem"), [("gone.jpg", "no such file"), ("*.bmp", "no images"), ("empty", "no images")]
+)
+def test_a_name_without_images_is_refused(folder, name, problem):
     (folder / "empty").mkdir()
-    with raises(DataError, folder / name, "no images"):
+    with raises(DataError, folder / name, problem):
         find_images([str(folder / name)], folder)
     found = find_images([str(folder / name), str(folder / "b.png")], folder)  # the others are found
     assert found.paths == [folder / "b.png"] and [error.subject for error in found.errors] == [str(folder / name)]

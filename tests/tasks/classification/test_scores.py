@@ -67,6 +67,16 @@ def test_the_area_under_the_curve():
     assert ranking_score(two) == pytest.approx(100 * expected)
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_a_few_samples_have_no_temperature(right):
+    """The more, or less, confident, the better."""
+    labels = torch.tensor([0, 1, 2])
+    logits = torch.eye(3).roll(0 if right else 1, 1)
+    assert (
+        fitted_temperature(Predictions(torch.arange(3), labels, logits.argmax(1), logits.amax(1), 20 * logits)) is None
+    )
+
+
 def test_the_temperature_undoes_a_scale_and_calibrates():
     plain = fitted_temperature(predictions(2000, scale=1.0))
     scaled = predictions(2000, scale=4.0)
