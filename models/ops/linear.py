@@ -12,6 +12,7 @@ from utils.eval_cache import derived, keeps_derived
 
 CHUNK = 4096  # tokens whose hidden activation fits into the CPU cache
 ONEDNN_TYPES = (torch.float32, torch.bfloat16)
+ONEDNN_OPERATORS = ("_linear_pointwise", "_reorder_linear_weight")  # private ones of torch, for Inductor
 
 
 class Linear(nn.Linear):
@@ -42,7 +43,6 @@ def linear_in(form: str, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: b
     Args: form: "plain", or "onednn", which has no gradients; weight: as it is, or `laid_out_for` the form.
     """
     if form == "onednn":
-        # a private torch operator (Inductor's); should a version drop it, the form "plain" is equivalent
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
     out = F.linear(x, weight, bias)
     return F.gelu(out) if gelu else out
@@ -63,7 +63,9 @@ def has_onednn(x: Tensor) -> bool:
 
 @cache
 def _supports_onednn(dtype: torch.dtype) -> bool:
-    """Returns whether oneDNN supports linear layers of this dtype on this CPU."""
+    """Returns whether this torch has oneDNN's linear layers, and oneDNN supports this dtype on this CPU."""
+    if not all(hasattr(torch.ops.mkldnn, name) for name in ONEDNN_OPERATORS):
+        return False
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     return dtype in ONEDNN_TYPES and torch.backends.mkldnn.is_available()

@@ -96,6 +96,18 @@ def test_a_layer_of_another_type_and_an_empty_batch():
         assert Linear(4, 5)(torch.ones(0, 4)).shape == (0, 5)
 
 
+def test_a_torch_without_the_private_operators_uses_public_ones(monkeypatch):
+    layer, x = Linear(6, 4), torch.randn(2, 6)
+    monkeypatch.setattr(linear, "ONEDNN_OPERATORS", ("_linear_pointwise", "_gone"))
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    linear._supports_onednn.cache_clear()
+    try:
+        with torch.no_grad(), keep_derived():
+            assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    finally:
+        linear._supports_onednn.cache_clear()
+
+
 def test_a_processor_without_kernels_for_bfloat16_computes_in_torch(monkeypatch):
     layer, x = Linear(6, 4).bfloat16(), torch.randn(2, 6).bfloat16()
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
