@@ -6,7 +6,7 @@ from utils.distributed.launcher import watch_launcher
 from utils.distributed.signals import Interrupt
 from utils.home import ensure_home
 from utils.imports import begin_imports, end_imports
-from utils.openmp import wait_briefly
+from utils.openmp import shares_cores, wait_briefly
 from utils.rank import launched_rank
 
 interrupt = Interrupt()
@@ -14,13 +14,13 @@ if __name__ == "__main__":  # before anything slow is imported
     interrupt.install()
     interrupt.end_if_blocked()
     watch_launcher(interrupt.before_exit)
-    wait_briefly()
     ensure_home(warn=launched_rank() == 0)
 
 from configs.options import check_command_line, parse_command_line
 
 if __name__ == "__main__":
-    check_command_line(sys.argv[1:])
+    if shares_cores(check_command_line(sys.argv[1:])):
+        wait_briefly()
     begin_imports(show=launched_rank() == 0)
 
 from yacs.config import CfgNode

@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Any, NamedTuple, NoReturn
 
+from yacs.config import CfgNode
+
 from configs.advice import NEGATIVE, KnownOptions, check_words
 from configs.loading import architecture_of, dump_config, find_config, load_config
 from utils.errors import EXIT_CODES, ConfigError, accept_any_text, did_you_mean, report_error
@@ -186,8 +188,9 @@ def _new_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_command_line(argv: list[str]) -> None:
-    """Handles --help, --print-config and mistakes, and then exits, before anything slow is imported."""
+def check_command_line(argv: list[str]) -> CfgNode:
+    """Returns the configuration before anything slow is imported; handles --help, --print-config and mistakes, and
+    exits then."""
     accept_any_text()
     logging.disable(logging.WARNING)  # main() warns about deprecated keys
     try:
@@ -199,6 +202,7 @@ def check_command_line(argv: list[str]) -> None:
             if launched_rank() == 0:
                 print(dump_config(cfg), end="")
             sys.exit()
+        return cfg
     except ConfigError as error:
         sys.exit(report_error(error, speak=let_main_rank_fail(), debug="--debug" in argv))
     finally:

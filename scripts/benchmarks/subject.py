@@ -5,11 +5,10 @@ in a typical training loop, with autocast, cross-entropy, clip_grad_norm_ and to
 """
 
 import multiprocessing
-import os
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing.connection import Connection
@@ -32,7 +31,6 @@ from utils.batches import Batch
 from utils.cost import explain_memory, peak_memory
 from utils.distributed.world import World
 from utils.errors import ResourceError
-from utils.openmp import wait_briefly
 from utils.precision import Precision
 from utils.runtime import give_back_memory, tune_process
 from utils.training.evaluate import predict
@@ -78,8 +76,7 @@ class Contender:
         self._name = name
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name, setting), daemon=True)
-        with _environment(name, setting):
-            self._process.start()
+        self._process.start()
         theirs.close()
 
     @cached_property
@@ -112,19 +109,6 @@ class Contender:
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-
-@contextmanager
-def _environment(name: str, setting: Setting) -> Iterator[None]:
-    """Sets main.py's environment variables in the block, except for another library that is not tuned."""
-    before = dict(os.environ)
-    if setting.tuned or name in (OURS, PRODUCTS):
-        wait_briefly()
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _serve(connection: Connection, name: str, setting: Setting) -> None:
