@@ -98,8 +98,8 @@ def test_a_missing_name_is_skipped_and_ends_with_code_3(made, photos, tmp_path, 
     names = ["gone.jpg", str(image), str(tmp_path / "a.zip"), "more.jpg"]
     assert main([*names, "--model", str(made[0] / "model.pth"), "--output", str(output)]) == 3
     out, err = capsys.readouterr()
-    assert err == "error: gone.jpg: no images found (2 names of 4 skipped; the rest were processed)\n"
-    assert out.count("no images found") == 2
+    assert err == "error: gone.jpg: no such file or folder (2 names of 4 skipped; the rest were processed)\n"
+    assert out.count("no such file or folder") == 2
     found = predictions(output)
     assert list(found) == [str(image), f"{tmp_path}/a.zip/inner.jpg"] and len(set(found.values())) == 1
     numbers = [row["probability_1"] for row in csv.DictReader(output.open())]
