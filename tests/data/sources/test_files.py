@@ -1,6 +1,7 @@
 """Images named by paths, folders, patterns and lists."""
 
 import os
+import zipfile
 
 import pytest
 from PIL import Image
@@ -36,13 +37,16 @@ def test_an_image_that_is_named_twice_comes_once(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"), [("gone.jpg", "no such file"), ("*.bmp", "no images"), ("empty", "no images")]
+    ("name", "problem"),
+    [("gone.jpg", "no such file"), ("*.bmp", "no images"), ("empty", "no images"), ("empty.zip", "no images")],
 )
-def test_a_name_without_images_is_refused(folder, name, problem):
+def test_a_name_without_images_is_refused(folder, tmp_path_factory, name, problem):
     (folder / "empty").mkdir()
+    zipfile.ZipFile(folder / "empty.zip", "w").close()
+    copies = tmp_path_factory.mktemp("copies")
     with raises(DataError, folder / name, problem):
-        find_images([str(folder / name)], folder)
-    found = find_images([str(folder / name), str(folder / "b.png")], folder)  # the others are found
+        find_images([str(folder / name)], copies / "first")
+    found = find_images([str(folder / name), str(folder / "b.png")], copies / "second")  # the others are found
     assert found.paths == [folder / "b.png"] and [error.subject for error in found.errors] == [str(folder / name)]
 
 
