@@ -44,6 +44,14 @@ def test_every_storage_gives_the_same_samples(photos, tmp_path, kind):
         assert sources.class_names == ("class_0", "class_1", "class_2")
 
 
+def test_one_class_alone_is_remarked_on(own_photos, caplog):
+    for split in ("train", "val"):
+        for other in ("class_1", "class_2"):
+            shutil.rmtree(own_photos / split / other)
+    open_folder(own_photos)
+    assert "one class only, class_0: there is nothing to distinguish" in caplog.messages
+
+
 @pytest.mark.parametrize("kind", [as_zip, as_zip_with_map])
 def test_a_run_may_be_resumed_from_the_archive_of_its_folder(photos, tmp_path, kind):
     assert open_folder(photos).identity() == opened(kind, photos, tmp_path).identity()
